@@ -1,0 +1,156 @@
+"""Every error that the package raises on purpose, as one tree.
+
+::
+
+    QmpBalloonError                    .code is the stable error word, the message says what to do
+    ├ Unreachable(OSError)             offline     no socket, nobody listens, no right to open it
+    ├ MonitorBusy                      busy        another client holds the monitor
+    ├ ConnectionLost                   offline     it was there, and went or talked nonsense
+    ├ QmpError                         qmp-error   QEMU answered with an error
+    ├ NoBalloon                        no-balloon  the VM has no virtio balloon
+    ├ OutOfRange(ValueError)           out-of-range
+    ├ InvalidSize(ValueError)          malformed
+    ├ NotReady(TimeoutError)           no-driver   the guest's balloon driver did not come up in time
+    ├ NotReached(TimeoutError)         not-reached the balloon did not get there in time
+    ├ RequestRefused                   any word of ERROR_WORDS: what an MQTT request is answered with
+    └ ConfigurationError               malformed   everything wrong with a configuration, at once
+
+An error keeps its facts in fields and forms its sentence last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from qmpballoon.model import VmState
+
+ERROR_WORDS: Final = (
+    "malformed",
+    "unknown-verb",
+    "unknown-vm",
+    "out-of-range",
+    "not-allowed",
+    "busy",
+    "superseded",
+    "expired",
+    "retained",
+    "not-reached",
+    "no-balloon",
+    "no-driver",
+    "offline",
+    "qmp-error",
+    "internal",
+)
+
+
+class QmpBalloonError(Exception):
+    """Base of all errors of this package."""
+
+    code: str = "internal"
+
+
+class Unreachable(QmpBalloonError, OSError):
+    """The monitor's socket is not there, nobody listens on it, or it may not be opened."""
+
+    code = "offline"
+
+
+class MonitorBusy(QmpBalloonError):
+    """Another client holds the monitor: a QMP monitor serves one client at a time."""
+
+    code = "busy"
+
+
+class ConnectionLost(QmpBalloonError):
+    """The connection to the monitor ended, timed out or carried what is not QMP."""
+
+    code = "offline"
+
+
+class QmpError(QmpBalloonError):
+    """QEMU answered a command with an error."""
+
+    code = "qmp-error"
+
+    def __init__(self, command: str, error_class: str, description: str) -> None:
+        self.command = command
+        self.error_class = error_class
+        self.description = description
+        super().__init__(f"QEMU refused {command}: {description} ({error_class})")
+
+
+class NoBalloon(QmpBalloonError):
+    """The VM has no virtio balloon device."""
+
+    code = "no-balloon"
+
+
+class OutOfRange(QmpBalloonError, ValueError):
+    """A size or number that is well written and not allowed."""
+
+    code = "out-of-range"
+
+
+class InvalidSize(QmpBalloonError, ValueError):
+    """Text that is no size."""
+
+    code = "malformed"
+
+    def __init__(self, text: object, hint: str) -> None:
+        self.text = text
+        self.hint = hint
+        super().__init__(f"{text!r} is no size: {hint}")
+
+
+class NotReady(QmpBalloonError, TimeoutError):
+    """The guest's balloon driver, or its first fresh statistics, did not come in time."""
+
+    code = "no-driver"
+
+
+class NotReached(QmpBalloonError, TimeoutError):
+    """The balloon did not reach its target in time; what is there stays, and may still arrive."""
+
+    code = "not-reached"
+
+    def __init__(self, target: int, state: VmState, waited_s: float) -> None:
+        self.target = target
+        self.state = state
+        super().__init__(
+            f"the balloon is at {state.actual} bytes and did not reach {target} within {waited_s:g} s"
+        )
+
+
+class RequestRefused(QmpBalloonError):
+    """A request that is answered with one of ERROR_WORDS."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a configuration file."""
+
+    line: int | None  # counted from 1; None: not tied to a line
+    key: str  # dotted path: "vm.match[1].floor"; "" for the file as a whole
+    reason: str  # what is wrong and what would be right
+
+    def __str__(self) -> str:
+        place = f"line {self.line}: " if self.line is not None else ""
+        return f"{place}{self.key}: {self.reason}" if self.key else f"{place}{self.reason}"
+
+
+class ConfigurationError(QmpBalloonError):
+    """A configuration that cannot be used; ``problems`` has everything that is wrong with it."""
+
+    code = "malformed"
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))

@@ -1,0 +1,173 @@
+"""Sizes: what a person types, what QEMU rounds to, and when a target counts as reached.
+
+Sizes are bytes everywhere inside the program. Only text that a person types has units, and it has
+one grammar in the command line, the configuration, the Python API and MQTT payloads alike.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final, TypeAlias
+
+from qmpballoon.errors import InvalidSize, OutOfRange
+
+Size: TypeAlias = int | str
+
+KIB: Final = 1024
+MIB: Final = 1024**2
+GIB: Final = 1024**3
+PAGE: Final = 4 * KIB  # QEMU rounds balloon targets up to VIRTIO_BALLOON_PFN_SHIFT pages
+MAX_SIZE: Final = 2**53  # the largest whole number that every JSON reader keeps exact
+
+_FACTORS: Final = {
+    "": 1,
+    "B": 1,
+    "KiB": KIB,
+    "MiB": MIB,
+    "GiB": GIB,
+    "TiB": 1024**4,
+    "kB": 1000,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "TB": 1000**4,
+}
+_GRAMMAR: Final = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)[ \t]?(B|KiB|MiB|GiB|TiB|kB|KB|MB|GB|TB|%)?")
+_SHORT: Final = {
+    "k": "KiB",
+    "K": "KiB",
+    "m": "MiB",
+    "M": "MiB",
+    "g": "GiB",
+    "G": "GiB",
+    "t": "TiB",
+    "T": "TiB",
+}
+_LONGEST_TEXT: Final = 64  # more is no size that a person typed; keeps hostile digits cheap
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """A size as written: bytes, or a share of a whole that is not known yet (``50%``)."""
+
+    number: Fraction  # bytes, or a fraction of the whole: 1/2 for "50%"
+    relative: bool
+    text: str
+
+    def of(self, whole: int | None) -> int:
+        """Return the bytes; a share needs the ``whole`` in bytes.
+
+        Raises:
+            InvalidSize: a share, and the whole is not known here.
+            OutOfRange: zero, negative or more than 2**53 bytes.
+        """
+        if not self.relative:
+            return _in_range(self.number, self.text)
+        if whole is None:
+            raise InvalidSize(self.text, "a percentage has no meaning here: give a size like 512MiB")
+        return _in_range(self.number * whole, self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_amount(size: Size | float) -> Amount:
+    """Read a size as typed, without knowing what a percentage refers to.
+
+    Raises:
+        InvalidSize: not of the grammar; the message hints at what was meant.
+        OutOfRange: zero, negative or more than 2**53 bytes.
+    """
+    if isinstance(size, bool) or not isinstance(size, int | float | str):
+        raise InvalidSize(size, "a size is a number of bytes or text like 512MiB")
+    if not isinstance(size, str):
+        if isinstance(size, float) and not (math.isfinite(size) and size.is_integer()):
+            raise InvalidSize(size, "a bare number is whole bytes")
+        amount = Amount(Fraction(size), relative=False, text=str(size)[:_LONGEST_TEXT])
+        amount.of(None)
+        return amount
+    found = _GRAMMAR.fullmatch(size) if len(size) <= _LONGEST_TEXT else None
+    if found is None:
+        raise InvalidSize(size[:_LONGEST_TEXT], _hint(size))
+    number, unit = Fraction(found[1]), found[2] or ""
+    if unit == "%":
+        amount = Amount(number / 100, relative=True, text=size)
+        _in_range(number, size)
+        return amount
+    if unit in ("", "B") and number.denominator != 1:
+        raise InvalidSize(size, "a number without a unit is whole bytes")
+    amount = Amount(number * _FACTORS[unit], relative=False, text=size)
+    amount.of(None)
+    return amount
+
+
+def parse_size(size: Size, *, whole: int | None = None) -> int:
+    """Return bytes for a size such as ``512MiB``, ``1.5GiB``, ``500MB``, ``50%`` or ``268435456``.
+
+    ``whole`` is what a percentage refers to, in bytes; without it a percentage is refused.
+
+    Raises:
+        InvalidSize: not of the grammar (``512M`` is refused with a hint), or a percentage of nothing.
+        OutOfRange: zero, negative or more than 2**53 bytes.
+    """
+    return parse_amount(size).of(whole)
+
+
+def format_size(size: int | None) -> str:
+    """Return a size for people: three significant digits in the unit that fits, ``-`` for None.
+
+    >>> format_size(268435456)
+    '256 MiB'
+    """
+    if size is None:
+        return "-"
+    sign, rest = ("-", -size) if size < 0 else ("", size)
+    if rest < KIB:
+        return f"{sign}{rest} B"
+    value = float(rest)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        value /= 1024
+        if value < 1023.5 or unit == "TiB":
+            digits = 0 if value >= 99.95 or abs(value - round(value)) < 0.005 else 1 if value >= 9.995 else 2
+            return f"{sign}{value:.{digits}f} {unit}"
+    raise AssertionError("unreachable: TiB ends the loop")
+
+
+def round_up_to_page(size: int) -> int:
+    """Return ``size`` rounded up to 4 KiB, as QEMU does with a balloon target."""
+    return -(-size // PAGE) * PAGE
+
+
+def tolerance(size: int) -> int:
+    """Return how far from the target, in bytes, still counts as reached for a VM of ``size`` bytes."""
+    return max(MIB, size // 200)
+
+
+def is_reached(actual: int, target: int, size: int) -> bool:
+    """Tell whether ``actual`` is as near to ``target`` as counts as reached (all in bytes)."""
+    return abs(actual - target) <= tolerance(size)
+
+
+def _in_range(number: Fraction, text: str) -> int:
+    size = round(number)
+    if number <= 0 or size < 1:
+        raise OutOfRange(f"the size {text!r} must be more than zero")
+    if size > MAX_SIZE:
+        raise OutOfRange(f"the size {text!r} is more than 2**53 bytes")
+    return size
+
+
+def _hint(text: str) -> str:
+    stripped = text.strip()
+    short = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT])", stripped)
+    if short:
+        return f"write {short[1]}{_SHORT[short[2]]} (1024s) or {short[1]}{_SHORT[short[2]][0]}B (1000s)"
+    folded = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", stripped)
+    if folded:
+        for unit in ("KiB", "MiB", "GiB", "TiB", "kB", "MB", "GB", "TB"):
+            if unit.lower() == folded[2].lower():
+                return f"write {folded[1]}{unit}"
+    return "write a size like 512MiB, 1.5GiB, 500MB, 50% or a number of bytes"

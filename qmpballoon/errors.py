@@ -116,12 +116,11 @@ class NotReached(QmpBalloonError, TimeoutError):
 
     code = "not-reached"
 
-    def __init__(self, target: int, state: VmState, waited_s: float) -> None:
-        self.target = target
+    def __init__(self, target: int | None, state: VmState, waited_s: float) -> None:
+        self.target = target  # None: the wait was for something else
         self.state = state
-        super().__init__(
-            f"the balloon is at {state.actual} bytes and did not reach {target} within {waited_s:g} s"
-        )
+        wish = "what was waited for did not come true" if target is None else f"it did not reach {target}"
+        super().__init__(f"the balloon leaves the guest {state.actual} bytes; {wish} within {waited_s:g} s")
 
 
 class RequestRefused(QmpBalloonError):

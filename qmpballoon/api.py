@@ -1,0 +1,253 @@
+"""The public Python API: one VM, over its monitor, for as long as the ``async with`` lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from qmpballoon.errors import ConnectionLost, MonitorBusy, NotReached, NotReady, OutOfRange, Unreachable
+from qmpballoon.host import is_stopped
+from qmpballoon.model import Event, VmState, utc_now
+from qmpballoon.qmp import balloon
+from qmpballoon.qmp.events import translated
+from qmpballoon.qmp.monitor import accepted_connections, open_monitor
+from qmpballoon.qmp.session import Session
+from qmpballoon.units import Size, is_reached, parse_size, round_up_to_page
+
+_REQUEST_TIMEOUT_S: Final = 5.0
+_RETRY_S: Final = 0.05
+_LOOK_AGAIN_S: Final = 0.05  # query-balloon while waiting: events come up to a second late
+_MOST_EVENTS: Final = 1000
+
+
+@asynccontextmanager
+async def connect(socket: str | os.PathLike[str], *, timeout_s: float = 5.0) -> AsyncIterator[Vm]:
+    """Open a VM's monitor; waits up to ``timeout_s`` for the socket to exist, accept and greet.
+
+    On leaving, the polling interval is as it was found and the balloon as it stands.
+
+    Raises:
+        Unreachable: no socket, nobody listens, no right to open it, or the process does not answer.
+        MonitorBusy: another client holds the monitor.
+        ConnectionLost: what answered does not speak QMP.
+    """
+    events = _EventLog()
+    session = await _greeted(os.fspath(socket), events, timeout_s)
+    vm = Vm(session, events, await _name(session))
+    try:
+        yield vm
+    finally:
+        try:
+            await vm._leave()
+        finally:
+            await session.close()
+
+
+class Vm:
+    """A VM whose monitor we hold; made by :func:`connect`.
+
+    ``name`` is QEMU's ``-name``, else the socket's file stem; ``pid`` the QEMU process, None when it
+    lives in another pid namespace; ``qemu`` its version. Any call may raise ConnectionLost. Cancelling
+    a call leaves the connection usable.
+    """
+
+    def __init__(self, session: Session, events: _EventLog, name: str) -> None:
+        self.name = name
+        self.pid = session.pid
+        self.qemu = session.version
+        self._session = session
+        self._events = events
+        self._device: balloon.BalloonDevice | None = None
+        self._sampler: balloon.Sampler | None = None
+        self._interval_found_s = 0
+        self._target: int | None = None
+
+    async def state(self, *, fresh_s: float = 3.0) -> VmState:
+        """Return the VM's state with guest statistics asked for now.
+
+        ``fresh_s`` is how long to wait for them (mostly 3 ms); ``guest`` is None if none came.
+
+        Raises:
+            NoBalloon: the VM has no balloon device.
+        """
+        sampler, device = await self._sampling()
+        driver = await balloon.query_driver(self._session, device)
+        fresh = (driver is None or driver.up) and fresh_s > 0 and await sampler.refresh(timeout_s=fresh_s)
+        size = await balloon.memory_size(self._session)
+        actual = await balloon.query_actual(self._session)
+        run_state = await balloon.query_run_state(self._session)
+        guest = sampler.sample.stats(time.monotonic()) if fresh and sampler.sample else None
+        return VmState(run_state, size, actual, self._target, guest)
+
+    async def ready(self, *, timeout_s: float) -> VmState:
+        """Wait until the guest's balloon driver is up and one fresh sample came; return that state.
+
+        Raises:
+            NotReady: it did not come in time; the message says what is missing.
+            NoBalloon: the VM has no balloon device.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            state = await self.state(fresh_s=min(1.0, max(0.05, deadline_s - time.monotonic())))
+            if state.guest is not None and state.run_state == "running":
+                return state
+            if time.monotonic() >= deadline_s:
+                raise NotReady(await self._what_is_missing(state, timeout_s))
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def set_target(self, size: Size, *, wait_s: float | None = None) -> int:
+        """Ask for ``actual`` to become ``size`` (a percentage is of the VM's size); return it in bytes.
+
+        Without ``wait_s`` it returns when QEMU took the target, which says nothing of the guest; with
+        it, when ``actual`` is there within max(1 MiB, 0.5 % of the VM's size).
+
+        Raises:
+            InvalidSize, OutOfRange: no size, or none that this VM can have.
+            NotReached: not there within ``wait_s``; the target stays.
+            NoBalloon: the VM has no balloon device.
+        """
+        await self._balloon_device()
+        whole = await balloon.memory_size(self._session)
+        target = round_up_to_page(parse_size(size, whole=whole))
+        if target > whole:
+            raise OutOfRange(f"{target} bytes are more than the VM's {whole}; a balloon cannot add memory")
+        await self._session.request("balloon", {"value": target})
+        self._target = target
+        if wait_s is not None:
+            await self._reach(target, whole, wait_s)
+        return target
+
+    async def wait_for(self, condition: Callable[[VmState], bool], *, timeout_s: float) -> VmState:
+        """Wait until ``condition`` holds for the VM's state and return that state.
+
+        Raises:
+            NotReached: it did not within ``timeout_s``; ``.state`` is the last one seen.
+        """
+        began_s = time.monotonic()
+        while True:
+            left_s = began_s + timeout_s - time.monotonic()
+            state = await self.state(fresh_s=min(1.0, max(0.05, left_s)))
+            if condition(state):
+                return state
+            if time.monotonic() - began_s >= timeout_s:
+                raise NotReached(self._target, state, timeout_s)
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Iterate over what happened, from connect on; ends with ConnectionLost.
+
+        Who reads too slowly gets one event ``lagged`` in place of those missed: ``{"missed": N}``.
+        """
+        read = 0
+        while True:
+            changed = self._events.changed
+            while read < self._events.count:
+                missed = self._events.first - read
+                if missed > 0:
+                    read += missed
+                    yield Event("lagged", utc_now(), {"missed": missed})
+                    continue
+                event = self._events[read]
+                read += 1
+                yield event
+            if self._events.changed is changed:
+                await self._session.while_running(changed.wait())
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────────
+
+    async def _balloon_device(self) -> balloon.BalloonDevice:
+        if self._device is None:
+            self._device = await balloon.find_balloon(self._session)
+        return self._device
+
+    async def _sampling(self) -> tuple[balloon.Sampler, balloon.BalloonDevice]:
+        device = await self._balloon_device()
+        if self._sampler is None:
+            sampler = balloon.Sampler(self._session, device)
+            self._interval_found_s = await sampler.start(1)
+            self._sampler = sampler
+        return self._sampler, device
+
+    async def _reach(self, target: int, size: int, wait_s: float) -> None:
+        deadline_s = time.monotonic() + wait_s
+        while not is_reached(await balloon.query_actual(self._session), target, size):
+            if time.monotonic() >= deadline_s:
+                raise NotReached(target, await self.state(fresh_s=0.1), wait_s)
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def _what_is_missing(self, state: VmState, waited_s: float) -> str:
+        place = f"{self.name}: not ready within {waited_s:g} s: "
+        if state.run_state != "running":
+            return f"{place}the VM is {state.run_state}, not running"
+        driver = await balloon.query_driver(self._session, await self._balloon_device())
+        if driver is None or not driver.up:
+            return f"{place}the guest's balloon driver is not up (Linux: module virtio_balloon)"
+        return f"{place}the guest's balloon driver is up and sends no statistics"
+
+    async def _leave(self) -> None:
+        if self._sampler is not None:
+            with suppress(ConnectionLost):  # then nothing of ours is left there
+                await self._sampler.stop(self._interval_found_s)
+
+
+class _EventLog:
+    """The last events, numbered from connect on; a ring, so that nobody has to read them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.changed = asyncio.Event()  # set, and replaced, when an event comes
+        self._kept: deque[Event] = deque(maxlen=_MOST_EVENTS)
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest event that is still there."""
+        return self.count - len(self._kept)
+
+    def __getitem__(self, number: int) -> Event:
+        return self._kept[number - self.first]
+
+    def add(self, name: str, details: Mapping[str, object]) -> None:
+        self._kept.append(translated(name, details))
+        self.count += 1
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+async def _greeted(path: str, events: _EventLog, timeout_s: float) -> Session:
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            monitor = open_monitor(path)
+            break
+        except (Unreachable, MonitorBusy):
+            if time.monotonic() >= deadline_s:
+                raise
+        await asyncio.sleep(_RETRY_S)
+    held = accepted_connections(path)
+    try:
+        return await Session.greeted(
+            monitor,
+            events.add,
+            greeting_timeout_s=max(_RETRY_S, deadline_s - time.monotonic()),
+            request_timeout_s=_REQUEST_TIMEOUT_S,
+        )
+    except MonitorBusy:
+        if monitor.pid is not None and is_stopped(monitor.pid):
+            raise Unreachable(
+                f"{path}: QEMU (pid {monitor.pid}) is stopped; continue it: kill -CONT"
+            ) from None
+        if not held:
+            raise Unreachable(f"{path}: connected, but QEMU did not greet within {timeout_s:g} s") from None
+        raise
+
+
+async def _name(session: Session) -> str:
+    answer = await session.request("query-name")
+    name = answer.get("name") if isinstance(answer, dict) else None
+    return name if isinstance(name, str) and name else Path(session.path).stem

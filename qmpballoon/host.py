@@ -1,0 +1,114 @@
+"""The machine below the VMs, as the kernel tells it: memory, stall, and the QEMU processes.
+
+Parsing is pure and separate from reading. What this kernel does not have is None.
+Sources: proc(5); Linux Documentation/accounting/psi.rst.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qmpballoon.model import Life
+
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_STOPPED: Final = ("T", "t")  # by a signal, by a tracer
+
+
+@dataclass(frozen=True, slots=True)
+class HostSample:
+    """The host's memory in bytes, and stall as percent of the last ten seconds."""
+
+    mem_total: int | None
+    mem_available: int | None
+    psi_some_avg10: float | None
+    psi_full_avg10: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStat:
+    """What /proc/PID/stat tells: the state's letter, and when it started in ticks since boot."""
+
+    state: str
+    started: int
+
+
+def parse_meminfo(text: str) -> dict[str, int]:
+    """Return /proc/meminfo in bytes; lines that are no ``Key: N kB`` are left out."""
+    sizes = {}
+    for line in text.splitlines():
+        key, _, rest = line.partition(":")
+        number, _, unit = rest.strip().partition(" ")
+        if number.isascii() and number.isdigit() and unit == "kB":
+            sizes[key] = int(number) * 1024
+    return sizes
+
+
+def parse_pressure(text: str) -> dict[str, float]:
+    """Return ``avg10`` of each line of a PSI file: ``{"some": 0.0, "full": 0.0}``."""
+    found = {}
+    for line in text.splitlines():
+        kind, *fields = line.split()
+        for field in fields:
+            name, _, value = field.partition("=")
+            if name == "avg10" and value.replace(".", "", 1).isdigit():
+                found[kind] = float(value)
+    return found
+
+
+def parse_process_stat(text: str) -> ProcessStat | None:
+    """Return what matters of /proc/PID/stat; the process's name may hold any character but NUL."""
+    _, bracket, rest = text.rpartition(") ")
+    fields = rest.split()
+    if not bracket or len(fields) < 20 or not fields[19].isdigit():
+        return None
+    return ProcessStat(state=fields[0], started=int(fields[19]))
+
+
+def read_host() -> HostSample:
+    """Read the host's figures now."""
+    memory = parse_meminfo(_text("/proc/meminfo"))
+    stall = parse_pressure(_text("/proc/pressure/memory"))
+    return HostSample(
+        mem_total=memory.get("MemTotal"),
+        mem_available=memory.get("MemAvailable"),
+        psi_some_avg10=stall.get("some"),
+        psi_full_avg10=stall.get("full"),
+    )
+
+
+def life_of(pid: int) -> Life | None:
+    """Return the life of the process, None if it is gone."""
+    stat = parse_process_stat(_text(f"/proc/{pid}/stat"))
+    return Life(pid, stat.started) if stat and stat.state not in ("Z", "X") else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether the process is stopped (SIGSTOP, or under a debugger)."""
+    stat = parse_process_stat(_text(f"/proc/{pid}/stat"))
+    return stat is not None and stat.state in _STOPPED
+
+
+def age_of(life: Life) -> float | None:
+    """Return the seconds since the life began; None where /proc does not tell."""
+    uptime = _text("/proc/uptime").split()
+    try:
+        return max(0.0, float(uptime[0]) - life.started / _TICKS_PER_S)
+    except (IndexError, ValueError):
+        return None
+
+
+def rss_of(pid: int) -> int | None:
+    """Return the resident memory of a process in bytes, None if it is gone."""
+    fields = _text(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * _PAGE_BYTES if len(fields) > 1 and fields[1].isdigit() else None
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""

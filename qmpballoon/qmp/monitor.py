@@ -1,0 +1,86 @@
+"""One monitor socket file: opening it, the process behind it, and whether another client holds it.
+
+A unix connect never waits: it succeeds, or says at once why not. QEMU's listen backlog is 1, so a
+monitor that is held takes two more connections that hear nothing, and refuses the next with EAGAIN
+(QEMU 7.2, Linux 6.1). Given-up connections stay in that backlog: open once and wait in it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qmpballoon.errors import MonitorBusy, Unreachable
+
+_UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
+_LONGEST_PATH: Final = 107  # sun_path is 108 bytes with its NUL: unix(7)
+_ACCEPTED: Final = b"03"  # SS_CONNECTED in /proc/net/unix; 02 is still in the backlog
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMonitor:
+    """A connected socket that nobody has greeted yet, and the pid of the process that listens."""
+
+    path: str
+    connection: socket.socket
+    pid: int | None  # None: the process lives in a pid namespace that we do not see
+
+
+def open_monitor(path: str | os.PathLike[str]) -> OpenMonitor:
+    """Connect to the monitor's socket; whether it answers is another matter.
+
+    Raises:
+        Unreachable: no such socket, nobody listens on it, or no right to open it.
+        MonitorBusy: another client holds it and the line behind is full.
+    """
+    name = os.fspath(path)
+    if len(os.fsencode(name)) > _LONGEST_PATH:
+        raise Unreachable(f"{name}: a unix socket's path is at most {_LONGEST_PATH} bytes")
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.setblocking(False)
+        connection.connect(name)
+        pid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+    except BlockingIOError:
+        connection.close()
+        raise MonitorBusy(f"{name}: {HELD_HINT}") from None
+    except OSError as error:
+        connection.close()
+        raise Unreachable(f"{name}: {_reason(error)}") from error
+    return OpenMonitor(name, connection, pid or None)
+
+
+HELD_HINT: Final = (
+    "another client holds this monitor, which serves one at a time; "
+    "give QEMU one more: -qmp unix:PATH,server=on,wait=off"
+)
+
+
+def accepted_connections(path: str) -> frozenset[bytes]:
+    """Return a mark for each connection on the socket ``path`` that its server has accepted.
+
+    Empty where /proc/net/unix does not tell (another network namespace). Source: proc(5).
+    """
+    try:
+        table = Path("/proc/net/unix").read_bytes()
+    except OSError:
+        return frozenset()
+    wanted = os.fsencode(path)
+    rows = (line.split(None, 7) for line in table.splitlines()[1:])
+    return frozenset(row[6] for row in rows if len(row) == 8 and row[7] == wanted and row[5] == _ACCEPTED)
+
+
+def _reason(error: OSError) -> str:
+    match error:
+        case FileNotFoundError():
+            return "no such socket; is the VM running, with -qmp unix:PATH,server=on,wait=off?"
+        case ConnectionRefusedError():
+            return "nobody listens on this socket; QEMU was killed, or has not started yet"
+        case PermissionError():
+            return "no permission to open this socket; it belongs to the user that runs QEMU"
+        case _:
+            return error.strerror or str(error)

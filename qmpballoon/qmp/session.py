@@ -1,0 +1,315 @@
+"""One conversation with a QEMU monitor, on qemu.qmp's client.
+
+The subclass keeps qemu.qmp's state machine, greeting and reader task, and mends what hurts a process
+that runs for months beside hundreds of QEMUs (qemu.qmp 0.0.6, measured):
+
+- the default listener keeps every event for ever: events go to a callback that is there before the
+  negotiation, and nowhere else;
+- every message is pretty-printed for a debug log that is off: it is not;
+- a queue and two task switches per request: one future per request instead, each with a time-out;
+- a peer that hangs keeps ``disconnect()`` waiting for a flush: the transport is aborted.
+
+Anything that is not QMP ends the session with a reason; it never raises anywhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Final, Self, TypeVar, cast
+
+from qemu.qmp import QMPClient, QMPError, Runstate
+from qemu.qmp.message import Message
+
+from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError
+from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
+
+LONGEST_MESSAGE: Final = 4 * 1024**2  # the largest reply we ask for is some 100 KB; libvirt reads 10 MB
+MOST_UNASKED_PER_S: Final = 2000  # events; QEMU itself throttles the chatty ones to one a second
+MOST_ABANDONED: Final = 256  # replies still owed to callers who went away
+_TURN: Final = 64  # messages handled before others get the loop, so that a flood delays nobody
+
+_QUIET: Final = logging.getLogger("qmpballoon.qmp.wire")  # qemu.qmp logs each loss several times
+_QUIET.addHandler(logging.NullHandler())
+_QUIET.propagate = False
+_QUIET.setLevel(logging.CRITICAL + 1)
+
+T = TypeVar("T")
+
+EventSink = Callable[[str, Mapping[str, object]], None]
+"""Called with an event's name and data, in order, from the loop; must not raise."""
+
+
+class Session(QMPClient):
+    """A greeted monitor that takes requests until it is lost or closed.
+
+    ``version`` is QEMU's, such as ``7.2.22``. ``hung`` tells that it was lost by not answering.
+    """
+
+    def __init__(self, monitor: OpenMonitor, on_event: EventSink, *, request_timeout_s: float) -> None:
+        super().__init__(None, LONGEST_MESSAGE)
+        self.logger = _QUIET
+        self.path = monitor.path
+        self.pid = monitor.pid
+        self.request_timeout_s = request_timeout_s
+        self.hung = False
+        self._connection = monitor.connection
+        self._on_event = on_event
+        self._serial = 0
+        self._replies: dict[object, asyncio.Future[Mapping[str, object] | None]] = {}
+        self._abandoned: set[object] = set()
+        self._reason: ConnectionLost | None = None
+        self._over = asyncio.Event()
+        self._turn = 0
+        self._unasked = 0
+        self._unasked_since_s = 0.0
+
+    @classmethod
+    async def greeted(
+        cls,
+        monitor: OpenMonitor,
+        on_event: EventSink,
+        *,
+        greeting_timeout_s: float | None,
+        request_timeout_s: float,
+    ) -> Self:
+        """Wait for the greeting, negotiate, and return the running session.
+
+        The connection is closed if that fails. ``greeting_timeout_s`` None waits as long as the line
+        behind another client takes.
+
+        Raises:
+            MonitorBusy: connected, and no greeting came in time.
+            ConnectionLost: it ended, or what came was not QMP.
+        """
+        session = cls(monitor, on_event, request_timeout_s=request_timeout_s)
+        try:
+            async with asyncio.timeout(greeting_timeout_s):
+                await session.connect(monitor.connection)
+        except TimeoutError:
+            raise MonitorBusy(
+                f"{monitor.path}: no greeting within {greeting_timeout_s:g} s: {HELD_HINT}"
+            ) from None
+        except QMPError as error:
+            raise _as_loss(monitor.path, getattr(error, "exc", error)) from error
+        finally:
+            if session.runstate is not Runstate.RUNNING:
+                monitor.connection.close()
+        return session
+
+    @property
+    def version(self) -> str:
+        """QEMU's version as three numbers, ``?`` where the greeting has none."""
+        greeting = self.greeting.QMP.version.get("qemu") if self.greeting else None
+        if not isinstance(greeting, Mapping):
+            return "?"
+        return ".".join(str(greeting.get(part, "?"))[:8] for part in ("major", "minor", "micro"))
+
+    async def request(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float | None = None
+    ) -> object:
+        """Execute a QMP command and return what it returns.
+
+        Cancelling leaves the session usable: the reply is dropped when it comes.
+
+        Raises:
+            QmpError: QEMU refused the command.
+            ConnectionLost: the session is over, or no reply came in time (and then it is over).
+        """
+        if self.runstate is not Runstate.RUNNING or self._reason is not None:
+            raise self.reason
+        assert self._writer is not None
+        self._serial += 1
+        message: dict[str, object] = {"execute": command, "id": self._serial}
+        if arguments is not None:
+            message["arguments"] = arguments
+        reply: asyncio.Future[Mapping[str, object] | None] = asyncio.get_running_loop().create_future()
+        self._replies[self._serial] = reply
+        key = self._serial
+        allowed_s = self.request_timeout_s if timeout_s is None else timeout_s
+        try:
+            self._writer.write(json.dumps(message).encode())
+            async with asyncio.timeout(allowed_s):
+                answer = await reply
+            if answer is None:
+                raise self.reason
+        except TimeoutError:
+            self.hung = True
+            self._end(ConnectionLost(f"{self.path}: QEMU did not answer {command} within {allowed_s:g} s"))
+            raise self.reason from None
+        finally:
+            if self._replies.pop(key, None) is not None:
+                self._abandoned.add(key)
+                if len(self._abandoned) > MOST_ABANDONED:
+                    self._end(ConnectionLost(f"{self.path}: {MOST_ABANDONED} replies are missing"))
+        if "return" in answer:
+            return answer["return"]
+        error = answer.get("error")
+        if not isinstance(error, Mapping):
+            self._end(ConnectionLost(f"{self.path}: the reply to {command} has neither return nor error"))
+            raise self.reason
+        raise QmpError(command, str(error.get("class")), str(error.get("desc")))
+
+    @property
+    def reason(self) -> ConnectionLost:
+        """Why the session is over; a fresh error each time, as errors collect tracebacks."""
+        return ConnectionLost(str(self._reason or f"{self.path}: not connected"))
+
+    async def ended(self) -> ConnectionLost:
+        """Wait until the session is over and return why."""
+        await self._over.wait()
+        return self.reason
+
+    async def while_running(self, waiting: Coroutine[object, object, T]) -> T:
+        """Wait for something else as long as the session lasts.
+
+        Raises:
+            ConnectionLost: the session ended first.
+        """
+        task = asyncio.create_task(waiting, name=f"waiting while {self.path} runs")
+        over = asyncio.create_task(self._over.wait(), name=f"end of {self.path}")
+        try:
+            await asyncio.wait((task, over), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise self.reason
+            return task.result()
+        finally:
+            task.cancel()
+            over.cancel()
+
+    async def close(self) -> None:
+        """End the session and free all it holds; harmless when it is over already.
+
+        A bug met while reading, anything outside the error tree, is raised here.
+        """
+        self._end(ConnectionLost(f"{self.path}: closed by us"))
+        if self.runstate is not Runstate.IDLE:
+            await self.disconnect()
+        self._connection.close()
+
+    # ── what qemu.qmp calls ──────────────────────────────────────────────────────────────────────
+
+    async def _do_connect(self, address: object, ssl: object = None) -> None:
+        self._set_state(Runstate.CONNECTING)
+        self._reader, self._writer = await asyncio.open_unix_connection(
+            sock=self._connection, limit=LONGEST_MESSAGE
+        )
+
+    async def _negotiate(self) -> None:
+        # Without "oob": we never need it, and with it QEMU parses in a second thread.
+        self._do_send(Message({"execute": "qmp_capabilities", "id": 0}))
+        while "return" not in (answer := await self._recv()):
+            if "event" not in answer:
+                raise ConnectionLost(f"{self.path}: QEMU refused qmp_capabilities: {_shortened(answer)}")
+            self._take_event(answer)
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    async def _do_recv(self) -> Message:
+        assert self._reader is not None
+        try:
+            line = await self._reader.readline()
+        except ValueError:
+            raise ConnectionLost(f"{self.path}: a message of more than {LONGEST_MESSAGE} bytes") from None
+        if not line.endswith(b"\n"):
+            raise EOFError(*([len(line)] if line else []))
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
+            raise ConnectionLost(f"{self.path}: this is not QMP: {_shortened(line)}")
+        return cast(Message, message)  # a plain dict serves: Message would only serialise it again
+
+    async def _bh_recv_message(self) -> None:
+        message = await self._do_recv()
+        if "event" in message:
+            self._take_event(message)
+        else:
+            self._take_reply(message)
+        self._turn += 1
+        if self._turn >= _TURN:
+            self._turn = 0
+            await asyncio.sleep(0)
+
+    async def _bh_loop_forever(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
+        try:
+            while True:
+                await async_fn()
+        except asyncio.CancelledError:
+            return
+        except (ConnectionLost, OSError, EOFError) as error:
+            self._end(_as_loss(self.path, error))
+        except BaseException:
+            self._end(ConnectionLost(f"{self.path}: a bug in this program ended the session"))
+            raise
+
+    async def _bh_flush_writer(self) -> None:
+        """Flush nothing: who waited has the reply, and a hung peer would never take the rest."""
+
+    async def _bh_close_stream(self, error_pathway: bool = False) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super()._bh_close_stream(error_pathway)
+
+    # ── ours ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_event(self, message: Mapping[str, object]) -> None:
+        name, details = message["event"], message.get("data", {})
+        if not isinstance(name, str) or not isinstance(details, dict):
+            raise ConnectionLost(f"{self.path}: this is no event: {_shortened(message)}")
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._unasked_since_s > 1:
+            self._unasked, self._unasked_since_s = 0, now_s
+        self._unasked += 1
+        if self._unasked > MOST_UNASKED_PER_S:
+            raise ConnectionLost(f"{self.path}: more than {MOST_UNASKED_PER_S} events in a second")
+        self._on_event(name, details)
+
+    def _take_reply(self, message: Mapping[str, object]) -> None:
+        key = message.get("id")
+        waiting = self._replies.pop(key, None) if isinstance(key, int) else None
+        if waiting is not None:
+            if not waiting.done():
+                waiting.set_result(message)
+        elif isinstance(key, int) and key in self._abandoned:
+            self._abandoned.remove(key)
+        else:
+            raise ConnectionLost(f"{self.path}: a reply that nobody asked for: {_shortened(message)}")
+
+    def _end(self, reason: ConnectionLost) -> None:
+        if self._reason is not None:
+            return
+        self._reason = reason
+        self._over.set()
+        for waiting in self._replies.values():
+            if not waiting.done():
+                waiting.set_result(None)
+        self._replies.clear()
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+def _as_loss(path: str, error: BaseException) -> ConnectionLost:
+    match error:
+        case ConnectionLost():
+            return ConnectionLost(str(error))
+        case EOFError():
+            return ConnectionLost(
+                f"{path}: QEMU closed the monitor{' in the middle of a message' * bool(error.args)}"
+            )
+        case OSError():
+            return ConnectionLost(f"{path}: {error.strerror or error}")
+        case _:
+            return ConnectionLost(f"{path}: this is not QMP: {_shortened(str(error))}")
+
+
+def _shortened(message: object) -> str:
+    text = repr(message)
+    return text if len(text) <= 120 else f"{text[:117]}..."

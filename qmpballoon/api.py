@@ -16,7 +16,7 @@ from qmpballoon.host import is_stopped
 from qmpballoon.model import Event, VmState, utc_now
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.events import translated
-from qmpballoon.qmp.monitor import accepted_connections, open_monitor
+from qmpballoon.qmp.monitor import open_monitor, socket_table
 from qmpballoon.qmp.session import Session
 from qmpballoon.units import Size, is_reached, parse_size, round_up_to_page
 
@@ -229,7 +229,7 @@ async def _greeted(path: str, events: _EventLog, timeout_s: float) -> Session:
             if time.monotonic() >= deadline_s:
                 raise
         await asyncio.sleep(_RETRY_S)
-    held = accepted_connections(path)
+    table = socket_table(path)
     try:
         return await Session.greeted(
             monitor,
@@ -242,7 +242,7 @@ async def _greeted(path: str, events: _EventLog, timeout_s: float) -> Session:
             raise Unreachable(
                 f"{path}: QEMU (pid {monitor.pid}) is stopped; continue it: kill -CONT"
             ) from None
-        if not held:
+        if table.listening and not table.accepted:
             raise Unreachable(f"{path}: connected, but QEMU did not greet within {timeout_s:g} s") from None
         raise
 

@@ -13,7 +13,9 @@
     ├ NotReady(TimeoutError)           no-driver   the guest's balloon driver did not come up in time
     ├ NotReached(TimeoutError)         not-reached the balloon did not get there in time
     ├ RequestRefused                   any word of ERROR_WORDS: what an MQTT request is answered with
-    └ ConfigurationError               malformed   everything wrong with a configuration, at once
+    ├ ConfigurationError               malformed   everything wrong with a configuration, at once
+    ├ AnotherAgentRuns                 busy        an agent of this name holds the lock
+    └ StateUnusable(OSError)           internal    the state directory cannot be used
 
 An error keeps its facts in fields and forms its sentence last.
 """
@@ -153,3 +155,30 @@ class ConfigurationError(QmpBalloonError):
         self.source = source
         self.problems = tuple(problems)
         super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+
+
+class AnotherAgentRuns(QmpBalloonError):
+    """An agent of this host name runs already, with the same state directory."""
+
+    code = "busy"
+
+    def __init__(self, host: str, state_dir: str) -> None:
+        self.host = host
+        self.state_dir = state_dir
+        super().__init__(
+            f"another agent named {host!r} runs on this machine (it holds the lock in {state_dir}); "
+            "stop it, or give this one its own --host and --state-dir"
+        )
+
+
+class StateUnusable(QmpBalloonError, OSError):
+    """The directory for the agent's state cannot be made or written."""
+
+    code = "internal"
+
+    def __init__(self, state_dir: str, cause: OSError) -> None:
+        self.state_dir = state_dir
+        super().__init__(
+            f"cannot use the state directory {state_dir}: {cause.strerror or cause}; "
+            "name another with --state-dir"
+        )

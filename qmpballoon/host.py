@@ -80,6 +80,19 @@ def read_host() -> HostSample:
     )
 
 
+def cgroup_limit(path: str) -> int | None:
+    """Return a cgroup's memory limit in bytes, version 2 or 1; None if it has none, or is not there."""
+    below = path.strip("/")
+    for file in (
+        f"/sys/fs/cgroup/{below}/memory.max",
+        f"/sys/fs/cgroup/memory/{below}/memory.limit_in_bytes",
+    ):
+        text = _text(file).strip()
+        if text.isascii() and text.isdigit() and int(text) < 2**53:  # version 1 says "none" by a huge number
+            return int(text)
+    return None
+
+
 def life_of(pid: int) -> Life | None:
     """Return the life of the process, None if it is gone."""
     stat = parse_process_stat(_text(f"/proc/{pid}/stat"))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NewType
 
+from qmpballoon.units import is_reached
+
 VmName = NewType("VmName", str)
 """A VM's name made safe for topics; unique within one agent."""
 
@@ -156,6 +158,13 @@ class VmRecord:
     sample: Sample | None = None
     rss: int | None = None
     pid: int | None = None
+    driver_up: bool = False  # until it is, ``actual`` proves nothing and the VM may hold its whole size
+
+    def is_at(self, target: int) -> bool:
+        """Tell whether ``target`` is reached; never while no driver is up, for then ``actual`` lies."""
+        if self.actual is None or self.size is None or not self.driver_up:
+            return False
+        return is_reached(self.actual, target, self.size)
 
     @property
     def answers(self) -> bool:

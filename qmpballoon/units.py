@@ -82,11 +82,12 @@ def parse_amount(size: Size | float) -> Amount:
         OutOfRange: zero, negative or more than 2**53 bytes.
     """
     if isinstance(size, bool) or not isinstance(size, int | float | str):
-        raise InvalidSize(size, "a size is a number of bytes or text like 512MiB")
+        raise InvalidSize(type(size).__name__, "a size is a number of bytes or text like 512MiB")
     if not isinstance(size, str):
         if isinstance(size, float) and not (math.isfinite(size) and size.is_integer()):
             raise InvalidSize(size, "a bare number is whole bytes")
-        amount = Amount(Fraction(size), relative=False, text=str(size)[:_LONGEST_TEXT])
+        written = str(size) if abs(size) < 10**_LONGEST_TEXT else "many digits"  # str() refuses thousands
+        amount = Amount(Fraction(size), relative=False, text=written)
         amount.of(None)
         return amount
     found = _GRAMMAR.fullmatch(size) if len(size) <= _LONGEST_TEXT else None
@@ -95,7 +96,8 @@ def parse_amount(size: Size | float) -> Amount:
     number, unit = Fraction(found[1]), found[2] or ""
     if unit == "%":
         amount = Amount(number / 100, relative=True, text=size)
-        _in_range(number, size)
+        if not 0 < number <= MAX_SIZE:
+            raise OutOfRange(f"the size {size!r} must be more than zero and at most 2**53 %")
         return amount
     if unit in ("", "B") and number.denominator != 1:
         raise InvalidSize(size, "a number without a unit is whole bytes")

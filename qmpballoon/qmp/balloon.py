@@ -189,14 +189,12 @@ class Sampler:
         """Drop the sample: the guest was reset, and its old figures stand until the driver is back."""
         self.sample = None
 
-    async def poll(self) -> bool:
-        """Read the statistics once; return whether they are new (then they are in ``sample``)."""
+    async def poll(self) -> None:
+        """Read the statistics once; new ones are then in ``sample``."""
         found = await self._read()
-        if found == self._last:
-            return False
-        self._last = found
-        self.sample = Sample(found[1], self._clock())
-        return True
+        if found != self._last:
+            self._last = found
+            self.sample = Sample(found[1], self._clock())
 
     async def refresh(self, *, timeout_s: float) -> bool:
         """Ask the guest for figures at once and wait for them; return whether they came.
@@ -204,13 +202,15 @@ class Sampler:
         Setting the interval to 0 and back makes QEMU ask now: 3 ms, mostly. A calm guest whose
         figures are the same as before takes until the next whole second.
         """
+        before = self.sample
         deadline_s = self._clock() + timeout_s
         for ask_again_after_s in chain(_ASK_AGAIN_AFTER_S, repeat(_ASK_AGAIN_AFTER_S[-1])):
             await self._arm(self.interval_s or 1)
             again_s = min(self._clock() + ask_again_after_s, deadline_s)
             while True:
                 await asyncio.sleep(max(_FIRST_LOOK_AFTER_S, ask_again_after_s / 5))
-                if await self.poll():
+                await self.poll()
+                if self.sample not in (None, before):  # perhaps another caller's poll saw it first
                     return True
                 if self._clock() >= again_s:
                     break

@@ -18,7 +18,8 @@ from qmpballoon.errors import MonitorBusy, Unreachable
 
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 _LONGEST_PATH: Final = 107  # sun_path is 108 bytes with its NUL: unix(7)
-_ACCEPTED: Final = b"03"  # SS_CONNECTED in /proc/net/unix; 02 is still in the backlog
+_LISTENS: Final = b"00010000"  # the flag __SO_ACCEPTCON in /proc/net/unix
+_ACCEPTED: Final = b"03"  # the state SS_CONNECTED there; 02 is still in the backlog
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +61,30 @@ HELD_HINT: Final = (
 )
 
 
-def accepted_connections(path: str) -> frozenset[bytes]:
-    """Return a mark for each connection on the socket ``path`` that its server has accepted.
+@dataclass(frozen=True, slots=True)
+class SocketTable:
+    """The kernel's marks (inodes of sockfs) for what is open on a socket's path.
 
-    Empty where /proc/net/unix does not tell (another network namespace). Source: proc(5).
+    Both are empty where the kernel does not tell: another network namespace, or a socket that was
+    bound under another name (a relative path, a link).
     """
+
+    listening: frozenset[bytes]
+    accepted: frozenset[bytes]  # by the server; those that wait in the backlog are not among them
+
+
+def socket_table(path: str) -> SocketTable:
+    """Return what /proc/net/unix says of the socket ``path``. Source: proc(5), Linux net/unix."""
     try:
         table = Path("/proc/net/unix").read_bytes()
     except OSError:
-        return frozenset()
+        table = b""
     wanted = os.fsencode(path)
-    rows = (line.split(None, 7) for line in table.splitlines()[1:])
-    return frozenset(row[6] for row in rows if len(row) == 8 and row[7] == wanted and row[5] == _ACCEPTED)
+    rows = [row for row in (line.split(None, 7) for line in table.splitlines()[1:]) if row[7:] == [wanted]]
+    return SocketTable(
+        listening=frozenset(row[6] for row in rows if row[3] == _LISTENS),
+        accepted=frozenset(row[6] for row in rows if row[5] == _ACCEPTED),
+    )
 
 
 def _reason(error: OSError) -> str:

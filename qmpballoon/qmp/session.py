@@ -178,6 +178,7 @@ class Session(QMPClient):
         finally:
             task.cancel()
             over.cancel()
+            await asyncio.gather(task, over, return_exceptions=True)
 
     async def close(self) -> None:
         """End the session and free all it holds; harmless when it is over already.
@@ -200,10 +201,18 @@ class Session(QMPClient):
     async def _negotiate(self) -> None:
         # Without "oob": we never need it, and with it QEMU parses in a second thread.
         self._do_send(Message({"execute": "qmp_capabilities", "id": 0}))
-        while "return" not in (answer := await self._recv()):
-            if "event" not in answer:
-                raise ConnectionLost(f"{self.path}: QEMU refused qmp_capabilities: {_shortened(answer)}")
-            self._take_event(answer)
+        try:
+            async with asyncio.timeout(self.request_timeout_s):
+                while "return" not in (answer := await self._recv()):
+                    if "event" not in answer:
+                        raise ConnectionLost(
+                            f"{self.path}: no answer to qmp_capabilities: {_shortened(answer)}"
+                        )
+                    self._take_event(answer)
+        except TimeoutError:
+            raise ConnectionLost(
+                f"{self.path}: QEMU greeted and did not answer within {self.request_timeout_s:g} s"
+            ) from None
 
     def _cb_inbound(self, msg: Message) -> Message:
         return msg

@@ -1,0 +1,155 @@
+"""What MQTT requests do: each verb here, once its arguments have been read and found in range."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Final
+
+from qmpballoon.actuator import Actuator
+from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpBalloonError, RequestRefused
+from qmpballoon.fleet import Fleet
+from qmpballoon.governor import Governor, boot_time_s
+from qmpballoon.model import VmName, VmRecord, utc_now
+from qmpballoon.mqtt.desk import Request
+from qmpballoon.mqtt.objects import vm_object
+from qmpballoon.store import Kept, Store, boot_id
+from qmpballoon.units import Amount, parse_size, round_up_to_page
+from qmpballoon.vm import SupervisedVm, checked_target
+
+FRESH_WITHIN_S: Final = 1.2  # a calm guest's figures may be the same until the next whole second
+
+
+class Commands:
+    """Answers the verbs that this agent knows; ``reload`` re-reads the configuration."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        governor: Governor,
+        actuator: Actuator,
+        store: Store,
+        *,
+        host: str,
+        reload: Callable[[], Mapping[str, object]],
+    ) -> None:
+        self._fleet = fleet
+        self._governor = governor
+        self._actuator = actuator
+        self._store = store
+        self._host = host
+        self._reload = reload
+
+    async def handle(self, request: Request) -> object:
+        """Do what a request asks and return its result.
+
+        Raises:
+            QmpBalloonError: its ``code`` is the error word of the answer.
+        """
+        if request.vm is None:
+            match request.verb:
+                case "list":
+                    return [_listed(vm.record()) for vm in self._fleet.vms.values()]
+                case "reload":
+                    return self._reload()
+        else:
+            vm = self._fleet.vms.get(VmName(request.vm))
+            if vm is None:
+                raise RequestRefused("unknown-vm", f"no VM is called {request.vm}")
+            match request.verb:
+                case "set-target":
+                    return await self._set_target(vm, request)
+                case "set-mode":
+                    return await self._set_mode(vm, request.arguments)
+                case "set-limits":
+                    return await self._set_limits(vm, request.arguments)
+                case "get":
+                    record = await vm.refreshed(timeout_s=FRESH_WITHIN_S)
+                    return vm_object(record, self._host, time.monotonic(), utc_now())
+        raise RequestRefused("unknown-verb", f"this version does not know {request.verb}")
+
+    async def _set_target(self, vm: SupervisedVm, request: Request) -> Mapping[str, object]:
+        amount, wait_s = request.arguments["target"], request.arguments.get("wait_s")
+        assert isinstance(amount, Amount)
+        if self._governor.configuration.policy.mode == "observe":
+            raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
+        record = vm.record()
+        if not record.answers:
+            raise ConnectionLost(f"{vm.vm} is {record.health}: its monitor does not answer")
+        if record.health == "no-balloon":
+            raise NoBalloon(f"{vm.vm} has no balloon device")
+        if record.health == "migrating":
+            raise RequestRefused("not-allowed", f"{vm.vm} is migrating: its balloon is left alone")
+        target = round_up_to_page(checked_target(record, amount.of(record.size)))
+        request.refuse_if_expired(time.monotonic())
+        before = self._store.kept(vm.vm)
+        wanted = self._keep(vm, mode="manual", mode_until=None, boot_id=None, target=target)
+        await self._store.saved()
+        try:
+            serial = await self._actuator.send(vm, target, why="manual")
+        except QmpBalloonError:
+            if self._store.kept(vm.vm) == wanted:  # what is answered with an error has no later effect
+                self._keep(vm, **asdict(before))
+            raise
+        if isinstance(wait_s, float):
+            record = await self._actuator.reached(vm, serial, target, wait_s=wait_s)
+            return {"target": target, "actual": record.actual, "reached": True}
+        record = vm.record()
+        return {"target": target, "actual": record.actual, "reached": record.is_at(target)}
+
+    async def _set_mode(self, vm: SupervisedVm, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        mode, for_s = arguments["mode"], arguments.get("for_s")
+        until = boot_time_s() + for_s if isinstance(for_s, float) else None
+        target = self._store.kept(vm.vm).target if mode == "manual" else None
+        boot = boot_id() if until is not None else None
+        self._keep(vm, mode=mode, mode_until=until, boot_id=boot, target=target)
+        await self._store.saved()
+        return {"mode": mode, "for_s": for_s}
+
+    async def _set_limits(self, vm: SupervisedVm, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        size = vm.record().size
+        if size is None:
+            raise ConnectionLost(f"{vm.vm} has not answered yet: its size, and so its limits, are not known")
+        lowest, highest = vm.settings.limits(size)
+        kept = self._store.kept(vm.vm)
+        for key in ("floor", "ceiling"):
+            amount = arguments.get(key)
+            if isinstance(amount, Amount) and not lowest <= amount.of(size) <= highest:
+                raise OutOfRange(
+                    f"{key} {amount} is outside what the file allows: {lowest} to {highest} bytes"
+                )
+        changes = {
+            key: str(value) if isinstance(value, Amount) else value for key, value in arguments.items()
+        }
+        floor, ceiling = (
+            _in_force(changes.get(key, getattr(kept, key)), size, otherwise)
+            for key, otherwise in (("floor", lowest), ("ceiling", highest))
+        )
+        if floor > ceiling:
+            raise OutOfRange(f"the floor {floor} would be above the ceiling {ceiling}")
+        self._keep(vm, **changes)
+        await self._store.saved()
+        limits = vm.limits
+        return {"floor": limits.floor, "ceiling": limits.ceiling, "shares": limits.shares}
+
+    def _keep(self, vm: SupervisedVm, **changes: object) -> Kept:
+        self._store.keep(vm.vm, **changes)
+        self._governor.apply_mode(vm)
+        vm.touch()
+        return self._store.kept(vm.vm)
+
+
+def _in_force(typed: object, size: int, otherwise: int) -> int:
+    return parse_size(typed, whole=size) if isinstance(typed, str) else otherwise
+
+
+def _listed(record: VmRecord) -> Mapping[str, object]:
+    return {
+        "vm": record.vm,
+        "name": record.name,
+        "health": record.health,
+        "mode": record.mode,
+        "size": record.size,
+        "actual": record.actual,
+    }

@@ -1,0 +1,36 @@
+"""What systemd wants to hear of a ``Type=notify`` service. Source: sd_notify(3)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from contextlib import suppress
+
+
+def notify(*states: str) -> None:
+    """Send states such as ``READY=1`` to the service manager, if there is one."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel, suppress(OSError):
+        channel.sendto("\n".join(states).encode(), address.replace("@", "\0", 1))
+
+
+def reloading() -> None:
+    """Say that the configuration is being re-read; READY=1 ends it."""
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+
+async def feed_watchdog() -> None:
+    """Say that the loop turns, twice as often as systemd asks for; for ever."""
+    try:
+        interval_s = int(os.environ.get("WATCHDOG_USEC", "")) / 2e6
+    except ValueError:
+        return
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return
+    while True:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval_s)

@@ -1,6 +1,6 @@
 """Ask an agent for something over MQTT and print its answer, as any orchestrator would.
 
-python examples/request.py mqtt-host 1883 qmpballoon/edge-7/vm/web1 set-target '{"target": "50%", "wait_s": 10}'
+python examples/request.py localhost 1883 qmpballoon/edge-7/vm/web1 set-target '{"target": "50%"}'
 """
 
 import asyncio

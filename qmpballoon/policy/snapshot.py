@@ -1,0 +1,155 @@
+"""What a policy sees and says: the frozen snapshot of a host, and decisions about its VMs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, TypeVar
+
+from qmpballoon.model import Figures, VmName
+from qmpballoon.units import MIB
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A guest's figures of one moment, and what ``actual`` was at that moment.
+
+    ``actual`` is None when the balloon moved so much around the sample that the two do not belong
+    together: then nothing may be computed from them both.
+    """
+
+    figures: Figures
+    seen_at_s: float
+    actual: int | None
+
+    @property
+    def available(self) -> int | None:
+        """What the guest could still get without pain, in bytes, as it claims."""
+        return self.figures.available
+
+    @property
+    def held(self) -> int | None:
+        """What the guest cannot give without pain, in bytes; right with and without deflate-on-oom."""
+        if self.actual is None or self.figures.available is None:
+            return None
+        return max(0, self.actual - self.figures.available)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSnapshot:
+    """One VM at the moment of a tick; sizes in bytes."""
+
+    vm: VmName
+    life: str  # another one: forget rates, peaks and strikes
+    size: int  # what actual is with an empty balloon
+    actual: int
+    target: int | None  # last asked for by anybody through us in this life
+    floor: int
+    ceiling: int
+    shares: int = 1000
+    mode: str = "auto"  # auto: ours to move · manual, observe: only counted
+    run_state: str = "running"  # QMP's word
+    migrating: bool = False
+    answers: bool = True  # its monitor does
+    driver_up: bool = True
+    deflate_on_oom: bool = False
+    booted_at_s: float = 0.0  # when its life began or the guest was reset, the later one
+    fresh_since_s: float | None = None  # since when fresh figures have come after that
+    reading: Reading | None = None  # the newest figures, None before the first fresh ones
+    stats_interval_s: float = 2.0
+    grace_s: float = 3.0
+    rss: int | None = None  # of its QEMU process
+    rss_tells: bool = True  # False: hugepages, locked memory, vfio: RSS does not follow the balloon
+    oom_kills: int | None = None  # since the guest's boot, where it reports them
+
+    def sample_age_s(self, now_s: float) -> float | None:
+        """Return the age of the newest figures; None if there are none."""
+        return None if self.reading is None else max(0.0, now_s - self.reading.seen_at_s)
+
+    @property
+    def is_stale_after_s(self) -> float:
+        """How old figures may be before they are stale."""
+        return max(3 * self.stats_interval_s, 5.0)
+
+    @property
+    def charge(self) -> int:
+        """What it counts against the budget."""
+        if not self.driver_up:
+            return self.size
+        return max(self.actual, self.target or 0)
+
+    @property
+    def critical(self) -> int:
+        """Available memory below which a guest of this actual is in an emergency."""
+        return critical(self.actual)
+
+    def clamp(self, target: int) -> int:
+        """Return the target within floor and ceiling."""
+        return max(self.floor, min(self.ceiling, target))
+
+
+def critical(actual: int) -> int:
+    """Return the available memory below which a guest of this ``actual`` is in an emergency, in bytes.
+
+    A fixed mark would keep small guests in it for ever, and be too late for large ones.
+    """
+    return max(actual * 6 // 100, min(24 * MIB, actual // 10))
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole host at the moment of a tick."""
+
+    now_s: float  # monotonic
+    guests: tuple[GuestSnapshot, ...]
+    budget: int  # what all VMs together may be charged
+    mem_total: int
+    mem_available: int | None = None
+    reserve: int = 0  # of mem_available, never eaten into
+    held_back: int = 0  # of the budget: kept free by reclaim
+    overload: str = "guests"  # what gives way when needs exceed the budget: guests | host
+    elapsed_s: float = 2.0  # since the tick before
+
+    @property
+    def charged(self) -> int:
+        """The sum of charges in bytes."""
+        return sum(guest.charge for guest in self.guests)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Send nothing, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetTarget:
+    """Ask for this ``actual`` in bytes, and why. ``urgent``: before ordinary shrinks have landed."""
+
+    target: int
+    why: str
+    urgent: bool = False
+
+
+Decision: TypeAlias = Hold | SetTarget
+Decisions: TypeAlias = Mapping[VmName, Decision]
+
+
+class Policy(Protocol[S]):
+    """A pure step over the whole host. Memory between ticks is the frozen state S, nothing else."""
+
+    @property
+    def name(self) -> str:
+        """The stable name, as configured."""
+        ...
+
+    def start(self) -> S:
+        """Return the state before the first tick."""
+        ...
+
+    def step(self, state: S, snapshot: Snapshot) -> tuple[S, Decisions]:
+        """Return the next state and what to do; a VM without a decision is held."""
+        ...

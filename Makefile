@@ -1,0 +1,33 @@
+# Every target sets up what it needs by itself, also on a bare Debian machine; see scripts/setup.
+
+PYTHON_BIN = .venv/bin
+PYTEST_ARGS ?=
+
+.PHONY: help demo test check bench clean
+.NOTPARALLEL:
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+demo: ## real guests, a real broker and the agent on this machine; cleans up after itself
+	@scripts/setup run lab
+	@$(PYTHON_BIN)/qmpballoon demo
+
+test: check ## everything that check does, then scenarios, real guests and a real broker; PYTEST_ARGS="-k name"
+	@scripts/setup dev lab
+	$(PYTHON_BIN)/pytest tests --ignore=tests/unit --ignore=tests/property $(PYTEST_ARGS)
+
+check: ## lint, types, unit and property tests: under 30 s, no guests
+	@scripts/setup dev
+	$(PYTHON_BIN)/ruff check
+	$(PYTHON_BIN)/ruff format --check
+	$(PYTHON_BIN)/mypy
+	$(PYTHON_BIN)/pytest tests/unit tests/property
+
+bench: ## the figures of the README
+	@scripts/setup dev lab
+	@$(PYTHON_BIN)/python scripts/bench.py
+
+clean: ## remove .venv and all that tools left here; the guest image stays in its cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,55 @@
+"""The configuration: a TOML file, and the command line over it, into one frozen, checked tree.
+
+``tree`` has every table and key with its default, range and meaning; ``values`` the checks of single
+values; ``contradictions`` those of several together; ``reader`` makes the tree of a text; ``locator``
+finds the lines of its keys; ``printed`` draws the default file; ``matching`` says what is in force for
+one VM; ``outside`` is the only one that touches the environment and the file system.
+"""
+
+from qmpballoon.config.matching import reloaded, rename_for, restart_needed, vm_settings
+from qmpballoon.config.outside import Surroundings, read_password, surroundings_from, surroundings_here
+from qmpballoon.config.printed import default_text
+from qmpballoon.config.reader import defaults, load, override, parse
+from qmpballoon.config.tree import (
+    MODES,
+    POLICIES,
+    AgentSettings,
+    Budget,
+    Configuration,
+    DiscoverySettings,
+    HostSettings,
+    MqttSettings,
+    PolicySettings,
+    VmMatch,
+    VmSettings,
+)
+from qmpballoon.config.values import BrokerUrl, CgroupBudget
+
+__all__ = [
+    "MODES",
+    "POLICIES",
+    "AgentSettings",
+    "BrokerUrl",
+    "Budget",
+    "CgroupBudget",
+    "Configuration",
+    "DiscoverySettings",
+    "HostSettings",
+    "MqttSettings",
+    "PolicySettings",
+    "Surroundings",
+    "VmMatch",
+    "VmSettings",
+    "default_text",
+    "defaults",
+    "load",
+    "override",
+    "parse",
+    "read_password",
+    "reloaded",
+    "rename_for",
+    "restart_needed",
+    "surroundings_from",
+    "surroundings_here",
+    "vm_settings",
+]

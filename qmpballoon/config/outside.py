@@ -1,0 +1,119 @@
+"""The only room of the configuration that touches the environment and the file system."""
+
+from __future__ import annotations
+
+import glob
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from qmpballoon.config.tree import MqttSettings
+from qmpballoon.errors import ConfigurationError, Problem
+
+LARGEST_FILE: Final = 256 * 1024  # far more than any real configuration; keeps hostile files cheap
+LONGEST_PASSWORD: Final = 65535  # bytes: MQTT's own limit
+CREDENTIAL: Final = "mqtt-password"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The defaults that depend on the machine and on who runs the program."""
+
+    host: str
+    state_dir: str
+    sockets: tuple[str, ...]
+    password_file: str | None = None  # the systemd credential, if there is one
+
+
+def surroundings_here() -> Surroundings:
+    """Return the surroundings of this process: its environment, user and host name."""
+    return surroundings_from(
+        os.environ,
+        host=socket.gethostname(),
+        home=os.path.expanduser("~"),
+        is_root=os.geteuid() == 0,
+        exists=os.path.exists,
+    )
+
+
+def surroundings_from(
+    environment: Mapping[str, str], *, host: str, home: str, is_root: bool, exists: Callable[[str], bool]
+) -> Surroundings:
+    """Return the surroundings that an environment means; pure but for ``exists``.
+
+    ``$XDG_*`` that are not absolute are ignored, as the XDG base directory specification says.
+    """
+    state_dir = environment.get("STATE_DIRECTORY", "").split(":")[0]
+    if not state_dir.startswith("/"):
+        state_home = environment.get("XDG_STATE_HOME", "")
+        base = state_home if state_home.startswith("/") else os.path.join(home, ".local/state")
+        state_dir = os.path.join(base, "qmpballoon")
+    sockets = ["/run/qmpballoon/*.qmp"]
+    runtime_dir = environment.get("XDG_RUNTIME_DIR", "")
+    if runtime_dir.startswith("/") and not is_root:
+        sockets.append(os.path.join(glob.escape(runtime_dir), "qmpballoon/*.qmp"))
+    credentials = environment.get("CREDENTIALS_DIRECTORY", "")
+    credential = os.path.join(credentials, CREDENTIAL)
+    return Surroundings(
+        host=host or "localhost",
+        state_dir=state_dir,
+        sockets=tuple(sockets),
+        password_file=credential if credentials.startswith("/") and exists(credential) else None,
+    )
+
+
+def read_text(path: str) -> str:
+    """Return the text of a configuration file.
+
+    Raises:
+        ConfigurationError: it cannot be read, is too large or is not UTF-8.
+    """
+    content = _read(path, LARGEST_FILE, source=path, key="")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(path, [Problem(line, "", "is not UTF-8 text")]) from None
+
+
+def read_password(mqtt: MqttSettings) -> str | None:
+    """Return the password out of its file, without one trailing line end; None without a user name.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is empty, too long or not UTF-8.
+    """
+    if mqtt.username is None or mqtt.password_file is None:
+        return None
+    source, key = mqtt.password_file, "mqtt.password_file"
+    content = _read(source, LONGEST_PASSWORD + 2, source=source, key=key)
+    try:
+        password = content.decode()
+    except UnicodeDecodeError:
+        raise ConfigurationError(source, [Problem(None, key, "the password is not UTF-8 text")]) from None
+    password = password.removesuffix("\n").removesuffix("\r") if password.endswith("\n") else password
+    if not password:
+        raise ConfigurationError(source, [Problem(None, key, "the file has no password in it")])
+    if len(password.encode()) > LONGEST_PASSWORD:
+        raise ConfigurationError(
+            source, [Problem(None, key, f"the password has more than {LONGEST_PASSWORD} bytes")]
+        )
+    return password
+
+
+def absolute(path: str) -> str:
+    """Return a path as typed at a command line made absolute, from the current directory."""
+    return os.path.abspath(path) if path else path
+
+
+def _read(path: str, most: int, *, source: str, key: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigurationError(source, [Problem(None, key, f"cannot be read: {reason}")]) from None
+    if len(content) > most:
+        raise ConfigurationError(source, [Problem(None, key, f"is longer than {most} bytes")])
+    return content

@@ -1,0 +1,269 @@
+"""TOML text, or values typed at a command line, into the tree. What is not pure is in ``outside``."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from qmpballoon.config import values
+from qmpballoon.config.contradictions import contradictions
+from qmpballoon.config.locator import LONGEST_KEY, KeyTooLong, Path, key_line, key_lines
+from qmpballoon.config.outside import Surroundings, absolute, read_text, surroundings_here
+from qmpballoon.config.tree import (
+    TABLES,
+    AgentSettings,
+    Configuration,
+    DiscoverySettings,
+    MqttSettings,
+    VmMatch,
+    VmSettings,
+    keys,
+)
+from qmpballoon.errors import ConfigurationError, Problem
+
+COMMAND_LINE: Final = "command line"
+_BARE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PLACE: Final = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
+
+
+def load(path: str | os.PathLike[str], *, surroundings: Surroundings | None = None) -> Configuration:
+    """Read and check a file; ``surroundings`` None: those of this process.
+
+    Raises:
+        ConfigurationError: it cannot be read, or something is wrong with it; has all problems.
+    """
+    name = os.fspath(path)
+    return parse(read_text(name), source=name, surroundings=surroundings)
+
+
+def defaults(surroundings: Surroundings | None = None) -> Configuration:
+    """Return the configuration of an empty file; ``surroundings`` None: those of this process."""
+    here = surroundings or surroundings_here()
+    return Configuration(
+        agent=AgentSettings(host=here.host, state_dir=here.state_dir),
+        discovery=DiscoverySettings(sockets=here.sockets),
+        mqtt=MqttSettings(password_file=here.password_file),
+    )
+
+
+def parse(
+    text: str, source: str = "configuration", *, surroundings: Surroundings | None = None
+) -> Configuration:
+    """Read and check the text of a file. Pure where ``surroundings`` are given.
+
+    Raises:
+        ConfigurationError: something is wrong with it; has all problems, each with its line and key.
+    """
+    try:
+        lines = key_lines(text)  # first, as it refuses what tomllib would choke on
+        document = tomllib.loads(text)
+    except KeyTooLong as error:
+        reason = f"a dotted key has more than {LONGEST_KEY} parts"
+        raise ConfigurationError(source, [Problem(error.line, "", reason)]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(source, [_syntax_problem(text, str(error))]) from None
+    except (ValueError, RecursionError):  # thousands of digits or of brackets
+        problem = Problem(None, "", "a number in it has too many digits, or values are nested too deeply")
+        raise ConfigurationError(source, [problem]) from None
+    reading = _Reading()
+    config = reading.tree(document, defaults(surroundings), source)
+    reading.contradictions_of(config)
+    if reading.problems:
+        problems = [Problem(key_line(lines, path), dotted(path), reason) for path, reason in reading.problems]
+        problems.sort(key=lambda problem: problem.line or 0)
+        raise ConfigurationError(source, problems)
+    return config
+
+
+_OPTIONS: Final[dict[str, tuple[str, str]]] = {
+    "host": ("agent", "host"),
+    "state_dir": ("agent", "state_dir"),
+    "sockets": ("discovery", "sockets"),
+    "broker": ("mqtt", "url"),
+    "username": ("mqtt", "username"),
+    "password_file": ("mqtt", "password_file"),
+    "ca_file": ("mqtt", "ca_file"),
+    "base_topic": ("mqtt", "base_topic"),
+    "payload": ("mqtt", "payload"),
+    "policy": ("policy", "name"),
+    "mode": ("policy", "mode"),
+    "budget": ("host", "budget"),
+    "reserve": ("host", "reserve"),
+}
+_PATHS: Final = ("state_dir", "sockets", "password_file", "ca_file")  # may be typed relative
+
+
+def override(
+    config: Configuration,
+    *,
+    host: str | None = None,
+    state_dir: str | None = None,
+    sockets: Sequence[str] | None = None,
+    broker: str | Sequence[str] | None = None,
+    username: str | None = None,
+    password_file: str | None = None,
+    ca_file: str | None = None,
+    base_topic: str | None = None,
+    payload: str | None = None,
+    policy: str | None = None,
+    mode: str | None = None,
+    budget: str | None = None,
+    reserve: str | None = None,
+) -> Configuration:
+    """Return the configuration with what was typed at the command line; None: as it was.
+
+    An empty sequence of ``sockets`` or ``broker`` counts as not typed. Relative paths are taken from
+    the current directory. A ``payload`` that Home Assistant cannot read turns it off.
+
+    Raises:
+        ConfigurationError: something typed is wrong; the keys are options, as ``--budget``.
+    """
+    given = locals()
+    typed = {option: given[option] for option in _OPTIONS if given[option] not in (None, (), [])}
+    reading = _Reading()
+    changed: dict[str, dict[str, Any]] = {}
+    for option, value in typed.items():
+        table, key = _OPTIONS[option]
+        if option in _PATHS:
+            value = absolute(value) if isinstance(value, str) else [absolute(each) for each in value]
+        checked = reading.value(value, (table, key), keys(TABLES[table])[key].read)
+        if checked is not None:
+            changed.setdefault(table, {})[key] = checked
+            if option == "payload" and checked != "json":
+                changed[table]["home_assistant"] = False
+    for table, settings in changed.items():
+        config = replace(config, **{table: replace(getattr(config, table), **settings)})
+    reading.contradictions_of(config)
+    if reading.problems:
+        options = {path: option for option, path in _OPTIONS.items()}
+        problems: list[Problem] = []
+        for path, reason in reading.problems:
+            option = options[str(path[0]), str(path[1])]
+            flag = "SOCKET_OR_GLOB" if option == "sockets" else "--" + option.replace("_", "-")
+            problems.append(Problem(None, flag, reason))
+        raise ConfigurationError(COMMAND_LINE, problems)
+    return config
+
+
+def dotted(path: Path) -> str:
+    """Return a path as people write it, as ``vm.match[1].floor``; odd keys are quoted and cut."""
+    written = ""
+    for segment in path:
+        if isinstance(segment, int):
+            written += f"[{segment}]"
+        else:
+            written += ("." if written else "") + (
+                segment if _BARE.fullmatch(segment) else repr(segment[:64])
+            )
+    return written
+
+
+class _Reading:
+    """Collects what is wrong while values are read."""
+
+    def __init__(self) -> None:
+        self.problems: list[tuple[Path, str]] = []
+        self._good: set[Path] = set()
+        self._bad: set[Path] = set()
+
+    def wrong(self, path: Path, reason: str) -> None:
+        self.problems.append((path, reason))
+        self._bad.add(path)
+
+    def value(self, value: object, path: Path, read: values.Reader) -> Any:
+        """Return the checked value, or None after noting what is wrong with it."""
+        try:
+            checked = read(value)
+        except values.Wrong as wrong:
+            self._bad.add(path)
+            for index, reason in wrong.inside:
+                self.wrong((*path, index), reason)
+            if not wrong.inside:
+                self.wrong(path, wrong.reason)
+            return None
+        self._good.add(path)
+        return checked
+
+    def contradictions_of(self, config: Configuration) -> None:
+        """Note contradictions that what was read takes part in, and nothing wrong does."""
+        for found in contradictions(config):
+            written = [path for path in found.keys if path in self._good]
+            if written and not self._bad.intersection(found.keys):
+                self.problems.append((written[0], found.reason))
+
+    def tree(self, document: Mapping[str, Any], base: Configuration, source: str) -> Configuration:
+        tables: dict[str, Any] = {}
+        for name, content in document.items():
+            if name not in TABLES:
+                known = TABLES if _is_table(content) else ()
+                self.wrong((name,), _unknown(name, known, what="table" if known else "key"))
+            elif not _is_table(content):
+                self.wrong((name,), f"must be a table: write [{name}]")
+            elif name != "vm":
+                checked = self.table(content, (name,), TABLES[name])
+                tables[name] = replace(getattr(base, name), **checked)
+        mqtt = tables.get("mqtt")
+        if mqtt is not None and ("mqtt", "home_assistant") not in self._good:
+            tables["mqtt"] = replace(mqtt, home_assistant=mqtt.payload == "json")
+        vm = document.get("vm")
+        if isinstance(vm, dict):
+            own = {key: value for key, value in vm.items() if key != "match"}
+            tables["vm"] = replace(base.vm, **self.table(own, ("vm",), VmSettings))
+            tables["matches"] = self.matches(vm.get("match", []))
+        return replace(base, source=source, **tables)
+
+    def table(self, content: Mapping[str, Any], path: Path, *records: type) -> dict[str, Any]:
+        """Return the values of a table that are right, by key."""
+        known = {name: key for record in records for name, key in keys(record).items()}
+        checked: dict[str, Any] = {}
+        for name, value in content.items():
+            if name in known:
+                good = self.value(value, (*path, name), known[name].read)
+                if good is not None:
+                    checked[name] = good
+            else:
+                self.wrong((*path, name), _unknown(name, known))
+        return checked
+
+    def matches(self, content: object) -> tuple[VmMatch, ...]:
+        if not isinstance(content, list) or not all(_is_table(each) for each in content):
+            self.wrong(("vm", "match"), "must be an array of tables: write [[vm.match]] in double brackets")
+            return ()
+        found: list[VmMatch] = []
+        for index, each in enumerate(content):
+            path: Path = ("vm", "match", index)
+            checked = self.table(each, path, VmMatch, VmSettings)
+            if "name" not in each and "socket" not in each:
+                self.wrong(path, "says no VM: give name, socket or both")
+            own = {key: checked.pop(key) for key in keys(VmMatch) if key in checked}
+            found.append(VmMatch(**own, settings=tuple(checked.items())))
+        return tuple(found)
+
+
+def _is_table(content: object) -> bool:
+    return isinstance(content, dict)
+
+
+def _unknown(name: str, known: Collection[str], what: str = "key") -> str:
+    """Say that a key is unknown, and where it belongs or what was meant."""
+    if homes := [f"[{table}]" for table, record in TABLES.items() if name in keys(record)]:
+        return f"unknown {what} here: it belongs in {' or '.join(homes)}"
+    if guess := values.did_you_mean(name, known):
+        return f"unknown {what}{guess}"
+    for table, record in TABLES.items():
+        if guess := values.did_you_mean(name, keys(record)):
+            return f"unknown {what} here{guess[:-1]} in [{table}]?"
+    return f"unknown {what}; known are {', '.join(known or TABLES)}"
+
+
+def _syntax_problem(text: str, message: str) -> Problem:
+    """Read the line out of tomllib's message, which ends in "(at line 3, column 5)"."""
+    found = _PLACE.search(message)
+    if found is None:
+        return Problem(None, "", f"not TOML: {message[:200]}")
+    line = int(found[1]) if found[1] else text.count("\n", 0, max(0, len(text) - 1)) + 1
+    return Problem(line, "", f"not TOML: {message[: found.start()][:200]}")

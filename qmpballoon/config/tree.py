@@ -1,0 +1,266 @@
+"""The tree of the configuration: every table and key once, with its default, range and meaning.
+
+The reader and the printed default file are driven by this tree, so neither can drift from it.
+"""
+
+# ruff: noqa: RUF009  (_key only wraps dataclasses.field, and every default is immutable)
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, TypeAlias
+
+from qmpballoon.config import values
+from qmpballoon.config.values import BrokerUrl, CgroupBudget
+from qmpballoon.units import Amount, parse_amount
+
+POLICIES: Final = ("fairshare", "proportional", "proxmox", "mom", "fixed")
+MODES: Final = ("auto", "manual", "observe")
+
+Budget: TypeAlias = Amount | CgroupBudget
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of one key beside its name, type and default."""
+
+    read: values.Reader
+    about: str  # what it does, for the printed file
+    example: str | None = None  # in TOML, for a key that has no default
+
+
+def keys(record: type) -> dict[str, Key]:
+    """Return every key of one of the records below, in the order of the file."""
+    return {entry.name: entry.metadata["key"] for entry in fields(record) if "key" in entry.metadata}
+
+
+def _key(read: values.Reader, about: str, default: Any, example: str | None = None) -> Any:
+    return field(default=default, metadata={"key": Key(read, about, example)})
+
+
+def _machine_key(read: values.Reader, about: str) -> Any:
+    """Make a key whose default depends on the machine: the record does not know it."""
+    return field(metadata={"key": Key(read, about)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """``[agent]``."""
+
+    host: str = _machine_key(values.text(255), "Name of this host in topics. Default: the host name.")
+    state_dir: str = _machine_key(
+        values.path,
+        "Where names, limits and targets survive a restart; locked, one agent of a name.\n"
+        "Default: $STATE_DIRECTORY, else $XDG_STATE_HOME/qmpballoon, else ~/.local/state/qmpballoon.",
+    )
+    on_exit: str = _key(
+        values.word("keep", "release"),
+        '"keep" leaves every balloon as it stands;\n'
+        '"release": a clean stop grows the automatic VMs as far as the reserve allows.',
+        "keep",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoverySettings:
+    """``[discovery]``."""
+
+    sockets: tuple[str, ...] = _machine_key(
+        values.several(values.socket_glob, "globs of absolute paths"),
+        "Globs of QMP sockets, watched: a VM appears and vanishes without a restart.\n"
+        "To open a monitor is to take it from its owner: never name sockets that libvirt or Proxmox holds.",
+    )
+    forget_after_s: float = _key(
+        values.number(1, 31_536_000),
+        "No socket and no process for so long: the VM's retained topics are cleared. 1 to 31536000.",
+        86400.0,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MqttSettings:
+    """``[mqtt]``. ``url`` empty: no MQTT. ``password_file`` counts only with a ``username``."""
+
+    url: tuple[BrokerUrl, ...] = _key(
+        values.several(values.broker_url, "broker URLs", least=1, or_one=True),
+        "Broker: mqtt, mqtts, ws or wss; or a list, tried in turn. Default: none, no MQTT.\n"
+        "Ports 1883, 8883, 80, 443 unless given; IPv6 in brackets; never a password in it.",
+        (),
+        '"mqtts://broker.example.org:8883"',
+    )
+    protocol: str = _key(
+        values.word("auto", "5", "3.1.1"),
+        '"auto": 5, and 3.1.1 where the broker refuses 5; or "5", "3.1.1".',
+        "auto",
+    )
+    client_id: str | None = _key(values.text(128), "Default: qmpballoon-<host>.", None, '"qmpballoon-edge-7"')
+    username: str | None = _key(values.text(255), "Needs a password: the next key.", None, '"edge-7"')
+    password_file: str | None = _key(
+        values.path,
+        "File whose content is the password; one line end is cut off.\n"
+        "Default: $CREDENTIALS_DIRECTORY/mqtt-password (a systemd credential), if there is one.",
+        None,
+        '"/etc/qmpballoon/mqtt-password"',
+    )
+    ca_file: str | None = _key(
+        values.path,
+        "Certificates (PEM) that the broker's is checked against. Default: those of the system.",
+        None,
+        '"/etc/qmpballoon/ca.pem"',
+    )
+    cert_file: str | None = _key(
+        values.path,
+        "Client certificate (PEM), where the broker asks for one.",
+        None,
+        '"/etc/qmpballoon/client.pem"',
+    )
+    key_file: str | None = _key(
+        values.path, "Its private key, if it is not in the same file.", None, '"/etc/qmpballoon/client.key"'
+    )
+    base_topic: str = _key(values.topic, "All topics start with <base_topic>/<host>.", "qmpballoon")
+    payload: str = _key(
+        values.word("json", "msgpack"), '"json" or "msgpack"; requests are taken in both.', "json"
+    )
+    heartbeat_s: float = _key(
+        values.number(1, 3600), "Every state goes out at least this often. 1 to 3600.", 60.0
+    )
+    min_interval_s: float = _key(
+        values.number(0, 3600),
+        "Least time between two states of one VM; the last value always goes out. 0 to heartbeat_s.",
+        1.0,
+    )
+    samples: bool = _key(values.flag, "Publish every tick's figures of all VMs, for recorders.", False)
+    home_assistant: bool = _key(
+        values.flag,
+        'Announce the VMs to Home Assistant. Default: true with payload = "json", false with "msgpack".',
+        True,
+    )
+    discovery_prefix: str = _key(values.topic, "Home Assistant's discovery prefix.", "homeassistant")
+
+    @property
+    def enabled(self) -> bool:
+        """Tell whether there is a broker to talk to."""
+        return bool(self.url)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """``[host]``; percentages are of MemTotal."""
+
+    budget: Budget = _key(
+        values.budget,
+        "What all VMs together may hold: a share of MemTotal, a size, or a cgroup's memory.max\n"
+        '("cgroup:/machine.slice").',
+        parse_amount("80%"),
+    )
+    reserve: Amount = _key(
+        values.share_or_size,
+        "Host memory (MemAvailable) that is never given to VMs: a size or a share of MemTotal.",
+        parse_amount("512MiB"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySettings:
+    """``[policy]``."""
+
+    name: str = _key(values.word(*POLICIES), f"One of {', '.join(POLICIES)}.", "fairshare")
+    mode: str = _key(
+        values.word(*MODES), "auto, manual, or observe: decides and publishes, moves nothing.", "auto"
+    )
+    overload: str = _key(
+        values.word("guests", "host"),
+        'What gives way when the needs exceed the budget: the "guests" or the "host".',
+        "guests",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmSettings:
+    """``[vm]``, or what is in force for one VM. Percentages are of the VM's size."""
+
+    floor: Amount = _key(
+        values.share_or_size,
+        "The least that is ever asked for: a size or a share of the VM's size.",
+        parse_amount("25%"),
+    )
+    ceiling: Amount = _key(
+        values.share_or_size, "The most that is ever asked for. At least the floor.", parse_amount("100%")
+    )
+    shares: int = _key(values.whole(1, 1_000_000), "Relative claim when memory is short. 1 to 1000000.", 1000)
+    stats_interval_s: int = _key(
+        values.whole(1, 3600),
+        "Time between two samples of a calm guest: whole seconds, 1 to 3600.",
+        2,
+    )
+    fast_interval_s: float = _key(
+        values.number(0.05, 3600, or_zero=True),
+        "The same while a guest is thin, growing, new or being moved: 0.05 to stats_interval_s;\n"
+        "0 turns it off.",
+        0.2,
+    )
+    qmp_timeout_s: float = _key(
+        values.number(0.1, 60), "A monitor that is silent for so long is unresponsive. 0.1 to 60.", 2.0
+    )
+    grace_s: float = _key(
+        values.number(0, 600),
+        "Fresh samples for so long after boot or reset, before a VM may shrink. 0 to 600.",
+        3.0,
+    )
+    mode: str | None = _key(
+        values.word(*MODES), "auto, manual or observe. Default: that of [policy].", None, '"manual"'
+    )
+
+    def limits(self, size: int) -> tuple[int, int]:
+        """Return floor and ceiling in bytes for a VM of ``size`` bytes: floor <= ceiling <= size.
+
+        A floor that turns out above the ceiling ("1GiB" of a VM of 512 MiB) is lowered to it.
+        """
+        ceiling = min(size, self.ceiling.of(size))
+        return min(ceiling, self.floor.of(size)), ceiling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmMatch:
+    """The part of ``[[vm.match]]`` that is its own; what it shares with ``[vm]`` is in ``settings``."""
+
+    name: str | None = _key(
+        values.glob,
+        "Glob on the name that QEMU has. Name, socket, or both: then both must fit.",
+        None,
+        '"db-*"',
+    )
+    socket: str | None = _key(values.match_socket_glob, "Glob on the socket's path.", None, '"/run/db/*.qmp"')
+    rename: str | None = _key(values.text(255), "Call the VM so.", None, '"db1"')
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Names and values of those keys of VmSettings that this match sets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """The whole, checked configuration. ``source`` says where it came from."""
+
+    agent: AgentSettings
+    discovery: DiscoverySettings
+    mqtt: MqttSettings = MqttSettings()
+    host: HostSettings = HostSettings()
+    policy: PolicySettings = PolicySettings()
+    vm: VmSettings = VmSettings()
+    matches: tuple[VmMatch, ...] = ()
+    source: str = "defaults"
+
+    @property
+    def client_id(self) -> str:
+        """The MQTT client id: as configured, else ``qmpballoon-<host>``."""
+        return self.mqtt.client_id or f"qmpballoon-{self.agent.host}"
+
+
+TABLES: Final[dict[str, type]] = {
+    "agent": AgentSettings,
+    "discovery": DiscoverySettings,
+    "mqtt": MqttSettings,
+    "host": HostSettings,
+    "policy": PolicySettings,
+    "vm": VmSettings,
+}
+"""The tables of the file, in its order."""

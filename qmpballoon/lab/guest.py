@@ -1,0 +1,334 @@
+"""A real QEMU with a small Linux in it, or with nothing in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from qmpballoon.lab.image import GuestImage, blank_disk
+from qmpballoon.lab.process import Program, tail
+from qmpballoon.lab.require import LabError
+from qmpballoon.lab.serial import SerialPort
+from qmpballoon.lab.truth import GroundTruth
+from qmpballoon.lab.waiting import eventually
+from qmpballoon.units import MIB
+
+QEMU: Final = "qemu-system-x86_64"
+
+_START_S: Final = 20.0  # QEMU listens after 0.1 s on an idle machine
+_COMMAND_S: Final = 30.0
+_BOOT_S: Final = 90.0  # 2.6 s on an idle machine; the rest is for busy ones
+
+
+@dataclass(frozen=True, slots=True)
+class BalloonDevice:
+    """The balloon device of a guest, as QEMU's command line has it; ``id`` None leaves it anonymous."""
+
+    kind: str = "virtio-balloon-pci"
+    id: str | None = "balloon0"
+    deflate_on_oom: bool = False
+    free_page_reporting: bool = False
+
+    def option(self) -> str:
+        """Return the value of ``-device``."""
+        parts = [self.kind]
+        if self.id is not None:
+            parts.append(f"id={self.id}")
+        if self.deflate_on_oom:
+            parts.append("deflate-on-oom=on")
+        if self.free_page_reporting:
+            parts.append("free-page-reporting=on")
+        return ",".join(parts)
+
+
+BALLOON: Final = BalloonDevice()
+
+
+@dataclass(frozen=True, slots=True)
+class GuestMemory:
+    """What the guest's kernel says about its memory, in bytes; asked inside the guest, not of the balloon."""
+
+    total: int
+    free: int
+    available: int
+    cached: int
+    held: int  # by our workload
+    oom_kills: int  # since boot
+    uptime_ms: int
+    driver: bool  # whether the balloon driver is loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """All that makes one guest different from another, except its name and where its sockets are."""
+
+    memory: int = 128 * MIB
+    image: GuestImage | None = None  # None: no kernel, QEMU alone
+    balloon: BalloonDevice | None = BALLOON
+    driver: bool = True  # False: the guest does not load its balloon driver
+    boot_delay_s: int = 0  # before the guest loads any driver
+    disk: int = 0  # bytes of a blank read-only disk, for `cache N` to read; 0: none
+    paused: bool = False  # -S: not a single instruction
+    arguments: tuple[str, ...] = ()  # appended to QEMU's
+
+    def options(self) -> list[str]:
+        """Return QEMU's options for this machine."""
+        options = [
+            "-accel",
+            "tcg,tb-size=16",
+            "-m",
+            f"{self.memory // MIB}M",
+            "-nodefaults",
+            "-display",
+            "none",
+        ]
+        if self.image is not None:
+            words = ["console=ttyS0", "panic=-1"]
+            words += [] if self.driver else ["qmpballoon.nodriver"]
+            words += [f"qmpballoon.boot_delay={self.boot_delay_s}"] if self.boot_delay_s else []
+            options += ["-kernel", str(self.image.kernel), "-initrd", str(self.image.initramfs)]
+            options += ["-append", " ".join(words)]
+        if self.balloon is not None:
+            options += ["-device", self.balloon.option()]
+        if self.disk:
+            options += ["-drive", f"file={blank_disk(self.disk)},if=virtio,format=raw,readonly=on"]
+        if self.paused:
+            options.append("-S")
+        return [*options, *self.arguments]
+
+
+class LabGuest:
+    """One guest: its QEMU process, a monitor for the agent, one for the truth, and a line into the guest.
+
+    In ``directory``, which must be short (a socket's path has at most 107 bytes): ``NAME.qmp`` is the
+    monitor for the agent, ``NAME.truth`` ours, ``NAME.serial`` the line into the guest, ``NAME.console`` the
+    log of its kernel and ``NAME.log`` QEMU's own words. Use it as an async context manager, or ``start``
+    and ``close`` it.
+
+    A ``snapshot`` (see `qmpballoon.lab.snapshot.snapshot_of`) is resumed in the place of a boot.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        machine: Machine,
+        *,
+        name: str = "guest",
+        qemu_name: str | None = "",
+        snapshot: Path | None = None,
+    ) -> None:
+        self.machine = machine
+        self.name = name
+        self.qemu_name = name if qemu_name == "" else qemu_name  # None: no -name
+        self.snapshot = snapshot
+        self.socket = directory / f"{name}.qmp"
+        self.console = directory / f"{name}.console"
+        self._log = directory / f"{name}.log"
+        self._truth_socket = directory / f"{name}.truth"
+        self._serial_socket = directory / f"{name}.serial"
+        self._program: Program | None = None
+        self._truth: GroundTruth | None = None
+        self._serial: SerialPort | None = None
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Start QEMU; return when it listens and, with a snapshot, runs.
+
+        Raises:
+            LabError: QEMU ended, or does not listen in time; the message has its words.
+            MissingPrograms: QEMU is not installed.
+        """
+        try:
+            self._program = Program([QEMU, *self._arguments()], log=self._log)
+            self._truth = GroundTruth(self._truth_socket)
+            await self._until_listening()
+            if self.machine.image is not None:
+                self._serial = await SerialPort.open(self._serial_socket)
+            if self.snapshot is not None:
+                await eventually(
+                    self._truth.status, "running".__eq__, timeout_s=_START_S, what=f"{self.name} resumes"
+                )
+        except BaseException:
+            await self.close()
+            raise
+
+    def _arguments(self) -> list[str]:
+        arguments = [] if self.qemu_name is None else ["-name", self.qemu_name.replace(",", ",,")]
+        arguments += ["-qmp", f"unix:{self.socket},server=on,wait=off"]
+        arguments += ["-qmp", f"unix:{self._truth_socket},server=on,wait=off"]
+        if self.machine.image is not None:
+            arguments += ["-serial", f"file:{self.console}"]
+            arguments += ["-chardev", f"socket,id=commands,path={self._serial_socket},server=on,wait=off"]
+            arguments += ["-serial", "chardev:commands"]
+        if self.snapshot is not None:
+            arguments += ["-incoming", f"exec:cat {shlex.quote(str(self.snapshot))}"]
+        return [*arguments, *self.machine.options()]
+
+    async def _until_listening(self) -> None:
+        async def try_to_connect() -> bool:
+            if self.program.exit_status is not None:
+                raise LabError(self.program.complaint("did not start"))
+            try:
+                await self.truth.connect()
+            except (FileNotFoundError, ConnectionError):  # not yet, or QEMU gave up just now
+                return False
+            return True
+
+        await eventually(
+            try_to_connect, bool, timeout_s=_START_S, what=f"{self.name} listens", interval_s=0.01
+        )
+
+    async def close(self) -> None:
+        """End QEMU, whatever state it is in, and remove its sockets; may be called again."""
+        if self._program is not None:
+            self._program.destroy()  # first, and without an await: this much happens also when cancelled
+        for socket in (self.socket, self._truth_socket, self._serial_socket):
+            socket.unlink(missing_ok=True)
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        serial, truth = self._serial, self._truth
+        self._program = self._serial = self._truth = None
+        if serial is not None:
+            serial.close()
+        if truth is not None:
+            await truth.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # ---- what may be done to QEMU ----
+
+    @property
+    def program(self) -> Program:
+        """The running QEMU process.
+
+        Raises:
+            LabError: not started.
+        """
+        if self._program is None:
+            raise LabError(f"{self.name} is not started")
+        return self._program
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.program.pid
+
+    @property
+    def memory(self) -> int:
+        """What ``actual`` is with an empty balloon, in bytes."""
+        return self.machine.memory
+
+    @property
+    def truth(self) -> GroundTruth:
+        """The second monitor.
+
+        Raises:
+            LabError: not started.
+        """
+        if self._truth is None:
+            raise LabError(f"{self.name} is not started")
+        return self._truth
+
+    def stop(self) -> None:
+        """Stop the process as a hung host would: SIGSTOP."""
+        self.program.signal(signal.SIGSTOP)
+
+    def cont(self) -> None:
+        """Let the process go on: SIGCONT."""
+        self.program.signal(signal.SIGCONT)
+
+    async def kill(self) -> None:
+        """SIGKILL, and reap: the socket file stays behind, as in life."""
+        self.program.signal(signal.SIGKILL)
+        await self.program.ended(timeout_s=_START_S)
+        await self._let_go()
+
+    async def terminate(self) -> None:
+        """SIGTERM, and wait for the end: QEMU removes its sockets itself."""
+        self.program.signal(signal.SIGTERM)
+        await self.program.ended(timeout_s=_START_S)
+        await self._let_go()
+
+    async def restart(self) -> None:
+        """Start a new QEMU on the same sockets; a running one is killed first."""
+        if self._program is not None:
+            await self.kill()
+        await self.start()
+
+    # ---- what goes on inside ----
+
+    @property
+    def boots(self) -> int:
+        """How often this QEMU's guest has booted."""
+        return 0 if self._serial is None else self._serial.boots
+
+    async def booted(self, *, boots: int = 1, timeout_s: float = _BOOT_S) -> None:
+        """Wait until the guest has booted for the ``boots``-th time in this QEMU and takes commands.
+
+        Raises:
+            LabError: not in time; the message has the tail of the console.
+        """
+        serial = self._line()
+        try:
+            async with asyncio.timeout(timeout_s):
+                if self.snapshot is not None and serial.boots == 0:
+                    await serial.command("ping", timeout_s=timeout_s)
+                while serial.boots < boots:
+                    if self.program.exit_status is not None:
+                        raise LabError(self.program.complaint("ended before the guest had booted"))
+                    serial.heard.clear()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(1):  # QEMU's end is looked for once a second
+                            await serial.heard.wait()
+        except (TimeoutError, LabError) as error:
+            why = str(error) or f"not within {timeout_s:g} s"
+            raise LabError(f"{self.name} has not booted: {why}{tail(self.console)}") from error
+
+    async def command(self, command: str, *, timeout_s: float = _COMMAND_S) -> str:
+        """Send one command to the guest (``guest_init.c`` lists them); return the words after ``ok``.
+
+        Raises:
+            LabError: the guest answered with an error or not in time; with the tail of the console.
+        """
+        try:
+            return await self._line().command(command, timeout_s=timeout_s)
+        except LabError as error:
+            raise LabError(f"{self.name}: {error}{tail(self.console)}") from error
+
+    async def guest_memory(self) -> GuestMemory:
+        """Return the guest's own figures.
+
+        Raises:
+            LabError: as for `command`.
+        """
+        fields = dict(word.split("=") for word in (await self.command("stat")).split())
+        driver = fields.pop("driver") == "1"
+        return GuestMemory(**{key: int(value) for key, value in fields.items()}, driver=driver)
+
+    def reboot(self) -> None:
+        """Let the guest reboot itself; await `booted` with ``boots`` one higher."""
+        self._line().send("r reboot")
+
+    def power_off(self) -> None:
+        """Let the guest power itself off: QEMU shuts down."""
+        self._line().send("p poweroff")
+
+    def _line(self) -> SerialPort:
+        if self._serial is None:
+            raise LabError(f"{self.name} has no guest inside, or is not started")
+        return self._serial

@@ -1,0 +1,296 @@
+"""The guest image: a Debian kernel and an initramfs of one small program, built once and cached.
+
+The kernel is that of Debian's ``linux-image-cloud-amd64``, downloaded but not installed; an installed one
+is the fall-back. ``guest_init.c`` is compiled by tcc, which is downloaded the same way (a compiler on the
+PATH is its fall-back). Neither needs root. The cache is ``$QMPBALLOON_CACHE``, else
+``$XDG_CACHE_HOME/qmpballoon``, else ``~/.cache/qmpballoon``, and may be deleted at any time.
+
+``python -m qmpballoon.lab.image`` builds the image and prints where it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import lzma
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TextIO
+
+from qmpballoon.lab.require import LabError, require_programs
+
+KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
+
+_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_balloon")  # loaded in this order, after what they need
+_INIT_SOURCE: Final = Path(__file__).with_name("guest_init.c")
+_DOWNLOAD_S: Final = 300.0  # 27 MB, on a slow line
+_COMMAND_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestImage:
+    """What QEMU boots: ``kernel`` and ``initramfs`` files, in a directory named by the recipe."""
+
+    kernel: Path
+    initramfs: Path
+
+    @classmethod
+    def inside(cls, directory: Path) -> GuestImage:
+        """Return the image whose files lie, or will lie, in ``directory``."""
+        return cls(directory / "vmlinuz", directory / "initramfs")
+
+
+def cache_directory() -> Path:
+    """Return the directory of everything that the lab builds once; it is made if it is not there."""
+    chosen = os.environ.get("QMPBALLOON_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    directory = Path(chosen) if chosen else Path(base) / "qmpballoon"
+    directory = directory.expanduser().absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def guest_image(progress: Callable[[str], None] = lambda line: None) -> GuestImage:
+    """Return the guest image, built if this recipe was not built before; blocks for seconds then.
+
+    The recipe is the source of the init program and of this module. The kernel is what Debian has at the
+    time of building: asking for a newer one at every start would cost seconds and need the network.
+    ``progress`` gets a line for each step that takes long.
+
+    Raises:
+        LabError: something cannot be downloaded, compiled or found; the message says what to install.
+    """
+    recipe = hashlib.sha256(_INIT_SOURCE.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:12]
+    cache = cache_directory()
+    directory = cache / f"image-{recipe}"
+    image = GuestImage.inside(directory)
+    if directory.is_dir():
+        os.utime(directory)
+        return image
+    with _locked(cache / "lock"):
+        if directory.is_dir():  # built by the one we waited for
+            return image
+        _tidy(cache)
+        with tempfile.TemporaryDirectory(prefix="building-", dir=cache) as building:
+            product = Path(building) / "image"
+            product.mkdir()
+            _build(GuestImage.inside(product), Path(building), progress)
+            product.rename(directory)
+    return image
+
+
+def _tidy(cache: Path) -> None:
+    """Remove builds that were killed (the lock is ours) and images that were not used for a week."""
+    oldest = time.time() - 7 * 86400
+    for directory in [*cache.glob("building-*"), *cache.glob("image-*")]:
+        if directory.name.startswith("building-") or directory.stat().st_mtime < oldest:
+            shutil.rmtree(directory)
+
+
+def blank_disk(size: int) -> Path:
+    """Return a file of ``size`` zero bytes that takes no room; all guests may read the same one."""
+    path = cache_directory() / f"disk-{size}"
+    with path.open("ab") as file:
+        file.truncate(size)
+    return path
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, waited for as long as its holder lives: the kernel frees it when that one dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(image: GuestImage, work: Path, progress: Callable[[str], None]) -> None:
+    kernel, modules, compiler = _materials(work, progress)
+    init = work / "init"
+    try:
+        _run([compiler, "-nostdlib", "-static", "-fno-builtin", "-o", str(init), str(_INIT_SOURCE)])
+    except LabError as error:
+        raise LabError(f"cannot compile the guest's init program: {error}") from error
+    files = _module_files(modules)
+    order = _load_order(files, modules)
+    entries = [_Entry(name, stat.S_IFDIR | 0o755) for name in ("proc", "sys", "dev", "modules")]
+    entries.append(_Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
+    entries.append(_Entry("init", stat.S_IFREG | 0o755, init.read_bytes()))
+    entries += [_Entry(f"modules/{name}.ko", stat.S_IFREG | 0o644, _contents(files[name])) for name in order]
+    listing = "".join(f"/modules/{name}.ko\n" for name in order)
+    entries.append(_Entry("modules/order", stat.S_IFREG | 0o644, listing.encode()))
+    image.initramfs.write_bytes(_newc(entries))
+    shutil.copyfile(kernel, image.kernel)
+
+
+# ---- where the parts come from ----
+
+
+def _materials(work: Path, progress: Callable[[str], None]) -> tuple[Path, Path, str]:
+    """Return the kernel, the directory of its modules, and a C compiler."""
+    try:
+        root = _download(work, progress)
+        kernel, modules = _kernel_under(root)
+        return kernel, modules, str(root / "usr/bin/tcc")
+    except LabError as error:
+        try:
+            kernel, modules = _kernel_under(Path("/"))
+        except LabError:
+            raise LabError(
+                f"no kernel for the guests: {error}. "
+                f"Run `apt-get update` as root, or install {KERNEL_PACKAGE} and tcc"
+            ) from error
+        compiler = shutil.which("tcc") or shutil.which("gcc") or shutil.which("cc")
+        if compiler is None:
+            raise LabError(f"no C compiler for the guest's init program: {error}. Install tcc") from error
+        progress(f"not downloaded ({error}): using the installed {kernel}")
+        return kernel, modules, compiler
+
+
+def _download(work: Path, progress: Callable[[str], None]) -> Path:
+    require_programs("apt-get", "apt-cache", "dpkg-deb")
+    packages, root = work / "packages", work / "root"
+    packages.mkdir()
+    progress(f"downloading {KERNEL_PACKAGE} and tcc (27 MB) for the guest image")
+    try:
+        _download_packages(packages)
+    except LabError:
+        if os.geteuid() != 0:
+            raise
+        progress("Debian's package lists are missing or too old: fetching them")
+        _run(["apt-get", "-qq", "update"], timeout_s=_DOWNLOAD_S)
+        _download_packages(packages)
+    for package in packages.glob("*.deb"):
+        _run(["dpkg-deb", "-x", str(package), str(root)])
+    return root
+
+
+def _download_packages(directory: Path) -> None:
+    depends = _run(["apt-cache", "depends", KERNEL_PACKAGE])
+    concrete = re.search(r"Depends: (linux-image-\S+-cloud-amd64)\s", depends)
+    if concrete is None:
+        raise LabError(f"Debian's package lists do not know {KERNEL_PACKAGE}")
+    _run(["apt-get", "-qq", "download", concrete[1], "tcc"], directory=directory, timeout_s=_DOWNLOAD_S)
+
+
+def _kernel_under(root: Path) -> tuple[Path, Path]:
+    for kernel in sorted(root.glob("boot/vmlinuz-*-cloud-amd64"), reverse=True):
+        version = kernel.name.removeprefix("vmlinuz-")
+        for modules in (root / "lib/modules" / version, root / "usr/lib/modules" / version):
+            if modules.is_dir() and os.access(kernel, os.R_OK):
+                return kernel, modules
+    raise LabError(f"no readable {root / 'boot/vmlinuz-*-cloud-amd64'} with its modules")
+
+
+def _run(arguments: list[str], *, directory: Path | None = None, timeout_s: float = _COMMAND_S) -> str:
+    try:
+        done = subprocess.run(
+            arguments,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LabError(f"{arguments[0]}: {error}") from error
+    if done.returncode != 0:
+        raise LabError(f"`{' '.join(arguments)}` failed: {(done.stderr or done.stdout).strip()[-600:]}")
+    return done.stdout
+
+
+# ---- modules ----
+
+
+def _module_files(modules: Path) -> dict[str, Path]:
+    """Return every module by its name, with underscores as the kernel has it."""
+    files = (path for path in modules.rglob("*.ko*") if path.name.endswith((".ko", ".ko.xz", ".ko.gz")))
+    return {path.name.split(".ko")[0].replace("-", "_"): path for path in files}
+
+
+def _contents(module: Path) -> bytes:
+    openers: dict[str, Callable[[bytes], bytes]] = {".xz": lzma.decompress, ".gz": gzip.decompress}
+    return openers.get(module.suffix, bytes)(module.read_bytes())
+
+
+def _load_order(files: dict[str, Path], modules: Path) -> list[str]:
+    """Return the wanted modules, each after those that its own ``depends=`` names."""
+    listing = modules / "modules.builtin"
+    paths = listing.read_text().split() if listing.exists() else []
+    builtin = {Path(path).name.split(".ko")[0].replace("-", "_") for path in paths}
+    order: list[str] = []
+
+    def add(name: str) -> None:
+        if name in order or name in builtin:
+            return
+        if name not in files:
+            raise LabError(f"the kernel under {modules} has no module {name}")
+        needs = re.search(rb"\0depends=([^\0]*)\0", _contents(files[name]))
+        for needed in needs[1].decode().split(",") if needs and needs[1] else []:
+            add(needed.replace("-", "_"))
+        order.append(name)
+
+    for name in _MODULES:
+        add(name)
+    return order
+
+
+# ---- the archive ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    mode: int
+    contents: bytes = b""
+    device: tuple[int, int] = (0, 0)
+
+
+def _newc(entries: Iterable[_Entry]) -> bytes:
+    """Return a cpio archive in the "newc" format that the kernel unpacks.
+
+    Source: Documentation/driver-api/early-userspace/buffer-format.rst of Linux. It stays uncompressed: it
+    is 0.4 MB, and a guest under TCG is slow at unpacking.
+    """
+    archive = bytearray()
+    for inode, entry in enumerate([*entries, _Entry("TRAILER!!!", 0)], start=1):
+        name = entry.name.encode() + b"\0"
+        #        inode mode uid gid links mtime size device(2) special(2) name checksum
+        fields = (inode, entry.mode, 0, 0, 1, 0, len(entry.contents), 0, 0, *entry.device, len(name), 0)
+        archive += b"070701" + b"".join(b"%08X" % field for field in fields) + name
+        archive += b"\0" * (-len(archive) % 4)
+        archive += entry.contents
+        archive += b"\0" * (-len(archive) % 4)
+    return bytes(archive)
+
+
+def main() -> int:
+    """Build the image if it is not there; print its directory, or what is missing (exit status 1)."""
+    started = time.monotonic()
+    try:
+        image = guest_image(lambda line: _print(f"{line} ...", sys.stderr))
+    except LabError as error:
+        _print(str(error), sys.stderr)
+        return 1
+    _print(f"guest image: {image.kernel.parent} ({time.monotonic() - started:.1f} s)", sys.stdout)
+    return 0
+
+
+def _print(line: str, stream: TextIO) -> None:
+    stream.write(f"{line}\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""What all tests share: asyncio in debug mode, also in the programs that tests start, and short paths."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["PYTHONASYNCIODEBUG"] = "1"  # read by asyncio whenever it makes a loop
+
+
+@pytest.fixture
+def sockets_dir() -> Iterator[Path]:
+    """A directory with a short name, removed afterwards: the path of a unix socket has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="qb-", dir="/tmp") as directory:
+        yield Path(directory)

@@ -1,0 +1,79 @@
+"""The lab's brokers do what the other tests believe of them."""
+
+from __future__ import annotations
+
+import aiomqtt
+import pytest
+
+from qmpballoon.lab.broker import HOST, LabBroker, PortTaken
+from qmpballoon.lab.require import LabError
+from qmpballoon.lab.room import LabRoom
+
+
+def _client(broker: LabBroker, **options: str) -> aiomqtt.Client:
+    return aiomqtt.Client(HOST, broker.port, timeout=10, **options)  # type: ignore[arg-type]
+
+
+async def _retained(broker: LabBroker) -> bytes | None:
+    """Return what is retained under ``lab/kept``; a marker that follows tells that there is nothing."""
+    async with _client(broker) as client:
+        await client.subscribe([("lab/kept", 1), ("lab/marker", 1)])
+        await client.publish("lab/marker", b"", qos=1)
+        async for message in client.messages:
+            return bytes(message.payload) if message.topic.matches("lab/kept") else None
+    raise AssertionError("the broker went away")
+
+
+async def _retain(broker: LabBroker) -> None:
+    async with _client(broker) as client:
+        await client.publish("lab/kept", b"yes", qos=1, retain=True)
+
+
+async def test_a_restarted_broker_has_its_port_again_and_has_forgotten(broker: LabBroker) -> None:
+    await _retain(broker)
+    assert await _retained(broker) == b"yes"
+    port = broker.port
+    await broker.restart()
+    assert broker.port == port
+    assert await _retained(broker) is None
+
+
+async def test_a_broker_with_persistence_remembers_over_a_kill(lab: LabRoom) -> None:
+    broker = await lab.broker(persistence=True)
+    await _retain(broker)
+    await broker.terminate()
+    await broker.start()
+    assert await _retained(broker) == b"yes"
+
+
+async def test_a_killed_broker_is_gone_for_its_clients(broker: LabBroker) -> None:
+    async with _client(broker) as client:
+        await client.subscribe("lab/#")
+        await broker.kill()
+        with pytest.raises(aiomqtt.MqttError):
+            await anext(client.messages)
+    with pytest.raises(aiomqtt.MqttError):
+        await _retain(broker)
+
+
+async def test_a_broker_knows_its_users_and_their_rights(lab: LabRoom) -> None:
+    broker = await lab.broker(
+        passwords={"anna": "open", "ben": "sesame"},
+        acl=["user anna", "topic readwrite lab/#", "user ben", "topic read lab/#"],
+    )
+    with pytest.raises(aiomqtt.MqttError):
+        await _retain(broker)
+    async with _client(broker, username="ben", password="sesame") as ben:
+        await ben.subscribe("lab/#", qos=1)
+        await ben.publish("lab/kept", b"from ben", qos=1)
+        async with _client(broker, username="anna", password="open") as anna:
+            await anna.publish("lab/kept", b"from anna", qos=1)
+        assert (await anext(ben.messages)).payload == b"from anna"
+
+
+async def test_a_taken_port_is_told_apart_from_a_bad_configuration(lab: LabRoom) -> None:
+    broker = await lab.broker()
+    with pytest.raises(PortTaken):
+        await lab.broker(port=broker.port)
+    with pytest.raises(LabError, match="no_such_option"):
+        await lab.broker(options=["no_such_option 1"])

@@ -1,0 +1,107 @@
+"""The error tree: its classes, words and sentences."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qmpballoon import errors
+from qmpballoon.model import VmState
+
+
+def all_errors() -> list[type[errors.QmpBalloonError]]:
+    found: list[type[errors.QmpBalloonError]] = []
+    waiting = [errors.QmpBalloonError]
+    while waiting:
+        kind = waiting.pop()
+        found.append(kind)
+        waiting += kind.__subclasses__()
+    return found
+
+
+@pytest.mark.parametrize("kind", all_errors())
+def test_every_error_has_a_stable_word_of_the_list(kind: type[errors.QmpBalloonError]) -> None:
+    assert kind.code in errors.ERROR_WORDS
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind
+        for kind in all_errors()
+        if kind is not errors.QmpBalloonError and kind.__module__ == "qmpballoon.errors"
+    ],
+)
+def test_every_error_stands_in_the_drawn_tree_with_its_bases(kind: type[errors.QmpBalloonError]) -> None:
+    assert errors.__doc__ is not None
+    outside = [base.__name__ for base in kind.__bases__ if base is not errors.QmpBalloonError]
+    drawn = kind.__name__ + (f"({outside[0]})" if outside else "")
+    assert re.search(rf"[├└] {re.escape(drawn)}\s", errors.__doc__)
+
+
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        (errors.Unreachable, OSError),
+        (errors.OutOfRange, ValueError),
+        (errors.InvalidSize, ValueError),
+        (errors.NotReady, TimeoutError),
+        (errors.NotReached, TimeoutError),
+    ],
+)
+def test_errors_can_be_caught_as_the_builtin_that_fits(kind: type, base: type) -> None:
+    assert issubclass(kind, base)
+    assert issubclass(kind, errors.QmpBalloonError)
+
+
+@pytest.mark.parametrize(
+    "kind", [errors.Unreachable, errors.MonitorBusy, errors.ConnectionLost, errors.NoBalloon]
+)
+def test_a_plain_error_says_what_it_was_given(kind: type[errors.QmpBalloonError]) -> None:
+    assert str(kind("the socket /run/a.qmp is not there")) == "the socket /run/a.qmp is not there"
+
+
+def test_an_error_of_qemu_keeps_its_facts() -> None:
+    error = errors.QmpError("balloon", "GenericError", "Parameter 'target' expects a size")
+    assert (error.command, error.error_class) == ("balloon", "GenericError")
+    assert error.description == "Parameter 'target' expects a size"
+    assert str(error) == "QEMU refused balloon: Parameter 'target' expects a size (GenericError)"
+
+
+def test_a_target_that_was_not_reached_is_told_with_both_figures() -> None:
+    state = VmState(run_state="running", size=300, actual=200, target=100, guest=None)
+    error = errors.NotReached(100, state, 2.5)
+    assert (error.target, error.state) == (100, state)
+    assert all(fact in str(error) for fact in ("200 bytes", "100", "2.5 s"))
+
+
+def test_a_refused_request_bears_the_word_it_was_given() -> None:
+    error = errors.RequestRefused("superseded", "a newer target came")
+    assert (error.code, str(error)) == ("superseded", "a newer target came")
+    assert errors.RequestRefused.code == "internal"
+
+
+@pytest.mark.parametrize(
+    ("problem", "sentence"),
+    [
+        (errors.Problem(3, "vm.floor", "is wrong"), "line 3: vm.floor: is wrong"),
+        (errors.Problem(3, "", "is wrong"), "line 3: is wrong"),
+        (errors.Problem(None, "--budget", "is wrong"), "--budget: is wrong"),
+        (errors.Problem(None, "", "is wrong"), "is wrong"),
+    ],
+)
+def test_a_problem_says_its_place_as_far_as_it_is_known(problem: errors.Problem, sentence: str) -> None:
+    assert str(problem) == sentence
+
+
+def test_a_configuration_error_is_one_line_per_problem() -> None:
+    problems = [errors.Problem(1, "a", "x"), errors.Problem(None, "b", "y")]
+    error = errors.ConfigurationError("agent.toml", problems)
+    assert (error.source, error.problems) == ("agent.toml", tuple(problems))
+    assert str(error) == "agent.toml: line 1: a: x\nagent.toml: b: y"
+
+
+def test_an_invalid_size_keeps_text_and_hint() -> None:
+    error = errors.InvalidSize("512M", "write 512MiB")
+    assert (error.text, error.hint, str(error)) == ("512M", "write 512MiB", "'512M' is no size: write 512MiB")

@@ -63,6 +63,8 @@ class GuestSnapshot:
     rss: int | None = None  # of its QEMU process
     rss_tells: bool = True  # False: hugepages, locked memory, vfio: RSS does not follow the balloon
     oom_kills: int | None = None  # since the guest's boot, where it reports them
+    gives_at_most: int | None = None  # the guard's word: what may be taken from it now; None: no limit
+    charge_at_least: int = 0  # the guard's word: what it holds in truth, as far as the host can see
 
     def sample_age_s(self, now_s: float) -> float | None:
         """Return the age of the newest figures; None if there are none."""
@@ -78,7 +80,7 @@ class GuestSnapshot:
         """What it counts against the budget."""
         if not self.driver_up:
             return self.size
-        return max(self.actual, self.target or 0)
+        return max(self.actual, self.target or 0, self.charge_at_least)
 
     @property
     def critical(self) -> int:

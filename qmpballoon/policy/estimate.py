@@ -1,0 +1,162 @@
+"""What a guest needs, from what it claims and what the host can corroborate. Pure.
+
+``held`` is what it cannot give without pain, of one consistent reading, capped by the resident memory
+of its QEMU: that can refute "I need all", never "I need little". ``trend`` is the rise of held in bytes
+per second, so it means the same however often a guest is sampled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from qmpballoon.policy.snapshot import GuestSnapshot, critical
+from qmpballoon.units import MIB
+
+AVERAGE_OVER_S: Final = 60.0
+TREND_FROM: Final = 0.01  # of held per second; slower is no growth
+TREND_KEEPS: Final = 0.7  # of itself per second without growth
+TREND_LOOKS_AHEAD_S: Final = 4.0
+EMERGENCY_WITHIN_S: Final = 3.0  # at the present trend
+PEAK_FADES: Final = 0.10  # of itself per minute
+COLLAPSE: Final = 0.35  # of held, lost at once: a kill or a restart; its service returns
+COLLAPSE_WITHIN_S: Final = 5.0
+COLLAPSE_KEPT_S: Final = 30.0
+YOUNG_FOR_S: Final = 30.0  # services start
+YOUNG_NEEDS: Final = 1.5
+RSS_SLACK: Final = 1.03
+RSS_MARGIN: Final = 8 * MIB
+_LEAST_STEP_S: Final = 0.05  # two readings closer than this say nothing about a rate
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What is remembered of a guest's held memory; belongs to one life and boot."""
+
+    life: str
+    booted_at_s: float
+    seen_at_s: float
+    held: int
+    average: float
+    trend: float  # bytes per second, at seen_at_s
+    peak: float  # at seen_at_s
+    collapsed_at_s: float = -COLLAPSE_KEPT_S
+    before_collapse: int = 0
+    oom_kills: int | None = None
+    killed_at_s: float = -COLLAPSE_KEPT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a guest has and needs now, in bytes."""
+
+    held: int
+    available: int  # with the actual of now
+    trend: float  # bytes per second
+    want: int  # held with the headroom that it should have, within floor and ceiling
+    emergency: bool
+    thin: bool  # less than twice the critical available memory
+    caches: int  # page cache, as far as it is really used
+
+    @property
+    def spare(self) -> int:
+        """What it could give without touching what it holds."""
+        return self.available
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateRules:
+    """Safeties that only tests turn off, each with a scenario that then fails."""
+
+    corroborate: bool = True  # cap claims by RSS
+    look_ahead: bool = True  # mind the trend
+    remember_peaks: bool = True
+
+
+def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Past | None:
+    """Return what is remembered after this tick: unchanged if no new consistent reading came."""
+    if past is not None and (past.life != guest.life or past.booted_at_s != guest.booted_at_s):
+        past = None
+    reading = guest.reading
+    if reading is None or reading.held is None:
+        return past
+    held = corroborated(reading.held, guest) if rules.corroborate else reading.held
+    if past is None:
+        return Past(
+            life=guest.life,
+            booted_at_s=guest.booted_at_s,
+            seen_at_s=reading.seen_at_s,
+            held=held,
+            average=held,
+            trend=0.0,
+            peak=held,
+            oom_kills=guest.oom_kills,
+        )
+    passed_s = reading.seen_at_s - past.seen_at_s
+    if passed_s < _LEAST_STEP_S:
+        return past
+    rise = (held - past.held) / passed_s
+    faded = past.trend * TREND_KEEPS**passed_s
+    trend = max(faded, rise if rise > TREND_FROM * max(held, MIB) else 0.0)
+    weight = min(1.0, passed_s / AVERAGE_OVER_S)
+    after = replace(
+        past,
+        seen_at_s=reading.seen_at_s,
+        held=held,
+        average=past.average + weight * (held - past.average),
+        trend=trend if rules.look_ahead else 0.0,
+        peak=max(float(held), past.peak * (1 - PEAK_FADES * min(1.0, passed_s / 60))),
+        oom_kills=guest.oom_kills,
+    )
+    if held < past.held * (1 - COLLAPSE) and passed_s < COLLAPSE_WITHIN_S:
+        after = replace(after, collapsed_at_s=now_s, before_collapse=past.held, trend=0.0)
+    if guest.oom_kills is not None and past.oom_kills is not None and guest.oom_kills > past.oom_kills:
+        after = replace(after, killed_at_s=now_s)
+    return after
+
+
+def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Estimate:
+    """Return what the guest has and needs now."""
+    held, age_s = past.held, max(0.0, now_s - past.seen_at_s)
+    trend = past.trend * TREND_KEEPS**age_s
+    need = max(float(held), past.average)
+    if now_s - past.collapsed_at_s < COLLAPSE_KEPT_S:
+        need = max(need, float(past.before_collapse))
+    want = 1.2 * need + 16 * MIB + min(TREND_LOOKS_AHEAD_S * trend, held / 2)
+    if rules.remember_peaks:
+        want = max(want, 1.1 * past.peak * (1 - PEAK_FADES * min(1.0, age_s / 60)))
+    if now_s - guest.booted_at_s < YOUNG_FOR_S:
+        want = max(want, YOUNG_NEEDS * need)
+    available = max(0, guest.actual - held)
+    mark = critical(guest.actual)
+    killed = now_s - past.killed_at_s < COLLAPSE_KEPT_S / 10
+    emergency = available < mark or available < EMERGENCY_WITHIN_S * trend or killed
+    refuted = rules.corroborate and _refuted(guest)
+    figures = guest.reading.figures if guest.reading else None
+    caches = figures.caches if figures and figures.caches is not None else 0
+    free = figures.free if figures and figures.free is not None else guest.actual
+    return Estimate(
+        held=held,
+        available=available,
+        trend=trend,
+        want=guest.clamp(int(want)),
+        emergency=emergency and not refuted,
+        thin=available < 2 * mark and not refuted,
+        caches=caches if free < guest.actual // 10 else 0,
+    )
+
+
+def corroborated(held: int, guest: GuestSnapshot) -> int:
+    """Return what the guest holds at most, by the resident memory of its QEMU."""
+    return held if guest.rss is None or not guest.rss_tells else min(held, _rss_cap(guest.rss))
+
+
+def _rss_cap(rss: int) -> int:
+    return int(rss * RSS_SLACK) + RSS_MARGIN
+
+
+def _refuted(guest: GuestSnapshot) -> bool:
+    """Tell whether the guest claims to hold what its QEMU does not have resident."""
+    if guest.rss is None or not guest.rss_tells or guest.reading is None or guest.reading.held is None:
+        return False
+    return guest.reading.held > _rss_cap(guest.rss)

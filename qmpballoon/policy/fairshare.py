@@ -1,0 +1,205 @@
+"""``fairshare``: what guests hold first, then emergencies, floors and wishes, by shares. Pure.
+
+Each tick every guest is entitled to a size, in tiers, each filled by shares until the budget is spent:
+
+    a  the floor as far as it is held      e  floors
+    b  what is held                        f  wants: held with headroom, peaks, growth
+    c  emergencies: half as much again     g  page cache that is really used
+    d  what will be held in a second
+
+Nothing moves because of that alone: a guest grows when its headroom is below half of what it is
+entitled to; others shrink when somebody lacks, or the pool of free budget is low. In a hurry donors
+give at once, otherwise a quarter of it. The guard orders the moves and keeps the accounts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from qmpballoon.model import VmName
+from qmpballoon.policy.estimate import Estimate, EstimateRules, Past, estimate, observe
+from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
+from qmpballoon.policy.water_fill import filled_in_tiers
+from qmpballoon.units import MIB
+
+POOL: Final = 0.04  # of the budget; free for the next emergency
+MARGIN: Final = 8 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class FairShareState:
+    """What is remembered of each guest."""
+
+    pasts: Mapping[VmName, Past] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FairShare:
+    """The default policy; ``rules`` are safeties that only tests turn off."""
+
+    rules: EstimateRules = field(default_factory=EstimateRules)
+    name: str = "fairshare"
+
+    def start(self) -> FairShareState:
+        """Return the state before the first tick."""
+        return FairShareState()
+
+    def step(self, state: FairShareState, snapshot: Snapshot) -> tuple[FairShareState, Decisions]:
+        """Return the next state and what to do."""
+        pasts = {}
+        for guest in snapshot.guests:
+            past = observe(state.pasts.get(guest.vm), guest, snapshot.now_s, self.rules)
+            if past is not None:
+                pasts[guest.vm] = past
+        known = {
+            guest.vm: _Known(guest, estimate(pasts[guest.vm], guest, snapshot.now_s, self.rules))
+            for guest in snapshot.guests
+            if guest.mode == "auto" and guest.driver_up and guest.vm in pasts
+        }
+        decisions: dict[VmName, Decision] = {
+            guest.vm: Hold("no-figures") for guest in snapshot.guests if guest.vm not in known
+        }
+        pool = int(snapshot.budget * POOL)
+        entitled = entitlements(known, snapshot, pool)
+        decisions |= moves(known, entitled, snapshot, pool)
+        return FairShareState(pasts), decisions
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A guest that may be moved, with its estimate."""
+
+    guest: GuestSnapshot
+    estimate: Estimate
+
+    @property
+    def highest(self) -> int:
+        """What it has, or will have when the last target is reached, whichever is more."""
+        return max(self.guest.actual, self.guest.target or 0)
+
+    @property
+    def lowest(self) -> int:
+        """What it has, or will have when the last target is reached, whichever is less."""
+        return min(self.guest.actual, self.guest.target or self.guest.actual)
+
+    @property
+    def dead_band(self) -> int:
+        """A move smaller than this is not worth a command."""
+        band = max(8 * MIB, self.guest.actual // 25)
+        return band // 2 if self.estimate.thin or self.estimate.emergency else band
+
+    @property
+    def may_give(self) -> int:
+        """What can be taken at once without bringing it near an emergency."""
+        keeps = max(MARGIN, self.guest.actual * 6 // 100)
+        gives = max(0, int(0.9 * (self.lowest - self.estimate.held - keeps)))
+        limit = self.guest.gives_at_most
+        return gives if limit is None else min(gives, limit)
+
+
+def entitlements(known: Mapping[VmName, _Known], snapshot: Snapshot, pool: int) -> Mapping[VmName, int]:
+    """Return the size that each movable guest is entitled to now, in bytes."""
+    others = sum(_counts(guest) for guest in snapshot.guests if guest.vm not in known)
+    total = snapshot.budget - snapshot.held_back - pool - others
+
+    def tier(level: str) -> Mapping[VmName, int]:
+        return {vm: min(entry.guest.ceiling, _level(level, entry)) for vm, entry in known.items()}
+
+    if not known:
+        return {}
+    shares = {vm: entry.guest.shares for vm, entry in known.items()}
+    return filled_in_tiers(tuple(tier(level) for level in "abcdefg"), shares, total)
+
+
+def _counts(guest: GuestSnapshot) -> int:
+    """Return what a guest that is not moved takes from the others' entitlement.
+
+    One that boots takes its floor, not its size: that would squeeze everybody for the seconds of a boot.
+    """
+    return guest.charge if guest.driver_up else min(guest.charge, guest.floor)
+
+
+def _level(level: str, entry: _Known) -> int:
+    held = entry.estimate.held
+    with_margin = held * 105 // 100 + MARGIN
+    match level:
+        case "a":
+            return min(entry.guest.floor, with_margin)
+        case "b":
+            return with_margin
+        case "c":
+            return held * 3 // 2 if entry.estimate.emergency else 0
+        case "d":
+            return held * 110 // 100 + MARGIN + int(entry.estimate.trend)
+        case "e":
+            return entry.guest.floor
+        case "f":
+            return entry.estimate.want
+        case _:
+            return entry.estimate.want + entry.estimate.caches
+
+
+def moves(
+    known: Mapping[VmName, _Known], entitled: Mapping[VmName, int], snapshot: Snapshot, pool: int
+) -> dict[VmName, Decision]:
+    """Return who grows and who shrinks, given what each is entitled to."""
+    decisions: dict[VmName, Decision] = {vm: Hold("at-ease") for vm in known}
+    lacking = 0
+    hurry = False
+    for vm, entry in known.items():
+        target = entry.guest.clamp(entitled[vm])
+        more = target - entry.highest
+        headroom, intended = entry.highest - entry.estimate.held, target - entry.estimate.held
+        if more <= entry.dead_band or not (entry.estimate.emergency or 2 * headroom < intended):
+            continue
+        lacking += more
+        hurry = hurry or entry.estimate.emergency or entry.estimate.thin
+        why = "emergency" if entry.estimate.emergency else "thin" if entry.estimate.thin else "grow"
+        decisions[vm] = SetTarget(target, why, urgent=entry.estimate.emergency)
+    free = snapshot.budget - snapshot.held_back - snapshot.charged
+    coming = sum(max(0, guest.charge - (guest.target or guest.charge)) for guest in snapshot.guests)
+    over = free < 0
+    wanted = lacking + (pool if lacking or free + coming < pool // 2 else 0) - free - coming
+    if wanted > 0:
+        decisions |= gifts(known, entitled, decisions, wanted, hurry=hurry or over)
+    return decisions
+
+
+def gifts(
+    known: Mapping[VmName, _Known],
+    entitled: Mapping[VmName, int],
+    decisions: Mapping[VmName, Decision],
+    wanted: int,
+    *,
+    hurry: bool,
+) -> dict[VmName, Decision]:
+    """Return who gives how much, so that ``wanted`` bytes come together.
+
+    In a hurry everybody gives his part, so that it comes at the sum of their rates; otherwise those who
+    have most, so that few are moved, and a quarter at a time.
+    """
+    surplus = {
+        vm: min(entry.may_give, entry.lowest - entry.guest.clamp(entitled[vm]))
+        for vm, entry in known.items()
+        if not isinstance(decisions[vm], SetTarget)
+    }
+    surplus = {vm: size for vm, size in surplus.items() if size > 0}
+    there = sum(surplus.values())
+    if not there:
+        return {}
+    given: dict[VmName, Decision] = {}
+    left = wanted if hurry else max(wanted // 4, MARGIN)
+    for vm in sorted(surplus, key=lambda name: (-surplus[name], name)):
+        entry = known[vm]
+        part = min(surplus[vm], -(-surplus[vm] * wanted // there)) if hurry else min(surplus[vm], left)
+        if part < entry.dead_band and not (hurry and there < 2 * wanted):
+            part = min(surplus[vm], entry.dead_band)  # rather a whole step of few than crumbs of many
+            if part < entry.dead_band:
+                continue
+        given[vm] = SetTarget(entry.lowest - part, "give")
+        left -= part
+        if left <= 0:
+            break
+    return given

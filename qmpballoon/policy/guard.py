@@ -1,0 +1,223 @@
+"""What stands around every policy, and around manual control: safe moves, in a safe order. Pure.
+
+It keeps a policy's hands off guests that cannot follow or must not be touched (see ``trouble``), sees to
+emergencies whatever the policy thinks, and keeps the accounts: shrinks go out at once, ordinary grows get
+what is free after them, emergencies also what other guests are about to deliver and, on an overloaded
+host, a loan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, Generic
+
+from qmpballoon.model import VmName
+from qmpballoon.policy.estimate import Estimate, EstimateRules, Past, estimate, observe
+from qmpballoon.policy.snapshot import (
+    Decision,
+    Decisions,
+    GuestSnapshot,
+    Hold,
+    Policy,
+    S,
+    SetTarget,
+    Snapshot,
+)
+from qmpballoon.policy.trouble import LATE_TICK_S, PROBE, Judgement, Safeties, Trouble, judge
+from qmpballoon.policy.water_fill import water_fill
+from qmpballoon.units import MIB
+
+POOL: Final = 0.04  # of the budget, left to emergencies
+LOAN: Final = 0.25  # of what the host has beyond the budget
+MARGIN: Final = 8 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class GuardState(Generic[S]):
+    """The policy's state, what is remembered of each guest, and the last judgements."""
+
+    inner: S
+    troubles: Mapping[VmName, Trouble] = field(default_factory=dict)
+    pasts: Mapping[VmName, Past] = field(default_factory=dict)
+    judgements: Mapping[VmName, Judgement] = field(default_factory=dict)
+    estimates: Mapping[VmName, Estimate] = field(default_factory=dict)
+    stale_before_s: float = float("-inf")
+    lent: int = 0  # bytes over the budget that are lent to guests in need
+
+
+@dataclass(frozen=True, slots=True)
+class Guard(Generic[S]):
+    """A policy within its guard; the switches are for tests only."""
+
+    policy: Policy[S]
+    safeties: Safeties = field(default_factory=Safeties)
+    rules: EstimateRules = field(default_factory=EstimateRules)
+
+    @property
+    def name(self) -> str:
+        """The name of the policy."""
+        return self.policy.name
+
+    def start(self) -> GuardState[S]:
+        """Return the state before the first tick."""
+        return GuardState(self.policy.start())
+
+    def step(self, state: GuardState[S], snapshot: Snapshot) -> tuple[GuardState[S], Decisions]:
+        """Return the next state and what to do."""
+        now_s = snapshot.now_s
+        stale_before_s = now_s if snapshot.elapsed_s > LATE_TICK_S else state.stale_before_s
+        troubles, judgements, pasts = {}, {}, {}
+        for guest in snapshot.guests:
+            troubles[guest.vm], judgements[guest.vm] = judge(
+                state.troubles.get(guest.vm),
+                guest,
+                now_s,
+                stale_before_s=stale_before_s,
+                safeties=self.safeties,
+            )
+            past = observe(state.pasts.get(guest.vm), guest, now_s, self.rules)
+            if past is not None:
+                pasts[guest.vm] = past
+        estimates = {
+            guest.vm: estimate(pasts[guest.vm], guest, now_s, self.rules)
+            for guest in snapshot.guests
+            if guest.vm in pasts and guest.driver_up
+        }
+        seen = replace(
+            snapshot, guests=tuple(_as_judged(guest, judgements[guest.vm]) for guest in snapshot.guests)
+        )
+        inner, wishes = self.policy.step(state.inner, seen)
+        wishes = {
+            guest.vm: self._allowed(guest, judgements[guest.vm], estimates.get(guest.vm), wishes, seen)
+            for guest in seen.guests
+        }
+        decisions, lent = _accounted(wishes, seen, estimates, self.safeties)
+        after = GuardState(inner, troubles, pasts, judgements, estimates, stale_before_s, lent)
+        return after, decisions
+
+    def _allowed(
+        self,
+        guest: GuestSnapshot,
+        judgement: Judgement,
+        known: Estimate | None,
+        wishes: Decisions,
+        snapshot: Snapshot,
+    ) -> Decision:
+        """Return what of a policy's wish may be done with the guest in its state."""
+        if guest.mode == "observe" and not (judgement.set_back or judgement.why):
+            return wishes.get(guest.vm, Hold("observe"))  # published, and never sent by the governor
+        if not judgement.may_grow and not judgement.set_back:
+            return Hold(judgement.why or "held")
+        relieved = self._relief(guest, known)
+        if relieved is not None:
+            wish = wishes.get(guest.vm)
+            more = isinstance(wish, SetTarget) and guest.mode == "auto" and wish.target >= relieved.target
+            return wish if more and wish is not None else relieved
+        if guest.mode != "auto":
+            return Hold(guest.mode)
+        if judgement.proportional:
+            fair = max(guest.actual, guest.clamp(proportional(guest, snapshot)))
+            if fair > max(guest.actual, guest.target or 0) + MARGIN:
+                return SetTarget(fair, judgement.why or "proportional")
+        if judgement.set_back and guest.target != guest.actual:
+            return SetTarget(guest.actual, judgement.why or "set-back")
+        wish = wishes.get(guest.vm, Hold("no-decision"))
+        if isinstance(wish, Hold):
+            return Hold(judgement.why) if judgement.why else wish
+        if wish.target < guest.actual:
+            return self._shrink(guest, judgement, known, wish)
+        return wish
+
+    def _relief(self, guest: GuestSnapshot, known: Estimate | None) -> SetTarget | None:
+        """Return what an emergency asks for, whatever the mode; None if there is none."""
+        if not self.safeties.emergencies or known is None or not known.emergency or guest.mode == "observe":
+            return None
+        target = min(guest.ceiling, max(known.held * 3 // 2, known.held + 2 * guest.critical))
+        if target <= max(guest.actual, guest.target or 0):
+            return None
+        return SetTarget(target, "emergency", urgent=True)
+
+    def _shrink(
+        self, guest: GuestSnapshot, judgement: Judgement, known: Estimate | None, wish: SetTarget
+    ) -> Decision:
+        if not judgement.may_shrink:
+            return Hold(judgement.why or "held")
+        least = guest.floor
+        if self.safeties.emergencies and known is not None:
+            least = max(least, known.held + max(MARGIN, guest.actual * 6 // 100))
+        if judgement.probe:
+            least = max(least, guest.actual - PROBE)
+        target = max(wish.target, least)
+        if target >= min(guest.actual, guest.target or guest.actual):
+            return Hold(judgement.why or "nothing-left")
+        return replace(wish, target=target, why="probe" if judgement.probe else wish.why)
+
+
+def _as_judged(guest: GuestSnapshot, judgement: Judgement) -> GuestSnapshot:
+    """Return the guest as the policy is to see it."""
+    gives = PROBE if judgement.probe else None if judgement.may_shrink else 0
+    return replace(
+        guest,
+        mode=guest.mode if judgement.may_grow else "manual",
+        reading=None if judgement.proportional else guest.reading,
+        gives_at_most=gives,
+        charge_at_least=judgement.charge or 0,
+    )
+
+
+def proportional(guest: GuestSnapshot, snapshot: Snapshot) -> int:
+    """Return the guest's size if all had the same part of their range, in bytes."""
+    floors = sum(other.floor for other in snapshot.guests)
+    ranges = sum(other.ceiling - other.floor for other in snapshot.guests)
+    part = min(1.0, max(0.0, (snapshot.budget - floors) / ranges)) if ranges else 1.0
+    return guest.floor + int(part * (guest.ceiling - guest.floor))
+
+
+def _accounted(
+    wishes: Decisions, snapshot: Snapshot, estimates: Mapping[VmName, Estimate], safeties: Safeties
+) -> tuple[Decisions, int]:
+    """Return the wishes that can be paid for, and what is lent beyond the budget."""
+    guests = {guest.vm: guest for guest in snapshot.guests}
+    decisions = dict(wishes)
+    urgent: dict[VmName, int] = {}
+    ordinary: dict[VmName, int] = {}
+    delivered = 0
+    for vm, wish in wishes.items():
+        guest = guests[vm]
+        target = wish.target if isinstance(wish, SetTarget) else guest.target
+        if guest.driver_up and target is not None and target < guest.actual:
+            delivered += guest.actual - target
+        if isinstance(wish, SetTarget) and wish.target > guest.charge:
+            (urgent if wish.urgent else ordinary)[vm] = wish.target - guest.charge
+    shares = {vm: guest.shares for vm, guest in guests.items()}
+    free = snapshot.budget - snapshot.held_back - snapshot.charged
+    loan = _loan(snapshot, estimates)
+    paid = water_fill(urgent, shares, free + delivered + loan)
+    paid |= water_fill(ordinary, shares, free - sum(paid.values()) - int(snapshot.budget * POOL))
+    if not safeties.accounts:
+        paid = urgent | ordinary
+    for vm, size in paid.items():
+        guest, wish = guests[vm], wishes[vm]
+        assert isinstance(wish, SetTarget)
+        asked = wish.target - guest.charge
+        worth = size == asked or size >= max(MARGIN // 2, guest.actual // 50)
+        target = guest.charge + size // 4096 * 4096
+        decisions[vm] = replace(wish, target=target) if size and worth else Hold("awaits-memory")
+    return decisions, max(0, sum(paid.values()) - max(0, free + delivered))
+
+
+def _loan(snapshot: Snapshot, estimates: Mapping[VmName, Estimate]) -> int:
+    """Return what may be lent beyond the budget: where the guests hold more than it, if that is wanted."""
+    if snapshot.overload != "guests":
+        return 0
+    needs = sum(
+        estimates[guest.vm].held * 105 // 100 + MARGIN if guest.vm in estimates else guest.charge
+        for guest in snapshot.guests
+    )
+    if needs <= snapshot.budget:
+        return 0
+    cap = int(LOAN * max(0, snapshot.mem_total - snapshot.budget))
+    if snapshot.mem_available is not None:
+        cap = min(cap, max(0, snapshot.mem_available - snapshot.reserve // 2))
+    return max(0, cap - max(0, snapshot.charged - snapshot.budget))

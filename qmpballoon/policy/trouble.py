@@ -1,0 +1,253 @@
+"""Trust and trouble: what is wrong with a guest's balloon, and since when. Pure.
+
+Each guest is judged on every tick. A jam is told apart: a guest with nothing left to give is no case of
+trouble, one that claims plenty and gives none is contradicted, the rest is stuck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from qmpballoon.policy.snapshot import GuestSnapshot
+from qmpballoon.units import MIB, is_reached
+
+STUCK_AFTER_S: Final = 5.0
+UNCOOPERATIVE_AFTER_S: Final = 20.0
+FIRST_BACK_OFF_S: Final = 5.0
+LAST_BACK_OFF_S: Final = 60.0
+PROBE: Final = 12 * MIB
+PROGRESS: Final = MIB
+NOTHING_LEFT: Final = 0.15  # of actual available, or less: it has no more to give
+CONTRADICTED: Final = 0.25  # of actual available, or more, and yet gives none
+CONTRADICTED_FOR_S: Final = 60.0
+LONG_STALE_S: Final = 30.0
+FOREIGN_FOR_S: Final = 60.0
+RSS_FOLLOWS_WITHIN_S: Final = 15.0
+RSS_FOLLOWS: Final = 0.3  # of what the guest gave
+RSS_CHECK_FROM: Final = 32 * MIB  # given; less drowns in the noise
+LATE_TICK_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Safeties:
+    """Switches that only tests turn off, each with a scenario that then fails."""
+
+    staleness: bool = True
+    grace: bool = True
+    jams: bool = True
+    contradiction: bool = True  # by RSS
+    foreign_hands: bool = True
+    hands_off: bool = True  # of paused and migrating guests
+    late_ticks: bool = True
+    emergencies: bool = True
+    accounts: bool = True  # shrinks land before ordinary grows
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is remembered of a guest's balloon; belongs to one life and boot."""
+
+    life: str
+    booted_at_s: float
+    actual: int
+    target: int | None = None
+    asked_at_s: float = 0.0  # when the target was seen to change
+    progress_at_s: float = 0.0  # when actual last came nearer to it
+    best: int = 0  # the nearest it came
+    jammed_since_s: float | None = None
+    strikes: int = 0
+    backs_off_until_s: float = 0.0
+    contradicted_until_s: float = 0.0
+    foreign_until_s: float = 0.0
+    settled: int | None = None  # actual when the last target was reached
+    gave: tuple[float, int, int] | None = None  # when, actual and RSS before a shrink that RSS must follow
+    overhead: int | None = None  # RSS beyond actual, the least that was seen
+    untrusted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a guest's state allows. ``health`` None: nothing is wrong that the agent would not see."""
+
+    why: str | None = None  # the reason of a hold, None if it may be moved as the policy wants
+    may_shrink: bool = True
+    may_grow: bool = True
+    set_back: bool = False  # target = actual: it will not get there
+    proportional: bool = False  # its figures say nothing: share by limits alone
+    probe: bool = False  # shrink by PROBE at most, to see whether it moves again
+    charge: int | None = None  # in place of the usual one
+    health: str | None = None  # untrusted, uncooperative, stuck
+
+
+FREE: Final = Judgement()
+_CONTRADICTED: Final = Judgement(
+    "contradicted", may_shrink=False, set_back=True, proportional=True, health="untrusted"
+)
+
+
+def judge(
+    trouble: Trouble | None, guest: GuestSnapshot, now_s: float, *, stale_before_s: float, safeties: Safeties
+) -> tuple[Trouble, Judgement]:
+    """Return what is remembered of the guest after this tick, and what may be done with it now."""
+    if trouble is None or (trouble.life, trouble.booted_at_s) != (guest.life, guest.booted_at_s):
+        trouble = Trouble(
+            guest.life, guest.booted_at_s, guest.actual, guest.target, now_s, now_s, best=guest.actual
+        )
+    trouble = _followed(trouble, guest, now_s, safeties)
+    hands_off = _hands_off(guest, safeties)
+    if hands_off is not None:
+        return replace(trouble, progress_at_s=now_s, jammed_since_s=None), hands_off
+    charge = _charge_by_rss(trouble, guest) if trouble.untrusted else None
+    if trouble.foreign_until_s > now_s:
+        return trouble, Judgement("foreign-hand", may_shrink=False, may_grow=False, charge=charge)
+    if safeties.jams and _is_jammed(trouble, guest, now_s):
+        return _jam(trouble, guest, now_s)
+    if trouble.untrusted:
+        return trouble, Judgement("untrusted", may_shrink=False, charge=charge, health="untrusted")
+    if trouble.contradicted_until_s > now_s:
+        return trouble, _CONTRADICTED
+    if trouble.backs_off_until_s > now_s or trouble.strikes:
+        return trouble, _backing_off(trouble, now_s)
+    return trouble, _by_figures(guest, now_s, stale_before_s, safeties)
+
+
+def _hands_off(guest: GuestSnapshot, safeties: Safeties) -> Judgement | None:
+    if not guest.answers:
+        return Judgement("silent", may_shrink=False, may_grow=False)
+    if safeties.hands_off and guest.migrating:
+        return Judgement("migrating", may_shrink=False, may_grow=False)
+    if safeties.hands_off and guest.run_state != "running":
+        return Judgement("paused", may_shrink=False, may_grow=False)
+    if not guest.driver_up:
+        return Judgement("booting", may_shrink=False, may_grow=False)
+    return None
+
+
+def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safeties: Safeties) -> Judgement:
+    young = guest.fresh_since_s is None or now_s - guest.fresh_since_s < guest.grace_s
+    if safeties.grace and young:
+        return Judgement("grace", may_shrink=False)
+    age_s = guest.sample_age_s(now_s)
+    if not safeties.staleness:
+        return FREE
+    if age_s is None or age_s > LONG_STALE_S:
+        return Judgement("long-stale", may_shrink=False, proportional=True)
+    late = safeties.late_ticks and guest.reading is not None and guest.reading.seen_at_s < stale_before_s
+    if late or age_s > guest.is_stale_after_s:
+        return Judgement("stale", may_shrink=False)
+    return FREE
+
+
+def _followed(trouble: Trouble, guest: GuestSnapshot, now_s: float, safeties: Safeties) -> Trouble:
+    """Compare actual with what was asked for: progress, arrival, somebody else's hand, RSS."""
+    if guest.target != trouble.target:
+        gave = trouble.gave
+        if (
+            guest.target is not None
+            and guest.actual - guest.target >= RSS_CHECK_FROM
+            and guest.rss is not None
+        ):
+            gave = (now_s, guest.actual, guest.rss)
+        trouble = replace(
+            trouble,
+            target=guest.target,
+            asked_at_s=now_s,
+            progress_at_s=now_s,
+            best=guest.actual,
+            settled=None,
+            gave=gave,
+        )
+    elif guest.target is not None:
+        near, before = abs(guest.actual - guest.target), abs(trouble.best - guest.target)
+        if near <= before - PROGRESS:
+            trouble = replace(
+                trouble,
+                best=guest.actual,
+                progress_at_s=now_s,
+                jammed_since_s=None,
+                strikes=0,
+                backs_off_until_s=0.0,
+            )
+        if is_reached(guest.actual, guest.target, guest.size):
+            trouble = replace(trouble, settled=guest.actual, progress_at_s=now_s)
+        elif safeties.foreign_hands and _is_foreign(trouble, guest):
+            trouble = replace(trouble, foreign_until_s=now_s + FOREIGN_FOR_S, settled=guest.actual)
+    if guest.rss is not None and guest.driver_up:
+        over = max(0, guest.rss - guest.actual)
+        trouble = replace(trouble, overhead=over if trouble.overhead is None else min(trouble.overhead, over))
+    if safeties.contradiction:
+        trouble = _checked_by_rss(trouble, guest, now_s)
+    return replace(trouble, actual=guest.actual)
+
+
+def _is_foreign(trouble: Trouble, guest: GuestSnapshot) -> bool:
+    """Tell whether actual left a target that it had reached, and not by deflate-on-oom."""
+    if trouble.settled is None or guest.target is None:
+        return False
+    rises_by_itself = guest.deflate_on_oom and guest.actual > trouble.settled
+    return not rises_by_itself and not is_reached(guest.actual, trouble.settled, guest.size)
+
+
+def _checked_by_rss(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> Trouble:
+    """Note whether what the guest gave came free on the host: what RSS does not follow is no gift."""
+    if guest.rss is None or not guest.rss_tells:
+        return replace(trouble, gave=None, untrusted=False)
+    over = guest.rss - guest.actual - (trouble.overhead or 0)
+    if trouble.untrusted and over < RSS_CHECK_FROM // 2:
+        return replace(trouble, untrusted=False)
+    if trouble.gave is None:
+        return trouble
+    at_s, actual, rss = trouble.gave
+    if now_s - at_s < RSS_FOLLOWS_WITHIN_S:
+        return trouble
+    given, freed = actual - guest.actual, rss - guest.rss
+    lied = given >= RSS_CHECK_FROM and freed < RSS_FOLLOWS * given and over > RSS_FOLLOWS * given
+    return replace(trouble, gave=None, untrusted=trouble.untrusted or lied)
+
+
+def _charge_by_rss(trouble: Trouble, guest: GuestSnapshot) -> int | None:
+    return (
+        None if guest.rss is None else max(guest.charge, min(guest.size, guest.rss - (trouble.overhead or 0)))
+    )
+
+
+def _is_jammed(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> bool:
+    if guest.target is None or guest.target >= guest.actual:
+        return False
+    return (
+        not is_reached(guest.actual, guest.target, guest.size)
+        and now_s - trouble.progress_at_s >= STUCK_AFTER_S
+    )
+
+
+def _jam(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> tuple[Trouble, Judgement]:
+    available = guest.reading.available if guest.reading else None
+    part = None if available is None else available / max(1, guest.actual)
+    if part is not None and part < NOTHING_LEFT:
+        return replace(trouble, progress_at_s=now_s), Judgement(
+            "nothing-left", may_shrink=False, set_back=True
+        )
+    since_s = trouble.progress_at_s if trouble.jammed_since_s is None else trouble.jammed_since_s
+    back_off_s = min(LAST_BACK_OFF_S, FIRST_BACK_OFF_S * 2**trouble.strikes)
+    trouble = replace(
+        trouble,
+        jammed_since_s=since_s,
+        strikes=min(trouble.strikes + 1, 10),
+        backs_off_until_s=now_s + back_off_s,
+        progress_at_s=now_s,
+    )
+    if part is not None and part > CONTRADICTED:
+        return replace(trouble, contradicted_until_s=now_s + CONTRADICTED_FOR_S), _CONTRADICTED
+    return trouble, Judgement("stuck", may_shrink=False, set_back=True, health=_word(trouble, now_s))
+
+
+def _backing_off(trouble: Trouble, now_s: float) -> Judgement:
+    if trouble.backs_off_until_s > now_s:
+        return Judgement("backs-off", may_shrink=False, health=_word(trouble, now_s))
+    return Judgement("probe", probe=True, health=_word(trouble, now_s))
+
+
+def _word(trouble: Trouble, now_s: float) -> str:
+    jammed_s = now_s - (trouble.jammed_since_s if trouble.jammed_since_s is not None else now_s)
+    return "uncooperative" if jammed_s > UNCOOPERATIVE_AFTER_S else "stuck"

@@ -1,0 +1,11 @@
+"""Simulated guests, and a QMP server over them that stands in for QEMU.
+
+Three layers, each usable without the one above it:
+
+``guest``    a guest with a balloon on a virtual clock: what it holds, how it moves, what it reports
+``machine``  the QMP commands and events over such a guest; pure too
+``server``   the wire: unix sockets, one client at a time, faults on demand
+
+They import nothing of the agent but the sizes, so that a mistake of the agent cannot hide in them.
+What they imitate was recorded from QEMU 7.2 with a Linux 6.1 guest; the tests compare the two.
+"""

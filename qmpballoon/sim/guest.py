@@ -1,0 +1,368 @@
+"""A guest with a memory balloon, on a virtual clock.
+
+Nothing happens between two calls of `advance`: the state at any moment is computed from the last
+change, so a guest that nobody looks at costs nothing. Act on a guest by advancing it to now and then
+calling one of its verbs.
+
+The numbers come from QEMU 7.2 with a Linux 6.1 guest of 256 MiB under TCG: the driver moves in steps
+of 1 MiB at about 1 GiB/s, loads about 2.7 s after a reset, and gives up when 6 MiB are available.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from qmpballoon.units import GIB, MIB, PAGE, round_up_to_page
+
+NOT_REPORTED: Final = 2**64 - 1
+STEP: Final = MIB  # the driver tells QEMU its balloon's size after every 256 pages
+INFLATE_STOPS_AT: Final = 6 * MIB  # available memory at which the driver finds no page to take
+OOM_KILLS_AT: Final = 5 * MIB  # available memory at which the guest's kernel kills
+DEFLATE_ON_OOM_KEEPS: Final = 7 * MIB  # available memory that deflate-on-oom restores
+_ROUNDING: Final = 64  # bytes; a clock in floating point may miss the moment of a step by this much
+_NOT_SERVED_S: Final = 8.0  # an intermittent driver rests so long out of every _PERIOD_S
+_PERIOD_S: Final = 10.0
+_SLOWER: Final = 16
+_MINOR_FAULTS_PER_S: Final = 40
+
+_STATISTICS: Final = (
+    "stat-htlb-pgalloc",
+    "stat-swap-out",
+    "stat-available-memory",
+    "stat-htlb-pgfail",
+    "stat-free-memory",
+    "stat-minor-faults",
+    "stat-major-faults",
+    "stat-total-memory",
+    "stat-swap-in",
+    "stat-disk-caches",
+)
+
+
+class Behaviour(StrEnum):
+    """How a guest takes to its balloon."""
+
+    IDEAL = "ideal"
+    SLOW = "slow"  # moves at a sixteenth of its rates
+    STUCK = "stuck"  # the driver is there and moves nothing
+    INTERMITTENT = "intermittent"  # moves during two seconds out of ten
+    LIMITED = "limited"  # does not go below a hidden limit
+    NO_DRIVER = "no-driver"
+    FROZEN_STATS = "frozen-stats"  # moves, and its statistics stay as they were
+    CLAIMS_ALL = "claims-all"  # reports that nothing is available
+    CLAIMS_NONE = "claims-none"  # reports that everything is available
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestSpec:
+    """What a simulated guest is made of; sizes in bytes."""
+
+    size: int = 256 * MIB  # what ``actual`` is with an empty balloon
+    base: int = 55 * MIB  # memory that the kernel never gives
+    unseen: int = 37 * MIB  # the part of ``base`` that the guest's total does not count
+    inflate_bytes_per_s: float = float(GIB)
+    deflate_bytes_per_s: float = 1.5 * GIB
+    boot_s: float = 2.7  # from power-on or reset until the driver loads
+    sample_delay_s: float = 0.003  # from QEMU asking for statistics until they are there
+    restart_s: float = 10.0  # from an OOM kill until the workload is back
+    driver: bool = True
+    statistics: bool = True
+    deflate_on_oom: bool = False
+    free_page_reporting: bool = False
+    behaviour: Behaviour = Behaviour.IDEAL
+    limit: int = 0  # LIMITED: the least ``actual`` it goes to
+
+
+class SimulatedGuest:
+    """One guest: its balloon, its workload, its statistics.
+
+    ``actual`` is what QEMU would answer; ``balloon`` is the truth, and the two differ from a reset
+    until the driver has made its first step.
+    """
+
+    def __init__(
+        self, spec: GuestSpec | None = None, *, now_s: float = 0.0, epoch_s: float = 0.0, booted: bool = False
+    ) -> None:
+        """Power the guest on at ``now_s``; ``booted``: its driver is up already.
+
+        ``epoch_s`` is the wall clock (seconds since 1970) at the virtual second 0.
+        """
+        self.spec = spec or GuestSpec()
+        self.size = self.spec.size
+        self.behaviour = self.spec.behaviour
+        self.epoch_s = epoch_s
+        self.paused = False
+        self.driver_loaded = False
+        self.balloon = 0
+        self.wanted_balloon = 0
+        self.polling_interval_s = 0
+        self.last_update = 0
+        self.statistics: Mapping[str, int] = dict.fromkeys(_STATISTICS, NOT_REPORTED)
+        self.oom_kills = 0
+        self._told_balloon = 0  # what the driver last wrote into the device; a reset does not clear it
+        self._steps_from = 0  # the balloon at the driver's last step, 0 after a reset
+        self._anonymous = 0
+        self._cache = 0
+        self.now_s = now_s
+        self._lag_s = 0.0  # how far the guest's clock is behind: it stands still while paused
+        self._clock_s = now_s
+        self._powered_at_s = now_s
+        self._moved_from = 0
+        self._moves_since_s = now_s
+        self._released = False  # deflate-on-oom took memory back; the driver waits for a new target
+        self._boots_at_s: float | None = now_s if booted else now_s + self.spec.boot_s
+        self._poll_at_s: float | None = None
+        self._sample_at_s: float | None = None
+        self._workload_at_s: float | None = None
+        self.advance(now_s)
+
+    @property
+    def actual(self) -> int:
+        """The size minus the balloon as the driver last told it."""
+        return self.size - self._told_balloon
+
+    @property
+    def target(self) -> int:
+        """The ``actual`` that was last asked for, on a page boundary and at most the size."""
+        return self.size - self.wanted_balloon
+
+    @property
+    def anonymous(self) -> int:
+        """Bytes that the workload holds and cannot give: none while it boots or was killed."""
+        return 0 if self._boots_at_s is not None or self._workload_at_s is not None else self._anonymous
+
+    @property
+    def available(self) -> int:
+        """Bytes that the workload could still get, as Linux's MemAvailable."""
+        return max(0, self.size - self.balloon - self.spec.base - self.anonymous)
+
+    @property
+    def caches(self) -> int:
+        """Bytes of page cache."""
+        return min(self._cache, self.available)
+
+    @property
+    def shortfall(self) -> int:
+        """Bytes that the workload would like and does not have."""
+        return self._anonymous + self._cache - self.anonymous - self.caches
+
+    def wall_s(self) -> float:
+        """Return the wall clock at the moment to which the guest was advanced."""
+        return self.epoch_s + self.now_s
+
+    def advance(self, now_s: float) -> None:
+        """Let everything happen that is due up to ``now_s``; a time in the past changes nothing."""
+        passed_s = max(0.0, now_s - self.now_s)
+        self.now_s += passed_s
+        if self.paused:
+            self._lag_s += passed_s
+            return
+        until_s = self.now_s - self._lag_s
+        while True:
+            times_s = (self._boots_at_s, self._workload_at_s, self._sample_at_s, self._poll_at_s)
+            due_s = min((time_s for time_s in times_s if time_s is not None), default=None)
+            if due_s is None or due_s > until_s:
+                break
+            self._clock_s = max(self._clock_s, due_s)
+            self._move()
+            if due_s == self._boots_at_s:
+                self._boot()
+            elif due_s == self._workload_at_s:
+                self._workload_at_s = None
+                self._serve_demand()
+            elif due_s == self._sample_at_s:
+                self._receive_statistics()
+            else:
+                self._ask_for_statistics()
+        self._clock_s = until_s
+        self._move()
+
+    def set_target(self, target: int) -> None:
+        """Ask for an ``actual`` of ``target`` bytes: rounded up to 4 KiB, at most the size."""
+        self.wanted_balloon = self.size - min(self.size, round_up_to_page(target))
+        self._released = False
+        self._start_moving()
+
+    def set_demand(self, anonymous: int, cache: int = 0) -> None:
+        """Let the workload ask for bytes of anonymous memory and page cache, from now on."""
+        self._anonymous, self._cache = anonymous, cache
+        self._serve_demand()
+
+    def set_behaviour(self, behaviour: Behaviour) -> None:
+        """Change how the guest takes to its balloon; the driver loads or unloads where that means so."""
+        self.behaviour = behaviour
+        if self._boots_at_s is None and self._has_driver() != self.driver_loaded:
+            if self.driver_loaded:
+                self.driver_loaded = False
+                self._jump(0)
+                self._sample_at_s = None
+            else:
+                self._load_driver()
+        self._start_moving()
+
+    def pause(self) -> None:
+        """Stop the guest's clock: nothing moves, nothing is sampled."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Let the guest's clock run on from where it stood."""
+        self.paused = False
+
+    def reset(self) -> None:
+        """Reboot: the memory is back in full at once, and ``actual`` is untrue until the driver moves."""
+        self.driver_loaded = False
+        self.balloon = self._steps_from = 0
+        self._sample_at_s = None
+        self._workload_at_s = None
+        self._powered_at_s = self._clock_s
+        self._released = False
+        self._boots_at_s = self._clock_s + self.spec.boot_s
+        self._start_moving()
+
+    def plug(self, size: int) -> None:
+        """Hot-plug a DIMM: size, ``actual`` and the target rise by its size."""
+        self.size += size
+        self._start_moving()
+
+    def set_polling_interval(self, interval_s: int) -> None:
+        """Ask for statistics every so many seconds, 0 for never; from 0 to another value asks at once."""
+        if interval_s == self.polling_interval_s:
+            return
+        was_off = self.polling_interval_s == 0
+        self.polling_interval_s = interval_s
+        if interval_s == 0:
+            self._poll_at_s = None
+        elif was_off:
+            self._ask_for_statistics()
+        else:
+            self._poll_at_s = self._clock_s + interval_s
+
+    def next_step_s(self) -> float | None:
+        """Return when ``actual`` changes next if nobody interferes, None if it does not."""
+        if self.paused or self.behaviour is Behaviour.STUCK:
+            return None
+        if self.driver_loaded:
+            goal = self._goal()
+            missing = goal - self._moved_from
+            if self.balloon == self._steps_from == goal:
+                return None
+            start_s = self._moves_since_s
+            next_step = self._steps_from + (STEP if missing > 0 else -STEP)
+            step = min(abs(missing), abs(next_step - self._moved_from))
+        elif self._boots_at_s is not None and self._has_driver() and self.wanted_balloon:
+            start_s, missing, step = self._boots_at_s, self.wanted_balloon, min(STEP, self.wanted_balloon)
+        else:
+            return None
+        served_s = self._served_s(start_s) + step / self._bytes_per_s(missing)
+        if self.behaviour is Behaviour.INTERMITTENT:
+            serves_s = _PERIOD_S - _NOT_SERVED_S
+            periods = max(0, math.ceil(served_s / serves_s) - 1)  # done at its end, not as it goes on
+            served_s += periods * _NOT_SERVED_S
+        return served_s + self._lag_s
+
+    def _has_driver(self) -> bool:
+        return self.spec.driver and self.behaviour is not Behaviour.NO_DRIVER
+
+    def _boot(self) -> None:
+        self._boots_at_s = None
+        if self._has_driver():
+            self._load_driver()
+        self._serve_demand()
+
+    def _load_driver(self) -> None:
+        self.driver_loaded = True
+        self._start_moving()
+        if self.spec.statistics:
+            self._sample_at_s = self._clock_s + self.spec.sample_delay_s
+
+    def _start_moving(self) -> None:
+        self._moved_from = self.balloon
+        self._moves_since_s = self._clock_s
+
+    def _goal(self) -> int:
+        if not self.driver_loaded or self._released:
+            return self._moved_from
+        if self.wanted_balloon <= self._moved_from:
+            return self.wanted_balloon
+        least = self.spec.base + self.anonymous + INFLATE_STOPS_AT
+        if self.behaviour is Behaviour.LIMITED:
+            least = max(least, self.spec.limit)
+        return max(self._moved_from, min(self.wanted_balloon, self.size - round_up_to_page(least)))
+
+    def _bytes_per_s(self, missing: int) -> float:
+        rate = self.spec.inflate_bytes_per_s if missing > 0 else self.spec.deflate_bytes_per_s
+        return rate / _SLOWER if self.behaviour is Behaviour.SLOW else rate
+
+    def _served_s(self, clock_s: float) -> float:
+        if self.behaviour is not Behaviour.INTERMITTENT:
+            return clock_s
+        periods, rest_s = divmod(clock_s, _PERIOD_S)
+        serves_s = _PERIOD_S - _NOT_SERVED_S
+        return periods * serves_s + min(rest_s, serves_s)
+
+    def _move(self) -> None:
+        missing = self._goal() - self._moved_from
+        if self.behaviour is Behaviour.STUCK or (not missing and self.balloon == self._steps_from):
+            return
+        passed_s = self._served_s(self._clock_s) - self._served_s(self._moves_since_s)
+        moved = min(abs(missing), (int(passed_s * self._bytes_per_s(missing)) + _ROUNDING) // PAGE * PAGE)
+        self.balloon = self._moved_from + (moved if missing > 0 else -moved)
+        since_step = self.balloon - self._steps_from
+        if moved == abs(missing) or abs(since_step) >= STEP:
+            rest = 0 if moved == abs(missing) else abs(since_step) % STEP
+            self._steps_from = self.balloon - (rest if since_step > 0 else -rest)
+            self._told_balloon = self._steps_from
+
+    def _jump(self, balloon: int) -> None:
+        self.balloon = self._steps_from = self._told_balloon = balloon
+        self._start_moving()
+
+    def _serve_demand(self) -> None:
+        self._start_moving()
+        needed = self.spec.base + self.anonymous
+        if self.spec.deflate_on_oom and self.driver_loaded:
+            most = max(0, self.size - needed - DEFLATE_ON_OOM_KEEPS) // PAGE * PAGE
+            if self.balloon > most:
+                self._jump(most)
+                self._released = True
+        if self.anonymous and self.size - self.balloon - needed < OOM_KILLS_AT:
+            self.oom_kills += 1
+            self._workload_at_s = self._clock_s + self.spec.restart_s
+            self._start_moving()
+
+    def _ask_for_statistics(self) -> None:
+        if self._can_sample() and self._sample_at_s is None:
+            self._poll_at_s = None
+            self._sample_at_s = self._clock_s + self.spec.sample_delay_s
+        else:
+            self._poll_at_s = self._clock_s + self.polling_interval_s
+
+    def _can_sample(self) -> bool:
+        return self.driver_loaded and self.spec.statistics and self.behaviour is not Behaviour.FROZEN_STATS
+
+    def _receive_statistics(self) -> None:
+        self._sample_at_s = None
+        if self.polling_interval_s:
+            self._poll_at_s = self._clock_s + self.polling_interval_s
+        if self.behaviour is Behaviour.FROZEN_STATS and self.last_update:
+            return
+        total = self.size - self.spec.unseen - (0 if self.spec.deflate_on_oom else self.balloon)
+        available, caches = self.available, self.caches
+        if self.behaviour is Behaviour.CLAIMS_ALL:
+            available = caches = 0
+        elif self.behaviour is Behaviour.CLAIMS_NONE:
+            available, caches = total, 0
+        values = {
+            "stat-available-memory": available,
+            "stat-free-memory": available - caches,
+            "stat-total-memory": total,
+            "stat-disk-caches": caches,
+            "stat-minor-faults": int((self._clock_s - self._powered_at_s) * _MINOR_FAULTS_PER_S)
+            + self.anonymous // PAGE,
+        }
+        self.statistics = {key: values.get(key, 0) for key in _STATISTICS}
+        self.last_update = int(self.epoch_s + self._clock_s + self._lag_s)

@@ -1,0 +1,129 @@
+"""Splits what a QMP client sends into JSON values: a stream, with nothing between the requests.
+
+QEMU answers an error per broken value and reads on. Source: QEMU 7.2, seen on the wire.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+LONGEST: Final = 64 * 1024 * 1024  # bytes of one value; QEMU's own limit
+
+_BLANK: Final = re.compile(rb"[ \t\r\n]*")
+_WORD: Final = re.compile(rb"[-+.0-9A-Za-z]+")
+_STRUCTURE: Final = re.compile(rb'["{}\[\]]')
+_IN_TEXT: Final = re.compile(rb'\\.|"', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One JSON value, whatever it is."""
+
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Bytes that are no JSON value; ``description`` is QEMU's sentence about them."""
+
+    description: str
+
+
+class RequestStream:
+    """Takes bytes as they come, gives values as they are complete. Broken input never raises."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._scanned = 0  # how far into the pending value the brackets were counted
+        self._depth = 0
+        self._in_text = False
+
+    def feed(self, received: bytes) -> list[Request | Broken]:
+        """Return the values that these bytes complete, in order."""
+        self._pending += received
+        found: list[Request | Broken] = []
+        while (value := self._next()) is not None:
+            found.append(value)
+        return found
+
+    def _next(self) -> Request | Broken | None:
+        if not self._scanned:
+            blank = _BLANK.match(self._pending)
+            del self._pending[: blank.end() if blank else 0]
+        if not self._pending:
+            return None
+        if self._scanned or self._pending[0] in b'{["':
+            if self._scan():
+                return self._take()
+            if len(self._pending) > LONGEST:
+                return self._drop(len(self._pending), "JSON token size limit exceeded")
+            return None
+        if self._pending[0] in b"}]":
+            return self._drop(1, "JSON parse error, expecting value")
+        word = _WORD.match(self._pending)
+        if word is None:
+            return self._drop(1, f"JSON parse error, stray '{_shown(self._pending[0])}'")
+        if word.end() == len(self._pending) and word.end() < LONGEST:
+            return None
+        self._scanned = word.end()
+        return self._take()
+
+    def _scan(self) -> bool:
+        while True:
+            found = (_IN_TEXT if self._in_text else _STRUCTURE).search(self._pending, self._scanned)
+            if found is None:
+                # an escape may be cut in two: look at its backslash again
+                half_escape = self._in_text and self._ends_in_backslash()
+                self._scanned = len(self._pending) - (1 if half_escape else 0)
+                return False
+            self._scanned = found.end()
+            mark = found[0]
+            if mark == b'"':
+                self._in_text = not self._in_text
+            elif mark in (b"{", b"["):
+                self._depth += 1
+            elif mark in (b"}", b"]"):
+                self._depth -= 1
+            if self._depth == 0 and not self._in_text:
+                return True
+
+    def _ends_in_backslash(self) -> bool:
+        rest = self._pending[self._scanned :]
+        return (len(rest) - len(rest.rstrip(b"\\"))) % 2 == 1
+
+    def _take(self) -> Request | Broken:
+        text = bytes(self._pending[: self._scanned])
+        try:
+            value = json.loads(text.decode(), parse_constant=_refuse)
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are such
+            return self._drop(len(text), _sentence(text, error))
+        except RecursionError:
+            return self._drop(len(text), "JSON nesting depth limit exceeded")
+        self._drop(len(text), "")
+        return Request(value)
+
+    def _drop(self, size: int, description: str) -> Broken:
+        del self._pending[:size]
+        self._scanned, self._depth, self._in_text = 0, 0, False
+        return Broken(description)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)  # NaN and Infinity: Python takes them, JSON does not
+
+
+def _sentence(text: bytes, error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        keyword = re.match(r"[A-Za-z]+", error.doc[error.pos :])
+        if keyword:
+            return f"JSON parse error, invalid keyword '{keyword[0]}'"
+    elif not isinstance(error, UnicodeDecodeError) and str(error) in ("NaN", "Infinity", "-Infinity"):
+        return f"JSON parse error, invalid keyword '{error}'"
+    return "JSON parse error, expecting value"
+
+
+def _shown(byte: int) -> str:
+    return chr(byte) if 32 <= byte < 127 else "\N{REPLACEMENT CHARACTER}"

@@ -1,0 +1,146 @@
+"""Who is entitled to what, who grows, and who gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from policy_makers import a_guest, a_host
+
+from qmpballoon.policy.estimate import EstimateRules, estimate, observe
+from qmpballoon.policy.fairshare import FairShare
+from qmpballoon.policy.snapshot import Decisions, GuestSnapshot, Hold, Reading, SetTarget, Snapshot
+from qmpballoon.units import MIB
+
+RULES = EstimateRules()
+
+
+def decided(host: Snapshot) -> Decisions:
+    policy = FairShare()
+    return policy.step(policy.start(), host)[1]
+
+
+def grown(guest: GuestSnapshot, held: int, seen_at_s: float) -> GuestSnapshot:
+    assert guest.reading is not None
+    figures = replace(guest.reading.figures, available=guest.actual - held * MIB)
+    return replace(guest, reading=Reading(figures, seen_at_s, guest.actual))
+
+
+def test_nothing_moves_while_everybody_is_at_ease() -> None:
+    host = a_host(a_guest("a", available=800), a_guest("b", available=500), budget=4096)
+    assert decided(host) == {"a": Hold("at-ease"), "b": Hold("at-ease")}
+
+
+def test_a_thin_guest_grows_and_an_idle_one_gives_at_a_full_host() -> None:
+    decisions = decided(
+        a_host(a_guest("idle", available=900), a_guest("thin", actual=512, available=40), budget=1536)
+    )
+    thin, idle = decisions["thin"], decisions["idle"]
+    assert isinstance(thin, SetTarget)
+    assert thin.target > 512 * MIB
+    assert isinstance(idle, SetTarget)
+    assert (idle.target < 1024 * MIB, idle.why) == (True, "give")
+
+
+def test_an_emergency_is_urgent_and_gets_half_as_much_again() -> None:
+    decision = decided(a_host(a_guest("a", size=2048, actual=512, available=10), budget=8192))["a"]
+    assert isinstance(decision, SetTarget)
+    assert (decision.why, decision.urgent) == ("emergency", True)
+    assert decision.target >= 502 * MIB * 3 // 2
+
+
+@pytest.mark.parametrize(("actual", "mark"), [(64, 6.4), (224, 22.4), (1024, 61.44), (8192, 491.52)])
+def test_the_emergency_mark_grows_with_the_guest(actual: int, mark: float) -> None:
+    assert a_guest(actual=actual, size=8192).critical == pytest.approx(mark * MIB, rel=0.01)
+
+
+def test_a_trend_is_per_second_however_often_a_guest_is_sampled() -> None:
+    guest = a_guest(size=4096, available=3000)
+    slow = fast = observe(None, grown(guest, 1000, 0.0), 0.0, RULES)
+    slow = observe(slow, grown(guest, 1080, 2.0), 2.0, RULES)
+    for step in range(1, 21):
+        fast = observe(fast, grown(guest, 1000 + 4 * step, step / 10), step / 10, RULES)
+    assert slow is not None
+    assert fast is not None
+    assert slow.trend == pytest.approx(40 * MIB)
+    assert fast.trend == pytest.approx(40 * MIB, rel=0.01)
+
+
+def test_a_trend_that_leads_to_nothing_within_three_seconds_is_an_emergency() -> None:
+    guest = a_guest(size=4096, actual=2048, available=1000)
+    past = observe(None, grown(guest, 1900, 0.0), 0.0, RULES)
+    past = observe(past, grown(guest, 1940, 1.0), 1.0, RULES)
+    assert past is not None
+    seen = estimate(past, grown(guest, 1940, 1.0), 1.0, RULES)
+    assert (seen.available // MIB, seen.emergency) == (108, True)
+    calm = estimate(replace(past, trend=0.0), grown(guest, 1800, 1.0), 1.0, RULES)
+    assert calm.trend == 0
+
+
+def test_claims_are_capped_by_what_the_host_sees() -> None:
+    liar = a_guest(size=1024, available=0, rss=200 * MIB)
+    past = observe(None, liar, 100.0, RULES)
+    assert past is not None
+    assert past.held == int(200 * MIB * 1.03) + 8 * MIB
+    assert estimate(past, liar, 100.0, RULES).emergency is False
+    believed = observe(None, liar, 100.0, replace(RULES, corroborate=False))
+    assert believed is not None
+    assert believed.held == 1024 * MIB
+
+
+def test_rss_never_refutes_that_a_guest_needs_little() -> None:
+    modest = a_guest(size=1024, available=900, rss=1100 * MIB)
+    past = observe(None, modest, 100.0, RULES)
+    assert past is not None
+    assert past.held == 124 * MIB
+
+
+def test_a_guest_that_lost_its_service_keeps_its_want_for_a_while() -> None:
+    guest = a_guest(size=1024)
+    past = observe(None, grown(guest, 600, 0.0), 0.0, RULES)
+    past = observe(past, grown(guest, 100, 1.0), 1.0, RULES)
+    assert past is not None
+    assert estimate(past, grown(guest, 100, 1.0), 20.0, RULES).want >= 600 * MIB
+
+
+def test_a_new_boot_forgets_what_was_held() -> None:
+    guest = a_guest(size=1024)
+    past = observe(None, grown(guest, 600, 0.0), 0.0, RULES)
+    past = observe(past, replace(grown(guest, 100, 1.0), booted_at_s=0.5), 1.0, RULES)
+    assert past is not None
+    assert past.peak == 100 * MIB
+
+
+def test_a_reading_whose_parts_do_not_belong_together_is_dropped() -> None:
+    guest = a_guest(size=1024)
+    past = observe(None, grown(guest, 600, 0.0), 0.0, RULES)
+    moving = grown(guest, 100, 1.0)
+    assert moving.reading is not None
+    assert observe(past, replace(moving, reading=replace(moving.reading, actual=None)), 1.0, RULES) == past
+
+
+def test_shares_decide_who_gets_what_is_short() -> None:
+    guests = [
+        a_guest(name, size=4096, actual=1024, available=30, shares=shares)
+        for name, shares in (("rich", 3000), ("poor", 1000))
+    ]
+    decisions = decided(a_host(*guests, budget=2800))
+    rich, poor = decisions["rich"], decisions["poor"]
+    assert isinstance(rich, SetTarget)
+    more = poor.target - 1024 * MIB if isinstance(poor, SetTarget) else 0
+    assert rich.target - 1024 * MIB > more
+
+
+def test_five_small_surpluses_together_feed_the_sixth_guest() -> None:
+    donors = [a_guest(f"d{number}", size=224, actual=224, available=70, floor=32) for number in range(5)]
+    hungry = a_guest("hungry", size=224, actual=112, available=5, floor=32)
+    decisions = decided(a_host(*donors, hungry, budget=5 * 224 + 112))
+    given = sum(
+        224 * MIB - d.target for vm, d in decisions.items() if vm != "hungry" and isinstance(d, SetTarget)
+    )
+    assert given >= 40 * MIB
+
+
+def test_a_manual_guest_is_counted_and_left_alone() -> None:
+    decisions = decided(a_host(a_guest("m", mode="manual", available=900), budget=512))
+    assert decisions["m"] == Hold("no-figures")

@@ -1,0 +1,99 @@
+"""Pretended QEMUs in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from qmpballoon.sim.command import main, numbered
+
+PATIENCE_S = 20.0
+
+
+@contextlib.asynccontextmanager
+async def started(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "qmpballoon.sim.server", *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            assert await process.stdout.readline() == b"ready\n"
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        async with asyncio.timeout(PATIENCE_S):
+            await process.stdout.read()  # ends with the last of its children
+            await process.wait()
+
+
+async def ended(process: asyncio.subprocess.Process) -> int:
+    async with asyncio.timeout(PATIENCE_S):
+        return await process.wait()
+
+
+def pid_behind(path: Path) -> int:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid = struct.unpack("3i", credentials)[0]
+    assert isinstance(pid, int)
+    return pid
+
+
+async def test_one_process_serves_several_and_removes_its_sockets(sockets_dir: Path) -> None:
+    path = sockets_dir / "vm.qmp"
+    async with started(str(path), "--count", "3", "--control") as process:
+        paths = [numbered(path, number, 3) for number in range(3)]
+        assert {pid_behind(each) for each in paths} == {process.pid}
+        assert sorted(sockets_dir.iterdir()) == sorted([*paths, *(Path(f"{each}.control") for each in paths)])
+        process.terminate()
+        assert await ended(process) == 0
+    assert list(sockets_dir.iterdir()) == []
+
+
+async def test_forked_ones_are_a_life_each_and_end_with_their_parent(sockets_dir: Path) -> None:
+    path = sockets_dir / "vm.qmp"
+    async with started(str(path), "--count", "3", "--fork", "--size", "128MiB", "--name", "vm") as process:
+        paths = [numbered(path, number, 3) for number in range(3)]
+        pids = [pid_behind(each) for each in paths]
+        assert len({*pids, process.pid}) == 4
+        os.kill(pids[0], signal.SIGKILL)
+        process.terminate()
+        assert await ended(process) == 0
+    assert list(sockets_dir.iterdir()) == []
+
+
+async def test_forked_ones_end_when_their_parent_was_killed(sockets_dir: Path) -> None:
+    path = sockets_dir / "vm.qmp"
+    async with started(str(path), "--count", "2", "--fork") as process:
+        child = os.pidfd_open(pid_behind(numbered(path, 1, 2)))
+        try:
+            gone = asyncio.Event()
+            asyncio.get_running_loop().add_reader(child, gone.set)
+            process.kill()
+            async with asyncio.timeout(PATIENCE_S):
+                await gone.wait()
+        finally:
+            asyncio.get_running_loop().remove_reader(child)
+            os.close(child)
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--fault", "odd"], ["--count", "0"], ["--size", "1M"], ["--behaviour", "odd"]]
+)
+def test_a_wrong_command_line_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["vm.qmp", *wrong])
+    assert caught.value.code == 2
+    assert wrong[0].strip("-") in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""The stream of requests, cut anywhere."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpballoon.sim.stream import Broken, Request, RequestStream
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+OBJECTS = st.dictionaries(st.text(), JSON, max_size=4)
+
+
+def cut(text: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, len(text), *(place % (len(text) + 1) for place in cuts)})
+    return [text[start:end] for start, end in pairwise(places)]
+
+
+def fed(chunks: list[bytes]) -> list[Request | Broken]:
+    stream = RequestStream()
+    return [value for chunk in chunks for value in stream.feed(chunk)]
+
+
+@given(
+    st.lists(OBJECTS, max_size=5),
+    st.sampled_from(["", " ", "\n", "\r\n"]),
+    st.booleans(),
+    st.lists(st.integers(0)),
+)
+def test_requests_come_out_whole_however_they_are_cut(
+    objects: list[dict[str, object]], between: str, ascii_only: bool, cuts: list[int]
+) -> None:
+    text = between.join(json.dumps(each, ensure_ascii=ascii_only) for each in objects)
+    encoded = text.encode("utf-8", "surrogatepass")
+    assert fed(cut(encoded, cuts)) == fed([encoded])
+    if ascii_only:
+        assert fed([encoded]) == [Request(each) for each in objects]
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0)))
+def test_any_bytes_give_values_or_sentences_and_nothing_else(junk: bytes, cuts: list[int]) -> None:
+    whole = fed([junk])
+    assert fed(cut(junk, cuts)) == whole
+    assert all(isinstance(value, Request) or value.description for value in whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"}", "JSON parse error, expecting value"),
+        (b'{"execute": bad}', "JSON parse error, invalid keyword 'bad'"),
+        (b"\xff", "JSON parse error, stray '\N{REPLACEMENT CHARACTER}'"),
+        (b"[NaN]", "JSON parse error, invalid keyword 'NaN'"),
+        (b'{"a":"\xff"}', "JSON parse error, expecting value"),
+        (b"[" * 5000 + b"]" * 5000, "JSON nesting depth limit exceeded"),
+    ],
+)
+def test_a_broken_value_is_told_once_and_the_next_is_read(text: bytes, sentence: str) -> None:
+    assert fed([text, b'{"execute":"stop"}']) == [Broken(sentence), Request({"execute": "stop"})]
+
+
+def test_a_request_needs_no_end_of_line() -> None:
+    stream = RequestStream()
+    assert stream.feed(b'{"execute":"stop"') == []
+    assert stream.feed(b"}") == [Request({"execute": "stop"})]

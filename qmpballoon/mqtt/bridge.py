@@ -1,0 +1,380 @@
+"""Keeps one connection to a broker for ever, and what the broker holds true.
+
+On every connect: subscribe, publish all retained topics again, ``status: online`` last, and expect
+to see that one come back; a broker's ACL that denies a publish says nothing otherwise. A broker
+that is away costs the agent bounded memory and no time: publishing fills slots (see ``outbox``).
+
+What is logged about it, and how often: `connection_log`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import aiomqtt
+from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from qmpballoon.mqtt.connection import (
+    REFUSED_CREDENTIALS,
+    UNSUPPORTED_PROTOCOL,
+    Broker,
+    Connection,
+    ContentType,
+    Login,
+    reason_code,
+)
+from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
+from qmpballoon.mqtt.desk import Arrival, Desk, Handle
+from qmpballoon.mqtt.outbox import Make, Outbox, Publication
+from qmpballoon.mqtt.payloads import CONTENT_TYPES, Format, encode
+from qmpballoon.mqtt.topics import Topics
+
+ECHO_TIMEOUT_S: Final = 5.0
+FAREWELL_S: Final = 2.0
+SHORTEST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 30.0
+REFUSED_PAUSE_S: Final = 60.0  # a bad password does not mend by itself, and some brokers ban who insists
+BIRTH_WAIT_S: Final = (1.0, 10.0)
+
+_CONTENT_TYPES: Final = {name: ContentType(media_type) for name, media_type in CONTENT_TYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSettings:
+    """What the bridge needs of the configuration.
+
+    ``brokers``, at least one, are tried in turn; ``protocol`` ``auto`` is 5, and 3.1.1 where a broker
+    refuses it; ``host`` as it is, made safe for topics here; files are paths; ``birth_topic`` is where Home
+    Assistant says ``online`` when it starts, None: nobody listens for that.
+    """
+
+    brokers: tuple[Broker, ...]
+    client_id: str
+    host: str
+    base_topic: str = "qmpballoon"
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    payload: Format = "json"
+    heartbeat_s: float = 60.0
+    min_interval_s: float = 1.0
+    samples: bool = False
+    birth_topic: str | None = None
+
+
+class Bridge:
+    """The agent's side of MQTT; `run` it in a task, publish through it from anywhere in the loop.
+
+    ``handle`` does what a request asks (see `Handle`), ``knows_vm`` tells whether a VM of that
+    name in topics exists. ``announced_before`` are the retained topics of the last run;
+    ``on_announced`` is called with all topics that a later run must know of, before the first
+    message to a new one, and must not wait.
+    """
+
+    def __init__(
+        self,
+        settings: BridgeSettings,
+        handle: Handle,
+        *,
+        knows_vm: Callable[[str], bool],
+        announced_before: Iterable[str] = (),
+        on_announced: Callable[[frozenset[str]], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.topics: Final = Topics(settings.base_topic, settings.host)
+        self._settings = settings
+        self._clock = clock
+        self._login = Login(
+            settings.client_id,
+            settings.username,
+            settings.password,
+            settings.ca_file,
+            settings.cert_file,
+            settings.key_file,
+        )
+        self._wake = asyncio.Event()
+        self._outbox = Outbox(self._wake.set, self.topics.status)
+        self._outbox.retain(self.topics.status, lambda: "online")
+        self._desk = Desk(self.topics, handle, knows_vm, self._outbox.answer, clock)
+        self._announced = set(announced_before)
+        self._announced_changed = False
+        self._on_announced = on_announced
+        self._announce(self.topics.status)
+        self._online = asyncio.Event()
+        self._seen_status = asyncio.Event()
+        self._birth = asyncio.Event()
+        self._connection: Connection | None = None
+        self._only_311: set[Broker] = set()
+        self._connected_at_s: float | None = None  # of the connection that stands or was the last
+        self._log = ConnectionLog(self._login, self.topics, clock)
+
+    # What the agent publishes.
+
+    @property
+    def connected(self) -> bool:
+        """Whether a broker has us as online."""
+        return self._online.is_set()
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection that stands, if any."""
+        return self._connection
+
+    async def wait_connected(self, timeout_s: float) -> bool:
+        """Wait until a broker has us as online; False if it did not come to that in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._online.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def retain(self, topic: str, make: Make) -> None:
+        """Publish what ``make()`` returns, at the moment of sending, as the topic's retained value.
+
+        It is made again on each connect; a later call replaces ``make``. Text is sent as it is,
+        anything else as an object in the configured format.
+        """
+        self._announce(topic)
+        self._outbox.retain(topic, make)
+
+    def clear(self, topic: str) -> None:
+        """Remove the topic's retained value from the broker, after an outage if need be."""
+        self._outbox.clear(topic)
+
+    def clear_leftovers(self) -> None:
+        """Clear what an earlier run announced and this one did not; call it when all is announced."""
+        for topic in self._announced.difference(self._outbox.topics):
+            self._outbox.clear(topic)
+
+    def event(self, topic: str, value: object) -> None:
+        """Publish an event to who listens now; without a connection it is dropped."""
+        self._outbox.event(topic, lambda: value)
+
+    def sample(self, topic: str, make: Make) -> None:
+        """Publish at QoS 0; a sample that was not sent yet is replaced."""
+        self._outbox.fleeting(topic, make)
+
+    # Keeping a connection.
+
+    async def run(self) -> None:
+        """Stay connected until cancelled; then answer who waits, say ``offline`` and disconnect.
+
+        A handler's or a maker's mistake, an exception outside the package's error tree, is raised.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._desk.open(group)
+                await self._stay_connected()
+        finally:
+            self._desk.stop()
+
+    async def _stay_connected(self) -> None:
+        brokers = deque(self._settings.brokers)
+        pause_s, failures = SHORTEST_PAUSE_S, 0
+        while True:
+            broker = brokers[0]
+            error = await self._session(broker)
+            if self._may_speak_311(broker, error):
+                self._only_311.add(broker)
+                self._log.only_311(broker)
+                continue
+            if self._connected_at_s is not None:
+                held_s = self._clock() - self._connected_at_s
+                self._log.lost(broker, error, held_s)
+                failures = 0
+                if held_s >= STEADY_S:
+                    pause_s = SHORTEST_PAUSE_S
+            else:
+                self._log.failed(broker, error)
+                failures += 1
+                brokers.rotate(-1)
+                if failures % len(brokers):
+                    continue
+            refused = isinstance(error, MqttConnectError) and reason_code(error) in REFUSED_CREDENTIALS
+            await asyncio.sleep((REFUSED_PAUSE_S if refused else pause_s) * random.uniform(0.5, 1.0))
+            pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+
+    async def _session(self, broker: Broker) -> aiomqtt.MqttError:
+        """Be connected to one broker until that ends; return why it did."""
+        mqtt5 = self._settings.protocol == "5" or (
+            self._settings.protocol == "auto" and broker not in self._only_311
+        )
+        connection = Connection(
+            broker,
+            self._login,
+            mqtt5=mqtt5,
+            will=aiomqtt.Will(self.topics.status, "offline", qos=1, retain=True),
+            confirmed=self._confirmed,
+            refused=self._refused,
+        )
+        lost: aiomqtt.MqttError | None = None
+        self._seen_status.clear()
+        self._connected_at_s = None
+        try:
+            await connection.open()
+            refused = await connection.listen(self._filters())
+            if refused:
+                self._log.not_readable(refused)
+            self._connection, self._connected_at_s = connection, self._clock()
+            self._outbox.connected(self._clock())
+            self._wake.set()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(connection.lost(), name="mqtt lost")
+                group.create_task(self._send(connection, broker), name="mqtt send")
+                group.create_task(self._receive(connection), name="mqtt receive")
+                group.create_task(self._expect_status(), name="mqtt self-check")
+                group.create_task(self._welcome_births(), name="mqtt birth")
+        except* aiomqtt.MqttError as errors:
+            lost = _first(errors)
+        finally:
+            if self._connection is not None:
+                if lost is None:
+                    await self._say_farewell(connection)
+                self._online.clear()
+                self._outbox.disconnected(connection.unconfirmed)
+                self._connection = None
+            await connection.close()
+        return lost or aiomqtt.MqttError("closed")
+
+    def _filters(self) -> tuple[str, ...]:
+        births = () if self._settings.birth_topic is None else (self._settings.birth_topic,)
+        return (*self.topics.subscriptions(), self.topics.status, *births)
+
+    async def _send(self, connection: Connection, broker: Broker) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while True:
+                await connection.window()
+                self._say_announced()
+                publication = self._outbox.take()
+                if publication is None:
+                    break
+                self._publish(connection, publication)
+                if publication.topic == self.topics.status and not self._online.is_set():
+                    self._online.set()
+                    self._log.connected(broker, mqtt5=connection.mqtt5)
+
+    def _publish(self, connection: Connection, publication: Publication) -> None:
+        value = None if publication.make is None else publication.make()
+        answer = publication.answer
+        payload_format = self._settings.payload if answer is None else answer.payload_format
+        if value is None or isinstance(value, str):
+            connection.send(publication, b"" if value is None else value.encode("utf-8", "replace"), None)
+            return
+        properties: Properties | None = None
+        if connection.mqtt5:
+            properties = _CONTENT_TYPES[payload_format]
+            if answer is not None and answer.correlation is not None:
+                properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+                properties.ContentType = CONTENT_TYPES[payload_format]
+                properties.CorrelationData = answer.correlation
+        connection.send(publication, encode(value, payload_format), properties)
+
+    async def _receive(self, connection: Connection) -> None:
+        while True:
+            message = await connection.receive()
+            topic, payload = message.topic.value, message.payload
+            if topic == self.topics.status:
+                if connection.mqtt5 or not message.retain:  # else it is what the broker kept from before
+                    self._heard_status(payload)
+            elif topic == self._settings.birth_topic:
+                if payload == b"online" and not message.retain:
+                    self._birth.set()
+            elif (command := self.topics.parse(topic)) is not None:
+                properties = message.properties
+                self._desk.receive(
+                    Arrival(
+                        command,
+                        payload,
+                        message.retain,
+                        getattr(properties, "ContentType", None),
+                        getattr(properties, "ResponseTopic", None),
+                        getattr(properties, "CorrelationData", None),
+                        getattr(properties, "MessageExpiryInterval", None),
+                    )
+                )
+
+    def _heard_status(self, payload: bytes) -> None:
+        if payload == b"online":
+            self._seen_status.set()
+        elif self._seen_status.is_set():
+            # The will of an earlier connection of ours, which the broker gave up only now.
+            self._seen_status.clear()
+            self._outbox.retain(self.topics.status, lambda: "online")
+
+    async def _expect_status(self) -> None:
+        await self._online.wait()
+        try:
+            async with asyncio.timeout(ECHO_TIMEOUT_S):
+                await self._seen_status.wait()
+        except TimeoutError:
+            self._log.not_heard(ECHO_TIMEOUT_S)
+        else:
+            self._log.heard()
+
+    async def _welcome_births(self) -> None:
+        while True:
+            await self._birth.wait()
+            await asyncio.sleep(random.uniform(*BIRTH_WAIT_S))  # many agents hear it at once
+            self._birth.clear()
+            self._outbox.republish()
+
+    async def _say_farewell(self, connection: Connection) -> None:
+        """Answer who waits, say ``offline``, and let the broker confirm it, in a bounded time."""
+        self._desk.stop()
+        try:
+            while (publication := self._outbox.take_answer()) is not None:
+                self._publish(connection, publication)
+            offline = Publication(self.topics.status, lambda: "offline", retain=True)
+            self._publish(connection, offline)
+        except aiomqtt.MqttError:
+            return  # lost in this moment: the will says it
+        await connection.all_confirmed(FAREWELL_S)
+
+    # What was announced.
+
+    def _announce(self, topic: str) -> None:
+        if topic not in self._announced:
+            self._announced.add(topic)
+            self._announced_changed = True
+
+    def _say_announced(self) -> None:
+        if self._announced_changed and self._on_announced is not None:
+            self._announced_changed = False
+            self._on_announced(frozenset(self._announced))
+
+    def _confirmed(self, publication: Publication) -> None:
+        if self._outbox.confirmed(publication):
+            self._announced.discard(publication.topic)
+            self._announced_changed = True
+            self._wake.set()
+
+    def _refused(self, publication: Publication, reason: str) -> None:
+        if publication.answer is None or publication.topic.startswith(f"{self.topics.root}/"):
+            self._log.not_taken(publication.topic, reason)
+
+    def _may_speak_311(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
+        return (
+            self._settings.protocol == "auto"
+            and broker not in self._only_311
+            and isinstance(error, MqttConnectError)
+            and reason_code(error) == UNSUPPORTED_PROTOCOL
+        )
+
+
+def _first(errors: BaseExceptionGroup[aiomqtt.MqttError]) -> aiomqtt.MqttError:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,154 @@
+"""What waits to be published. No I/O.
+
+Retained topics are slots: a topic has one maker, called at the moment of sending, so the newest
+value wins, ages are right, and a broker that was away for an hour is told the truth of now.
+Events are only for who listens now: without a connection they are dropped. Answers are addressed
+to somebody who waits, so they outlive a short outage. Every queue is bounded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from qmpballoon.mqtt.payloads import Format
+
+Make: TypeAlias = Callable[[], object]
+"""Makes a topic's value now: an object of JSON values, or a bare word as text."""
+
+MOST_EVENTS: Final = 1000  # about 300 bytes each
+MOST_ANSWERS: Final = 1000
+ANSWER_KEPT_S: Final = 60.0  # as long as a repeated request would be answered again
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer on its way: where to, in which format, with which correlation data."""
+
+    topic: str
+    value: object
+    payload_format: Format
+    correlation: bytes | None
+    made_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One message to be sent; ``make`` None clears a retained topic."""
+
+    topic: str
+    make: Make | None
+    qos: int = 1
+    retain: bool = False
+    answer: Answer | None = None
+
+
+@dataclass(slots=True)
+class Outbox:
+    """Slots and queues between the agent and a connection; ``changed`` is called when something is due."""
+
+    changed: Callable[[], None]
+    last: str  # the retained topic that goes out after all others
+    _connected: bool = False
+    _slots: dict[str, Make | None] = field(default_factory=dict)
+    _due: dict[str, None] = field(default_factory=dict)
+    _last_due: bool = False
+    _answers: deque[Answer] = field(default_factory=lambda: deque(maxlen=MOST_ANSWERS))
+    _events: deque[Publication] = field(default_factory=deque)
+    _fleeting: dict[str, Make] = field(default_factory=dict)
+
+    @property
+    def topics(self) -> Iterable[str]:
+        """The retained topics that have a value, or that wait for being cleared."""
+        return self._slots.keys()
+
+    def retain(self, topic: str, make: Make) -> None:
+        """Publish what ``make`` returns as the topic's retained value, now and on each connect."""
+        self._slots[topic] = make
+        self._mark(topic)
+
+    def clear(self, topic: str) -> None:
+        """Remove the topic's retained value from the broker."""
+        self._slots[topic] = None
+        self._mark(topic)
+
+    def event(self, topic: str, make: Make) -> None:
+        """Publish a message that nobody needs later; dropped without a connection, oldest first if many."""
+        if not self._connected:
+            return
+        if len(self._events) >= MOST_EVENTS:
+            self._events.popleft()
+        self._events.append(Publication(topic, make))
+        self.changed()
+
+    def fleeting(self, topic: str, make: Make) -> None:
+        """Publish at QoS 0; a newer value replaces one that was not sent yet."""
+        if self._connected:
+            self._fleeting[topic] = make
+            self.changed()
+
+    def answer(self, answer: Answer) -> None:
+        """Publish an answer, if need be after a reconnect."""
+        self._answers.append(answer)
+        self.changed()
+
+    def republish(self) -> None:
+        """Make every retained topic due again, the last one last."""
+        self._due = dict.fromkeys(topic for topic in self._slots if topic != self.last)
+        self._last_due = self.last in self._slots
+        self.changed()
+
+    def connected(self, now_s: float) -> None:
+        """Begin on a new connection: old answers are dropped, all retained topics are due."""
+        self._connected = True
+        while self._answers and self._answers[0].made_at_s < now_s - ANSWER_KEPT_S:
+            self._answers.popleft()
+        self.republish()
+
+    def disconnected(self, unconfirmed: Iterable[Publication]) -> None:
+        """End a connection: what was said to listeners of then is dropped, lost answers wait again."""
+        self._connected = False
+        self._events.clear()
+        self._fleeting.clear()
+        self._answers.extendleft(sent.answer for sent in reversed(list(unconfirmed)) if sent.answer)
+
+    def confirmed(self, sent: Publication) -> bool:
+        """Take note that the broker has a message; tell whether that cleared a topic for good."""
+        if sent.retain and sent.make is None and self._slots.get(sent.topic, sent) is None:
+            del self._slots[sent.topic]
+            self._due.pop(sent.topic, None)
+            return True
+        return False
+
+    def take(self) -> Publication | None:
+        """Return the next message: answers, events, retained topics, the last of those, samples."""
+        if self._answers:
+            answer = self._answers.popleft()
+            return Publication(answer.topic, lambda: answer.value, answer=answer)
+        if self._events:
+            return self._events.popleft()
+        if self._due:
+            topic = next(iter(self._due))
+            del self._due[topic]
+            return Publication(topic, self._slots[topic], retain=True)
+        if self._last_due:
+            self._last_due = False
+            return Publication(self.last, self._slots[self.last], retain=True)
+        if self._fleeting:
+            topic, make = self._fleeting.popitem()
+            return Publication(topic, make, qos=0)
+        return None
+
+    def take_answer(self) -> Publication | None:
+        """Return the next answer alone."""
+        return self.take() if self._answers else None
+
+    def _mark(self, topic: str) -> None:
+        if topic == self.last:
+            self._last_due = True
+        else:
+            self._due[topic] = None
+        if self._connected:
+            self.changed()

@@ -1,0 +1,213 @@
+"""Decides when the state of the VMs and of the host goes out.
+
+Changes of fact go out at once, but not within ``min_interval_s`` of the message before; the last
+value always goes out; and everything is said again every ``heartbeat_s``. One task sleeps until
+the earliest of all those moments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias
+
+from qmpballoon.model import Event, HostRecord, VmName, VmRecord, utc_now
+from qmpballoon.mqtt.objects import Agent, event_object, host_object, samples_object, vm_object, vms_list
+from qmpballoon.mqtt.outbox import Make
+from qmpballoon.mqtt.significance import due_at_s, host_changed, vm_changed
+from qmpballoon.mqtt.topics import Topics
+
+
+class Retained(Protocol):
+    """What the publisher needs of a bridge."""
+
+    @property
+    def topics(self) -> Topics: ...  # noqa: D102
+    def retain(self, topic: str, make: Make) -> None: ...  # noqa: D102
+    def clear(self, topic: str) -> None: ...  # noqa: D102
+    def event(self, topic: str, value: object) -> None: ...  # noqa: D102
+    def sample(self, topic: str, make: Make) -> None: ...  # noqa: D102
+
+
+_Key: TypeAlias = tuple[str, str]  # ("vm", its name), ("host", ""), ("vms", "")
+_HOST: Final = ("host", "")
+_VMS: Final = ("vms", "")
+_NEVER: Final = float("-inf")
+_NO_END: Final = float("inf")
+
+
+@dataclass(slots=True)
+class _Slot:
+    """When a topic was published last, when it is due again, and when the heap will look at it.
+
+    An entry of the heap is never taken out before its time. One that is early is used later, so
+    that changes at a high rate do not fill the heap.
+    """
+
+    published_at_s: float = _NEVER
+    due_at_s: float = _NO_END
+    looks_at_s: list[float] = field(default_factory=list)
+
+
+class Publisher:
+    """Takes frozen records and keeps the bridge's topics true. All calls return at once.
+
+    ``agent`` says who publishes; its ``host`` must be the one of ``bridge.topics``.
+    """
+
+    def __init__(
+        self,
+        bridge: Retained,
+        agent: Agent,
+        *,
+        min_interval_s: float,
+        samples: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bridge = bridge
+        self._agent = agent
+        self._min_interval_s = min_interval_s
+        self._samples = samples
+        self._clock = clock
+        self._began_at_s = clock()
+        self._sequence = itertools.count(1)
+        self._vms: dict[VmName, VmRecord] = {}
+        self._published_vms: dict[VmName, VmRecord] = {}
+        self._host: HostRecord | None = None
+        self._published_host: HostRecord | None = None
+        self._slots: dict[_Key, _Slot] = {}
+        self._due: list[tuple[float, _Key]] = []
+        self._wake = asyncio.Event()
+        self._sleeps_until_s = _NEVER
+        self._schedule(_VMS, changed=True)  # an empty list is a fact, too
+
+    def vm_changed(self, record: VmRecord) -> None:
+        """Take a VM's newest snapshot; a VM that was not known appears."""
+        before = self._vms.get(record.vm)
+        self._vms[record.vm] = record
+        if before is None or before.answers != record.answers:
+            word = "online" if record.answers else "offline"
+            self._bridge.retain(self._bridge.topics.availability(record.vm), lambda: word)
+        if before is None or _listed(before) != _listed(record):
+            self._schedule(_VMS, changed=True)
+        changed = vm_changed(self._published_vms.get(record.vm), record)
+        self._schedule(("vm", record.vm), changed=changed)
+
+    def vm_gone(self, vm: VmName) -> None:
+        """Forget a VM: its retained topics are cleared."""
+        if self._vms.pop(vm, None) is None:
+            return
+        self._published_vms.pop(vm, None)
+        self._slots.pop(("vm", vm), None)
+        self._bridge.clear(self._bridge.topics.availability(vm))
+        self._bridge.clear(self._bridge.topics.state(vm))
+        self._schedule(_VMS, changed=True)
+
+    def host_changed(self, record: HostRecord) -> None:
+        """Take the host's newest snapshot."""
+        self._host = record
+        self._schedule(_HOST, changed=host_changed(self._published_host, record))
+
+    def event(self, vm: VmName | None, event: Event) -> None:
+        """Publish an event of a VM, or of the host where ``vm`` is None."""
+        self._bridge.event(self._bridge.topics.event(vm), event_object(vm, event))
+
+    def sample_tick(self) -> None:
+        """Publish the figures of all VMs in one message, if samples are wanted."""
+        if self._samples:
+            self._bridge.sample(
+                self._bridge.topics.samples,
+                lambda: samples_object(self._vms.values(), self._host, self._clock(), utc_now()),
+            )
+
+    async def run(self) -> None:
+        """Publish what becomes due, until cancelled."""
+        while True:
+            self._wake.clear()
+            self._publish_due()
+            self._sleeps_until_s = self._due[0][0] if self._due else self._clock() + self._agent.heartbeat_s
+            try:
+                async with asyncio.timeout(max(0.0, self._sleeps_until_s - self._clock())):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _publish_due(self) -> None:
+        now_s = self._clock()
+        while self._due and self._due[0][0] <= now_s:
+            looked_at_s, key = heapq.heappop(self._due)
+            slot = self._slots.get(key)
+            if slot is None or looked_at_s not in slot.looks_at_s:
+                continue  # forgotten, and perhaps known again
+            slot.looks_at_s.remove(looked_at_s)
+            if slot.due_at_s <= now_s:
+                if self._is_changed(key) or now_s >= slot.published_at_s + self._agent.heartbeat_s:
+                    self._publish(key, slot, now_s)
+                slot.due_at_s = self._due_at_s(slot, changed=False)
+            self._queue(key, slot)
+
+    def _schedule(self, key: _Key, *, changed: bool) -> None:
+        """Publish now if that is allowed, else see to it that it happens in time."""
+        slot = self._slots.setdefault(key, _Slot())
+        now_s = self._clock()
+        slot.due_at_s = self._due_at_s(slot, changed=changed)
+        if slot.due_at_s <= now_s:
+            self._publish(key, slot, now_s)
+            slot.due_at_s = self._due_at_s(slot, changed=False)
+        self._queue(key, slot)
+
+    def _due_at_s(self, slot: _Slot, *, changed: bool) -> float:
+        return due_at_s(
+            changed,
+            slot.published_at_s,
+            min_interval_s=self._min_interval_s,
+            heartbeat_s=self._agent.heartbeat_s,
+        )
+
+    def _queue(self, key: _Key, slot: _Slot) -> None:
+        """Have the heap look at the slot in time."""
+        if slot.due_at_s < min(slot.looks_at_s, default=_NO_END):
+            slot.looks_at_s.append(slot.due_at_s)
+            heapq.heappush(self._due, (slot.due_at_s, key))
+            if slot.due_at_s < self._sleeps_until_s:
+                self._wake.set()
+
+    def _publish(self, key: _Key, slot: _Slot, now_s: float) -> None:
+        slot.published_at_s = now_s
+        if key == _HOST:
+            self._published_host = self._host
+            self._bridge.retain(self._bridge.topics.host_object, self._make_host)
+        elif key == _VMS:
+            self._bridge.retain(self._bridge.topics.vms, lambda: vms_list(self._vms.values()))
+        else:
+            vm = VmName(key[1])
+            self._published_vms[vm] = self._vms[vm]
+            self._bridge.retain(self._bridge.topics.state(vm), lambda: self._make_vm(vm))
+
+    def _is_changed(self, key: _Key) -> bool:
+        if key == _HOST:
+            return self._host is not None and host_changed(self._published_host, self._host)
+        if key == _VMS:
+            return True
+        vm = VmName(key[1])
+        return vm_changed(self._published_vms.get(vm), self._vms[vm])
+
+    def _make_vm(self, vm: VmName) -> object:
+        record = self._vms[vm]
+        self._published_vms[vm] = record
+        return vm_object(record, self._agent.host, self._clock(), utc_now())
+
+    def _make_host(self) -> object:
+        if self._host is None:
+            raise RuntimeError("the host's topic is retained before its first record")
+        self._published_host = self._host
+        uptime_s = self._clock() - self._began_at_s
+        return host_object(self._host, self._agent, next(self._sequence), uptime_s, utc_now())
+
+
+def _listed(record: VmRecord) -> tuple[str, str, str]:
+    return record.name, record.socket, record.health

@@ -1,0 +1,133 @@
+"""The topics of one agent, and what a message on one of them asks for. Pure.
+
+A host and a VM stand in topics under a name made safe by `safe_level`: some brokers cut a client
+off for a space or turn a dot into a level (NATS, RabbitMQ), and Home Assistant's discovery takes
+only ``[A-Za-z0-9_-]``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+LONGEST_LEVEL: Final = 64
+LONGEST_TOPIC: Final = 65535  # bytes of UTF-8, MQTT 5 section 1.5.4
+MOST_LEVELS: Final = 100
+_LONGEST_MIRRORED: Final = 128
+
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
+_NON_CHARACTERS: Final = "".join(
+    chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)
+)
+_NEVER_IN_TOPICS: Final = re.compile(f"[#+\\x00-\\x1f\\x7f-\\x9f\ufdd0-\ufdef{_NON_CHARACTERS}]")
+
+
+def safe_level(name: str) -> str:
+    """Return ``name`` as one topic level: outside ``A-Za-z0-9_-`` becomes ``_``, 1 to 64 characters."""
+    return _UNSAFE.sub("_", name[:LONGEST_LEVEL]) or "_"
+
+
+def is_publishable(topic: str) -> bool:
+    """Tell whether a client may publish to ``topic`` without being cut off by its broker.
+
+    Not empty, no wildcard, 65535 bytes and 100 levels at most, no control and no non-characters.
+    mosquitto 2.0.11 ends the connection at more than 200 levels and at such characters; seen.
+    """
+    if not topic or topic.count("/") >= MOST_LEVELS or _NEVER_IN_TOPICS.search(topic):
+        return False
+    try:
+        return len(topic.encode()) <= LONGEST_TOPIC
+    except UnicodeEncodeError:  # a lone surrogate has no UTF-8
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a command topic names; ``vm`` None: the host. ``bare``: the topic ``target/set``."""
+
+    vm: str | None
+    verb: str
+    bare: bool = False
+
+
+class Topics:
+    """Every topic of one agent, under ``<base>/<host made safe>``.
+
+    Raises:
+        ValueError: nothing can be published under ``base``.
+    """
+
+    def __init__(self, base: str, host: str) -> None:
+        if not is_publishable(base) or base.startswith(("/", "$")) or base.endswith("/"):
+            raise ValueError(f"{base!r} cannot be the base of topics: no wildcards, no / at its ends, no $")
+        self.base: Final = base
+        self.host: Final = safe_level(host)
+        self.root: Final = f"{base}/{self.host}"
+        self.status: Final = f"{self.root}/status"
+        self.host_object: Final = f"{self.root}/host"
+        self.vms: Final = f"{self.root}/vms"
+        self.samples: Final = f"{self.root}/samples"
+        self._vm_prefix: Final = f"{self.root}/vm/"
+        self._host_requests: Final = f"{self.root}/request/"
+
+    def availability(self, vm: str) -> str:
+        """Return the topic that tells whether the VM's monitor answers."""
+        return f"{self._vm_prefix}{vm}/availability"
+
+    def state(self, vm: str) -> str:
+        """Return the topic of the VM object."""
+        return f"{self._vm_prefix}{vm}/state"
+
+    def event(self, vm: str | None) -> str:
+        """Return the topic of a VM's events, or of the host's where ``vm`` is None."""
+        return f"{self.root}/event" if vm is None else f"{self._vm_prefix}{vm}/event"
+
+    def subscriptions(self) -> tuple[str, ...]:
+        """Return the filters that all commands come through."""
+        return (
+            f"{self._vm_prefix}+/target/set",
+            f"{self._vm_prefix}+/request/+",
+            f"{self._host_requests}+",
+        )
+
+    def parse(self, topic: str) -> Command | None:
+        """Return what a message on ``topic`` asks for, or None if it is no command topic of ours."""
+        if topic.startswith(self._host_requests):
+            verb = topic[len(self._host_requests) :]
+            return None if "/" in verb else Command(None, verb)
+        if not topic.startswith(self._vm_prefix):
+            return None
+        match topic[len(self._vm_prefix) :].split("/"):
+            case [vm, "target", "set"]:
+                return Command(vm, "set-target", bare=True)
+            case [vm, "request", verb]:
+                return Command(vm, verb)
+        return None
+
+    def response(self, vm: str | None, verb: str, requested: str | None = None) -> str:
+        """Return where a request is answered.
+
+        ``requested`` is the MQTT 5 response topic. It is honoured outside the base only: below it
+        the agent could be made to send commands to another agent, or to overwrite a state. A VM or
+        verb that does not exist is mirrored, made safe where it is odd.
+        """
+        if requested is not None and self._is_outside(requested):
+            return requested
+        place = self.root if vm is None else f"{self._vm_prefix}{mirrored(vm)}"
+        return f"{place}/response/{mirrored(verb)}"
+
+    def _is_outside(self, topic: str) -> bool:
+        return (
+            is_publishable(topic)
+            and not topic.startswith("$")  # the broker's own
+            and topic != self.base
+            and not topic.startswith(f"{self.base}/")
+        )
+
+
+def mirrored(level: str) -> str:
+    """Return a level that a stranger chose as it may stand in a topic and an answer of ours."""
+    if len(level) <= _LONGEST_MIRRORED and level.isprintable() and not set(level) & set(" /+#"):
+        return level
+    return safe_level(level)

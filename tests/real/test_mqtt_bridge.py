@@ -1,0 +1,478 @@
+"""The bridge against a real mosquitto: connections that come and go, and what the broker then holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import pytest
+from mqtt_listener import WAIT_S, listening, property_of, running, settings_for
+
+from qmpballoon.lab.broker import HOST, LabBroker
+from qmpballoon.lab.require import find_program
+from qmpballoon.lab.waiting import eventually
+from qmpballoon.model import VmName, VmRecord
+from qmpballoon.mqtt import bridge as bridge_module
+from qmpballoon.mqtt import connection as connection_module
+from qmpballoon.mqtt.bridge import Bridge
+from qmpballoon.mqtt.connection import Broker
+from qmpballoon.mqtt.desk import Request
+from qmpballoon.mqtt.objects import Agent
+from qmpballoon.mqtt.outbox import Publication
+from qmpballoon.mqtt.publisher import Publisher
+
+ROOT = "qmpballoon/edge-7"
+STATE = f"{ROOT}/vm/web1/state"
+
+
+@pytest.fixture
+async def mosquitto(sockets_dir: Path) -> AsyncIterator[LabBroker]:
+    async with LabBroker(sockets_dir) as broker:
+        yield broker
+
+
+@pytest.fixture(autouse=True)
+def _haste(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(bridge_module, "SHORTEST_PAUSE_S", 0.02)
+    monkeypatch.setattr(bridge_module, "LONGEST_PAUSE_S", 0.1)
+    caplog.set_level(logging.INFO, "qmpballoon.mqtt")
+
+
+async def echo(request: Request) -> object:
+    return {"verb": request.verb}
+
+
+def a_bridge(
+    *brokers: LabBroker | int, announced: Any = (), on_announced: Any = None, **changed: Any
+) -> Bridge:
+    return Bridge(
+        settings_for(*brokers, **changed),
+        echo,
+        knows_vm=lambda vm: vm == "web1",
+        announced_before=announced,
+        on_announced=on_announced,
+    )
+
+
+def said(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.getMessage().startswith(word)]
+
+
+def cut(bridge: Bridge) -> None:
+    """Break the connection as a pulled cable does, without a DISCONNECT."""
+    assert bridge.connection is not None
+    sock = bridge.connection._client.socket()
+    getattr(sock, "_socket", sock).shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+
+
+async def until(condition: Any, what: str) -> None:
+    async def probe() -> object:
+        return condition()
+
+    await eventually(probe, bool, timeout_s=WAIT_S, what=what)
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_all_is_published_on_connect_with_online_last_and_offline_at_the_end(
+    mosquitto: LabBroker, protocol: str
+) -> None:
+    bridge = a_bridge(mosquitto, protocol=protocol)
+    bridge.retain(STATE, lambda: {"actual": 1})
+    bridge.retain(f"{ROOT}/host", lambda: {"seq": 1})
+    async with listening(mosquitto.port) as listener:
+        async with running(bridge):
+            await listener.on(bridge.topics.status, b"online")
+            assert [one.topic.value for one in listener.messages] == [STATE, f"{ROOT}/host", f"{ROOT}/status"]
+            assert all(one.retain and one.qos == 1 for one in listener.messages)
+        await listener.on(bridge.topics.status, b"offline")
+    async with listening(mosquitto.port) as late:
+        await late.on(bridge.topics.status, b"offline")
+        assert (await late.on(STATE)).payload == b'{"actual":1}'
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_the_will_speaks_for_a_broken_connection_and_the_bridge_comes_back(
+    mosquitto: LabBroker, protocol: str
+) -> None:
+    bridge = a_bridge(mosquitto, protocol=protocol)
+    async with listening(mosquitto.port, bridge.topics.status) as listener, running(bridge):
+        await listener.on(bridge.topics.status, b"online")
+        before = len(listener.messages)
+        cut(bridge)
+        await listener.on(bridge.topics.status, b"offline", start=before)
+        await listener.on(bridge.topics.status, b"online", start=before)
+
+
+@pytest.mark.parametrize("scheme", ["mqtt", "ws"])
+async def test_nagle_is_off_on_the_real_socket(sockets_dir: Path, scheme: str) -> None:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    # mosquitto 2.0.11 ends where its only listener speaks websockets, hence a second one.
+    options = [f"listener {port} {HOST}", "protocol websockets"]
+    async with LabBroker(sockets_dir, options=options) as broker:
+        bridge = a_bridge(brokers=(Broker(scheme, HOST, port if scheme == "ws" else broker.port),))
+        async with running(bridge):
+            assert bridge.connection is not None
+            assert bridge.connection.no_delay
+
+
+async def test_tls_with_a_named_authority_and_a_clear_word_without(
+    sockets_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key = sockets_dir / "cert.pem", sockets_dir / "key.pem"
+    subprocess.run(
+        [find_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True, timeout=20,
+    )  # fmt: skip
+    async with LabBroker(sockets_dir, options=[f"certfile {certificate}", f"keyfile {key}"]) as broker:
+        place = (Broker("mqtts", HOST, broker.port),)
+        bridge = a_bridge(brokers=place, ca_file=str(certificate))
+        async with running(bridge):
+            assert bridge.connection is not None
+            assert bridge.connection.no_delay
+            assert isinstance(bridge.connection._client.socket(), ssl.SSLSocket)
+        async with running(a_bridge(brokers=place), until_connected=False):
+            await until(lambda: said(caplog, "broker-unreachable"), "the refusal of the certificate")
+    assert "certificate verify failed" in said(caplog, "broker-unreachable")[0]
+
+
+async def test_after_an_outage_the_broker_is_told_the_truth_of_now(
+    mosquitto: LabBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    bridge = a_bridge(mosquitto)
+    actual = 1
+
+    def state() -> object:
+        return {"actual": actual}
+
+    bridge.retain(STATE, state)
+    bridge.retain(f"{ROOT}/vm/old/state", dict)
+    async with running(bridge):
+        await mosquitto.kill()
+        await until(lambda: not bridge.connected, "the loss is noticed")
+        for number in range(20_000):
+            actual = number
+            bridge.retain(STATE, state)
+            bridge.event(f"{ROOT}/event", {"number": number})
+            bridge.sample(f"{ROOT}/samples", dict)
+        bridge.clear(f"{ROOT}/vm/old/state")
+        outbox = bridge._outbox
+        assert (len(outbox._events), len(outbox._slots), len(outbox._fleeting)) == (0, 3, 0)
+        await mosquitto.start()
+        assert await bridge.wait_connected(WAIT_S)
+        async with listening(mosquitto.port) as listener:
+            assert (await listener.on(STATE)).payload == b'{"actual":19999}'
+            await listener.send("marker", b"x")
+            await listener.on("marker")
+            assert {one.topic.value for one in listener.messages} == {STATE, f"{ROOT}/status", "marker"}
+            bridge.event(f"{ROOT}/event", {"number": "new"})
+            assert (await listener.on(f"{ROOT}/event")).payload == b'{"number":"new"}'
+    assert len(said(caplog, "broker-lost")) == 1
+    assert not said(caplog, "broker-unreachable")
+    assert len(said(caplog, "broker-connected")) == 2
+
+
+async def test_a_broker_that_is_down_for_long_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as closed:
+        closed.bind((HOST, 0))
+        bridge = a_bridge(closed.getsockname()[1])
+        attempts = 0
+        session = bridge._session
+
+        async def counted(broker: Broker) -> Any:
+            nonlocal attempts
+            attempts += 1
+            return await session(broker)
+
+        bridge._session = counted  # type: ignore[method-assign]
+        async with running(bridge, until_connected=False):
+            await until(lambda: attempts > 5, "several attempts")
+    assert len(said(caplog, "broker-unreachable")) == 1
+
+
+async def test_brokers_are_tried_in_turn(mosquitto: LabBroker, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as closed:
+        closed.bind((HOST, 0))
+        async with running(a_bridge(closed.getsockname()[1], mosquitto)):
+            assert len(said(caplog, "broker-unreachable")) == 1
+            assert str(mosquitto.port) in said(caplog, "broker-connected")[0]
+
+
+@contextlib.asynccontextmanager
+async def only_311(broker: LabBroker) -> AsyncIterator[tuple[int, list[int]]]:
+    """Stand before a broker and refuse MQTT 5 in 3.1.1's words; yields its port and the versions."""
+    versions: list[int] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while chunk := await reader.read(65536):
+                writer.write(chunk)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connect = await reader.read(65536)
+        versions.append(connect[connect.index(b"MQTT") + 4])
+        if versions[-1] == 5:
+            writer.write(b"\x20\x02\x00\x01")
+            writer.close()
+            return
+        inner_reader, inner_writer = await asyncio.open_connection(HOST, broker.port)
+        inner_writer.write(connect)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pump(reader, inner_writer))
+            group.create_task(pump(inner_reader, writer))
+
+    server = await asyncio.start_server(serve, HOST, 0)
+    try:
+        yield server.sockets[0].getsockname()[1], versions
+    finally:
+        server.close()
+
+
+async def test_auto_takes_3_1_1_where_5_is_refused_and_remembers_it(mosquitto: LabBroker) -> None:
+    async with only_311(mosquitto) as (port, versions):
+        bridge = a_bridge(port)
+        async with running(bridge):
+            assert bridge.connection is not None
+            assert not bridge.connection.mqtt5
+            bridge._online.clear()
+            cut(bridge)
+            assert await bridge.wait_connected(WAIT_S)
+    assert versions == [5, 4, 4]
+
+
+async def test_protocol_5_alone_never_falls_back(
+    mosquitto: LabBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        only_311(mosquitto) as (port, versions),
+        running(a_bridge(port, protocol="5"), until_connected=False),
+    ):
+        await until(lambda: len(versions) > 2, "several attempts")
+    assert set(versions) == {5}
+    assert len(said(caplog, "broker-refused")) == 1
+
+
+async def test_msgpack_payloads_bear_their_content_type_and_words_stay_words(mosquitto: LabBroker) -> None:
+    bridge = a_bridge(mosquitto, payload="msgpack")
+    bridge.retain(STATE, lambda: {"actual": 5})
+    async with listening(mosquitto.port) as listener, running(bridge):
+        state = await listener.on(STATE)
+        assert msgpack.unpackb(state.payload) == {"actual": 5}
+        assert property_of(state, "ContentType") == "application/msgpack"
+        await listener.on(bridge.topics.status, b"online")
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_an_acl_that_keeps_our_status_back_is_named_once(
+    sockets_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setattr(bridge_module, "ECHO_TIMEOUT_S", 0.2)
+    acl = ["user agent", "topic read qmpballoon/#", "topic write qmpballoon/edge-7/vm/#"]
+    async with LabBroker(sockets_dir, passwords={"agent": "secret"}, acl=acl) as broker:
+        bridge = a_bridge(broker, protocol=protocol, username="agent", password="secret")
+        async with running(bridge):
+            await until(lambda: said(caplog, "broker-acl"), "the error that names the ACL")
+            assert bridge._seen_status.is_set() is False
+    (line,) = said(caplog, "broker-acl")
+    assert "ACL" in line
+    assert "user agent" in line
+    assert f"{ROOT}/status" in line
+
+
+async def test_with_all_rights_the_self_check_says_nothing(
+    mosquitto: LabBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    bridge = a_bridge(mosquitto)
+    async with running(bridge):
+        await until(bridge._seen_status.is_set, "our own status comes back")
+    assert not said(caplog, "broker-acl")
+
+
+async def test_a_bad_password_is_said_once_and_tried_slowly(
+    sockets_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_module, "REFUSED_PAUSE_S", 0.03)
+    monkeypatch.setattr(bridge_module, "SHORTEST_PAUSE_S", 3600.0)
+    monkeypatch.setattr(bridge_module, "LONGEST_PAUSE_S", 3600.0)
+    async with LabBroker(sockets_dir, passwords={"agent": "secret"}) as broker:
+        bridge = a_bridge(broker, username="agent", password="wrong")
+        async with running(bridge, until_connected=False):
+            await until(lambda: broker.log.read_text().count("not authorised") > 2, "several attempts")
+            assert not bridge.connected
+        assert "wrong" not in repr(bridge._settings) + repr(bridge._login)
+    (line,) = said(caplog, "broker-refused")
+    assert "user agent" in line
+    assert "wrong" not in line
+
+
+async def test_a_second_agent_of_the_same_client_id_is_named(
+    mosquitto: LabBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(a_bridge(mosquitto)), running(a_bridge(mosquitto), until_connected=False):
+        await until(lambda: said(caplog, "client-id-taken"), "the second agent is named")
+        lost = len(said(caplog, "broker-lost"))
+        await until(
+            lambda: len(said(caplog, "broker-lost")) > lost + 2, "they go on taking it from each other"
+        )
+        assert len(set(said(caplog, "client-id-taken"))) == 1
+    assert "client_id=qmpballoon-edge-7" in said(caplog, "client-id-taken")[0]
+
+
+async def test_a_late_offline_that_is_not_ours_is_corrected(mosquitto: LabBroker) -> None:
+    bridge = a_bridge(mosquitto)
+    async with listening(mosquitto.port) as listener, running(bridge):
+        await until(bridge._seen_status.is_set, "our own status comes back")
+        await listener.on(bridge.topics.status, b"online")
+        start = len(listener.messages)
+        await listener.send(bridge.topics.status, b"offline", retain=True)
+        await listener.on(bridge.topics.status, b"online", start=start)
+
+
+async def test_home_assistants_birth_brings_everything_again(
+    mosquitto: LabBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_module, "BIRTH_WAIT_S", (0.0, 0.01))
+    bridge = a_bridge(mosquitto, birth_topic="homeassistant/status")
+    bridge.retain(STATE, lambda: {"actual": 5})
+    async with running(bridge), listening(mosquitto.port) as listener:
+        await listener.on(bridge.topics.status, b"online")
+        start = len(listener.messages)
+        await listener.send("homeassistant/status", b"offline")
+        await listener.send("homeassistant/status", b"online")
+        await listener.on(bridge.topics.status, b"online", start=start)
+        again = [one.topic.value for one in listener.messages[start:]]
+        assert again == ["homeassistant/status", "homeassistant/status", STATE, bridge.topics.status]
+
+
+async def test_leftovers_of_an_earlier_run_are_cleared_and_what_is_announced_is_told_first(
+    mosquitto: LabBroker,
+) -> None:
+    gone = f"{ROOT}/vm/gone/state"
+    told: list[frozenset[str]] = []
+    async with listening(mosquitto.port) as listener:
+        for topic in (gone, STATE):
+            await listener.send(topic, b"{}", retain=True)
+            await listener.on(topic)
+        bridge = a_bridge(mosquitto, announced={gone, STATE}, on_announced=told.append)
+        bridge.retain(STATE, lambda: {"actual": 1})
+        bridge.clear_leftovers()
+        assert told == []
+        async with running(bridge):
+            await listener.on(gone, b"")
+            await until(lambda: told and gone not in told[-1], "the leftover is forgotten")
+    assert told[0] == {gone, STATE, bridge.topics.status}
+    assert told[-1] == {STATE, bridge.topics.status}
+    async with listening(mosquitto.port) as late:
+        await late.on(STATE)
+        assert gone not in {one.topic.value for one in late.messages}
+
+
+async def test_a_broker_that_hangs_costs_nothing_but_a_bounded_farewell(
+    mosquitto: LabBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_module, "FAREWELL_S", 0.2)
+    bridge = a_bridge(mosquitto)
+    try:
+        async with asyncio.timeout(5):
+            async with running(bridge):
+                mosquitto.stop()
+                for number in range(2000):
+                    bridge.event(f"{ROOT}/event", {"number": number})
+                    bridge.retain(f"{ROOT}/vm/web1/state", dict)
+                assert len(bridge._outbox._events) <= 1000
+        assert bridge.connection is None
+    finally:
+        mosquitto.cont()
+
+
+@pytest.mark.parametrize("how", ["times out", "is cancelled"])
+async def test_a_connect_that_comes_to_nothing_leaves_no_socket(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.2 if how == "times out" else 10.0)
+    ended, asked = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            asked.set()
+        ended.set()
+        writer.close()
+
+    server = await asyncio.start_server(silent, HOST, 0)
+    try:
+        async with asyncio.timeout(WAIT_S):
+            bridge = a_bridge(server.sockets[0].getsockname()[1])
+            async with running(bridge, until_connected=False):
+                await asked.wait()
+                if how == "times out":
+                    await ended.wait()
+            await ended.wait()
+    finally:
+        server.close()
+    assert ended.is_set()
+
+
+async def test_many_connections_leave_no_descriptors_and_no_tasks(mosquitto: LabBroker) -> None:
+    bridge = a_bridge(mosquitto)
+    async with running(bridge):
+        tasks, descriptors = len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+        for _ in range(15):
+            bridge._online.clear()
+            cut(bridge)
+            assert await bridge.wait_connected(WAIT_S)
+        await until(lambda: len(asyncio.all_tasks()) <= tasks, "the tasks of lost connections end")
+        assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+async def test_a_socket_that_breaks_while_it_should_be_written_to_is_let_alone(mosquitto: LabBroker) -> None:
+    wrong: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+    bridge = a_bridge(mosquitto)
+    async with running(bridge):
+        connection = bridge.connection
+        assert connection is not None
+        cut(bridge)
+        connection.send(Publication("x", dict), b"x", None)
+        connection._client.loop_read()  # finds the end, and closes the socket before it is written to
+        bridge._online.clear()
+        assert await bridge.wait_connected(WAIT_S)
+        assert bridge.connection is not connection
+    assert wrong == []
+
+
+async def test_what_the_publisher_is_told_stands_at_the_broker(mosquitto: LabBroker) -> None:
+    bridge = a_bridge(mosquitto)
+    publisher = Publisher(bridge, Agent("edge-7", "edge-7", "0.1.0", "f00", 60.0), min_interval_s=0.05)
+    record = VmRecord(VmName("web1"), "web1", "/run/web1.qmp", "ok", size=512, actual=512)
+    publisher.vm_changed(record)
+    async with running(bridge), listening(mosquitto.port) as listener:
+        timer = asyncio.create_task(publisher.run(), name="publisher")
+        try:
+            await listener.on(bridge.topics.availability("web1"), b"online")
+            assert json.loads((await listener.on(STATE)).payload)["actual"] == 512
+            for actual in (400, 300, 200):
+                publisher.vm_changed(dataclasses.replace(record, actual=actual))
+            await listener.until(lambda one: one.topic.value == STATE and b'"actual":200' in one.payload)
+            assert not any(b'"actual":300' in one.payload for one in listener.messages)
+            publisher.vm_gone(record.vm)
+            await listener.on(STATE, b"")
+            await listener.on(bridge.topics.vms, b"[]")
+        finally:
+            timer.cancel()
+            await asyncio.wait({timer})

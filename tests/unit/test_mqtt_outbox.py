@@ -1,0 +1,124 @@
+"""What waits to be sent: newest wins, bounded, the truth of now."""
+
+from __future__ import annotations
+
+from qmpballoon.mqtt.outbox import ANSWER_KEPT_S, MOST_EVENTS, Answer, Outbox, Publication
+
+
+def outbox() -> Outbox:
+    return Outbox(lambda: None, "status")
+
+
+def drained(box: Outbox) -> list[Publication]:
+    return list(iter(box.take, None))
+
+
+def sent(box: Outbox) -> list[tuple[str, object]]:
+    return [(one.topic, one.make() if one.make else None) for one in drained(box)]
+
+
+def answer(value: object, made_at_s: float = 0.0) -> Answer:
+    return Answer("reply", value, "json", None, made_at_s)
+
+
+def test_the_newest_value_of_a_topic_is_sent_once_and_status_last() -> None:
+    box = outbox()
+    box.connected(0.0)
+    box.retain("status", lambda: "online")
+    box.retain("a", lambda: 1)
+    box.retain("b", lambda: 2)
+    box.retain("a", lambda: 3)
+    assert sent(box) == [("a", 3), ("b", 2), ("status", "online")]
+    assert sent(box) == []
+
+
+def test_everything_retained_is_due_again_on_a_connect() -> None:
+    box = outbox()
+    box.retain("status", lambda: "online")
+    box.retain("a", lambda: 1)
+    box.connected(0.0)
+    assert len(drained(box)) == 2
+    box.disconnected([])
+    box.retain("b", lambda: 2)
+    box.connected(1.0)
+    assert sent(box) == [("a", 1), ("b", 2), ("status", "online")]
+
+
+def test_events_and_samples_of_an_outage_are_not_sent_after_it() -> None:
+    box = outbox()
+    box.event("event", lambda: 1)
+    box.connected(0.0)
+    assert sent(box) == []
+    box.event("event", lambda: 2)
+    box.fleeting("samples", lambda: 3)
+    box.disconnected([])
+    box.connected(1.0)
+    assert sent(box) == []
+
+
+def test_events_are_bounded_and_the_oldest_is_dropped() -> None:
+    box = outbox()
+    box.connected(0.0)
+    for number in range(MOST_EVENTS + 5):
+        box.event("event", lambda number=number: number)  # type: ignore[misc]
+    values = [value for _, value in sent(box)]
+    assert values == list(range(5, MOST_EVENTS + 5))
+
+
+def test_a_newer_sample_replaces_one_that_was_not_sent() -> None:
+    box = outbox()
+    box.connected(0.0)
+    box.fleeting("samples", lambda: 1)
+    box.fleeting("samples", lambda: 2)
+    publications = drained(box)
+    assert [(one.qos, one.make() if one.make else None) for one in publications] == [(0, 2)]
+
+
+def test_a_clear_stays_until_the_broker_has_it() -> None:
+    box = outbox()
+    box.retain("a", lambda: 1)
+    box.clear("a")
+    box.connected(0.0)
+    (cleared,) = drained(box)
+    assert (cleared.topic, cleared.make, cleared.retain) == ("a", None, True)
+    box.disconnected([cleared])
+    box.connected(1.0)
+    (again,) = drained(box)
+    assert box.confirmed(again)
+    assert "a" not in box.topics
+    box.connected(2.0)
+    assert drained(box) == []
+
+
+def test_a_topic_that_came_back_meanwhile_is_not_forgotten() -> None:
+    box = outbox()
+    box.connected(0.0)
+    box.clear("a")
+    (cleared,) = drained(box)
+    box.retain("a", lambda: 1)
+    assert not box.confirmed(cleared)
+    assert sent(box) == [("a", 1)]
+
+
+def test_an_answer_outlives_a_short_outage_in_order_and_a_long_one_not() -> None:
+    box = outbox()
+    box.connected(0.0)
+    box.answer(answer("first", 1.0))
+    box.answer(answer("second", 2.0))
+    lost = drained(box)
+    box.disconnected(lost)
+    box.answer(answer("third", 10.0))
+    box.connected(ANSWER_KEPT_S + 1.5)
+    assert [value for _, value in sent(box)] == ["second", "third"]
+
+
+def test_answers_go_before_all_else_and_can_be_taken_alone() -> None:
+    box = outbox()
+    box.connected(0.0)
+    box.retain("a", lambda: 1)
+    box.answer(answer("first"))
+    taken = box.take_answer()
+    assert taken is not None
+    assert taken.topic == "reply"
+    assert box.take_answer() is None
+    assert sent(box) == [("a", 1)]

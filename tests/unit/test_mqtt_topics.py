@@ -1,0 +1,89 @@
+"""Topics: what stands where, what is taken as a command, where answers go."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmpballoon.mqtt.topics import Command, Topics, is_publishable, safe_level
+
+TOPICS = Topics("qmpballoon", "edge 7.lan")
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        ("web1", "web1"),
+        ("a b.c/d#+", "a_b_c_d__"),
+        ("", "_"),
+        ("ü", "_"),
+        ("x" * 80, "x" * 64),
+        ("a-b_C", "a-b_C"),
+    ],
+)
+def test_a_name_becomes_one_safe_level(name: str, level: str) -> None:
+    assert safe_level(name) == level
+
+
+def test_every_topic_stands_under_the_safe_host() -> None:
+    assert TOPICS.status == "qmpballoon/edge_7_lan/status"
+    assert TOPICS.host_object == "qmpballoon/edge_7_lan/host"
+    assert TOPICS.vms == "qmpballoon/edge_7_lan/vms"
+    assert TOPICS.samples == "qmpballoon/edge_7_lan/samples"
+    assert TOPICS.event(None) == "qmpballoon/edge_7_lan/event"
+    assert TOPICS.event("web1") == "qmpballoon/edge_7_lan/vm/web1/event"
+    assert TOPICS.state("web1") == "qmpballoon/edge_7_lan/vm/web1/state"
+    assert TOPICS.availability("web1") == "qmpballoon/edge_7_lan/vm/web1/availability"
+    assert TOPICS.response("web1", "get") == "qmpballoon/edge_7_lan/vm/web1/response/get"
+    assert TOPICS.response(None, "list") == "qmpballoon/edge_7_lan/response/list"
+
+
+@pytest.mark.parametrize("base", ["", "/a", "a/", "a/+/b", "#", "$SYS", "a\0"])
+def test_a_base_that_cannot_be_published_under_is_refused(base: str) -> None:
+    with pytest.raises(ValueError, match="base of topics"):
+        Topics(base, "edge-7")
+
+
+def test_commands_are_taken_from_their_topics_only() -> None:
+    root = TOPICS.root
+    assert TOPICS.parse(f"{root}/vm/web1/target/set") == Command("web1", "set-target", bare=True)
+    assert TOPICS.parse(f"{root}/vm/web1/request/get") == Command("web1", "get")
+    assert TOPICS.parse(f"{root}/request/list") == Command(None, "list")
+    for other in (
+        "status",
+        "vm/web1/state",
+        "vm/web1/response/get",
+        "vm/web1/request/a/b",
+        "request/a/b",
+        "vm/x",
+    ):
+        assert TOPICS.parse(f"{root}/{other}") is None
+    assert TOPICS.parse("qmpballoon/other/request/list") is None
+
+
+@pytest.mark.parametrize("asked", ["replies/me", "qmpballooned/x", "/x"])
+def test_a_response_topic_outside_the_base_is_honoured(asked: str) -> None:
+    assert TOPICS.response("web1", "get", asked) == asked
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "",
+        "a/+",
+        "a/#",
+        "a\0b",
+        "x" * 65536,
+        "\ud800",
+        "$SYS/x",
+        "qmpballoon",
+        "qmpballoon/other/vm/x/target/set",
+    ],
+)
+def test_a_response_topic_that_would_do_harm_is_not(asked: str) -> None:
+    assert TOPICS.response("web1", "get", asked) == TOPICS.response("web1", "get")
+
+
+def test_odd_names_of_strangers_are_made_safe_before_they_are_answered() -> None:
+    assert TOPICS.response("web.1", "fly") == f"{TOPICS.root}/vm/web.1/response/fly"
+    assert TOPICS.response("a b", "x" * 70_000) == f"{TOPICS.root}/vm/a_b/response/{'x' * 64}"
+    assert is_publishable(TOPICS.response("\x01", ""))

@@ -1,0 +1,108 @@
+"""``agent``: the daemon, from a configuration file and what was typed over it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from dataclasses import replace
+from typing import Final
+
+from qmpballoon import journal
+from qmpballoon.cli.program import DONE
+from qmpballoon.config import MODES, POLICIES, Configuration, default_text, defaults, load, override
+
+EXAMPLES: Final = """\
+examples:
+  qmpballoon agent '/run/qmpballoon/*.qmp'                        rule without MQTT
+  qmpballoon agent --broker mqtt://localhost --mode observe       see what it would do, move nothing
+  qmpballoon agent -c /etc/qmpballoon.toml -v
+  qmpballoon agent --print-default-config > qmpballoon.toml
+
+What is typed overrides the file. SIGHUP reads the file again; SIGTERM ends the agent with 0 and leaves
+the balloons as they stand. A broker that is down never stops it. A monitor serves one client: give QEMU
+a -qmp of its own for the agent.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument(
+        "sockets",
+        nargs="*",
+        metavar="SOCKET_OR_GLOB",
+        help="QMP sockets or quoted globs, watched: VMs come and go (default: /run/qmpballoon/*.qmp)",
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument(
+        "--print-default-config", action="store_true", help="print a complete, commented file and exit"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    ruling = parser.add_argument_group("ruling")
+    ruling.add_argument("--policy", choices=POLICIES, help="what decides (default: fairshare)")
+    ruling.add_argument(
+        "--mode", choices=MODES, help="observe decides and publishes, moves nothing (default: auto)"
+    )
+    ruling.add_argument(
+        "--budget", metavar="SIZE", help="what all VMs together may hold: a size, 80%% or cgroup:PATH"
+    )
+    ruling.add_argument("--reserve", metavar="SIZE", help="host memory that stays free (default: 512MiB)")
+    ruling.add_argument("--host", metavar="NAME", help="name of this host in topics (default: host name)")
+    ruling.add_argument(
+        "--state-dir", metavar="DIR", help="where names, limits and targets survive a restart"
+    )
+    mqtt = parser.add_argument_group("MQTT")
+    mqtt.add_argument(
+        "--broker",
+        action="append",
+        metavar="URL",
+        help="mqtt://HOST, mqtts, ws or wss; given again: tried in turn (default: none)",
+    )
+    mqtt.add_argument("--username", metavar="NAME", help="with --password-file")
+    mqtt.add_argument("--password-file", metavar="FILE", help="file that holds the password")
+    mqtt.add_argument("--ca-file", metavar="FILE", help="certificates to check the broker's against (PEM)")
+    mqtt.add_argument("--base-topic", metavar="TOPIC", help="start of all topics (default: qmpballoon)")
+    mqtt.add_argument("--payload", choices=("json", "msgpack"), help="of what is published (default: json)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it and return the exit code."""
+    if arguments.print_default_config:
+        print(default_text(), end="")
+        return DONE
+    configuration = configured(arguments)
+    import uvloop
+
+    from qmpballoon.agent import run as rule  # after the options are right: it brings MQTT and all the rest
+
+    journal.set_up(verbose=arguments.verbose)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(rule(configuration, reload=lambda: configured(arguments)))
+
+
+def configured(arguments: argparse.Namespace) -> Configuration:
+    """Return the configuration of the file, if one was named, with what was typed over it.
+
+    Raises:
+        ConfigurationError: something is wrong in the file, or in what was typed; has all of it.
+    """
+    configuration = load(arguments.config) if arguments.config else defaults()
+    configuration = override(
+        configuration,
+        host=arguments.host,
+        state_dir=arguments.state_dir,
+        sockets=arguments.sockets,
+        broker=arguments.broker,
+        username=arguments.username,
+        password_file=arguments.password_file,
+        ca_file=arguments.ca_file,
+        base_topic=arguments.base_topic,
+        policy=arguments.policy,
+        mode=arguments.mode,
+        budget=arguments.budget,
+        reserve=arguments.reserve,
+    )
+    if arguments.payload is None:
+        return configuration
+    mqtt = configuration.mqtt
+    announced = mqtt.home_assistant and arguments.payload == "json"  # Home Assistant reads JSON only
+    return replace(configuration, mqtt=replace(mqtt, payload=arguments.payload, home_assistant=announced))

@@ -1,0 +1,31 @@
+"""Values that are typed at the command line, each with an error that says what is right."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Final
+
+from qmpballoon.errors import InvalidSize, OutOfRange
+from qmpballoon.units import Amount, parse_amount
+
+_LONGEST_S: Final = 86400.0
+
+
+def seconds(text: str) -> float:
+    """Read a time in seconds: more than 0, at most a day."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= _LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write seconds, such as 30 or 0.5")
+    return value
+
+
+def size(text: str) -> Amount:
+    """Read a size as typed; a percentage stays one until the VM's size is known."""
+    try:
+        return parse_amount(text)
+    except (InvalidSize, OutOfRange) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

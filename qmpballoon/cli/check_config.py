@@ -1,0 +1,87 @@
+"""``check-config``: all errors of a configuration file at once, or what it puts in force."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Final
+
+from qmpballoon.cli import terminal
+from qmpballoon.cli.program import DONE, WRONG_USAGE
+from qmpballoon.config import CgroupBudget, Configuration, load, read_password
+from qmpballoon.errors import ConfigurationError
+from qmpballoon.host import read_host
+from qmpballoon.units import format_size
+
+EXAMPLES: Final = """\
+examples:
+  qmpballoon check-config /etc/qmpballoon.toml
+  qmpballoon check-config /etc/qmpballoon.toml --json | jq -r '.problems[] | "\\(.line): \\(.reason)"'
+  qmpballoon agent --print-default-config > qmpballoon.toml      to start from
+
+Exit code 0: the file can be used. 2: it cannot; each error has its line, its key and what would be right.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("file", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument("--json", action="store_true", help='print {"file", "ok", "problems"}')
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it and return the exit code."""
+    try:
+        configuration = load(arguments.file)
+    except ConfigurationError as error:
+        if not arguments.json:
+            raise
+        problems = [
+            {"line": problem.line, "key": problem.key or None, "reason": problem.reason}
+            for problem in error.problems
+        ]
+        terminal.print_json({"file": arguments.file, "ok": False, "problems": problems})
+        return WRONG_USAGE
+    if arguments.json:
+        terminal.print_json({"file": arguments.file, "ok": True, "problems": []})
+        return DONE
+    print(f"{terminal.clean(arguments.file)}: ok")
+    for subject, said in _in_force(configuration):
+        print(terminal.clean(f"  {subject:<9} {said}"))
+    try:
+        read_password(configuration.mqtt)
+    except ConfigurationError as error:
+        terminal.complain(f"mind: {error}")  # the agent may run as somebody who can read it
+    return DONE
+
+
+def _in_force(configuration: Configuration) -> Iterator[tuple[str, str]]:
+    mqtt, policy, vm = configuration.mqtt, configuration.policy, configuration.vm
+    yield "host", f"{configuration.agent.host}, state in {configuration.agent.state_dir}"
+    yield "sockets", " ".join(configuration.discovery.sockets) or "none"
+    if mqtt.enabled:
+        brokers = ", then ".join(str(url) for url in mqtt.url)
+        user = f" as {mqtt.username}" if mqtt.username else ""
+        yield "broker", f"{brokers}{user}; topics {mqtt.base_topic}/..., payload {mqtt.payload}"
+    else:
+        yield "broker", "none: the agent rules without MQTT"
+    yield "budget", f"{_budget(configuration)}; {configuration.host.reserve} of the host stay free"
+    yield "policy", f"{policy.name}, mode {policy.mode}"
+    yield (
+        "VMs",
+        f"floor {vm.floor}, ceiling {vm.ceiling}, shares {vm.shares}, stats every {vm.stats_interval_s} s",
+    )
+    for match in configuration.matches:
+        who = " and ".join(glob for glob in (match.name, match.socket) if glob)
+        what = [f"{key} {value}" for key, value in match.settings]
+        what += [f"renamed {match.rename}"] if match.rename else []
+        yield "", f"{who}: {', '.join(what) or 'nothing of its own'}"
+
+
+def _budget(configuration: Configuration) -> str:
+    budget, total = configuration.host.budget, read_host().mem_total
+    if isinstance(budget, CgroupBudget):
+        return f"memory.max of {budget.path}"
+    if budget.relative and total:
+        return f"{budget} of this machine's {format_size(total)} = {format_size(budget.of(total))}"
+    return str(budget)

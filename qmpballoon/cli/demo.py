@@ -1,0 +1,45 @@
+"""``demo``: a short story with figures, played by real guests, a real broker and the agent."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Final
+
+from qmpballoon.cli import terminal
+from qmpballoon.cli.arguments import seconds
+from qmpballoon.cli.program import DONE, FAILED, INTERRUPTED
+
+EXAMPLES: Final = """\
+examples:
+  qmpballoon demo              the story, about half a minute; ends by itself
+  qmpballoon demo --for 300    stays five minutes more, to try it with mosquitto_sub and mosquitto_pub
+
+Needs QEMU and mosquitto, no KVM and no root. The guests are emulated and small. The first run downloads
+a kernel (27 MB). All of it lives in a directory under /tmp and is gone at the end, also after Ctrl-C.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument(
+        "--for", type=seconds, dest="stay_s", metavar="S", help="stay so long after the story, to play with"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it and return the exit code."""
+    from qmpballoon.cli.demo_story import BrokerGone, tell_story  # brings MQTT: not for --help
+    from qmpballoon.lab.require import LabError
+
+    try:
+        asyncio.run(tell_story(arguments.stay_s))
+    except asyncio.CancelledError:  # by SIGTERM
+        return INTERRUPTED
+    except LabError as error:
+        terminal.complain(str(error))
+        return FAILED
+    except BrokerGone as error:
+        terminal.complain(f"the demo's broker went away: {error}")
+        return FAILED
+    return DONE

@@ -1,0 +1,218 @@
+"""The parser, which verb runs, and what an error becomes: one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Final, NoReturn, Protocol, cast
+
+from qmpballoon.cli.terminal import complain
+from qmpballoon.errors import (
+    AnotherAgentRuns,
+    ConfigurationError,
+    ConnectionLost,
+    InvalidSize,
+    MonitorBusy,
+    NotReached,
+    NotReady,
+    OutOfRange,
+    QmpBalloonError,
+    Unreachable,
+)
+
+DONE: Final = 0
+FAILED: Final = 1
+WRONG_USAGE: Final = 2  # or a wrong configuration, or another agent of this name runs
+CANNOT_REACH: Final = 3
+NOT_IN_TIME: Final = 4
+INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+
+_VERBS: Final = {
+    "agent": "Rule this host's VMs, seen and steered over MQTT.",
+    "status": "Show how large each VM is and what its guest says.",
+    "set": "Set the balloon target of a VM.",
+    "watch": "Stream the events and figures of VMs until interrupted.",
+    "check-config": "Check a configuration file, or show what it puts in force.",
+    "demo": "Show it all at work, with real guests and a real broker.",
+}
+_EPILOG: Final = """\
+examples:
+  qmpballoon status                                what the VMs under /run/qmpballoon do
+  qmpballoon set /run/qmpballoon/web1.qmp 256MiB --wait
+  qmpballoon agent --broker mqtt://localhost
+  qmpballoon demo                                  see everything work, with real guests
+
+A VM is seen through a QMP socket; give QEMU one for this program alone:
+  -device virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on
+  -qmp unix:/run/qmpballoon/NAME.qmp,server=on,wait=off
+
+Sizes are 512MiB, 1.5GiB, 500MB (1000s), 50% (of the VM's size) or bytes.
+
+exit codes:
+  0 done    1 failed    2 wrong usage or configuration, or another agent of this name runs
+  3 cannot reach the VM or the broker    4 not reached in time    130 interrupted
+
+shell completion:
+  qmpballoon --print-completion bash > ~/.local/share/bash-completion/completions/qmpballoon
+"""
+
+
+class Verb(Protocol):
+    """What the module of a verb offers."""
+
+    EXAMPLES: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it and return the exit code."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (None: that of this process) and return its exit code."""
+    typed = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of VMs may be of any alphabet
+    try:
+        code = _run(typed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _reader_left()
+    except BaseExceptionGroup as group:
+        if group.split(BrokenPipeError)[1] is not None:
+            raise
+        return _reader_left()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def exit_code(error: QmpBalloonError) -> int:
+    """Return the exit code that an error means."""
+    match error:
+        case ConfigurationError() | InvalidSize() | OutOfRange() | AnotherAgentRuns():
+            return WRONG_USAGE
+        case Unreachable() | MonitorBusy() | ConnectionLost():
+            return CANNOT_REACH
+        case NotReached() | NotReady():
+            return NOT_IN_TIME
+        case _:
+            return FAILED
+
+
+def _run(typed: list[str]) -> int:
+    verb = next((word for word in typed if not word.startswith("-")), None)
+    try:
+        arguments = _parser(filled=(verb,) if verb in _VERBS else ()).parse_args(typed)
+    except SystemExit as over:  # argparse's way to end after --help or a mistake
+        sys.stdout.flush()
+        return over.code if isinstance(over.code, int) else FAILED
+    try:
+        return _module(arguments.verb).run(arguments)
+    except QmpBalloonError as error:
+        complain(str(error))
+        return exit_code(error)
+
+
+def _module(verb: str) -> Verb:
+    return cast(Verb, importlib.import_module(f"qmpballoon.cli.{verb.replace('-', '_')}"))
+
+
+def _parser(*, filled: Sequence[str | None]) -> argparse.ArgumentParser:
+    """Return the parser with all verbs, and the arguments of those that are ``filled``."""
+    parser = _Parser(
+        prog="qmpballoon",
+        description="Moves memory between QEMU guests over their monitors, seen and steered over MQTT.",
+        epilog=_EPILOG,
+        formatter_class=_Help,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        metavar="SHELL",
+        help="print completion for bash, zsh or tcsh and exit",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
+    for verb, sentence in _VERBS.items():
+        module = _module(verb) if verb in filled else None
+        below = verbs.add_parser(
+            verb,
+            help=sentence[0].lower() + sentence[1:].rstrip("."),
+            description=sentence,
+            epilog=module.EXAMPLES if module else None,
+            formatter_class=_Help,
+        )
+        if module:
+            module.add_arguments(below)
+    return parser
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves the examples as they are written, and the options on one line each where it is wide enough."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns - 2))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required: VERB"):
+            message = f"say what to do: {', '.join(_VERBS)}"
+        elif message.startswith("argument VERB: invalid choice: "):
+            word = message.split("'")[1]
+            near = difflib.get_close_matches(word, _VERBS, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(_VERBS)}"
+            message = f"there is no verb {word!r}; {meant}"
+        complain(f"{message} (see {self.prog} --help)")
+        sys.exit(WRONG_USAGE)
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from qmpballoon import __version__
+
+        print(f"qmpballoon {__version__}")
+        sys.exit(DONE)
+
+
+class _PrintCompletion(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, shell: object, option: object = None
+    ) -> NoReturn:
+        import shtab
+
+        complete = _parser(filled=tuple(_VERBS))
+        for action in _actions(complete):
+            if "SOCKET" in str(action.metavar) or "FILE" in str(action.metavar):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+            elif "DIR" in str(action.metavar):
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+        print(shtab.complete(complete, str(shell)))
+        sys.exit(DONE)
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _actions(below)
+
+
+def _reader_left() -> int:
+    """Take it quietly that who read stdout went away, also at the interpreter's last flush."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+    return DONE

@@ -1,0 +1,213 @@
+"""``set``: asks for a balloon target, unless the guest would not survive it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qmpballoon.api import Vm
+from qmpballoon.cli import terminal
+from qmpballoon.cli.arguments import seconds, size
+from qmpballoon.cli.program import DONE, exit_code
+from qmpballoon.cli.sockets import ARGUMENT_HELP, connected, find_sockets
+from qmpballoon.cli.status import guest_as_json
+from qmpballoon.errors import NotReached, OutOfRange, QmpBalloonError
+from qmpballoon.model import VmState
+from qmpballoon.units import MIB, Amount, format_size, round_up_to_page
+
+EXAMPLES: Final = """\
+examples:
+  qmpballoon set /run/qmpballoon/web1.qmp 256MiB           ask and return
+  qmpballoon set /run/qmpballoon/web1.qmp 50% --wait       return when it is there, exit 4 after 30 s
+  qmpballoon set '/run/qmpballoon/test-*.qmp' 100% --wait=60
+
+SIZE is what the guest shall have left: 512MiB, 1.5GiB, 500MB (1000s), 50% of the VM's size, or bytes.
+To shrink below what the guest holds (its actual minus what it has available) plus 24 MiB costs it
+swap, stalls or its life: that needs --force, as does shrinking a guest that sends no statistics.
+Growing is always allowed.
+"""
+
+MARGIN: Final = 24 * MIB  # a guest without swap was killed at about 5 MiB available; this is a step away
+_CONNECT_S: Final = 5.0
+_FRESH_S: Final = 1.5
+
+
+class Refused(QmpBalloonError):
+    """The guest may not survive this target; ``least`` is the smallest that is taken, None if unknown."""
+
+    code = "not-allowed"
+
+    def __init__(self, least: int | None, message: str) -> None:
+        self.least = least
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one VM."""
+
+    name: str
+    socket: str
+    before: VmState | None = None
+    after: VmState | None = None
+    target: int | None = None
+    reached: bool | None = None  # None: nobody waited
+    took_s: float | None = None
+    error: QmpBalloonError | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """Return the outcome as the object that is printed; sizes in bytes."""
+        error: dict[str, object] | None = None
+        if self.error:
+            error = {"code": self.error.code, "message": str(self.error)}
+        if error and isinstance(self.error, Refused):
+            error["least"] = self.error.least
+        seen = self.after or self.before
+        return {
+            "name": self.name,
+            "socket": self.socket,
+            "size": seen and seen.size,
+            "before": self.before and self.before.actual,
+            "target": self.target,
+            "actual": seen and seen.actual,
+            "reached": self.reached,
+            "took_s": None if self.took_s is None else round(self.took_s, 3),
+            "guest": guest_as_json(seen.guest if seen else None),
+            "error": error,
+        }
+
+    def as_line(self) -> str:
+        """Return the outcome of a success as a line for a person."""
+        assert self.before is not None
+        move = f"{self.name}: {format_size(self.before.actual)} -> {format_size(self.target)}"
+        if self.after is None:
+            return f"{move} asked for"
+        guest = self.after.guest
+        available = f", {format_size(guest.available)} available in the guest" if guest else ""
+        return f"{move} reached in {self.took_s:.1f} s{available}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("socket", metavar="SOCKET", help=ARGUMENT_HELP.partition(";")[0])
+    parser.add_argument("size", metavar="SIZE", type=size, help="what the guest shall have left")
+    parser.add_argument(
+        "--wait",
+        nargs="?",
+        type=seconds,
+        const=30.0,
+        metavar="S",
+        help="return when the guest is that size, exit 4 if not within S seconds (default: 30)",
+    )
+    parser.add_argument("--force", action="store_true", help="also where it may cost the guest's life")
+    parser.add_argument("--json", action="store_true", help="print a list of objects, sizes in bytes")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it and return the exit code."""
+    paths = [found.path for found in find_sockets([arguments.socket])]
+    outcomes = asyncio.run(_set_all(paths, arguments.size, arguments.wait, force=arguments.force))
+    if arguments.json:
+        terminal.print_json([outcome.as_json() for outcome in outcomes])
+    code = DONE
+    for outcome in outcomes:
+        if outcome.error:
+            terminal.complain(_complaint(outcome))
+            code = max(code, exit_code(outcome.error))
+        elif not arguments.json:
+            print(terminal.clean(outcome.as_line()))
+    return code
+
+
+def refuse_danger(state: VmState, target: int) -> None:
+    """Check that the guest is likely to survive this target.
+
+    Raises:
+        Refused: it shrinks the guest to less than it holds plus a margin, or nobody knows what it holds.
+    """
+    if target >= state.actual:
+        return
+    if state.guest is None or state.guest.available is None:
+        raise Refused(
+            None,
+            "not set: the guest sends no fresh statistics, so nobody knows how far it can shrink; "
+            "--force sets it all the same",
+        )
+    least = min(state.actual, state.actual - state.guest.available + MARGIN)
+    if target < least:
+        raise Refused(
+            least,
+            f"not set: {format_size(target)} is too little for the guest; the least that is safe now is "
+            f"{-(-least // MIB)}MiB (it holds {format_size(least - MARGIN)}, and 24 MiB to breathe); "
+            "--force sets it all the same",
+        )
+
+
+async def _set_all(
+    paths: Sequence[str], amount: Amount, wait_s: float | None, *, force: bool
+) -> list[Outcome]:
+    waiting: list[Vm] = []
+
+    async def line(elapsed_s: float) -> str:
+        now = [f"{vm.name} is at {format_size((await vm.state(fresh_s=0)).actual)}" for vm in waiting]
+        return f"{elapsed_s:.0f} s, to {amount}: {', '.join(now)}" if now else "looking at the VM"
+
+    async def turn(path: str) -> Outcome:
+        try:
+            async with connected(path, timeout_s=_CONNECT_S) as vm:
+                return await _set_one(vm, path, amount, wait_s, force=force, waiting=waiting)
+        except QmpBalloonError as error:
+            return Outcome(Path(path).stem, path, error=error)
+
+    async with terminal.progress(line), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(turn(path), name=f"set {path}") for path in paths]
+    return [task.result() for task in tasks]
+
+
+async def _set_one(
+    vm: Vm, path: str, amount: Amount, wait_s: float | None, *, force: bool, waiting: list[Vm]
+) -> Outcome:
+    before = await vm.state(fresh_s=_FRESH_S)
+    target = round_up_to_page(amount.of(before.size))
+    began_s = time.monotonic()
+    try:
+        if target > before.size:
+            raise OutOfRange(
+                f"{vm.name}: {amount} is more than the VM's {format_size(before.size)}; "
+                "a balloon cannot add memory"
+            )
+        if not force:
+            refuse_danger(before, target)
+        if wait_s is None:
+            await vm.set_target(target)
+            return Outcome(vm.name, path, before, target=target)
+        waiting.append(vm)
+        try:
+            await vm.set_target(target, wait_s=wait_s)
+        finally:
+            waiting.remove(vm)
+    except NotReached as error:
+        return Outcome(vm.name, path, before, error.state, target, reached=False, error=error)
+    except (Refused, OutOfRange) as error:
+        return Outcome(vm.name, path, before, error=error)
+    took_s = time.monotonic() - began_s
+    after = await vm.state(fresh_s=_FRESH_S)
+    return Outcome(vm.name, path, before, after, target, reached=True, took_s=took_s)
+
+
+def _complaint(outcome: Outcome) -> str:
+    match outcome.error:
+        case NotReached() as error:
+            return (
+                f"{outcome.name}: it is at {format_size(error.state.actual)} and did not reach "
+                f"{format_size(error.target)} in time; the target stays"
+            )
+        case Refused() as error:
+            return f"{outcome.name}: {error}"
+        case error:
+            return str(error)

@@ -1,0 +1,81 @@
+"""Which monitors are meant by what was typed, and whether anybody listens there."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from qmpballoon.api import Vm, connect
+from qmpballoon.config import surroundings_here
+from qmpballoon.errors import Unreachable
+
+ARGUMENT_HELP: Final = (
+    "QMP socket or quoted glob; default: /run/qmpballoon/*.qmp and $XDG_RUNTIME_DIR/qmpballoon/*.qmp"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A socket, and whether it was typed as such or only matched a glob."""
+
+    path: str
+    is_named: bool
+
+
+def find_sockets(typed: Sequence[str]) -> list[Found]:
+    """Return the sockets that were typed, globs expanded, sorted; nothing typed means the defaults.
+
+    A path that exists is itself, whatever characters it has. Of a glob only sockets are taken.
+
+    Raises:
+        Unreachable: there is none.
+    """
+    patterns = typed or surroundings_here().sockets
+    found: dict[str, bool] = {}
+    for pattern in patterns:
+        if typed and (os.path.lexists(pattern) or not glob.has_magic(pattern)):
+            found[pattern] = True
+        else:
+            for path in glob.glob(pattern):
+                if _is_socket(path):
+                    found.setdefault(path, False)
+    if not found:
+        raise Unreachable(
+            f"no QMP socket at {' or '.join(patterns)}; name one, or start QEMU with "
+            "-qmp unix:/run/qmpballoon/NAME.qmp,server=on,wait=off"
+        )
+    return [Found(path, found[path]) for path in sorted(found)]
+
+
+def somebody_listens(path: str) -> bool:
+    """Tell whether a process has the socket open that it listens on; touches nobody.
+
+    A datagram connect to a stream socket is refused by type where one is bound, and before that where
+    none is (unix(7): EPROTOTYPE, ECONNREFUSED).
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            return probe.connect_ex(os.fspath(path)) == errno.EPROTOTYPE
+        except OSError:  # too long for a unix socket
+            return False
+
+
+@asynccontextmanager
+async def connected(path: str, *, timeout_s: float) -> AsyncIterator[Vm]:
+    """Open a monitor as :func:`qmpballoon.connect` does, but don't wait for one that nobody offers."""
+    async with connect(path, timeout_s=timeout_s if somebody_listens(path) else 0.0) as vm:
+        yield vm
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:  # gone meanwhile
+        return False

@@ -1,0 +1,162 @@
+"""``watch``: streams the events and figures of VMs until interrupted; a lost VM is waited for."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from qmpballoon.api import Vm
+from qmpballoon.cli import terminal
+from qmpballoon.cli.arguments import seconds
+from qmpballoon.cli.program import DONE
+from qmpballoon.cli.sockets import ARGUMENT_HELP, Found, connected, find_sockets
+from qmpballoon.cli.status import state_as_json
+from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError
+from qmpballoon.host import rss_of
+from qmpballoon.model import VmState, rfc3339, utc_now
+from qmpballoon.units import format_size
+
+EXAMPLES: Final = """\
+examples:
+  qmpballoon watch /run/qmpballoon/web1.qmp
+  qmpballoon watch '/run/qmpballoon/*.qmp' --interval 0.2
+  qmpballoon watch --json | jq -c 'select(.event != "stats")'
+
+Ends with Ctrl-C. While it watches it holds the monitors: nobody else gets in.
+"""
+
+_CONNECT_S: Final = 5.0
+_FIRST_RETRY_S: Final = 0.25
+_LAST_RETRY_S: Final = 4.0
+
+Tell = Callable[[str, datetime, Mapping[str, object]], None]
+"""Called with what happened, when, and its details."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("sockets", nargs="*", metavar="SOCKET", help=ARGUMENT_HELP)
+    parser.add_argument(
+        "--interval", type=seconds, default=1.0, metavar="S", help="time between two figures (default: 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one object per line, sizes in bytes")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it; ends only by an interruption."""
+    sockets = find_sockets(arguments.sockets)
+    asyncio.run(_watch_all(sockets, arguments.interval, as_json=arguments.json))
+    return DONE
+
+
+async def _watch_all(sockets: Sequence[Found], interval_s: float, *, as_json: bool) -> None:
+    width = max(len(Path(found.path).stem) for found in sockets)
+    async with asyncio.TaskGroup() as group:
+        for found in sockets:
+            watch = _Watch(found.path, interval_s, as_json=as_json, width=width)
+            group.create_task(watch.run(), name=f"watch {found.path}")
+
+
+class _Watch:
+    """One VM, through any number of its lives."""
+
+    def __init__(self, path: str, interval_s: float, *, as_json: bool, width: int) -> None:
+        self._path = path
+        self._interval_s = interval_s
+        self._as_json = as_json
+        self._width = width
+        self._name = Path(path).stem
+        self._trouble: str | None = None  # the last one told, so that it is told once
+
+    async def run(self) -> None:
+        retry_s = _FIRST_RETRY_S
+        while True:
+            try:
+                async with connected(self._path, timeout_s=_CONNECT_S) as vm:
+                    self._name, self._trouble, retry_s = vm.name, None, _FIRST_RETRY_S
+                    self._tell("online", {"qemu": vm.qemu, "pid": vm.pid})
+                    await self._until_lost(vm)
+            except QmpBalloonError as error:
+                self._say_trouble(error)
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, _LAST_RETRY_S)
+
+    async def _until_lost(self, vm: Vm) -> None:
+        lost: QmpBalloonError | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._events(vm), name=f"events of {self._path}")
+                group.create_task(self._figures(vm), name=f"figures of {self._path}")
+        except* (ConnectionLost, QmpError) as group_error:
+            lost = _first(group_error)
+        if lost is not None:
+            raise lost
+
+    async def _events(self, vm: Vm) -> None:
+        async for event in vm.events():
+            self._tell(event.event, event.data, event.ts)
+
+    async def _figures(self, vm: Vm) -> None:
+        while True:
+            began_s = time.monotonic()
+            try:
+                state = await vm.state(fresh_s=max(1.0, self._interval_s))
+            except NoBalloon as error:
+                self._tell("no-balloon", {"message": str(error)})
+                return
+            self._tell("stats", {**state_as_json(state), "rss": rss_of(vm.pid) if vm.pid else None}, of=state)
+            await asyncio.sleep(max(0.0, began_s + self._interval_s - time.monotonic()))
+
+    def _say_trouble(self, error: QmpBalloonError) -> None:
+        word = "busy" if error.code == "busy" else "offline"
+        if (trouble := f"{word} {error}") != self._trouble:
+            self._trouble = trouble
+            self._tell(word, {"message": str(error)})
+
+    def _tell(
+        self,
+        word: str,
+        details: Mapping[str, object],
+        ts: datetime | None = None,
+        *,
+        of: VmState | None = None,
+    ) -> None:
+        ts = ts or utc_now()
+        if self._as_json:
+            terminal.print_json(
+                {"ts": rfc3339(ts), "name": self._name, "socket": self._path, "event": word, "data": details}
+            )
+            return
+        name = terminal.clean(self._name).ljust(self._width)
+        stamp = terminal.coloured(f"{ts.astimezone():%H:%M:%S}.{ts.microsecond // 1000:03d}", "dim")
+        said = _figures_line(of, details.get("rss")) if of else "  ".join(terminal.phrases(details))
+        happening = terminal.coloured(terminal.clean(word).ljust(14), _COLOURS.get(word, "bold"))
+        print(f"{stamp}  {name}  {happening}  {terminal.clean(said)}".rstrip(), flush=True)
+
+
+_COLOURS: Final = {"stats": "dim", "online": "green", "offline": "red", "busy": "red", "no-balloon": "yellow"}
+
+
+def _figures_line(state: VmState, rss: object) -> str:
+    guest = state.guest
+    parts = [f"actual {format_size(state.actual):>8} of {format_size(state.size)}"]
+    if guest:
+        words = ("available", "free", "caches")
+        parts += [f"{word} {format_size(getattr(guest, word)):>8}" for word in words]
+    else:
+        parts.append("no fresh figures from the guest")
+    if isinstance(rss, int):
+        parts.append(f"rss {format_size(rss):>8}")
+    if state.run_state != "running":
+        parts.append(state.run_state)
+    return "  ".join(parts)
+
+
+def _first(group: BaseExceptionGroup[QmpBalloonError]) -> QmpBalloonError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

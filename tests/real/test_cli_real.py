@@ -1,0 +1,208 @@
+"""The one-shot verbs against real guests; a second monitor of each QEMU says what really happened."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from qmpballoon.api import connect
+from qmpballoon.cli import main
+from qmpballoon.lab.room import LabRoom
+from qmpballoon.units import MIB, is_reached
+
+Capture = pytest.CaptureFixture[str]
+WAIT_S = 60.0
+
+
+async def command(*argv: str) -> int:
+    async with asyncio.timeout(WAIT_S):
+        return await asyncio.to_thread(main, argv)
+
+
+@asynccontextmanager
+async def process(*argv: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run the program as a process, killed at the end if it still runs."""
+    running = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "qmpballoon",
+        *argv,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(WAIT_S):
+            yield running
+    finally:
+        if running.returncode is None:
+            running.kill()
+        await running.communicate()
+
+
+def complaints(err: bytes) -> list[str]:
+    """Return what was said on stderr, but for what asyncio's debug mode says of a slow machine."""
+    return [line for line in err.decode().splitlines() if not line.startswith("Executing <")]
+
+
+async def test_status_shows_real_vms_in_whatever_state_they_are(lab: LabRoom, capsys: Capture) -> None:
+    web = await lab.guest("web")
+    await lab.empty_qemu("halted")
+    await lab.empty_qemu("bare", balloon=None)
+    hung = await lab.empty_qemu("hung")
+    hung.stop()
+    held = await lab.empty_qemu("held")
+    async with connect(held.socket):
+        argv = ("status", "--json", "--timeout", "1", f"{lab.directory}/*.qmp")
+        assert await command(*argv) == 0
+    seen = {vm["name"]: vm for vm in json.loads(capsys.readouterr().out)}
+    assert {name: vm["health"] for name, vm in seen.items()} == {
+        "web": "ok",
+        "halted": "paused",
+        "bare": "no-balloon",
+        "hung": "unresponsive",
+        "held": "busy",
+    }
+    assert seen["halted"]["run_state"] == "prelaunch"
+    assert "kill -CONT" in seen["hung"]["error"]["message"]
+    assert (seen["web"]["pid"], seen["web"]["size"]) == (web.pid, web.memory)
+    memory = await web.guest_memory()
+    assert abs(seen["web"]["guest"]["available"] - memory.available) < 16 * MIB
+
+
+async def test_set_moves_a_real_balloon_and_spares_the_guest(lab: LabRoom, capsys: Capture) -> None:
+    guest = await lab.guest("web", memory=192 * MIB)
+    await guest.command("hold 60")
+    assert await command("set", str(guest.socket), "160MiB", "--wait", "--json") == 0
+    (done,) = json.loads(capsys.readouterr().out)
+    actual = await guest.truth.actual()
+    assert (done["reached"], done["actual"]) == (True, actual)
+    assert is_reached(actual, 160 * MIB, guest.memory)
+
+    assert await command("set", str(guest.socket), "64MiB", "--json") == 1
+    (refused,) = json.loads(capsys.readouterr().out)
+    assert await guest.truth.actual() == actual
+    assert await command("set", str(guest.socket), str(refused["error"]["least"]), "--wait") == 0
+    memory = await guest.guest_memory()
+    assert (memory.held, memory.oom_kills) == (60 * MIB, 0), "the least safe size is safe"
+
+
+async def test_what_a_one_shot_verb_changed_is_put_back(lab: LabRoom) -> None:
+    guest = await lab.guest("web")
+    before = await guest.truth.actual()
+    assert await command("status", str(guest.socket)) == 0
+    path = await guest.truth.balloon_path()
+    interval = {"path": path, "property": "guest-stats-polling-interval"}
+    assert await guest.truth.execute("qom-get", interval) == 0
+    assert await guest.truth.actual() == before
+
+
+async def test_watch_sees_a_killed_qemu_come_back_and_ends_with_ctrl_c(lab: LabRoom) -> None:
+    qemu = await lab.empty_qemu("web")
+    async with process("watch", "--json", "--interval", "0.1", str(qemu.socket)) as watch:
+        assert watch.stdout is not None
+        seen: list[str] = []
+
+        async def until(word: str) -> None:
+            while word not in seen[-1:]:
+                seen.append(json.loads(await watch.stdout.readline())["event"])  # type: ignore[union-attr]
+
+        await until("stats")
+        await qemu.truth.execute("cont")
+        await until("resumed")
+        await qemu.kill()
+        await until("offline")
+        await qemu.start()
+        await until("online")
+        watch.send_signal(signal.SIGINT)
+        _, err = await watch.communicate()
+    assert (watch.returncode, complaints(err)) == (130, [])
+
+
+async def test_a_pipe_that_closes_ends_watch_quietly(lab: LabRoom) -> None:
+    qemu = await lab.empty_qemu("web")
+    reading, writing = os.pipe()
+    watch = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "qmpballoon", "watch", "--interval", "0.05", str(qemu.socket)),
+        stdout=writing,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writing)
+    try:
+        await asyncio.to_thread(os.read, reading, 1)
+        os.close(reading)
+        async with asyncio.timeout(WAIT_S):
+            _, err = await watch.communicate()
+        assert (watch.returncode, complaints(err)) == (0, [])
+    finally:
+        if watch.returncode is None:
+            watch.kill()
+            await watch.wait()
+
+
+def stage_of(story: str) -> Path:
+    """Return the directory that the demo says everything is in."""
+    return Path(story.rpartition("monitors ")[2].partition("/NAME")[0])
+
+
+def is_gone(stage: Path) -> bool:
+    return len(stage.parts) > 2 and not stage.exists() and not list_processes(str(stage))
+
+
+async def test_the_demo_tells_its_story_and_leaves_nothing(guest_image: object) -> None:
+    async with process("demo") as demo:
+        out, err = await demo.communicate()
+    assert (demo.returncode, complaints(err)) == (0, [])
+    story = out.decode()
+    assert "\x1b" not in story, "no colour where there is no terminal"
+    for said in (
+        "mosquitto listens on 127.0.0.1:",
+        "they have booted",
+        "qmpballoon/demo/vm/web/state   ok, 256 MiB of 256 MiB",
+        "< out-of-range: ",
+        "offline on MQTT",
+        "web's target is still 152 MiB",
+        "the largest change of a balloon was 0 B",
+        "mosquitto_pub -h 127.0.0.1",
+    ):
+        assert said in story
+    moved = re.search(r"256 MiB -> ([0-9.]+) MiB; a second monitor of its QEMU says ([0-9.]+) MiB", story)
+    assert moved
+    assert all(is_reached(int(float(seen) * MIB), 152 * MIB, 256 * MIB) for seen in moved.groups())
+    assert is_gone(stage_of(story))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupted_demo_ends_what_it_started(number: signal.Signals, guest_image: object) -> None:
+    async with process("demo") as demo:
+        assert demo.stdout is not None
+        story = b""
+        while b"three QEMUs run" not in story:
+            story += await demo.stdout.readline()
+        stage = stage_of(story.decode())
+        assert list_processes(str(stage))
+        demo.send_signal(number)
+        _, err = await demo.communicate()
+    assert (demo.returncode, complaints(err)) == (130, [])
+    assert is_gone(stage)
+
+
+def list_processes(words: str) -> list[str]:
+    """Return the command lines that have the words in them, our own not counted."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = place.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # gone meanwhile
+            continue
+        if words in line and place.parent.name != str(os.getpid()):
+            found.append(line)
+    return found

@@ -1,0 +1,148 @@
+"""`check-config`, and how `agent` makes its configuration of a file and of what was typed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import qmpballoon.agent
+from qmpballoon.cli import agent, main
+from qmpballoon.config import Configuration, parse
+from qmpballoon.errors import AnotherAgentRuns, ConfigurationError
+
+Capture = pytest.CaptureFixture[str]
+
+BAD = '[agent]\nhots = "a"\n[vm]\nfloor = "512M"\n'
+GOOD = """\
+[agent]
+host = "edge-7"
+[mqtt]
+url = "mqtt://b"
+[policy]
+mode = "observe"
+[[vm.match]]
+name = "db-*"
+floor = "1GiB"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "qmpballoon.toml"
+    path.write_text(GOOD)
+    return path
+
+
+def typed(*argv: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    agent.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def test_a_good_file_is_ok_and_what_it_puts_in_force_is_shown(file: Path, capsys: Capture) -> None:
+    assert main(["check-config", str(file)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{file}: ok\n")
+    for said in ("edge-7", "mqtt://b:1883", "mode observe", "db-*: floor 1GiB"):
+        assert said in captured.out
+    assert captured.err == ""
+
+
+def test_all_errors_of_a_file_are_told_with_line_and_key(file: Path, capsys: Capture) -> None:
+    file.write_text(BAD)
+    assert main(["check-config", str(file)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = captured.err.splitlines()
+    assert first.startswith(f"qmpballoon: {file}: line 2: agent.hots: unknown key; did you mean")
+    assert second.startswith(f"qmpballoon: {file}: line 4: vm.floor: ")
+
+
+def test_check_config_as_json_is_one_document_either_way(file: Path, capsys: Capture) -> None:
+    assert main(["check-config", "--json", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": str(file), "ok": True, "problems": []}
+    file.write_text(BAD)
+    assert main(["check-config", "--json", str(file)]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert [(problem["line"], problem["key"]) for problem in document["problems"]] == [
+        (2, "agent.hots"),
+        (4, "vm.floor"),
+    ]
+
+
+def test_a_password_that_cannot_be_read_is_minded_but_no_error_of_the_file(
+    tmp_path: Path, file: Path, capsys: Capture
+) -> None:
+    file.write_text(f'[mqtt]\nurl = "mqtt://b"\nusername = "u"\npassword_file = "{tmp_path}/none"\n')
+    assert main(["check-config", str(file)]) == 0
+    assert "mind: " in capsys.readouterr().err
+
+
+def test_the_default_file_can_be_used(capsys: Capture) -> None:
+    assert main(["agent", "--print-default-config"]) == 0
+    assert parse(capsys.readouterr().out).policy.mode == "auto"
+
+
+def test_what_is_typed_overrides_the_file(file: Path, tmp_path: Path) -> None:
+    words = ["-c", str(file), "/run/a/*.qmp", "--host", "edge-8", "--mode", "manual", "--budget", "2GiB"]
+    words += ["--broker", "mqtt://x", "--broker", "mqtts://y", "--state-dir", str(tmp_path)]
+    configuration = agent.configured(typed(*words))
+    assert configuration.agent.host == "edge-8"
+    assert configuration.agent.state_dir == str(tmp_path)
+    assert configuration.discovery.sockets == ("/run/a/*.qmp",)
+    assert configuration.policy.mode == "manual"
+    assert str(configuration.host.budget) == "2GiB"
+    assert [str(url) for url in configuration.mqtt.url] == ["mqtt://x:1883", "mqtts://y:8883"]
+    assert configuration.matches, "what was not typed stays as in the file"
+
+
+def test_what_is_not_typed_stays_as_in_the_file(file: Path) -> None:
+    assert agent.configured(typed("-c", str(file))).policy.mode == "observe"
+
+
+def test_msgpack_turns_the_messages_for_home_assistant_off() -> None:
+    mqtt = agent.configured(typed("--broker", "mqtt://x", "--payload", "msgpack")).mqtt
+    assert (mqtt.payload, mqtt.home_assistant) == ("msgpack", False)
+    assert agent.configured(typed("--broker", "mqtt://x", "--payload", "json")).mqtt.home_assistant
+
+
+def test_every_mistake_on_the_command_line_is_told_at_once(capsys: Capture) -> None:
+    assert main(["agent", "--broker", "x", "--budget", "12M"]) == 2
+    said = capsys.readouterr().err
+    assert "--broker: " in said
+    assert "--budget: " in said
+
+
+def test_the_agent_runs_with_the_configuration_and_its_exit_code_is_ours(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Configuration] = []
+
+    async def run(configuration: Configuration, *, reload: Callable[[], Configuration]) -> int:
+        given.append(configuration)
+        file.write_text(GOOD.replace("observe", "manual"))
+        given.append(reload())
+        file.write_text(BAD)
+        with pytest.raises(ConfigurationError):
+            reload()
+        return 0
+
+    monkeypatch.setattr(qmpballoon.agent, "run", run)
+    monkeypatch.setattr("qmpballoon.journal.set_up", lambda **_: None)
+    assert main(["agent", "-c", str(file), "--host", "typed"]) == 0
+    assert [configuration.policy.mode for configuration in given] == ["observe", "manual"]
+    assert [configuration.agent.host for configuration in given] == ["typed", "typed"]
+
+
+def test_a_second_agent_of_the_same_name_is_exit_2(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    async def run(configuration: Configuration, *, reload: object) -> int:
+        raise AnotherAgentRuns("edge-7", "/var/lib/qmpballoon")
+
+    monkeypatch.setattr(qmpballoon.agent, "run", run)
+    monkeypatch.setattr("qmpballoon.journal.set_up", lambda **_: None)
+    assert main(["agent"]) == 2
+    assert "another agent named 'edge-7' runs" in capsys.readouterr().err

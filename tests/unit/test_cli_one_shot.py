@@ -1,0 +1,324 @@
+"""`status`, `set` and `watch`, run as a user runs them, against pretended QEMUs on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpballoon import api
+from qmpballoon.cli import main, status, watch
+from qmpballoon.cli.sockets import Found
+from qmpballoon.sim.faults import Babble, Faults
+from qmpballoon.sim.guest import Behaviour, GuestSpec
+from qmpballoon.sim.machine import MachineSpec
+from qmpballoon.sim.server import SimulatedQemu
+from qmpballoon.units import MIB
+
+Capture = pytest.CaptureFixture[str]
+WAIT_S = 20.0
+
+VM_KEYS = {
+    "name",
+    "socket",
+    "pid",
+    "qemu",
+    "run_state",
+    "size",
+    "actual",
+    "balloon",
+    "target",
+    "guest",
+    "rss",
+}
+
+
+async def command(*argv: str) -> int:
+    """Run the command line beside this loop, which runs the pretended QEMUs."""
+    async with asyncio.timeout(WAIT_S):
+        return await asyncio.to_thread(main, argv)
+
+
+def a_qemu(directory: Path, name: str = "web", **changed: Any) -> SimulatedQemu:
+    """A pretended QEMU with a booted guest."""
+    changed.setdefault("machine", MachineSpec(name=name))
+    return SimulatedQemu(directory / f"{name}.qmp", **changed)
+
+
+# ---- status ----
+
+
+async def test_status_is_a_table_with_a_row_for_each_vm(sockets_dir: Path, capsys: Capture) -> None:
+    async with a_qemu(sockets_dir, "web"), a_qemu(sockets_dir, "db", guest=GuestSpec(size=512 * MIB)):
+        assert await command("status", f"{sockets_dir}/*.qmp") == 0
+    header, db, web = capsys.readouterr().out.splitlines()
+    assert header.split() == [
+        *("NAME", "SIZE", "ACTUAL", "AVAILABLE", "FREE", "CACHES", "RSS", "AGE", "HEALTH")
+    ]
+    assert db.startswith("db    512 MiB  512 MiB")
+    assert web.startswith("web   256 MiB  256 MiB")
+    assert db.endswith("ok")
+    assert web.endswith("ok")
+
+
+async def test_status_as_json_has_every_key_and_bytes(sockets_dir: Path, capsys: Capture) -> None:
+    async with a_qemu(sockets_dir) as qemu:
+        assert await command("status", "--json", str(qemu.path)) == 0
+    (vm,) = json.loads(capsys.readouterr().out)
+    assert set(vm) == VM_KEYS | {"health", "error"}
+    assert (vm["name"], vm["socket"], vm["health"], vm["error"]) == ("web", str(qemu.path), "ok", None)
+    assert (vm["pid"], vm["size"], vm["actual"], vm["balloon"]) == (os.getpid(), 256 * MIB, 256 * MIB, 0)
+    assert vm["target"] is None
+    assert vm["guest"]["available"] > 0
+    assert vm["guest"]["age_s"] >= 0
+
+
+async def test_bad_vms_have_rows_and_reasons_and_do_not_hide_the_good_one(
+    sockets_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_FRESH_S", 0.2)
+    async with AsyncExitStack() as stack:
+        for qemu in (
+            a_qemu(sockets_dir, "good"),
+            a_qemu(sockets_dir, "mad", faults=Faults(babble=Babble.NOT_AN_OBJECT)),
+            a_qemu(sockets_dir, "bare", machine=MachineSpec(name="bare", device=None)),
+            a_qemu(sockets_dir, "halted", machine=MachineSpec(name="halted", stopped=True)),
+        ):
+            await stack.enter_async_context(qemu)
+        dead = await stack.enter_async_context(a_qemu(sockets_dir, "dead"))
+        dead.die()
+        assert await command("status", "--timeout", "0.5", "--json", f"{sockets_dir}/*.qmp") == 0
+        health = {vm["name"]: vm["health"] for vm in json.loads(capsys.readouterr().out)}
+        assert await command("status", "--timeout", "0.5", f"{sockets_dir}/*.qmp") == 0
+        table, _, reasons = capsys.readouterr().out.partition("\n\n")
+    assert health == {
+        "good": "ok",
+        "mad": "unresponsive",
+        "bare": "no-balloon",
+        "halted": "paused",
+        "dead": "offline",
+    }
+    assert "paused (prelaunch)" in table
+    assert [line.partition(":")[0] for line in reasons.splitlines()] == ["bare", "dead", "mad"]
+    assert "start QEMU with -device virtio-balloon-pci" in reasons
+
+
+async def test_a_monitor_that_another_client_holds_is_busy(sockets_dir: Path, capsys: Capture) -> None:
+    async with a_qemu(sockets_dir) as qemu, api.connect(qemu.path):
+        assert await command("status", "--timeout", "0.3", "--json", str(qemu.path)) == 3
+    (vm,) = json.loads(capsys.readouterr().out)
+    assert (vm["health"], vm["error"]["code"]) == ("busy", "busy")
+    assert vm["guest"]["available"] is None
+
+
+async def test_status_tells_a_guest_without_driver_from_one_without_statistics(
+    sockets_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_FRESH_S", 0.2)
+    async with (
+        a_qemu(sockets_dir, "silent", guest=GuestSpec(statistics=False)),
+        a_qemu(sockets_dir, "bare", guest=GuestSpec(driver=False)),
+    ):
+        await command("status", "--json", f"{sockets_dir}/*.qmp")
+    health = {vm["name"]: vm["health"] for vm in json.loads(capsys.readouterr().out)}
+    assert health["silent"] == "no-stats"
+    assert health["bare"] in ("starting", "no-driver")  # by the age of this process
+
+
+async def test_a_named_vm_that_is_not_there_is_exit_3_and_one_of_a_glob_is_not(
+    sockets_dir: Path, capsys: Capture
+) -> None:
+    async with a_qemu(sockets_dir, "web"), a_qemu(sockets_dir, "gone") as gone:
+        gone.die()
+        assert await command("status", f"{sockets_dir}/*.qmp") == 0
+        assert await command("status", f"{sockets_dir}/*.qmp", str(gone.path)) == 3
+        assert await command("status", f"{sockets_dir}/g*.qmp") == 3
+    assert "offline" in capsys.readouterr().out
+
+
+async def test_a_name_from_a_vm_cannot_move_the_cursor(sockets_dir: Path, capsys: Capture) -> None:
+    async with a_qemu(sockets_dir, machine=MachineSpec(name="we\x1b[2Jb")) as qemu:
+        await command("status", str(qemu.path))
+    said = capsys.readouterr().out
+    assert "we?[2Jb" in said
+    assert "\x1b" not in said
+
+
+# ---- set ----
+
+
+async def test_set_asks_for_the_target_and_says_so(sockets_dir: Path, capsys: Capture) -> None:
+    async with a_qemu(sockets_dir) as qemu:
+        assert await command("set", str(qemu.path), "50%") == 0
+        assert qemu.guest.target == 128 * MIB
+    assert capsys.readouterr() == ("web: 256 MiB -> 128 MiB asked for\n", "")
+
+
+async def test_set_with_wait_returns_when_the_guest_is_there(sockets_dir: Path, capsys: Capture) -> None:
+    async with a_qemu(sockets_dir) as qemu:
+        assert await command("set", str(qemu.path), "160MiB", "--wait", "10", "--json") == 0
+        assert qemu.guest.actual == 160 * MIB
+    (done,) = json.loads(capsys.readouterr().out)
+    assert (done["before"], done["target"], done["actual"]) == (256 * MIB, 160 * MIB, 160 * MIB)
+    assert (done["reached"], done["error"]) == (True, None)
+    assert done["guest"]["available"] > 0
+
+
+async def test_set_that_is_not_reached_in_time_is_exit_4(sockets_dir: Path, capsys: Capture) -> None:
+    async with a_qemu(sockets_dir, guest=GuestSpec(behaviour=Behaviour.STUCK)) as qemu:
+        assert await command("set", str(qemu.path), "160MiB", "--wait", "0.2") == 4
+        assert qemu.guest.target == 160 * MIB
+    said = capsys.readouterr().err
+    assert said == "qmpballoon: web: it is at 256 MiB and did not reach 160 MiB in time; the target stays\n"
+
+
+async def test_a_size_below_what_the_guest_holds_is_refused_with_the_least_safe_one(
+    sockets_dir: Path, capsys: Capture
+) -> None:
+    async with a_qemu(sockets_dir) as qemu:
+        assert await command("set", str(qemu.path), "40MiB", "--json") == 1
+        assert qemu.guest.target == 256 * MIB
+        captured = capsys.readouterr()
+        (refused,) = json.loads(captured.out)
+        assert refused["error"]["code"] == "not-allowed"
+        assert "--force" in captured.err
+        least = refused["error"]["least"]
+        assert await command("set", str(qemu.path), str(least - MIB)) == 1
+        assert await command("set", str(qemu.path), str(least)) == 0
+        assert qemu.guest.target == -(-least // 4096) * 4096
+
+
+async def test_force_sets_what_is_refused_without_it(sockets_dir: Path) -> None:
+    async with a_qemu(sockets_dir) as qemu:
+        assert await command("set", str(qemu.path), "40MiB", "--force") == 0
+        assert qemu.guest.target == 40 * MIB
+
+
+async def test_a_guest_that_says_nothing_is_not_shrunk_but_may_grow(
+    sockets_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qmpballoon.cli.set._FRESH_S", 0.2)
+    async with a_qemu(sockets_dir, guest=GuestSpec(statistics=False)) as qemu:
+        assert await command("set", str(qemu.path), "200MiB") == 1
+        assert qemu.guest.target == 256 * MIB
+        assert "nobody knows how far it can shrink" in capsys.readouterr().err
+        assert await command("set", str(qemu.path), "200MiB", "--force", "--wait", "10") == 0
+        assert await command("set", str(qemu.path), "100%", "--wait", "10") == 0
+        assert qemu.guest.actual == 256 * MIB
+
+
+async def test_more_than_the_vm_has_is_wrong_usage(sockets_dir: Path, capsys: Capture) -> None:
+    async with a_qemu(sockets_dir) as qemu:
+        assert await command("set", str(qemu.path), "1GiB", "--force") == 2
+    assert "1GiB is more than the VM's 256 MiB" in capsys.readouterr().err
+
+
+async def test_a_glob_sets_all_and_exits_with_the_worst(sockets_dir: Path, capsys: Capture) -> None:
+    async with a_qemu(sockets_dir, "a") as a, a_qemu(sockets_dir, "b") as b:
+        b.die()
+        assert await command("set", f"{sockets_dir}/*.qmp", "200MiB") == 3
+        assert a.guest.target == 200 * MIB
+    captured = capsys.readouterr()
+    assert captured.out == "a: 256 MiB -> 200 MiB asked for\n"
+    assert "nobody listens on this socket" in captured.err
+
+
+async def test_setting_a_vm_that_is_not_there_says_what_to_do(sockets_dir: Path, capsys: Capture) -> None:
+    assert await command("set", f"{sockets_dir}/x.qmp", "200MiB") == 3
+    assert "no such socket; is the VM running, with -qmp unix:" in capsys.readouterr().err
+
+
+# ---- watch ----
+
+
+class Lines:
+    """What `watch` has printed so far."""
+
+    def __init__(self, capsys: Capture) -> None:
+        self._capsys = capsys
+        self.text = ""
+
+    async def until(self, wanted: Callable[[list[str]], bool]) -> list[str]:
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                self.text += self._capsys.readouterr().out
+                if wanted(self.text.splitlines()):
+                    return self.text.splitlines()
+                await asyncio.sleep(0.01)
+
+
+def watching(*paths: Path, as_json: bool = True) -> asyncio.Task[None]:
+    """Run `watch` in this loop, to be cancelled as Ctrl-C does."""
+    sockets = [Found(str(path), is_named=True) for path in paths]
+    return asyncio.create_task(watch._watch_all(sockets, 0.05, as_json=as_json), name="watch")
+
+
+async def stopped(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,), timeout=WAIT_S)
+    assert task.cancelled()
+
+
+def events_of(lines: list[str]) -> list[str]:
+    return [json.loads(line)["event"] for line in lines]
+
+
+async def test_watch_streams_events_and_figures_of_several_vms(sockets_dir: Path, capsys: Capture) -> None:
+    async with a_qemu(sockets_dir, "a") as a, a_qemu(sockets_dir, "b") as b:
+        task, lines = watching(a.path, b.path), Lines(capsys)
+        await lines.until(lambda said: events_of(said).count("stats") > 4)
+        a.guest.set_target(200 * MIB)
+        a.settle()
+        said = await lines.until(lambda said: "balloon-change" in events_of(said))
+        await stopped(task)
+    seen = [json.loads(line) for line in said]
+    assert {row["name"] for row in seen} == {"a", "b"}
+    assert all(set(row) == {"ts", "name", "socket", "event", "data"} for row in seen)
+    change = next(row for row in seen if row["event"] == "balloon-change")
+    assert change["name"] == "a"
+    stats = next(row for row in seen if row["event"] == "stats")
+    assert set(stats["data"]) == VM_KEYS - {"name", "socket", "pid", "qemu"}
+
+
+async def test_a_lost_vm_is_told_once_and_found_again(sockets_dir: Path, capsys: Capture) -> None:
+    lines = Lines(capsys)
+    async with a_qemu(sockets_dir) as qemu:
+        task = watching(qemu.path)
+        await lines.until(lambda said: "stats" in events_of(said))
+        qemu.die()
+        await lines.until(lambda said: "offline" in events_of(said))
+    async with a_qemu(sockets_dir):
+        said = await lines.until(lambda said: events_of(said).count("online") == 2)
+        await stopped(task)
+    reasons = [json.loads(line)["data"]["message"] for line in said if '"offline"' in line]
+    assert len(reasons) == len(set(reasons)), "each reason is told once"
+
+
+async def test_watch_goes_on_with_the_events_of_a_vm_without_balloon(
+    sockets_dir: Path, capsys: Capture
+) -> None:
+    async with a_qemu(sockets_dir, machine=MachineSpec(name="bare", device=None)) as qemu:
+        task, lines = watching(qemu.path, as_json=False), Lines(capsys)
+        await lines.until(lambda said: any("no-balloon" in line for line in said))
+        qemu.machine.execute("stop", {})
+        qemu.settle()
+        said = await lines.until(lambda said: any(" stopped" in line for line in said))
+        await stopped(task)
+    assert not [line for line in said if " stats " in line]
+
+
+async def test_the_lines_of_watch_are_for_people_unless_json_is_asked_for(
+    sockets_dir: Path, capsys: Capture
+) -> None:
+    async with a_qemu(sockets_dir) as qemu:
+        task, lines = watching(qemu.path, as_json=False), Lines(capsys)
+        said = await lines.until(lambda said: any(" stats " in line for line in said))
+        await stopped(task)
+    assert "online" in said[0]
+    assert "actual  256 MiB of 256 MiB" in next(line for line in said if " stats " in line)

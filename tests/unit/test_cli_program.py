@@ -1,0 +1,166 @@
+"""The command line as a whole: verbs, help, errors, exit codes, completion."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qmpballoon import __version__
+from qmpballoon.cli import main
+from qmpballoon.cli.program import exit_code
+from qmpballoon.errors import (
+    AnotherAgentRuns,
+    ConfigurationError,
+    ConnectionLost,
+    InvalidSize,
+    MonitorBusy,
+    NoBalloon,
+    NotReached,
+    NotReady,
+    OutOfRange,
+    QmpBalloonError,
+    QmpError,
+    Unreachable,
+)
+from qmpballoon.model import VmState
+
+VERBS = ("agent", "status", "set", "watch", "check-config", "demo")
+HEAVY = ("aiomqtt", "paho", "uvloop", "msgpack", "shtab", "qmpballoon.lab", "qmpballoon.agent")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_every_verb_has_a_sentence_and_examples(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: qmpballoon {verb}")
+    assert f"\n  qmpballoon {verb}" in said.partition("examples:")[2]
+
+
+def test_the_help_names_every_verb_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n    {verb} " in said for verb in VERBS)
+    assert all(f"{code} " in said.partition("exit codes:")[2] for code in (0, 1, 2, 3, 4, 130))
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"qmpballoon {__version__}\n"
+
+
+def test_no_help_brings_in_mqtt_or_another_heavy_module() -> None:
+    code = (
+        "import sys; from qmpballoon.cli import main\n"
+        f"for verb in {VERBS!r}: main([verb, '--help'])\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stderr == "[]\n"
+    assert done.stdout.count("usage: ") == len(VERBS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "say what to do: agent, status"),
+        (["stauts"], "there is no verb 'stauts'; did you mean status?"),
+        (["xyz"], "there is no verb 'xyz'; there are agent, status"),
+        (["set", "a.qmp"], "arguments are required: SIZE"),
+        (["set", "a.qmp", "512M"], "'512M' is no size: write 512MiB"),
+        (["set", "a.qmp", "0"], "must be more than zero"),
+        (["set", "a.qmp", "1GiB", "--wait=soon"], "'soon' is no time; write seconds"),
+        (["status", "--timeout", "-1"], "--timeout"),
+        (["watch", "--interval", "nan"], "'nan' is no time"),
+        (["agent", "--mode", "x"], "invalid choice: 'x'"),
+    ],
+)
+def test_a_mistyped_command_is_one_line_on_stderr_and_exit_2(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("qmpballoon: ")
+    assert captured.err.count("\n") == 1
+    assert said in captured.err
+
+
+_STATE = VmState("running", 2, 1, None, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (QmpBalloonError("x"), 1),
+        (NoBalloon("x"), 1),
+        (QmpError("stop", "GenericError", "no"), 1),
+        (ConfigurationError("file", []), 2),
+        (InvalidSize("x", "y"), 2),
+        (OutOfRange("x"), 2),
+        (AnotherAgentRuns("host", "dir"), 2),
+        (Unreachable("x"), 3),
+        (MonitorBusy("x"), 3),
+        (ConnectionLost("x"), 3),
+        (NotReached(1, _STATE, 1.0), 4),
+        (NotReady("x"), 4),
+    ],
+)
+def test_every_error_has_its_exit_code(error: QmpBalloonError, code: int) -> None:
+    assert exit_code(error) == code
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_the_completion_knows_every_verb(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(verb in script for verb in VERBS)
+
+
+def test_the_bash_completion_offers_files_where_sockets_and_files_belong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    for argument in ("status_pos_0", "set_pos_0", "watch_pos_0", "check_config_pos_0", "agent___config"):
+        assert f"_shtab_qmpballoon_{argument}_COMPGEN=_shtab_compgen_files" in script
+    assert "_shtab_qmpballoon_agent___state_dir_COMPGEN=_shtab_compgen_dirs" in script
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, timeout=30)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_a_reader_that_went_away_is_taken_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "qmpballoon", "agent", "--print-default-config"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=30,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_interruption_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qmpballoon.cli.check_config.load", interrupted)
+    assert main(["check-config", "x.toml"]) == 130
+
+
+def test_a_demo_without_its_programs_names_the_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["demo"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("qmpballoon: not installed: ")
+    assert "apt-get install" in said
+    assert said.count("\n") == 1

@@ -1,0 +1,70 @@
+"""Which monitors are meant by what was typed."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from qmpballoon.cli.sockets import Found, find_sockets, somebody_listens
+from qmpballoon.errors import Unreachable
+
+
+@pytest.fixture
+def sockets(sockets_dir: Path) -> Iterator[Path]:
+    """A directory with two sockets that listen, one that nobody listens on any more, and a file."""
+    with ExitStack() as stack:
+        for name in ("b.qmp", "a.qmp", "stale.sock"):
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(sockets_dir / name))
+            listener.listen(1)
+            if name == "stale.sock":
+                listener.close()
+        (sockets_dir / "file.qmp").write_text("")
+        yield sockets_dir
+
+
+def test_a_glob_finds_sockets_alone_in_sorted_order(sockets: Path) -> None:
+    found = find_sockets([f"{sockets}/*.qmp"])
+    assert found == [Found(f"{sockets}/{name}", is_named=False) for name in ("a.qmp", "b.qmp")]
+
+
+def test_a_named_socket_is_taken_as_it_is_and_once(sockets: Path) -> None:
+    found = find_sockets([f"{sockets}/b.qmp", f"{sockets}/*.qmp", f"{sockets}/b.qmp"])
+    assert found == [Found(f"{sockets}/a.qmp", is_named=False), Found(f"{sockets}/b.qmp", is_named=True)]
+
+
+def test_a_path_that_is_not_there_stays_named(sockets_dir: Path) -> None:
+    assert find_sockets([f"{sockets_dir}/x.qmp"]) == [Found(f"{sockets_dir}/x.qmp", is_named=True)]
+
+
+def test_a_path_that_exists_is_no_glob(sockets_dir: Path) -> None:
+    odd = sockets_dir / "[a].qmp"
+    odd.write_text("")
+    assert find_sockets([str(odd)]) == [Found(str(odd), is_named=True)]
+
+
+def test_nothing_typed_means_the_default_globs(sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(sockets_dir))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    (sockets_dir / "qmpballoon").mkdir()
+    path = sockets_dir / "qmpballoon" / "mine.qmp"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert Found(str(path), is_named=False) in find_sockets([])
+
+
+def test_finding_nothing_says_how_to_start_qemu(sockets_dir: Path) -> None:
+    with pytest.raises(Unreachable, match=r"start QEMU with -qmp unix:.*server=on,wait=off"):
+        find_sockets([f"{sockets_dir}/*.qmp"])
+
+
+def test_who_listens_is_told_without_touching_the_socket(sockets: Path) -> None:
+    assert somebody_listens(f"{sockets}/a.qmp")
+    assert not somebody_listens(f"{sockets}/stale.sock")
+    assert not somebody_listens(f"{sockets}/missing.qmp")
+    assert not somebody_listens(f"{sockets}/file.qmp")
+    assert not somebody_listens("/" + "x" * 200)

@@ -24,7 +24,7 @@ class Actuator:
             ConnectionLost, NoBalloon, QmpError: it did not get there.
         """
         before = vm.record().actual
-        await vm.send_target(target, why)
+        serial = await vm.send_target(target, why)
         say("target", vm=vm.vm, was=format_size(before), now=format_size(target), why=why)
         details = {
             "from": before,
@@ -33,7 +33,7 @@ class Actuator:
             "policy": vm.policy if vm.mode == "auto" else None,
         }
         self._on_event(vm.vm, Event("decision", utc_now(), details))
-        return vm.serial
+        return serial
 
     async def reached(self, vm: SupervisedVm, serial: int, target: int, *, wait_s: float) -> VmRecord:
         """Wait until the target that was sent with this serial is reached, and return the VM's record.

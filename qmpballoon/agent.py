@@ -21,7 +21,7 @@ from qmpballoon import __version__, systemd
 from qmpballoon.actuator import Actuator
 from qmpballoon.commands import Commands
 from qmpballoon.config import Configuration, read_password, reloaded, restart_needed
-from qmpballoon.errors import QmpBalloonError, RequestRefused
+from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError, RequestRefused
 from qmpballoon.fleet import Fleet
 from qmpballoon.governor import Governor
 from qmpballoon.journal import say
@@ -32,6 +32,7 @@ from qmpballoon.mqtt.objects import Agent as Publishes
 from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.mqtt.topics import safe_level
 from qmpballoon.store import Store
+from qmpballoon.vm import SupervisedVm
 
 Reload = Callable[[], Configuration]
 
@@ -67,11 +68,25 @@ class Agent:
         self._publisher: Publisher | None = None
         self._mqtt_renewed = asyncio.Event()
         self._instance = secrets.token_hex(4)
-        actuator = Actuator(self._on_event)
+        self._actuator = actuator = Actuator(self._on_event)
         self._fleet = Fleet(
-            configuration, store, on_record=self._on_record, on_event=self._on_event, on_gone=self._on_gone
+            configuration,
+            store,
+            on_record=self._on_record,
+            on_event=self._on_event,
+            on_gone=self._on_gone,
+            on_new=lambda vm: self._governor.apply_mode(vm),
+            on_fast=lambda: self._governor.nudge(),
         )
-        self._governor = Governor(self._fleet, actuator, store, on_host=self._on_host, on_tick=self._on_tick)
+        self._governor = Governor(
+            self._fleet,
+            actuator,
+            store,
+            on_host=self._on_host,
+            on_host_event=lambda event: self._on_event(None, event),
+            on_vm_event=self._on_event,
+            on_tick=self._on_tick,
+        )
         self._commands = Commands(
             self._fleet, self._governor, actuator, store, host=self._host, reload=self._reload_for_request
         )
@@ -85,15 +100,15 @@ class Agent:
         """Run until SIGTERM."""
         stop = asyncio.Event()
         self._fleet.remember()
-        say(
-            "agent-started",
-            host=self._host,
-            version=__version__,
-            mode=self.configuration.policy.mode,
-            policy=self.configuration.policy.name,
-            sockets=",".join(self.configuration.discovery.sockets),
-        )
         with _signals({signal.SIGTERM: stop.set, signal.SIGHUP: self._reload_for_signal}):
+            say(
+                "agent-started",
+                host=self._host,
+                version=__version__,
+                mode=self.configuration.policy.mode,
+                policy=self.configuration.policy.name,
+                sockets=",".join(self.configuration.discovery.sockets),
+            )
             async with asyncio.TaskGroup() as parts:
                 tasks = [
                     parts.create_task(part, name=name)
@@ -111,9 +126,23 @@ class Agent:
                 mqtt = tasks[3]
                 mqtt.cancel()  # first: it answers who waits and says offline
                 await asyncio.wait((mqtt,))
+                if self.configuration.agent.on_exit == "release":
+                    await self._release()
                 for task in tasks:
                     task.cancel()
         say("agent-stopped", host=self._host)
+
+    async def _release(self) -> None:
+        """Give the automatic VMs back what the host can spare."""
+        async with asyncio.TaskGroup() as sends:
+            for vm, target in self._governor.release_all().items():
+                sends.create_task(self._give_back(vm, target), name=f"release of {vm.vm}")
+
+    async def _give_back(self, vm: SupervisedVm, target: int) -> None:
+        try:
+            await self._actuator.send(vm, target, why="on-exit")
+        except (ConnectionLost, NoBalloon, QmpError) as error:
+            say("target-not-sent", str(error), level=logging.WARNING, vm=vm.vm)
 
     # ── from the parts to MQTT ───────────────────────────────────────────────────────────────────
 
@@ -227,8 +256,7 @@ class Agent:
         later = restart_needed(before, new)
         taken = reloaded(before, new)
         self._fleet.reconfigure(taken)
-        for vm in self._fleet.vms.values():
-            self._governor.apply_mode(vm)
+        self._governor.renew()
         if taken.mqtt != before.mqtt:
             self._mqtt_renewed.set()
         say("reloaded", restart_needed=",".join(later) or None)

@@ -11,14 +11,22 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from qmpballoon.errors import ConnectionLost, MonitorBusy, NotReached, NotReady, OutOfRange, Unreachable
+from qmpballoon.errors import (
+    ConnectionLost,
+    MonitorBusy,
+    NotReached,
+    NotReady,
+    OutOfRange,
+    QmpError,
+    Unreachable,
+)
 from qmpballoon.host import is_stopped
 from qmpballoon.model import Event, VmState, utc_now
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.monitor import open_monitor, socket_table
 from qmpballoon.qmp.session import Session
-from qmpballoon.units import Size, is_reached, parse_size, round_up_to_page
+from qmpballoon.units import Size, format_size, is_reached, parse_size, round_up_to_page
 
 _REQUEST_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.05
@@ -39,14 +47,14 @@ async def connect(socket: str | os.PathLike[str], *, timeout_s: float = 5.0) -> 
     """
     events = _EventLog()
     session = await _greeted(os.fspath(socket), events, timeout_s)
-    vm = Vm(session, events, await _name(session))
     try:
-        yield vm
-    finally:
+        vm = Vm(session, events, await _name(session))
         try:
-            await vm._leave()
+            yield vm
         finally:
-            await session.close()
+            await vm._leave()
+    finally:
+        await session.close()
 
 
 class Vm:
@@ -65,7 +73,7 @@ class Vm:
         self._events = events
         self._device: balloon.BalloonDevice | None = None
         self._sampler: balloon.Sampler | None = None
-        self._interval_found_s = 0
+        self._starting = asyncio.Lock()
         self._target: int | None = None
 
     async def state(self, *, fresh_s: float = 3.0) -> VmState:
@@ -76,14 +84,23 @@ class Vm:
         Raises:
             NoBalloon: the VM has no balloon device.
         """
-        sampler, device = await self._sampling()
-        driver = await balloon.query_driver(self._session, device)
-        fresh = (driver is None or driver.up) and fresh_s > 0 and await sampler.refresh(timeout_s=fresh_s)
+        sampler = await self._sampling()
+        run_state = await balloon.query_run_state(self._session)
+        may_come = fresh_s > 0 and run_state == "running" and await self.driver_up() is not False
+        fresh = may_come and await sampler.refresh(timeout_s=fresh_s)
         size = await balloon.memory_size(self._session)
         actual = await balloon.query_actual(self._session)
-        run_state = await balloon.query_run_state(self._session)
         guest = sampler.sample.stats(time.monotonic()) if fresh and sampler.sample else None
         return VmState(run_state, size, actual, self._target, guest)
+
+    async def driver_up(self) -> bool | None:
+        """Tell whether the guest's balloon driver is up; None where QEMU cannot tell (before 7.2).
+
+        Raises:
+            NoBalloon: the VM has no balloon device.
+        """
+        driver = await balloon.query_driver(self._session, await self._balloon_device())
+        return None if driver is None else driver.up
 
     async def ready(self, *, timeout_s: float) -> VmState:
         """Wait until the guest's balloon driver is up and one fresh sample came; return that state.
@@ -116,7 +133,10 @@ class Vm:
         whole = await balloon.memory_size(self._session)
         target = round_up_to_page(parse_size(size, whole=whole))
         if target > whole:
-            raise OutOfRange(f"{target} bytes are more than the VM's {whole}; a balloon cannot add memory")
+            raise OutOfRange(
+                f"{format_size(target)} is more than the VM's {format_size(whole)}: "
+                "a balloon cannot add memory"
+            )
         await self._session.request("balloon", {"value": target})
         self._target = target
         if wait_s is not None:
@@ -166,13 +186,14 @@ class Vm:
             self._device = await balloon.find_balloon(self._session)
         return self._device
 
-    async def _sampling(self) -> tuple[balloon.Sampler, balloon.BalloonDevice]:
+    async def _sampling(self) -> balloon.Sampler:
         device = await self._balloon_device()
-        if self._sampler is None:
-            sampler = balloon.Sampler(self._session, device)
-            self._interval_found_s = await sampler.start(1)
-            self._sampler = sampler
-        return self._sampler, device
+        async with self._starting:
+            if self._sampler is None:
+                self._sampler = balloon.Sampler(self._session, device)
+            if self._sampler.found_s is None:  # also after a first call that was cancelled
+                await self._sampler.start(1)
+        return self._sampler
 
     async def _reach(self, target: int, size: int, wait_s: float) -> None:
         deadline_s = time.monotonic() + wait_s
@@ -185,15 +206,14 @@ class Vm:
         place = f"{self.name}: not ready within {waited_s:g} s: "
         if state.run_state != "running":
             return f"{place}the VM is {state.run_state}, not running"
-        driver = await balloon.query_driver(self._session, await self._balloon_device())
-        if driver is None or not driver.up:
+        if not await self.driver_up():
             return f"{place}the guest's balloon driver is not up (Linux: module virtio_balloon)"
         return f"{place}the guest's balloon driver is up and sends no statistics"
 
     async def _leave(self) -> None:
         if self._sampler is not None:
-            with suppress(ConnectionLost):  # then nothing of ours is left there
-                await self._sampler.stop(self._interval_found_s)
+            with suppress(ConnectionLost, QmpError):  # then nothing of ours is left there
+                await self._sampler.stop()
 
 
 class _EventLog:
@@ -222,6 +242,7 @@ class _EventLog:
 async def _greeted(path: str, events: _EventLog, timeout_s: float) -> Session:
     deadline_s = time.monotonic() + timeout_s
     while True:
+        table = socket_table(path)  # before we are in it ourselves
         try:
             monitor = open_monitor(path)
             break
@@ -229,7 +250,6 @@ async def _greeted(path: str, events: _EventLog, timeout_s: float) -> Session:
             if time.monotonic() >= deadline_s:
                 raise
         await asyncio.sleep(_RETRY_S)
-    table = socket_table(path)
     try:
         return await Session.greeted(
             monitor,

@@ -1,29 +1,15 @@
-"""What VMs count against the budget, and what is left of it. Pure."""
+"""How a host stands: what its VMs count against the budget, and how short it is. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
-from qmpballoon.model import VmRecord
+from qmpballoon.model import LEVELS, VmRecord
+from qmpballoon.policy.snapshot import Snapshot
 from qmpballoon.units import MIB
 
 _MARGIN: Final = 24 * MIB  # what the one-shot ``set`` leaves a guest, too
-
-
-def charge(record: VmRecord) -> int:
-    """Return what a VM counts against the budget, in bytes.
-
-    The larger of actual and target; its size while no driver is up or its monitor does not answer, for
-    then it may hold all of it; nothing once its QEMU is gone.
-    """
-    if record.health == "offline":
-        return 0
-    if record.size is None:
-        return record.rss or 0
-    if not record.driver_up or record.actual is None:
-        return record.size
-    return max(record.actual, record.target or 0)
+_EASES_BY: Final = 1.2  # a level is left when things are so much better than where it began
 
 
 def reclaimable(record: VmRecord) -> int:
@@ -35,15 +21,47 @@ def reclaimable(record: VmRecord) -> int:
     return max(0, record.actual - max(record.limits.floor, held + _MARGIN))
 
 
-def used(records: Iterable[VmRecord]) -> int:
-    """Return the sum of charges in bytes."""
-    return sum(charge(record) for record in records)
+def needs(snapshot: Snapshot) -> int:
+    """Return what all guests hold, with a margin, in bytes: what no policy can squeeze out of them."""
+    return sum(
+        guest.charge
+        if guest.reading is None or guest.reading.held is None
+        else guest.reading.held * 105 // 100 + 8 * MIB
+        for guest in snapshot.guests
+    )
 
 
-def level_of(mem_available: int | None, reserve: int) -> str:
-    """Return how short the host is: ``ok``, ``soft`` near its reserve, ``hard`` in it, ``low`` at half."""
-    if mem_available is None or mem_available >= reserve + reserve // 2:
-        return "ok"
-    if mem_available >= reserve:
+def level_of(
+    before: str,
+    *,
+    mem_available: int | None,
+    reserve: int,
+    psi_full_avg10: float | None,
+    needs: int,
+    budget: int,
+) -> str:
+    """Return how short the host is: ``ok``, ``soft``, ``hard`` or ``low``.
+
+    By MemAvailable against the reserve, the time that everything stalled, and what the guests hold
+    against the budget; never by the budget that is left, as all slack is lent. A worse level comes at
+    once, a better one when things are a fifth better than its mark.
+    """
+    worse = _level(mem_available, reserve, psi_full_avg10, needs, budget, ease=1.0)
+    eased = _level(mem_available, reserve, psi_full_avg10, needs, budget, ease=_EASES_BY)
+    if LEVELS.index(worse) >= LEVELS.index(before):
+        return worse
+    return min(before, eased, key=LEVELS.index)
+
+
+def _level(
+    mem_available: int | None, reserve: int, stall: float | None, needs: int, budget: int, *, ease: float
+) -> str:
+    memory = float("inf") if mem_available is None else mem_available / ease
+    stalled, needed = (stall or 0.0) * ease, needs * ease
+    if memory < reserve / 2 or stalled > 20:
+        return "low"
+    if memory < reserve or stalled > 5 or needed > budget:
+        return "hard"
+    if memory < reserve * 1.5 or stalled > 1 or needed > 0.9 * budget:
         return "soft"
-    return "hard" if mem_available >= reserve // 2 else "low"
+    return "ok"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Final
 
@@ -18,6 +20,8 @@ from qmpballoon.store import Kept, Store, boot_id
 from qmpballoon.units import Amount, parse_size, round_up_to_page
 from qmpballoon.vm import SupervisedVm, checked_target
 
+RECLAIM_WITHIN_S: Final = 30.0
+HELD_FOR_S: Final = 300.0
 FRESH_WITHIN_S: Final = 1.2  # a calm guest's figures may be the same until the next whole second
 
 
@@ -53,6 +57,12 @@ class Commands:
                     return [_listed(vm.record()) for vm in self._fleet.vms.values()]
                 case "reload":
                     return self._reload()
+                case "reclaim":
+                    return await self._reclaim(request.arguments)
+                case "release":
+                    return self._release(str(request.arguments["hold"]))
+                case "set-policy":
+                    return await self._set_policy(request.arguments)
         else:
             vm = self._fleet.vms.get(VmName(request.vm))
             if vm is None:
@@ -72,7 +82,7 @@ class Commands:
     async def _set_target(self, vm: SupervisedVm, request: Request) -> Mapping[str, object]:
         amount, wait_s = request.arguments["target"], request.arguments.get("wait_s")
         assert isinstance(amount, Amount)
-        if self._governor.configuration.policy.mode == "observe":
+        if self._governor.mode == "observe":
             raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
         record = vm.record()
         if not record.answers:
@@ -86,6 +96,8 @@ class Commands:
         before = self._store.kept(vm.vm)
         wanted = self._keep(vm, mode="manual", mode_until=None, boot_id=None, target=target)
         await self._store.saved()
+        if (kept := self._store.kept(vm.vm)).mode != "manual" or kept.target != target:
+            raise RequestRefused("superseded", f"a newer request came before {target} was sent")
         try:
             serial = await self._actuator.send(vm, target, why="manual")
         except QmpBalloonError:
@@ -133,11 +145,54 @@ class Commands:
         limits = vm.limits
         return {"floor": limits.floor, "ceiling": limits.ceiling, "shares": limits.shares}
 
+    async def _set_policy(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        name, mode = arguments.get("name"), arguments.get("mode")
+        self._governor.choose(
+            name if isinstance(name, str) else None, mode if isinstance(mode, str) else None
+        )
+        await self._store.saved()
+        return {"name": self._governor.policy_name, "mode": self._governor.mode}
+
+    async def _reclaim(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        """Hold memory back from the VMs and wait until it is there, or the deadline has come."""
+        amount, governor = arguments["size"], self._governor
+        assert isinstance(amount, Amount)
+        if governor.mode == "observe":
+            raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
+        now_s = time.monotonic()
+        before = governor.snapshot(now_s)
+        size = amount.of(before.budget)
+        deadline_s = now_s + _seconds(arguments.get("deadline_s"), RECLAIM_WITHIN_S)
+        until_s = now_s + _seconds(arguments.get("hold_s"), HELD_FOR_S)
+        hold = governor.holds.take(size, until_s, budget=before.budget)
+        governor.nudge()
+        lacking = size
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - now_s):
+                while (lacking := max(0, -governor.snapshot(time.monotonic()).free)) > 0:
+                    await governor.ticked.wait()
+        had = {guest.vm: guest.actual for guest in before.guests}
+        has = {guest.vm: guest.actual for guest in governor.snapshot(time.monotonic()).guests}
+        gave = {vm: had[vm] - has[vm] for vm in had if vm in has and had[vm] > has[vm]}
+        reasons = {guest.vm: guest.mode for guest in before.guests if guest.mode != "auto"}
+        reasons |= governor.why_refused()
+        refused = {vm: why for vm, why in reasons.items() if vm not in gave} if lacking else {}
+        return {"freed": max(0, size - lacking), "hold": hold, "gave": gave, "refused": refused}
+
+    def _release(self, hold: str) -> Mapping[str, object]:
+        size = self._governor.holds.release(hold)
+        self._governor.nudge()
+        return {"hold": hold, "size": size}
+
     def _keep(self, vm: SupervisedVm, **changes: object) -> Kept:
         self._store.keep(vm.vm, **changes)
         self._governor.apply_mode(vm)
         vm.touch()
         return self._store.kept(vm.vm)
+
+
+def _seconds(typed: object, otherwise: float) -> float:
+    return typed if isinstance(typed, float) else otherwise
 
 
 def _in_force(typed: object, size: int, otherwise: int) -> int:

@@ -121,8 +121,10 @@ class NotReached(QmpBalloonError, TimeoutError):
     def __init__(self, target: int | None, state: VmState, waited_s: float) -> None:
         self.target = target  # None: the wait was for something else
         self.state = state
-        wish = "what was waited for did not come true" if target is None else f"it did not reach {target}"
-        super().__init__(f"the balloon leaves the guest {state.actual} bytes; {wish} within {waited_s:g} s")
+        wish = "what was waited for did not come true" if target is None else f"not {target}"
+        super().__init__(
+            f"the guest has {state.actual} bytes, {wish}, after {waited_s:g} s; the target stays"
+        )
 
 
 class RequestRefused(QmpBalloonError):

@@ -48,6 +48,8 @@ class Fleet:
         on_record: OnRecord,
         on_event: OnEvent,
         on_gone: Callable[[VmName], None],
+        on_new: Callable[[SupervisedVm], None] = lambda vm: None,
+        on_fast: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.vms: dict[VmName, SupervisedVm] = {}
@@ -58,10 +60,13 @@ class Fleet:
         self._on_record = on_record
         self._on_event = on_event
         self._on_gone = on_gone
+        self._on_new = on_new
+        self._on_fast = on_fast
         self._clock = clock
         self._watch = SocketWatch(configuration.discovery.sockets)
         self._endpoints: dict[str, Endpoint] = {}
         self._gone_since_s: dict[VmName, float] = {}
+        self._stems: dict[Life, str] = {}  # what a QEMU without -name is called: after its first socket
 
     @property
     def unidentified(self) -> tuple[str, ...]:
@@ -90,8 +95,12 @@ class Fleet:
             endpoint = self._endpoints.get(vm.path)
             if not self._watch.covers(vm.path):
                 self._drop(vm)
+                if endpoint is not None:
+                    endpoint.socket_is(None)
+                    endpoint.kick()
             elif endpoint is not None and endpoint.identity is not None:
-                self.vm_of(vm.path, endpoint.identity)
+                if self.vm_of(vm.path, endpoint.identity) is not vm:
+                    endpoint.kick()  # its session feeds the VM of the old name
             else:
                 vm.settings = vm_settings(configuration, name=vm.name, socket=vm.path)
                 vm.touch()
@@ -99,9 +108,12 @@ class Fleet:
     def forget_the_gone(self) -> None:
         """Drop the VMs that had no socket and no process for ``forget_after_s``."""
         now_s = self._clock()
+        self._stems = {life: stem for life, stem in self._stems.items() if life_of(life.pid) == life}
         for vm in list(self.vms.values()):
+            endpoint = self._endpoints.get(vm.path)
+            socket = endpoint is not None and not endpoint.is_over
             process = vm.life is not None and life_of(vm.life.pid) == vm.life
-            if vm.path in self._endpoints or process:
+            if socket or process:
                 self._gone_since_s.pop(vm.vm, None)
             elif (
                 now_s - self._gone_since_s.setdefault(vm.vm, now_s)
@@ -136,6 +148,11 @@ class Fleet:
         free = self._free_name(base)
         self._store.know(path, KnownSocket(free, base, name))
         return self._add(free, name, path, qemu_name=identity.name)
+
+    def stem_of(self, path: str, life: Life | None) -> str:
+        """Return the name of a QEMU without one: its socket's file stem, kept when another one takes over."""
+        stem = Path(path).stem
+        return stem if life is None else self._stems.setdefault(life, stem)
 
     def may_serve(self, endpoint: Endpoint, life: Life) -> bool:
         """Tell whether this endpoint is the one for the life; the first path in sorted order is."""
@@ -181,9 +198,11 @@ class Fleet:
             self._store,
             on_record=self._on_record,
             on_event=self._on_event,
+            on_fast=self._on_fast,
             clock=self._clock,
         )
         self.vms[name] = vm
+        self._on_new(vm)
         vm.touch()
         return vm
 
@@ -317,7 +336,7 @@ class Endpoint:
         try:
             session = await self._in_line(greeting, monitor.pid, settings.qmp_timeout_s)
             began_s = time.monotonic()
-            self.identity = await _identify(session)
+            self.identity = await _identify(session, stem=self._fleet.stem_of(self.path, life))
             vm = self._fleet.vm_of(self.path, self.identity)
             session.request_timeout_s = vm.settings.qmp_timeout_s
             self._answered = True
@@ -391,11 +410,11 @@ class Endpoint:
         say("session-lost", reason, level=logging.WARNING, vm=vm.vm if vm else None, socket=self.path)
 
 
-async def _identify(session: Session) -> Identity:
+async def _identify(session: Session, *, stem: str) -> Identity:
     name, uuid = await session.request("query-name"), await session.request("query-uuid")
     said = name.get("name") if isinstance(name, dict) else None
     number = uuid.get("UUID") if isinstance(uuid, dict) else None
     return Identity(
-        name=said if isinstance(said, str) and said else Path(session.path).stem,
+        name=said if isinstance(said, str) and said else stem,
         uuid=number if isinstance(number, str) and number != _NO_UUID else None,
     )

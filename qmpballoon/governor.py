@@ -1,6 +1,8 @@
-"""The tick: which mode is in force, manual targets for new lives, and the host's figures.
+"""The tick: looks at the whole host, lets the policy decide, and sees to it that it is done.
 
-Without a policy the mode ``auto`` holds: nothing is sent.
+A tick comes every two seconds, and as often as ten times a second while guests are thin, growing or
+being moved, whenever one of them was looked at. Whatever a slow VM does, it delays no other: each has at
+most one target on its way, in a task of its own.
 """
 
 from __future__ import annotations
@@ -8,28 +10,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
 
 from qmpballoon.actuator import Actuator
-from qmpballoon.charge import level_of, reclaimable, used
 from qmpballoon.config import Configuration
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpError
 from qmpballoon.fleet import Fleet
-from qmpballoon.host import cgroup_limit, read_host
+from qmpballoon.holds import Holds
+from qmpballoon.host_watch import HostWatch
 from qmpballoon.journal import say
-from qmpballoon.model import HostRecord
+from qmpballoon.model import Event, HostRecord, VmName, utc_now
+from qmpballoon.policy.catalogue import guarded
+from qmpballoon.policy.guard import Guard, GuardState
+from qmpballoon.policy.snapshot import Decision, Hold, SetTarget, Snapshot
+from qmpballoon.policy.water_fill import water_fill
 from qmpballoon.store import Store, boot_id
-from qmpballoon.units import Amount
-from qmpballoon.vm import SupervisedVm, checked_target
+from qmpballoon.units import MIB, is_reached, round_up_to_page
+from qmpballoon.vm import OnEvent, SupervisedVm, checked_target
 
 TICK_S: Final = 2.0
+SHORTEST_TICK_S: Final = 0.1
 _FIT_FOR_A_TARGET: Final = ("ok", "stale", "no-stats")  # its driver is up and the grace time is over
 _SLEPT_S: Final = 10.0  # a host that slept for so long has no fresh samples
 
 
 class Governor:
-    """Looks at the whole host every two seconds."""
+    """Rules one host. ``policy_name`` and ``mode`` are the configured ones until a request changes them."""
 
     def __init__(
         self,
@@ -38,32 +47,61 @@ class Governor:
         store: Store,
         *,
         on_host: Callable[[HostRecord], None],
+        on_host_event: Callable[[Event], None],
+        on_vm_event: OnEvent,
         on_tick: Callable[[], None],
     ) -> None:
+        self.holds = Holds()
+        self.ticked = asyncio.Event()  # set, and replaced, after each tick
         self._fleet = fleet
         self._actuator = actuator
         self._store = store
         self._on_host = on_host
+        self._on_vm_event = on_vm_event
         self._on_tick = on_tick
         self._boot_id = boot_id()
         self._asleep_s = _asleep_s()
+        self._nudged = asyncio.Event()
+        self._sending: dict[VmName, asyncio.Task[None]] = {}
+        self._observed: dict[VmName, int] = {}  # the last target that observe would have sent
+        self._guard: Guard[Any] = guarded(self.policy_name)
+        self._state: GuardState[Any] = self._guard.start()
+        self._ticked_at_s = time.monotonic()
+        self._host_at_s = float("-inf")
+        self._watch = HostWatch(on_host_event)
+
+    # ── what is in force ─────────────────────────────────────────────────────────────────────────
 
     @property
     def configuration(self) -> Configuration:
         """What is in force; the fleet has it."""
         return self._fleet.configuration
 
-    async def run(self) -> None:
-        """Tick for as long as the agent runs."""
-        while True:
-            self._age_samples_by_sleep()
-            for vm in list(self._fleet.vms.values()):
-                self.apply_mode(vm)
-                await self._renew_manual_target(vm)
-            self._fleet.forget_the_gone()
-            self._on_host(self.host())
-            self._on_tick()
-            await asyncio.sleep(TICK_S)
+    @property
+    def policy_name(self) -> str:
+        """The policy in force."""
+        return self._store.chosen[0] or self.configuration.policy.name
+
+    @property
+    def mode(self) -> str:
+        """The host's mode in force."""
+        return self._store.chosen[1] or self.configuration.policy.mode
+
+    def choose(self, policy: str | None, mode: str | None) -> None:
+        """Put a policy or a mode in force, over the configured ones."""
+        before = self._store.chosen
+        self._store.choose(policy or before[0], mode or before[1])
+        say("policy-chosen", policy=self.policy_name, mode=self.mode)
+        self.renew()
+
+    def renew(self) -> None:
+        """See to the policy and the modes that are in force now, and tick soon."""
+        if self._guard.name != self.policy_name:
+            self._guard = guarded(self.policy_name)
+            self._state = self._guard.start()
+        for vm in self._fleet.vms.values():
+            self.apply_mode(vm)
+        self.nudge()
 
     def apply_mode(self, vm: SupervisedVm) -> None:
         """Put the mode in force that configuration and requests mean now."""
@@ -74,61 +112,171 @@ class Governor:
             self._store.keep(vm.vm, mode=None, mode_until=None, boot_id=None, target=None)
             say("mode-over", "back to the configured mode", vm=vm.vm, was=kept.mode)
             kept = self._store.kept(vm.vm)
-        policy = self.configuration.policy
-        mode = "observe" if policy.mode == "observe" else kept.mode or vm.settings.mode or policy.mode
-        if (vm.mode, vm.policy) != (mode, policy.name):
-            vm.mode, vm.policy = mode, policy.name
+        mode = "observe" if self.mode == "observe" else kept.mode or vm.settings.mode or self.mode
+        if (vm.mode, vm.policy) != (mode, self.policy_name):
+            vm.mode, vm.policy = mode, self.policy_name
             vm.touch()
 
-    def host(self) -> HostRecord:
-        """Return the host's figures now."""
-        sample, settings = read_host(), self.configuration.host
-        records = [vm.record() for vm in self._fleet.vms.values()]
-        budget = self._budget(sample.mem_total)
-        reserve = (
-            settings.reserve.of(sample.mem_total) if _is_known(settings.reserve, sample.mem_total) else 0
-        )
-        charged = used(records)
-        left = None if budget is None else max(0, budget - charged)
-        spare = None if sample.mem_available is None else max(0, sample.mem_available - reserve)
-        return HostRecord(
-            level=level_of(sample.mem_available, reserve),
-            policy=self.configuration.policy.name,
-            mode=self.configuration.policy.mode,
-            budget=budget,
-            reserve=reserve,
-            used=charged,
-            available=left,
-            mem_total=sample.mem_total,
+    # ── the tick ─────────────────────────────────────────────────────────────────────────────────
+
+    def nudge(self) -> None:
+        """Tick soon: something happened that may not wait."""
+        self._nudged.set()
+
+    async def run(self) -> None:
+        """Tick for as long as the agent runs."""
+        async with asyncio.TaskGroup() as sends:
+            while True:
+                self._nudged.clear()
+                self._tick(sends)
+                self.ticked.set()
+                self.ticked = asyncio.Event()
+                await asyncio.sleep(SHORTEST_TICK_S)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S - SHORTEST_TICK_S):
+                        await self._nudged.wait()
+
+    def _tick(self, sends: asyncio.TaskGroup) -> None:
+        now_s = time.monotonic()
+        elapsed_s, self._ticked_at_s = now_s - self._ticked_at_s, now_s
+        self._age_samples_by_sleep()
+        for vm in self._fleet.vms.values():
+            self.apply_mode(vm)
+        whole = now_s - self._host_at_s >= TICK_S / 2
+        if whole:
+            self._watch.look(self.configuration.host)
+        snapshot = self.snapshot(now_s, elapsed_s)
+        self._state, decisions = self._guard.step(self._state, snapshot)
+        self._note_health()
+        for name, decision in decisions.items():
+            self._act(self._fleet.vms[name], decision, sends)
+        for vm in self._fleet.vms.values():
+            self._renew_manual_target(vm, sends)
+        if whole:
+            self._host_at_s = now_s
+            self.holds.expire(now_s)
+            self._fleet.forget_the_gone()
+            self._watch.judge(snapshot, lent=self._state.lent)
+            self._on_host(self.host())
+            self._on_tick()
+
+    def snapshot(self, now_s: float, elapsed_s: float = TICK_S) -> Snapshot:
+        """Return what a policy sees of the host now; while the host only observes, all VMs as automatic."""
+        guests = [guest for vm in self._fleet.vms.values() if (guest := vm.snapshot()) is not None]
+        if self.mode == "observe":
+            guests = [replace(guest, mode="auto") for guest in guests]
+        sample, budget = self._watch.sample, self._watch.budget
+        return Snapshot(
+            now_s=now_s,
+            guests=tuple(guests),
+            budget=sum(guest.size for guest in guests) if budget is None else budget,
+            mem_total=sample.mem_total or 0,
             mem_available=sample.mem_available,
-            psi_some_avg10=sample.psi_some_avg10,
-            psi_full_avg10=sample.psi_full_avg10,
-            vms_total=len(records),
-            vms_online=sum(record.answers for record in records),
-            unidentified=self._fleet.unidentified,
-            reclaimable=sum(reclaimable(record) for record in records),
-            room=min((size for size in (left, spare) if size is not None), default=0),
+            reserve=self._watch.reserve,
+            held_back=self.holds.total,
+            overload=self.configuration.policy.overload,
+            elapsed_s=elapsed_s,
         )
 
-    def _budget(self, mem_total: int | None) -> int | None:
-        budget = self.configuration.host.budget
-        if isinstance(budget, Amount):
-            return budget.of(mem_total) if _is_known(budget, mem_total) else None
-        return cgroup_limit(budget.path)
+    def host(self) -> HostRecord:
+        """Return the host's figures."""
+        now_s = time.monotonic()
+        return self._watch.record(
+            self.snapshot(now_s),
+            [vm.record() for vm in self._fleet.vms.values()],
+            policy=self.policy_name,
+            mode=self.mode,
+            unidentified=self._fleet.unidentified,
+            holds=self.holds.listed(now_s),
+        )
 
-    async def _renew_manual_target(self, vm: SupervisedVm) -> None:
+    def _act(self, vm: SupervisedVm, decision: Decision, sends: asyncio.TaskGroup) -> None:
+        if isinstance(decision, Hold):
+            judgement = self._state.judgements.get(vm.vm)
+            if judgement is not None and judgement.why is not None and vm.mode == "auto":
+                self._explain(vm, judgement.why)
+            return
+        target = round_up_to_page(decision.target)
+        record = vm.record()
+        if vm.target is not None and record.size is not None and abs(vm.target - target) < MIB:
+            return
+        if vm.mode == "observe":
+            self._tell_observed(vm, record.actual, target, decision)
+            return
+        if vm.vm in self._sending:
+            return
+        if vm.mode == "manual":  # raised in an emergency; the mode stays
+            self._store.keep(vm.vm, target=target)
+        self._send(vm, target, decision.why, sends)
+
+    def _send(self, vm: SupervisedVm, target: int, why: str, sends: asyncio.TaskGroup) -> None:
+        async def send() -> None:
+            try:
+                await self._actuator.send(vm, target, why=why)
+            except (ConnectionLost, NoBalloon, QmpError) as error:
+                say("target-not-sent", str(error), level=logging.WARNING, vm=vm.vm)
+            finally:
+                self._sending.pop(vm.vm, None)
+
+        self._sending[vm.vm] = sends.create_task(send(), name=f"target of {vm.vm}")
+
+    def _explain(self, vm: SupervisedVm, why: str) -> None:
+        if vm.why != why:
+            vm.why = why
+            vm.touch()
+
+    def _tell_observed(self, vm: SupervisedVm, actual: int | None, target: int, decision: SetTarget) -> None:
+        told = self._observed.get(vm.vm)
+        if told is not None and abs(told - target) < 8 * MIB:
+            return
+        self._observed[vm.vm] = target
+        self._explain(vm, decision.why)
+        details = {
+            "from": actual,
+            "to": target,
+            "why": decision.why,
+            "policy": self.policy_name,
+            "sent": False,
+        }
+        self._on_vm_event(vm.vm, Event("decision", utc_now(), details))
+
+    def _note_health(self) -> None:
+        for name, judgement in self._state.judgements.items():
+            vm = self._fleet.vms.get(name)
+            if vm is not None and vm.trouble != judgement.health:
+                vm.trouble = judgement.health
+                vm.touch()
+
+    def _renew_manual_target(self, vm: SupervisedVm, sends: asyncio.TaskGroup) -> None:
         """Send a manual target that this life has not got yet, once its driver can follow it."""
         target, record = self._store.kept(vm.vm).target, vm.record()
-        if vm.mode != "manual" or target is None or target == vm.target:
+        if vm.mode != "manual" or target is None or target == vm.target or vm.vm in self._sending:
             return
         if record.health not in _FIT_FOR_A_TARGET:
             return
         try:
-            await self._actuator.send(vm, checked_target(record, target), why="manual")
-        except OutOfRange as error:
+            self._send(vm, checked_target(record, target), "manual", sends)
+        except (OutOfRange, ConnectionLost) as error:
             say("manual-target-refused", str(error), level=logging.WARNING, vm=vm.vm)
-        except (ConnectionLost, NoBalloon, QmpError) as error:
-            say("target-not-sent", str(error), level=logging.WARNING, vm=vm.vm)
+
+    def release_all(self) -> dict[SupervisedVm, int]:
+        """Return how far each automatic VM may grow within the host's reserve, for a clean stop."""
+        snapshot = self.snapshot(time.monotonic())
+        if snapshot.mem_available is None:
+            return {}
+        guests = {guest.vm: guest for guest in snapshot.guests if guest.mode == "auto" and guest.driver_up}
+        wishes = {vm: guest.ceiling - guest.charge for vm, guest in guests.items()}
+        shares = {vm: guest.shares for vm, guest in guests.items()}
+        gets = water_fill(wishes, shares, snapshot.mem_available - snapshot.reserve)
+        return {
+            self._fleet.vms[vm]: round_up_to_page(guests[vm].charge + size)
+            for vm, size in gets.items()
+            if not is_reached(guests[vm].charge + size, guests[vm].actual, guests[vm].size)
+        }
+
+    def why_refused(self) -> Mapping[VmName, str]:
+        """Return why VMs are not shrunk now."""
+        return {vm: judgement.why for vm, judgement in self._state.judgements.items() if judgement.why}
 
     def _age_samples_by_sleep(self) -> None:
         """Let samples age while the host sleeps: the monotonic clock does not count that."""
@@ -147,7 +295,3 @@ def boot_time_s() -> float:
 
 def _asleep_s() -> float:
     return boot_time_s() - time.monotonic()
-
-
-def _is_known(amount: Amount, whole: int | None) -> bool:
-    return whole is not None or not amount.relative

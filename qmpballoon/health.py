@@ -31,6 +31,7 @@ class Signs:
     fresh_for_s: float | None = None  # since the first such sample
     grace_s: float = 3.0
     stats_interval_s: float = 2.0
+    trouble: str | None = None  # untrusted, uncooperative or stuck, as the guard judges
 
 
 def health_of(signs: Signs) -> str:
@@ -45,11 +46,11 @@ def health_of(signs: Signs) -> str:
         return "paused"
     if signs.sample_age_s is None:
         return _without_sample(signs)
-    if signs.sample_age_s > max(STALE_INTERVALS * signs.stats_interval_s, STALE_S):
-        return "stale"
     if signs.fresh_for_s is not None and signs.fresh_for_s < signs.grace_s:
         return "starting"
-    return "ok"
+    if signs.sample_age_s > max(STALE_INTERVALS * signs.stats_interval_s, STALE_S):
+        return "stale"
+    return signs.trouble or "ok"
 
 
 def _without_sample(signs: Signs) -> str:

@@ -51,10 +51,10 @@ def parse_pressure(text: str) -> dict[str, float]:
     """Return ``avg10`` of each line of a PSI file: ``{"some": 0.0, "full": 0.0}``."""
     found = {}
     for line in text.splitlines():
-        kind, *fields = line.split()
-        for field in fields:
+        kind, _, fields = line.partition(" ")
+        for field in fields.split():
             name, _, value = field.partition("=")
-            if name == "avg10" and value.replace(".", "", 1).isdigit():
+            if name == "avg10" and value.isascii() and value.replace(".", "", 1).isdigit():
                 found[kind] = float(value)
     return found
 
@@ -63,7 +63,7 @@ def parse_process_stat(text: str) -> ProcessStat | None:
     """Return what matters of /proc/PID/stat; the process's name may hold any character but NUL."""
     _, bracket, rest = text.rpartition(") ")
     fields = rest.split()
-    if not bracket or len(fields) < 20 or not fields[19].isdigit():
+    if not bracket or len(fields) < 20 or not fields[19].isdecimal():
         return None
     return ProcessStat(state=fields[0], started=int(fields[19]))
 
@@ -117,7 +117,7 @@ def age_of(life: Life) -> float | None:
 def rss_of(pid: int) -> int | None:
     """Return the resident memory of a process in bytes, None if it is gone."""
     fields = _text(f"/proc/{pid}/statm").split()
-    return int(fields[1]) * _PAGE_BYTES if len(fields) > 1 and fields[1].isdigit() else None
+    return int(fields[1]) * _PAGE_BYTES if len(fields) > 1 and fields[1].isdecimal() else None
 
 
 def _text(path: str) -> str:

@@ -11,7 +11,7 @@ import fcntl
 import json
 import logging
 import os
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,7 +21,8 @@ from typing import Any, Final, TypeVar
 
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
 from qmpballoon.journal import say
-from qmpballoon.model import MODES, VmName
+from qmpballoon.model import MODES, POLICIES, VmName
+from qmpballoon.units import parse_amount
 
 _VERSION: Final = 1
 _TRY_AGAIN_S: Final = 30.0
@@ -59,6 +60,8 @@ class _Contents:
     sockets: dict[str, KnownSocket] = field(default_factory=dict)
     vms: dict[str, Kept] = field(default_factory=dict)
     announced: list[str] = field(default_factory=list)
+    policy: str | None = None  # chosen by a request; None: as configured
+    mode: str | None = None  # the host's; the same
 
 
 class Store:
@@ -90,6 +93,8 @@ class Store:
         self._written = 0  # changes that are on disk, or that could not be written
         self._changed = asyncio.Event()
         self._settled = asyncio.Condition()
+        self._failed = False  # the last attempt to write
+        self._pen = threading.Lock()  # a write whose task was cancelled goes on in its thread
 
     # ── what is kept ─────────────────────────────────────────────────────────────────────────────
 
@@ -128,6 +133,17 @@ class Store:
             self._touch()
 
     @property
+    def chosen(self) -> tuple[str | None, str | None]:
+        """The policy and the host's mode that requests chose; None: as configured."""
+        return self._contents.policy, self._contents.mode
+
+    def choose(self, policy: str | None, mode: str | None) -> None:
+        """Keep a policy and a host's mode."""
+        if self.chosen != (policy, mode):
+            self._contents.policy, self._contents.mode = policy, mode
+            self._touch()
+
+    @property
     def announced(self) -> list[str]:
         """Retained topics that were published, so that leftovers can be cleared."""
         return list(self._contents.announced)
@@ -148,27 +164,26 @@ class Store:
 
     async def run(self) -> None:
         """Write changes as they come, for as long as the agent runs."""
-        failed = False
         while True:
-            wait_s = _TRY_AGAIN_S if failed else None
+            wait_s = _TRY_AGAIN_S if self._failed else None
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._changed.wait()
             self._changed.clear()
-            failed = not await self._write_now(said=failed)
+            await self._write_now()
 
     async def close(self) -> None:
         """Write what is left and give up the lock."""
-        if self._written < self._wanted:
-            await self._write_now(said=False)
+        if self._failed or self._written < self._wanted:
+            await self._write_now()
         os.close(self._lock)
 
-    async def _write_now(self, *, said: bool) -> bool:
+    async def _write_now(self) -> None:
         wanted, text = self._wanted, json.dumps(self._as_json(), indent=1)
         try:
-            await asyncio.to_thread(write_atomically, self._file, text)
+            await asyncio.to_thread(self._write, text)
         except OSError as error:
-            if not said:
+            if not self._failed:
                 say(
                     "state-not-saved",
                     "what is set now would be lost with the agent; it is tried again",
@@ -176,13 +191,16 @@ class Store:
                     file=self._file,
                     reason=error.strerror,
                 )
-            written = False
+            self._failed = True
         else:
-            written = True
+            self._failed = False
         async with self._settled:
             self._written = max(self._written, wanted)
             self._settled.notify_all()
-        return written
+
+    def _write(self, text: str) -> None:
+        with self._pen:
+            write_atomically(self._file, text)
 
     def _touch(self) -> None:
         self._wanted += 1
@@ -200,6 +218,8 @@ class Store:
             "sockets": {path: asdict(known) for path, known in self._contents.sockets.items()},
             "vms": {vm: _without_nones(kept) for vm, kept in self._contents.vms.items()},
             "announced": self._contents.announced,
+            "policy": self._contents.policy,
+            "mode": self._contents.mode,
         }
 
     def _read(self) -> _Contents:
@@ -235,6 +255,8 @@ def parse_state(text: str) -> _Contents:
             sockets={path: _record(KnownSocket, row) for path, row in tree["sockets"].items()},
             vms={vm: _kept(row) for vm, row in tree["vms"].items()},
             announced=[_typed(topic, str) for topic in tree["announced"]],
+            policy=_word(tree.get("policy"), POLICIES),
+            mode=_word(tree.get("mode"), MODES),
         )
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a state file: {type(error).__name__} {error}") from None
@@ -246,16 +268,17 @@ def write_atomically(file: Path, text: str) -> None:
     Raises:
         OSError: the disk is full, the directory went, and their like.
     """
-    handle, scratch = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    scratch = file.with_name(f".{file.name}.new")  # one name: what a killed writer left is used again
     try:
+        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(scratch).replace(file)
+        scratch.replace(file)
     except BaseException:
         with suppress(OSError):
-            Path(scratch).unlink()
+            scratch.unlink()
         raise
 
 
@@ -284,6 +307,9 @@ def _kept(row: Any) -> Kept:
     checked = {key: _typed(value, _KEPT_TYPES.get(key, str)) for key, value in row.items() if key in known}
     if checked.get("mode") not in (None, *MODES):
         raise TypeError(f"mode {checked['mode']!r}")
+    for key in ("floor", "ceiling"):
+        if key in checked:
+            parse_amount(checked[key])
     return Kept(**checked)
 
 
@@ -295,3 +321,9 @@ def _typed(value: Any, kind: type | tuple[type, ...]) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(f"{value!r} is of the wrong type")
     return value
+
+
+def _word(value: Any, words: tuple[str, ...]) -> str | None:
+    if value is not None and value not in words:
+        raise TypeError(f"{value!r} is none of {', '.join(words)}")
+    return _typed(value, str) if value is not None else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import time
 from contextlib import suppress
@@ -15,7 +16,7 @@ def notify(*states: str) -> None:
     if not address.startswith(("/", "@")):
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel, suppress(OSError):
-        channel.sendto("\n".join(states).encode(), address.replace("@", "\0", 1))
+        channel.sendto("\n".join(states).encode(), re.sub("^@", "\0", address))
 
 
 def reloading() -> None:
@@ -29,7 +30,7 @@ async def feed_watchdog() -> None:
         interval_s = int(os.environ.get("WATCHDOG_USEC", "")) / 2e6
     except ValueError:
         return
-    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    if interval_s <= 0 or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return
     while True:
         notify("WATCHDOG=1")

@@ -15,22 +15,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
+from qmpballoon.attachment import Attachment
 from qmpballoon.config import VmSettings
-from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpError
+from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange
 from qmpballoon.health import BOOT_S, Connection, Signs, health_of
 from qmpballoon.host import age_of, rss_of
 from qmpballoon.journal import say
 from qmpballoon.model import Event, Life, Limits, VmName, VmRecord, utc_now
-from qmpballoon.qmp import balloon
+from qmpballoon.policy.pace import sampling_interval_s
+from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.session import Session
 from qmpballoon.store import Store
-from qmpballoon.units import is_reached, parse_amount
+from qmpballoon.units import MAX_SIZE, format_size, is_reached, parse_amount
 
 LOOK_EVERY_S: Final = 10.0  # at what no event tells: migration, plugged memory, a driver that went
 MOVING_FOR_S: Final = 30.0  # after a target was sent; a guest that is not there by then is not hurrying
 WATCHED_EVERY_S: Final = 0.05  # somebody waits for the target to be reached
-FRESH_WITHIN_S: Final = 0.06  # one fast turn waits no longer for its sample
 ONE_RESET_S: Final = 1.0  # RESET comes twice for one reset, 50 ms apart
 
 _PUBLISHED: Final = frozenset(
@@ -79,6 +80,7 @@ class SupervisedVm:
         *,
         on_record: OnRecord,
         on_event: OnEvent,
+        on_fast: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.vm = vm
@@ -95,8 +97,10 @@ class SupervisedVm:
         self._store = store
         self._on_record = on_record
         self._on_event = on_event
+        self._on_fast = on_fast  # a guest that is thin, growing or being moved was looked at
         self._clock = clock
-        self._session: Session | None = None
+        self._attached: Attachment | None = None
+        self._rss_of_silent: int | None = None
         self._connection: Connection = "offline"
         self._health = "offline"
         self._watchers = 0
@@ -108,31 +112,26 @@ class SupervisedVm:
         self.life = life
         self.target = None
         self.why = None
+        self.trouble: str | None = None  # untrusted, uncooperative or stuck: the guard's word
         self._uuid: str | None = None
         self._qemu: str | None = None
         self._size: int | None = None
-        self._actual: int | None = None
-        self._run_state: str | None = None
-        self._migrating = False
-        self._device: balloon.BalloonDevice | None = None
-        self._driver: balloon.DriverStatus | None = None
-        self._sampler: balloon.Sampler | None = None
-        self._rss: int | None = None
         now_s = self._clock()
         self._booted_at_s = now_s - ((age_of(life) or 0.0) if life else 0.0)
-        self._driver_since_s = now_s
         self._fresh_since_s: float | None = None
         self._needs_grace = True
         self._moving_until_s = now_s
         self._look_at_s = now_s
         self._reset_seen_at_s = -ONE_RESET_S
+        self._before: GuestSnapshot | None = None  # at the sample before
+        self._interval_s = float(self.settings.stats_interval_s)  # until the next sample
 
     # ── what others see ──────────────────────────────────────────────────────────────────────────
 
     def record(self) -> VmRecord:
         """Return what is known of the VM now."""
         offline = self._connection == "offline"
-        up = self._connection == "up"
+        seen = self._attached if self._connection == "up" else None
         return VmRecord(
             vm=self.vm,
             name=self.name,
@@ -141,18 +140,51 @@ class SupervisedVm:
             life=self.life,
             uuid=self._uuid,
             qemu=self._qemu,
-            run_state=self._run_state if up else None,
+            run_state=seen.run_state if seen else None,
             size=self._size,
-            actual=self._actual if up else None,
+            actual=seen.actual if seen else None,
             target=self.target,
             limits=self.limits,
             mode=self.mode,
             policy=self.policy,
             why=self.why,
-            sample=self._sampler.sample if up and self._sampler else None,
-            rss=None if offline else self._rss,
+            sample=seen.sampler.sample if seen and seen.sampler else None,
+            rss=None if offline else seen.rss if seen else self._rss_of_silent,
             pid=None if offline or self.life is None else self.life.pid,
-            driver_up=up and self.driver_up,
+            driver_up=seen is not None and seen.driver_up,
+        )
+
+    def snapshot(self) -> GuestSnapshot | None:
+        """Return what a policy sees of the VM now; None while it holds nothing, or nothing is known."""
+        limits, seen = self.limits, self._attached if self._connection == "up" else None
+        if (
+            self._size is None
+            or limits.floor is None
+            or limits.ceiling is None
+            or self._connection == "offline"
+        ):
+            return None
+        return GuestSnapshot(
+            vm=self.vm,
+            life=str(self.life),
+            size=self._size,
+            actual=seen.actual if seen and seen.actual is not None else self._size,
+            target=self.target,
+            floor=limits.floor,
+            ceiling=limits.ceiling,
+            shares=limits.shares,
+            mode=self.mode,
+            run_state=(seen.run_state if seen else None) or "unknown",
+            migrating=self._health == "migrating",
+            answers=seen is not None,
+            driver_up=seen is not None and seen.driver_up and seen.device is not None,
+            deflate_on_oom=seen is not None and seen.deflates_on_oom,
+            booted_at_s=self._booted_at_s,
+            fresh_since_s=self._fresh_since_s if self._needs_grace else self._booted_at_s,
+            reading=seen.reading if seen else None,
+            stats_interval_s=self.settings.stats_interval_s,
+            grace_s=self.settings.grace_s,
+            rss=seen.rss if seen else self._rss_of_silent,
         )
 
     @property
@@ -175,13 +207,6 @@ class SupervisedVm:
         """How the connection is: ``up``, or why it is not."""
         return self._connection
 
-    @property
-    def driver_up(self) -> bool:
-        """Tell whether the guest's driver is known to be up: until then it is charged in full."""
-        if self._driver is not None:
-            return self._driver.up
-        return self._sampler is not None and self._sampler.sample is not None
-
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Look often while somebody waits for this VM."""
@@ -197,49 +222,52 @@ class SupervisedVm:
     def fell_silent(self, how: Connection, pid: int | None = None) -> None:
         """Note that no session serves this VM, and why."""
         self._connection = how
-        self._rss = rss_of(pid) if pid else None
+        self._rss_of_silent = rss_of(pid) if pid else None
         self.touch()
 
     async def serve(self, session: Session, life: Life | None, identity: Identity) -> ConnectionLost:
         """Keep the VM's state from a fresh session until that is lost; return why."""
         if life is None or life != self.life:
             self._take_up(life)
-        self._session = session
         self._uuid, self._qemu = identity.uuid, session.version
+        self._attached = Attachment(
+            session, stats_interval_s=self.settings.stats_interval_s, clock=self._clock
+        )
         try:
-            await session.while_running(self._turns(session))
+            await session.while_running(self._turns(self._attached))
         except ConnectionLost as reason:
             return reason
         finally:
-            self._session = None
-            self._sampler = None
+            self._attached = None
         raise AssertionError("turns end with the session only")
 
-    async def send_target(self, target: int, why: str) -> None:
-        """Send a target in bytes to QEMU; the actuator's alone.
+    async def send_target(self, target: int, why: str) -> int:
+        """Send a target in bytes to QEMU and return its serial; the actuator's alone.
 
         Raises:
             ConnectionLost, NoBalloon, QmpError: it did not get there.
         """
-        session = self._serving()
-        if self._device is None:
+        seen = self._serving()
+        if seen.device is None:
             raise NoBalloon(f"{self.vm} has no balloon device")
-        self.serial += 1
-        await session.request("balloon", {"value": target})
+        await seen.look_at_actual()  # who waits must not take an old one for reached
+        serial = self.serial = self.serial + 1
+        await seen.session.request("balloon", {"value": target})
         self.target, self.why = target, why
         self._store.keep(self.vm, life=str(self.life), sent=target)
         self._moving_until_s = self._clock() + MOVING_FOR_S
         self._wake.set()
         self.touch()
+        return serial
 
     async def refreshed(self, *, timeout_s: float) -> VmRecord:
         """Ask for everything anew and return it; figures that do not come in time stay as they are."""
-        session = self._serving()
-        with suppress(NoBalloon):
-            await self._look(session)
-            if self._sampler is not None and self.driver_up:
-                await self._sampler.refresh(timeout_s=timeout_s)
-                self._note_sample()
+        seen = self._serving()
+        await seen.look()
+        self._size = seen.size
+        if seen.sampler is not None and seen.driver_up:
+            await seen.sampler.refresh(timeout_s=timeout_s)
+            self._note_sample(seen)
         self.touch()
         return self.record()
 
@@ -254,9 +282,10 @@ class SupervisedVm:
                 return
         if name == "BALLOON_CHANGE":
             actual = details.get("actual")
-            if type(actual) is not int or actual < 0:
+            if type(actual) is not int or not 0 <= actual <= MAX_SIZE:
                 return
-            self._actual = actual
+            if self._attached is not None:
+                self._attached.actual = actual
         elif name in _ALTERS:
             self._look_at_s = now_s
             self._wake.set()
@@ -265,10 +294,13 @@ class SupervisedVm:
         self.touch()
 
     def age_sample(self, seconds: float) -> None:
-        """Let the sample be older than the clock tells."""
-        if self._sampler is not None and self._sampler.sample is not None:
-            sample = self._sampler.sample
-            self._sampler.sample = replace(sample, seen_at_s=sample.seen_at_s - seconds)
+        """Let the figures be older than the clock tells."""
+        seen = self._attached
+        if seen is not None and seen.sampler is not None and seen.sampler.sample is not None:
+            sample = seen.sampler.sample
+            seen.sampler.sample = replace(sample, seen_at_s=sample.seen_at_s - seconds)
+            if seen.reading is not None:
+                seen.reading = replace(seen.reading, seen_at_s=seen.reading.seen_at_s - seconds)
 
     def touch(self) -> None:
         """Work out the health anew and tell everybody who listens."""
@@ -295,132 +327,109 @@ class SupervisedVm:
             self._store.keep(self.vm, life=str(life) if life else None, sent=None)
             self._needs_grace = self._clock() - self._booted_at_s < BOOT_S
 
-    async def _turns(self, session: Session) -> None:
-        await self._attach(session)
+    async def _turns(self, seen: Attachment) -> None:
+        self._look_at_s = self._clock() + LOOK_EVERY_S
+        await seen.attach()
+        self._size = seen.size
+        self._connection = "up"
         while True:
             self._wake.clear()
             self.touch()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s()):
                     await self._wake.wait()
-            await self._turn(session)
+            await self._turn(seen)
 
-    async def _attach(self, session: Session) -> None:
-        self._look_at_s = self._clock() + LOOK_EVERY_S
-        self._driver_since_s = self._clock()
-        try:
-            self._device = await balloon.find_balloon(session)
-        except NoBalloon:
-            self._device = None
-        await self._look(session)
-        if self._device is not None:
-            sampler = balloon.Sampler(session, self._device, clock=self._clock)
-            with suppress(QmpError):  # a device without statistics
-                await sampler.start(self.settings.stats_interval_s)
-                self._sampler = sampler
-        self._connection = "up"
-
-    async def _turn(self, session: Session) -> None:
+    async def _turn(self, seen: Attachment) -> None:
         now_s = self._clock()
         if now_s >= self._look_at_s:
             self._look_at_s = now_s + LOOK_EVERY_S
-            await self._look(session)
-        elif self._device is not None:
-            if not self.driver_up:
-                await self._look_at_driver(session, self._device)
+            await seen.look()
+            self._size = seen.size
+        elif seen.device is not None:
+            if not seen.driver_up:
+                await seen.look_at_driver()
             if self._is_moving(now_s) or self._watchers:
-                self._actual = await balloon.query_actual(session)
-        if self._sampler is not None:
-            if self._is_fast(now_s) and self.driver_up:
-                await self._sampler.refresh(timeout_s=FRESH_WITHIN_S)
-            else:
-                await self._sampler.poll()
-            self._note_sample()
-        self._rss = rss_of(session.pid) if session.pid else None
+                await seen.look_at_actual()
+        fast = seen.driver_up and self._sample_every_s() < self.settings.stats_interval_s
+        if await seen.sample(fast=fast):
+            self._note_sample(seen)
+            guest = self.snapshot()
+            if guest is not None:
+                self._interval_s = sampling_interval_s(
+                    guest,
+                    self._before,
+                    calm_s=self.settings.stats_interval_s,
+                    fast_s=self.settings.fast_interval_s,
+                )
+                self._before = guest
+        seen.look_at_process()
+        if fast:
+            self._on_fast()
 
-    async def _look(self, session: Session) -> None:
-        """Ask for everything that an event may have altered."""
-        self._run_state = await balloon.query_run_state(session)
-        self._size = await balloon.memory_size(session)
-        self._migrating = await balloon.is_migrating(session)
-        if self._device is not None:
-            try:
-                self._actual = await balloon.query_actual(session)
-            except QmpError:
-                self._device = None  # unplugged
-                return
-            await self._look_at_driver(session, self._device)
-        self._rss = rss_of(session.pid) if session.pid else None
-
-    async def _look_at_driver(self, session: Session, device: balloon.BalloonDevice) -> None:
-        was_up = self.driver_up
-        self._driver = await balloon.query_driver(session, device)
-        if self._driver is not None and self._driver.up and not was_up:
-            self._driver_since_s = self._clock()
-
-    def _note_sample(self) -> None:
-        if self._sampler is not None and self._sampler.sample is not None and self._fresh_since_s is None:
-            self._fresh_since_s = self._sampler.sample.seen_at_s
+    def _note_sample(self, seen: Attachment) -> None:
+        if seen.sampler is not None and seen.sampler.sample is not None and self._fresh_since_s is None:
+            self._fresh_since_s = seen.sampler.sample.seen_at_s
 
     def _was_reset(self, now_s: float) -> None:
         """The guest boots again: its figures are those from before, its driver is gone."""
         self._booted_at_s = now_s
-        self._driver_since_s = now_s
         self._fresh_since_s = None
         self._needs_grace = True
-        if self._driver is not None:
-            self._driver = balloon.DriverStatus(up=False, features=frozenset())
-        if self._sampler is not None:
-            self._sampler.forget()
+        self._interval_s, self._before = float(self.settings.stats_interval_s), None
+        if self._attached is not None:
+            self._attached.was_reset()
         self._look_at_s = now_s
         self._wake.set()
 
     # ── small judgements ─────────────────────────────────────────────────────────────────────────
 
-    def _serving(self) -> Session:
-        if self._session is None or self._connection != "up":
+    def _serving(self) -> Attachment:
+        if self._attached is None or self._connection != "up":
             raise ConnectionLost(f"{self.vm} is {self._connection}: its monitor does not answer")
-        return self._session
+        return self._attached
 
     def _is_moving(self, now_s: float) -> bool:
-        if self.target is None or self._actual is None or self._size is None or now_s > self._moving_until_s:
+        seen = self._attached
+        if seen is None or seen.actual is None or seen.size is None:
             return False
-        return not is_reached(self._actual, self.target, self._size)
+        if self.target is None or now_s > self._moving_until_s:
+            return False
+        return not is_reached(seen.actual, self.target, seen.size)
 
-    def _is_fast(self, now_s: float) -> bool:
-        return bool(self.settings.fast_interval_s) and (
-            self._watchers > 0 or self._is_moving(now_s) or self._health == "starting"
-        )
+    def _sample_every_s(self) -> float:
+        """Return how long to wait between samples: less while the guest moves, boots or is waited for."""
+        calm_s, fast_s = float(self.settings.stats_interval_s), self.settings.fast_interval_s
+        if fast_s and (self._watchers or self._is_moving(self._clock()) or self._health == "starting"):
+            return min(calm_s, fast_s)
+        return self._interval_s
 
     def _pause_s(self) -> float:
-        now_s = self._clock()
         if self._watchers:
             return WATCHED_EVERY_S
-        pause_s = float(self.settings.stats_interval_s)
-        if self._is_fast(now_s):
-            pause_s = min(pause_s, self.settings.fast_interval_s)
-        return max(0.0, min(pause_s, self._look_at_s - now_s))
+        return max(0.0, min(self._sample_every_s(), self._look_at_s - self._clock()))
 
     def _signs(self) -> Signs:
-        now_s = self._clock()
-        sample = self._sampler.sample if self._sampler else None
-        waits_since_s = max(self._driver_since_s, self._booted_at_s)
+        now_s, seen = self._clock(), self._attached
+        if seen is None or self._connection != "up":
+            return Signs(connection="offline" if self._connection == "up" else self._connection)
+        sample = seen.sampler.sample if seen.sampler else None
+        graced = self._needs_grace and self._fresh_since_s is not None
         return Signs(
-            connection=self._connection,
-            has_balloon=self._device is not None,
-            migrating=self._migrating,
-            run_state=self._run_state,
-            driver_up=self._driver.up if self._driver else None,
-            driver_reports=self._driver.has_statistics if self._driver and self._driver.up else True,
-            ever_reported=self._sampler is not None and self._sampler.ever_reported,
+            connection="up",
+            has_balloon=seen.device is not None,
+            migrating=seen.migrating,
+            run_state=seen.run_state,
+            driver_up=seen.driver.up if seen.driver else None,
+            driver_reports=seen.reports,
+            ever_reported=seen.sampler is not None and seen.sampler.ever_reported,
             since_boot_s=now_s - self._booted_at_s,
-            since_driver_s=now_s - waits_since_s,
+            since_driver_s=now_s - max(seen.driver_since_s, self._booted_at_s),
             sample_age_s=now_s - sample.seen_at_s if sample else None,
-            fresh_for_s=(
-                now_s - self._fresh_since_s if self._needs_grace and self._fresh_since_s is not None else None
-            ),
+            fresh_for_s=now_s - self._fresh_since_s if graced and self._fresh_since_s is not None else None,
             grace_s=self.settings.grace_s,
             stats_interval_s=self.settings.stats_interval_s,
+            trouble=self.trouble,
         )
 
 
@@ -435,5 +444,8 @@ def checked_target(record: VmRecord, target: int) -> int:
     if floor is None or ceiling is None:
         raise ConnectionLost(f"{record.vm} is {record.health}: its size is not known yet")
     if not floor <= target <= ceiling:
-        raise OutOfRange(f"{target} bytes is outside {record.vm}'s floor {floor} and ceiling {ceiling}")
+        raise OutOfRange(
+            f"{format_size(target)} ({target} bytes) is outside {record.vm}'s floor {format_size(floor)} "
+            f"and ceiling {format_size(ceiling)}"
+        )
     return target

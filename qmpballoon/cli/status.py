@@ -19,7 +19,6 @@ from qmpballoon.errors import ConnectionLost, MonitorBusy, NoBalloon, QmpBalloon
 from qmpballoon.health import BOOT_S, FIRST_SAMPLE_S, Signs, health_of
 from qmpballoon.host import age_of, life_of, rss_of
 from qmpballoon.model import GuestStats, VmState
-from qmpballoon.qmp.balloon import query_driver
 from qmpballoon.qmp.monitor import HELD_HINT
 from qmpballoon.units import format_size
 
@@ -174,13 +173,12 @@ async def look_at(found: Found, *, timeout_s: float) -> Report:
 
 async def health_of_one(vm: Vm, state: VmState) -> str:
     """Return the first health word that one look at a VM that answers tells."""
-    driver = await query_driver(vm._session, await vm._balloon_device())
     life = life_of(vm.pid) if vm.pid else None
     return health_of(
         Signs(
             connection="up",
             run_state=state.run_state,
-            driver_up=driver.up if driver else None,
+            driver_up=await vm.driver_up(),
             since_boot_s=(life and age_of(life)) or BOOT_S,
             since_driver_s=FIRST_SAMPLE_S,
             sample_age_s=state.guest.age_s if state.guest else None,

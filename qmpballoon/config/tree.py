@@ -3,8 +3,6 @@
 The reader and the printed default file are driven by this tree, so neither can drift from it.
 """
 
-# ruff: noqa: RUF009  (_key only wraps dataclasses.field, and every default is immutable)
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields

@@ -16,12 +16,14 @@ from qmpballoon.units import MIB
 AVERAGE_OVER_S: Final = 60.0
 TREND_FROM: Final = 0.01  # of held per second; slower is no growth
 TREND_KEEPS: Final = 0.7  # of itself per second without growth
-TREND_LOOKS_AHEAD_S: Final = 4.0
+TREND_LOOKS_AHEAD_S: Final = 5.0  # more than EMERGENCY_WITHIN_S, or each tick would grant a crumb
 EMERGENCY_WITHIN_S: Final = 3.0  # at the present trend
+EMERGENCY_EASES_AT: Final = 1.5  # times the critical available memory, and of the trend's seconds
 PEAK_FADES: Final = 0.10  # of itself per minute
 COLLAPSE: Final = 0.35  # of held, lost at once: a kill or a restart; its service returns
 COLLAPSE_WITHIN_S: Final = 5.0
 COLLAPSE_KEPT_S: Final = 30.0
+KILLED_FOR_S: Final = 3.0  # a guest that killed is in an emergency, whatever it has available since
 YOUNG_FOR_S: Final = 30.0  # services start
 YOUNG_NEEDS: Final = 1.5
 RSS_SLACK: Final = 1.03
@@ -44,6 +46,7 @@ class Past:
     before_collapse: int = 0
     oom_kills: int | None = None
     killed_at_s: float = -COLLAPSE_KEPT_S
+    emergency: bool = False  # as of the last tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,6 @@ class Estimate:
     emergency: bool
     thin: bool  # less than twice the critical available memory
     caches: int  # page cache, as far as it is really used
-
-    @property
-    def spare(self) -> int:
-        """What it could give without touching what it holds."""
-        return self.available
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +75,11 @@ def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: Estima
     """Return what is remembered after this tick: unchanged if no new consistent reading came."""
     if past is not None and (past.life != guest.life or past.booted_at_s != guest.booted_at_s):
         past = None
+    past = _with_reading(past, guest, now_s, rules)
+    return None if past is None else replace(past, emergency=_is_emergency(past, guest, now_s, rules))
+
+
+def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Past | None:
     reading = guest.reading
     if reading is None or reading.held is None:
         return past
@@ -115,6 +118,18 @@ def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: Estima
     return after
 
 
+def _is_emergency(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> bool:
+    """Tell whether the guest needs memory at once; harder to leave than to enter, or it would flap."""
+    if rules.corroborate and _refuted(guest):
+        return False
+    if now_s - past.killed_at_s < KILLED_FOR_S:
+        return True
+    ease = EMERGENCY_EASES_AT if past.emergency else 1.0
+    trend = past.trend * TREND_KEEPS ** max(0.0, now_s - past.seen_at_s)
+    available = max(0, guest.actual - past.held)
+    return bool(available < ease * max(critical(guest.actual), EMERGENCY_WITHIN_S * trend))
+
+
 def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Estimate:
     """Return what the guest has and needs now."""
     held, age_s = past.held, max(0.0, now_s - past.seen_at_s)
@@ -122,16 +137,13 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
     need = max(float(held), past.average)
     if now_s - past.collapsed_at_s < COLLAPSE_KEPT_S:
         need = max(need, float(past.before_collapse))
-    want = 1.2 * need + 16 * MIB + min(TREND_LOOKS_AHEAD_S * trend, held / 2)
+    want = 1.2 * need + 16 * MIB + min(TREND_LOOKS_AHEAD_S * trend, held)
     if rules.remember_peaks:
         want = max(want, 1.1 * past.peak * (1 - PEAK_FADES * min(1.0, age_s / 60)))
     if now_s - guest.booted_at_s < YOUNG_FOR_S:
         want = max(want, YOUNG_NEEDS * need)
     available = max(0, guest.actual - held)
     mark = critical(guest.actual)
-    killed = now_s - past.killed_at_s < COLLAPSE_KEPT_S / 10
-    emergency = available < mark or available < EMERGENCY_WITHIN_S * trend or killed
-    refuted = rules.corroborate and _refuted(guest)
     figures = guest.reading.figures if guest.reading else None
     caches = figures.caches if figures and figures.caches is not None else 0
     free = figures.free if figures and figures.free is not None else guest.actual
@@ -140,8 +152,8 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
         available=available,
         trend=trend,
         want=guest.clamp(int(want)),
-        emergency=emergency and not refuted,
-        thin=available < 2 * mark and not refuted,
+        emergency=past.emergency,
+        thin=available < 2 * mark and not (rules.corroborate and _refuted(guest)),
         caches=caches if free < guest.actual // 10 else 0,
     )
 

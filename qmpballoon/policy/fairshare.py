@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from qmpballoon.model import VmName
-from qmpballoon.policy.estimate import Estimate, EstimateRules, Past, estimate, observe
-from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
+from qmpballoon.policy.estimate import EMERGENCY_EASES_AT, Estimate, EstimateRules, Past, estimate, observe
+from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot, critical
 from qmpballoon.policy.water_fill import filled_in_tiers
 from qmpballoon.units import MIB
 
@@ -90,10 +90,13 @@ class _Known:
         band = max(8 * MIB, self.guest.actual // 25)
         return band // 2 if self.estimate.thin or self.estimate.emergency else band
 
-    @property
-    def may_give(self) -> int:
-        """What can be taken at once without bringing it near an emergency."""
-        keeps = max(MARGIN, self.guest.actual * 6 // 100)
+    def may_give(self, *, over: bool) -> int:
+        """Return what can be taken at once without bringing it into an emergency itself.
+
+        On a host over its budget it keeps less, as somebody must give.
+        """
+        actual = self.guest.actual
+        keeps = max(MARGIN, actual * 6 // 100 if over else int(EMERGENCY_EASES_AT * critical(actual)))
         gives = max(0, int(0.9 * (self.lowest - self.estimate.held - keeps)))
         limit = self.guest.gives_at_most
         return gives if limit is None else min(gives, limit)
@@ -152,18 +155,19 @@ def moves(
         target = entry.guest.clamp(entitled[vm])
         more = target - entry.highest
         headroom, intended = entry.highest - entry.estimate.held, target - entry.estimate.held
-        if more <= entry.dead_band or not (entry.estimate.emergency or 2 * headroom < intended):
+        pressed = entry.estimate.emergency or 2 * headroom < intended
+        if more <= entry.dead_band or not pressed:
             continue
         lacking += more
         hurry = hurry or entry.estimate.emergency or entry.estimate.thin
         why = "emergency" if entry.estimate.emergency else "thin" if entry.estimate.thin else "grow"
         decisions[vm] = SetTarget(target, why, urgent=entry.estimate.emergency)
-    free = snapshot.budget - snapshot.held_back - snapshot.charged
+    free = snapshot.free
     coming = sum(max(0, guest.charge - (guest.target or guest.charge)) for guest in snapshot.guests)
     over = free < 0
     wanted = lacking + (pool if lacking or free + coming < pool // 2 else 0) - free - coming
     if wanted > 0:
-        decisions |= gifts(known, entitled, decisions, wanted, hurry=hurry or over)
+        decisions |= gifts(known, entitled, decisions, wanted, hurry=hurry, over=over)
     return decisions
 
 
@@ -174,6 +178,7 @@ def gifts(
     wanted: int,
     *,
     hurry: bool,
+    over: bool,
 ) -> dict[VmName, Decision]:
     """Return who gives how much, so that ``wanted`` bytes come together.
 
@@ -181,7 +186,7 @@ def gifts(
     have most, so that few are moved, and a quarter at a time.
     """
     surplus = {
-        vm: min(entry.may_give, entry.lowest - entry.guest.clamp(entitled[vm]))
+        vm: min(entry.may_give(over=over), entry.lowest - entry.guest.clamp(entitled[vm]))
         for vm, entry in known.items()
         if not isinstance(decisions[vm], SetTarget)
     }
@@ -190,16 +195,17 @@ def gifts(
     if not there:
         return {}
     given: dict[VmName, Decision] = {}
-    left = wanted if hurry else max(wanted // 4, MARGIN)
+    left = wanted if hurry or over else max(wanted // 4, MARGIN)
     for vm in sorted(surplus, key=lambda name: (-surplus[name], name)):
         entry = known[vm]
-        part = min(surplus[vm], -(-surplus[vm] * wanted // there)) if hurry else min(surplus[vm], left)
+        if hurry or over:  # at least half of it: crumbs at every tick would be many commands
+            part = max(surplus[vm] // 2, min(surplus[vm], -(-surplus[vm] * wanted // there)))
+        else:
+            part = min(surplus[vm], max(left, entry.dead_band))
         if part < entry.dead_band and not (hurry and there < 2 * wanted):
-            part = min(surplus[vm], entry.dead_band)  # rather a whole step of few than crumbs of many
-            if part < entry.dead_band:
-                continue
+            continue
         given[vm] = SetTarget(entry.lowest - part, "give")
         left -= part
-        if left <= 0:
+        if left <= 0 and not (hurry or over):
             break
     return given

@@ -31,6 +31,7 @@ from qmpballoon.units import MIB
 POOL: Final = 0.04  # of the budget, left to emergencies
 LOAN: Final = 0.25  # of what the host has beyond the budget
 MARGIN: Final = 8 * MIB
+BOOT_BALLOON: Final = MIB  # left in a booting guest's balloon
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,8 @@ class Guard(Generic[S]):
         """Return what of a policy's wish may be done with the guest in its state."""
         if guest.mode == "observe" and not (judgement.set_back or judgement.why):
             return wishes.get(guest.vm, Hold("observe"))  # published, and never sent by the governor
+        if judgement.why == "booting" and guest.answers and guest.mode == "auto":
+            return self._left_at_ceiling(guest)
         if not judgement.may_grow and not judgement.set_back:
             return Hold(judgement.why or "held")
         relieved = self._relief(guest, known)
@@ -128,6 +131,17 @@ class Guard(Generic[S]):
         if wish.target < guest.actual:
             return self._shrink(guest, judgement, known, wish)
         return wish
+
+    def _left_at_ceiling(self, guest: GuestSnapshot) -> Decision:
+        """Keep a booting guest from being squeezed to its old target the moment its driver loads.
+
+        Not quite to its whole size: QEMU would tell the old ``actual`` for ever, as a driver that finds
+        nothing to do never writes it. Seen with QEMU 7.2 and Linux 6.1.
+        """
+        target = min(guest.ceiling, guest.size - BOOT_BALLOON)
+        if guest.target is None or guest.target >= target:
+            return Hold("booting")
+        return SetTarget(target, "booting")
 
     def _relief(self, guest: GuestSnapshot, known: Estimate | None) -> SetTarget | None:
         """Return what an emergency asks for, whatever the mode; None if there is none."""
@@ -191,7 +205,7 @@ def _accounted(
         if isinstance(wish, SetTarget) and wish.target > guest.charge:
             (urgent if wish.urgent else ordinary)[vm] = wish.target - guest.charge
     shares = {vm: guest.shares for vm, guest in guests.items()}
-    free = snapshot.budget - snapshot.held_back - snapshot.charged
+    free = snapshot.free
     loan = _loan(snapshot, estimates)
     paid = water_fill(urgent, shares, free + delivered + loan)
     paid |= water_fill(ordinary, shares, free - sum(paid.values()) - int(snapshot.budget * POOL))

@@ -119,6 +119,18 @@ class Snapshot:
         """The sum of charges in bytes."""
         return sum(guest.charge for guest in self.guests)
 
+    @property
+    def free(self) -> int:
+        """What may still be given, in bytes: of the budget, and of the host's memory above its reserve.
+
+        Below zero: so much is to come back.
+        """
+        of_budget = self.budget - self.held_back - self.charged
+        if self.mem_available is None:
+            return of_budget
+        promised = sum(max(0, (guest.target or 0) - guest.actual) for guest in self.guests if guest.driver_up)
+        return min(of_budget, self.mem_available - self.reserve - promised)
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:

@@ -26,6 +26,7 @@ FOREIGN_FOR_S: Final = 60.0
 RSS_FOLLOWS_WITHIN_S: Final = 15.0
 RSS_FOLLOWS: Final = 0.3  # of what the guest gave
 RSS_CHECK_FROM: Final = 32 * MIB  # given; less drowns in the noise
+QEMU_ITSELF: Final = 128 * MIB  # resident beside the guest's memory: devices, caches, TCG's translations
 LATE_TICK_S: Final = 10.0
 
 
@@ -62,7 +63,6 @@ class Trouble:
     foreign_until_s: float = 0.0
     settled: int | None = None  # actual when the last target was reached
     gave: tuple[float, int, int] | None = None  # when, actual and RSS before a shrink that RSS must follow
-    overhead: int | None = None  # RSS beyond actual, the least that was seen
     untrusted: bool = False
 
 
@@ -98,7 +98,7 @@ def judge(
     hands_off = _hands_off(guest, safeties)
     if hands_off is not None:
         return replace(trouble, progress_at_s=now_s, jammed_since_s=None), hands_off
-    charge = _charge_by_rss(trouble, guest) if trouble.untrusted else None
+    charge = _charge_by_rss(guest) if trouble.untrusted else None
     if trouble.foreign_until_s > now_s:
         return trouble, Judgement("foreign-hand", may_shrink=False, may_grow=False, charge=charge)
     if safeties.jams and _is_jammed(trouble, guest, now_s):
@@ -173,9 +173,6 @@ def _followed(trouble: Trouble, guest: GuestSnapshot, now_s: float, safeties: Sa
             trouble = replace(trouble, settled=guest.actual, progress_at_s=now_s)
         elif safeties.foreign_hands and _is_foreign(trouble, guest):
             trouble = replace(trouble, foreign_until_s=now_s + FOREIGN_FOR_S, settled=guest.actual)
-    if guest.rss is not None and guest.driver_up:
-        over = max(0, guest.rss - guest.actual)
-        trouble = replace(trouble, overhead=over if trouble.overhead is None else min(trouble.overhead, over))
     if safeties.contradiction:
         trouble = _checked_by_rss(trouble, guest, now_s)
     return replace(trouble, actual=guest.actual)
@@ -193,8 +190,8 @@ def _checked_by_rss(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> Tro
     """Note whether what the guest gave came free on the host: what RSS does not follow is no gift."""
     if guest.rss is None or not guest.rss_tells:
         return replace(trouble, gave=None, untrusted=False)
-    over = guest.rss - guest.actual - (trouble.overhead or 0)
-    if trouble.untrusted and over < RSS_CHECK_FROM // 2:
+    over = guest.rss - QEMU_ITSELF - guest.actual
+    if trouble.untrusted and over <= 0:
         return replace(trouble, untrusted=False)
     if trouble.gave is None:
         return trouble
@@ -202,14 +199,12 @@ def _checked_by_rss(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> Tro
     if now_s - at_s < RSS_FOLLOWS_WITHIN_S:
         return trouble
     given, freed = actual - guest.actual, rss - guest.rss
-    lied = given >= RSS_CHECK_FROM and freed < RSS_FOLLOWS * given and over > RSS_FOLLOWS * given
+    lied = given >= RSS_CHECK_FROM and freed < RSS_FOLLOWS * given and over > 0
     return replace(trouble, gave=None, untrusted=trouble.untrusted or lied)
 
 
-def _charge_by_rss(trouble: Trouble, guest: GuestSnapshot) -> int | None:
-    return (
-        None if guest.rss is None else max(guest.charge, min(guest.size, guest.rss - (trouble.overhead or 0)))
-    )
+def _charge_by_rss(guest: GuestSnapshot) -> int | None:
+    return None if guest.rss is None else max(guest.charge, min(guest.size, guest.rss - QEMU_ITSELF))
 
 
 def _is_jammed(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> bool:

@@ -16,12 +16,12 @@ from typing import Final
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model import Figures, Sample
 from qmpballoon.qmp.session import Session
+from qmpballoon.units import MAX_SIZE
 
 _BALLOON_TYPE: Final = re.compile(
     r"child<(virtio-balloon-(?:pci|ccw|device)(?:-transitional|-non-transitional)?)>"
 )
 _CONTAINERS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
-_BELIEVABLE: Final = 2**53  # more is no count of bytes, and no JSON reader keeps it exact
 
 _FIRST_LOOK_AFTER_S: Final = 0.003  # fresh figures come after 3 ms, 9 at worst
 _ASK_AGAIN_AFTER_S: Final = (0.02, 0.02, 0.02, 0.3)  # first: the guest had not handed its buffer back
@@ -109,13 +109,13 @@ async def query_actual(session: Session) -> int:
 
 async def query_run_state(session: Session) -> str:
     """Return QMP's run state, such as ``running`` or ``paused``."""
-    return str(_fields(session, await session.request("query-status")).get("status"))
+    return str(_fields(session, await session.request("query-status")).get("status"))[:64]
 
 
 async def is_migrating(session: Session) -> bool:
     """Tell whether an outgoing migration is under way."""
     status = _fields(session, await session.request("query-migrate")).get("status")
-    return status in _MIGRATION_UNDER_WAY
+    return str(status) in _MIGRATION_UNDER_WAY
 
 
 _MIGRATION_UNDER_WAY: Final = frozenset(
@@ -157,7 +157,9 @@ class Sampler:
         self, session: Session, device: BalloonDevice, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.sample: Sample | None = None
-        self.interval_s = 0  # as armed in QEMU: whole seconds, 0 is off
+        self.found_s: int | None = None  # the interval that was there; None until it was read
+        self._interval_s = 1  # wanted: whole seconds
+        self._armed_s: int | None = None  # in QEMU, 0 is off; None while a change is on its way
         self._session = session
         self._device = device
         self._clock = clock
@@ -168,22 +170,22 @@ class Sampler:
         """Tell whether the guest has reported since QEMU started, be it long ago."""
         return self._last is not None and self._last[0] != 0
 
-    async def start(self, interval_s: int) -> int:
-        """Look at what is there, ask for a sample now and every ``interval_s``; return the interval found.
+    async def start(self, interval_s: int) -> None:
+        """Look at what is there, then ask for a sample now and every ``interval_s``.
 
         Raises:
             QmpError: the device has no statistics (QEMU before 1.5).
             ConnectionLost: the session ended meanwhile.
         """
-        found = await self._get("guest-stats-polling-interval")
         self._last = await self._read()
-        await self._arm(interval_s)
-        return found if isinstance(found, int) else 0
+        self.found_s = _bytes(self._session, await self._get("guest-stats-polling-interval"))
+        self._armed_s, self._interval_s = self.found_s, interval_s
+        await self._arm()
 
-    async def stop(self, interval_s: int) -> None:
+    async def stop(self) -> None:
         """Leave the polling interval as it was found."""
-        if interval_s != self.interval_s:
-            await self._set_interval(interval_s)
+        if self.found_s is not None and self.found_s != self._armed_s:
+            await self._set_interval(self.found_s)
 
     def forget(self) -> None:
         """Drop the sample: the guest was reset, and its old figures stand until the driver is back."""
@@ -205,7 +207,7 @@ class Sampler:
         before = self.sample
         deadline_s = self._clock() + timeout_s
         for ask_again_after_s in chain(_ASK_AGAIN_AFTER_S, repeat(_ASK_AGAIN_AFTER_S[-1])):
-            await self._arm(self.interval_s or 1)
+            await self._arm()
             again_s = min(self._clock() + ask_again_after_s, deadline_s)
             while True:
                 await asyncio.sleep(max(_FIRST_LOOK_AFTER_S, ask_again_after_s / 5))
@@ -218,11 +220,10 @@ class Sampler:
                 break
         return False
 
-    async def _arm(self, interval_s: int) -> None:
-        if self.interval_s != 0 or interval_s == 0:
+    async def _arm(self) -> None:
+        if self._armed_s != 0:
             await self._set_interval(0)
-        if interval_s != 0:
-            await self._set_interval(interval_s)
+        await self._set_interval(self._interval_s)
 
     async def _set_interval(self, interval_s: int) -> None:
         arguments = {
@@ -230,8 +231,9 @@ class Sampler:
             "property": "guest-stats-polling-interval",
             "value": interval_s,
         }
+        self._armed_s = None  # whoever is cancelled here does not know what QEMU made of it
         await self._session.request("qom-set", arguments)
-        self.interval_s = interval_s
+        self._armed_s = interval_s
 
     async def _get(self, name: str) -> object:
         return await self._session.request("qom-get", {"path": self._device.path, "property": name})
@@ -253,7 +255,7 @@ def parse_figures(stats: Mapping[str, object]) -> Figures:
 
 
 def _statistic(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= _BELIEVABLE else None
+    return value if type(value) is int and 0 <= value <= MAX_SIZE else None
 
 
 def _fields(session: Session, answer: object) -> Mapping[str, object]:
@@ -269,7 +271,7 @@ def _rows(session: Session, answer: object) -> list[Mapping[str, object]]:
 
 
 def _bytes(session: Session, value: object) -> int:
-    if type(value) is not int or not 0 <= value <= _BELIEVABLE:
+    if type(value) is not int or not 0 <= value <= MAX_SIZE:
         raise ConnectionLost(f"{session.path}: QEMU returned {str(value)[:80]!r} where a number belongs")
     return value
 

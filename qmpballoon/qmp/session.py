@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Final, Self, TypeVar, cast
 
 from qemu.qmp import QMPClient, QMPError, Runstate
@@ -27,8 +27,10 @@ from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
 
 LONGEST_MESSAGE: Final = 4 * 1024**2  # the largest reply we ask for is some 100 KB; libvirt reads 10 MB
+DEEPEST: Final = 64  # levels of a message; a few are used, and a thousand would overflow whoever prints it
 MOST_UNASKED_PER_S: Final = 2000  # events; QEMU itself throttles the chatty ones to one a second
 MOST_ABANDONED: Final = 256  # replies still owed to callers who went away
+_MANY_BRACKETS: Final = 256  # with fewer a message cannot be dangerously deep: spares it the look
 _TURN: Final = 64  # messages handled before others get the loop, so that a flood delays nobody
 
 _QUIET: Final = logging.getLogger("qmpballoon.qmp.wire")  # qemu.qmp logs each loss several times
@@ -90,7 +92,7 @@ class Session(QMPClient):
                 await session.connect(monitor.connection)
         except TimeoutError:
             raise MonitorBusy(
-                f"{monitor.path}: no greeting within {greeting_timeout_s:g} s: {HELD_HINT}"
+                f"{monitor.path}: no greeting within {greeting_timeout_s:.1f} s: {HELD_HINT}"
             ) from None
         except QMPError as error:
             raise _as_loss(monitor.path, getattr(error, "exc", error)) from error
@@ -150,7 +152,7 @@ class Session(QMPClient):
         if not isinstance(error, Mapping):
             self._end(ConnectionLost(f"{self.path}: the reply to {command} has neither return nor error"))
             raise self.reason
-        raise QmpError(command, str(error.get("class")), str(error.get("desc")))
+        raise QmpError(command, str(error.get("class"))[:64], str(error.get("desc"))[:500])
 
     @property
     def reason(self) -> ConnectionLost:
@@ -232,7 +234,7 @@ class Session(QMPClient):
             message = json.loads(line)
         except (ValueError, RecursionError):
             message = None
-        if not isinstance(message, dict):
+        if not isinstance(message, dict) or _is_too_deep(line, message):
             raise ConnectionLost(f"{self.path}: this is not QMP: {_shortened(line)}")
         return cast(Message, message)  # a plain dict serves: Message would only serialise it again
 
@@ -283,11 +285,11 @@ class Session(QMPClient):
 
     def _take_reply(self, message: Mapping[str, object]) -> None:
         key = message.get("id")
-        waiting = self._replies.pop(key, None) if isinstance(key, int) else None
+        waiting = self._replies.pop(key, None) if type(key) is int else None
         if waiting is not None:
             if not waiting.done():
                 waiting.set_result(message)
-        elif isinstance(key, int) and key in self._abandoned:
+        elif type(key) is int and key in self._abandoned:
             self._abandoned.remove(key)
         else:
             raise ConnectionLost(f"{self.path}: a reply that nobody asked for: {_shortened(message)}")
@@ -317,6 +319,21 @@ def _as_loss(path: str, error: BaseException) -> ConnectionLost:
             return ConnectionLost(f"{path}: {error.strerror or error}")
         case _:
             return ConnectionLost(f"{path}: this is not QMP: {_shortened(str(error))}")
+
+
+def _is_too_deep(line: bytes, message: object) -> bool:
+    if line.count(b"{") + line.count(b"[") <= _MANY_BRACKETS:
+        return False
+    level = [message]
+    for _ in range(DEEPEST):
+        level = [child for node in level for child in _children(node)]
+    return bool(level)
+
+
+def _children(node: object) -> Iterable[object]:
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list) else ()
 
 
 def _shortened(message: object) -> str:

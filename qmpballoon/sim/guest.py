@@ -131,6 +131,11 @@ class SimulatedGuest:
         return self.size - self.wanted_balloon
 
     @property
+    def up(self) -> bool:
+        """Whether the guest has booted; its driver may be missing all the same."""
+        return self._boots_at_s is None
+
+    @property
     def anonymous(self) -> int:
         """Bytes that the workload holds and cannot give: none while it boots or was killed."""
         return 0 if self._boots_at_s is not None or self._workload_at_s is not None else self._anonymous

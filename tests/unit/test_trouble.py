@@ -141,7 +141,7 @@ def test_a_gift_that_the_host_never_sees_is_contradicted_by_rss() -> None:
     watched.after(1, target=412 * MIB)
     judgement = watched.after(20, actual=412 * MIB)
     assert (judgement.why, judgement.health) == ("untrusted", "untrusted")
-    assert judgement.charge == (560 - 48) * MIB
+    assert judgement.charge == (560 - 128) * MIB
     assert watched.after(1, rss=460 * MIB).health is None
 
 

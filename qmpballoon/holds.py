@@ -1,0 +1,62 @@
+"""Memory that ``reclaim`` keeps free of VMs for a while, for whoever asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+
+from qmpballoon.errors import OutOfRange, RequestRefused
+from qmpballoon.units import format_size
+
+MOST: int = 64
+
+
+@dataclass(slots=True)
+class Holds:
+    """What is held back of the budget, by name; all times are monotonic seconds."""
+
+    _held: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _numbers: count[int] = field(default_factory=lambda: count(1))
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        return sum(size for size, _ in self._held.values())
+
+    def take(self, size: int, until_s: float, *, budget: int) -> str:
+        """Hold bytes back until then; return the hold's name.
+
+        Raises:
+            OutOfRange: more than the budget, with what is held already.
+            RequestRefused: ``busy``, too many at once.
+        """
+        if size + self.total > budget:
+            raise OutOfRange(f"{format_size(size)} more would hold back all of {format_size(budget)}")
+        if len(self._held) >= MOST:
+            raise RequestRefused("busy", f"{MOST} holds are there already")
+        name = f"hold-{next(self._numbers)}"
+        self._held[name] = (size, until_s)
+        return name
+
+    def release(self, name: str) -> int:
+        """End a hold and return its bytes.
+
+        Raises:
+            OutOfRange: there is none of that name, or it ended by itself.
+        """
+        if name not in self._held:
+            raise OutOfRange(f"there is no hold {name!r}; it may have ended by itself")
+        return self._held.pop(name)[0]
+
+    def expire(self, now_s: float) -> None:
+        """End those whose time is over."""
+        for name in [name for name, (_, until_s) in self._held.items() if until_s <= now_s]:
+            del self._held[name]
+
+    def listed(self, now_s: float) -> tuple[Mapping[str, object], ...]:
+        """Return them for the host object."""
+        return tuple(
+            {"hold": name, "size": size, "left_s": round(max(0.0, until_s - now_s), 1)}
+            for name, (size, until_s) in self._held.items()
+        )

@@ -1,0 +1,314 @@
+"""A host on a virtual clock: plays a trace under a policy, and counts what came of it.
+
+Guests are sampled at the pace of the real agent and the policy is stepped at the governor's; what it
+decides is done as QEMU would, with no second thoughts. At every step the accounts are checked; a decision
+against the rules is done all the same and noted, since the peers' algorithms do such things.
+
+VMs with ``boots_at_s`` 0 were up before: they start with their part of an equal split of the budget, or
+with what they hold at that moment if that is more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+from qmpballoon.model import VmName
+from qmpballoon.policy.guard import GuardState
+from qmpballoon.policy.pace import Pace, is_moving, is_thin, wants_fast
+from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, Policy, SetTarget, Snapshot
+from qmpballoon.policy.split import Claim, split
+from qmpballoon.sim.figures import Figures, HostTally, figures
+from qmpballoon.sim.guest import STEP, Behaviour
+from qmpballoon.sim.trace import Trace, TraceVm
+from qmpballoon.sim.vm import FINE_S, SimulatedVm
+from qmpballoon.units import MIB
+
+MEASURE_S: Final = 1.0
+START_MARGIN: Final = 16 * MIB
+LARGEST_RESERVE: Final = 512 * MIB
+
+
+class AccountsBroken(AssertionError):
+    """The simulator or a policy made a thing that cannot be: a defect of this program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """How the simulated agent is set up."""
+
+    pace: Pace = field(default_factory=Pace)
+    fast_interval_s: float = 0.2  # of samples; 0: never faster than a VM's own interval
+    grace_s: float = 3.0
+    overload: str = "guests"
+    seed: int = 0  # shifts when each guest is sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a policy did with a VM at one moment, and what it knew; sizes in bytes."""
+
+    at_s: float
+    vm: VmName
+    actual: int
+    target: int | None  # None: it was held
+    why: str
+    held: int | None
+    available: int | None
+    sample_age_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A VM at one moment, in bytes."""
+
+    at_s: float
+    size: int
+    actual: int
+    held: int
+    demand: int  # with what the kernel holds; page cache included
+    target: int | None
+
+
+@dataclass(slots=True)
+class Run:
+    """What came of a trace under a policy."""
+
+    trace: Trace
+    policy: str
+    figures: Figures
+    against_rules: list[str]  # decisions against the rules, each as a sentence
+    steps: list[Step]  # moves, and with ``record`` also holds whose reason changed
+    kills: dict[VmName, list[float]]
+    points: dict[VmName, list[Point]]  # only with ``record``
+
+
+def play(
+    trace: Trace,
+    policy: Policy[Any],
+    *,
+    host: Host | None = None,
+    name: str | None = None,
+    record: bool = False,
+    progress: Callable[[float], None] | None = None,
+) -> Run:
+    """Play the whole trace; ``progress`` is told the virtual time now and then.
+
+    Raises:
+        AccountsBroken: a target that is no size, an account that does not add up.
+    """
+    playing = _Playing(trace, policy, host or Host(), record)
+    steps = round(trace.duration_s / FINE_S)
+    for step in range(steps + 1):
+        playing.step(min(trace.duration_s, step * FINE_S))
+        if progress is not None and step % 600 == 0:
+            progress(step * FINE_S)
+    return playing.finish(name or policy.name)
+
+
+class _Playing:
+    def __init__(self, trace: Trace, policy: Policy[Any], host: Host, record: bool) -> None:
+        self.trace = trace
+        self.policy = policy
+        self.host = host
+        self.record = record
+        self.random = Random(host.seed)
+        self.state = policy.start()
+        self.tally = HostTally()
+        self.vms: list[SimulatedVm] = []
+        self.by_name: dict[VmName, SimulatedVm] = {}
+        self.coming = sorted((vm for vm in trace.vms if vm.boots_at_s > 0), key=lambda vm: vm.boots_at_s)
+        self.against_rules: list[str] = []
+        self.steps: list[Step] = []
+        self.points: dict[VmName, list[Point]] = {}
+        self.last_why: dict[VmName, str] = {}
+        self.last_tick_s = float("-inf")
+        self.at_s = 0.0
+        self.next_measure_s = 0.0
+        self.next_point_s = 0.0
+        self.between_points_s = max(FINE_S, trace.duration_s / 600)
+        there = [vm for vm in trace.vms if vm.boots_at_s <= 0]
+        for vm, start in zip(there, starts(there, trace.budget), strict=True):
+            self._add(vm, start, 0.0)
+
+    def step(self, now_s: float) -> None:
+        new = False
+        while self.coming and self.coming[0].boots_at_s <= now_s:
+            self._add(self.coming.pop(0), None, now_s)
+            new = True
+        has = 0
+        for vm in self.vms:
+            if vm.next_sample_s <= now_s:
+                self._sample(vm, now_s)
+            elif vm.wake_s <= now_s:
+                vm.refresh(now_s)
+            has += vm.has
+        self.tally.pass_time(now_s - self.at_s, over=has - self.trace.budget)
+        self.at_s = now_s
+        thin = any(vm.thin for vm in self.vms)
+        moving = thin or any(vm.moving for vm in self.vms)
+        wait_s = self.host.pace.tick_s(thin=thin, moving=moving)
+        if new or now_s - self.last_tick_s >= wait_s - FINE_S / 2:
+            self._tick(now_s)
+        if now_s >= self.next_measure_s:
+            self._measure(now_s)
+        if self.record and now_s >= self.next_point_s:
+            self._draw(now_s)
+
+    def finish(self, name: str) -> Run:
+        end_s = self.at_s
+        for vm in self.vms:
+            vm.refresh(end_s)
+        found = figures(self.trace.name, name, self.tally, [vm.tally for vm in self.vms], end_s)
+        kills = {vm.name: vm.kills_at_s for vm in self.vms}
+        return Run(self.trace, name, found, self.against_rules, self.steps, kills, self.points)
+
+    def _add(self, vm: TraceVm, start: int | None, now_s: float) -> None:
+        added = SimulatedVm(vm, start=start, now_s=now_s, grace_s=self.host.grace_s)
+        if start is not None:
+            self._sample(added, now_s)
+            added.fresh_since_s = added.booted_at_s if added.reading else None
+            added.next_sample_s = now_s + self.random.uniform(0.2, 1.0) * vm.stats_interval_s
+        self.vms.append(added)
+        self.by_name[added.name] = added
+
+    def _sample(self, vm: SimulatedVm, now_s: float) -> None:
+        vm.refresh(now_s)
+        fresh = vm.sample(now_s)
+        if fresh:
+            seen = vm.snapshot()
+            vm.thin, vm.moving = is_thin(seen), is_moving(seen, vm.previous)
+            vm.fast = wants_fast(seen, vm.previous)
+            vm.previous = seen
+        else:
+            vm.thin = vm.moving = False
+            vm.fast = vm.reading is None
+        fast_s = self.host.fast_interval_s
+        calm_s = vm.vm.stats_interval_s
+        vm.next_sample_s = now_s + (min(fast_s, calm_s) if vm.fast and fast_s > 0 else calm_s)
+
+    def _tick(self, now_s: float) -> None:
+        guests = tuple(vm.snapshot() for vm in self.vms)
+        mem_total, budget = self.trace.mem_total, self.trace.budget
+        snapshot = Snapshot(
+            now_s=now_s,
+            guests=guests,
+            budget=budget,
+            mem_total=mem_total,
+            mem_available=max(0, mem_total - sum(vm.rss for vm in self.vms)),
+            reserve=min(LARGEST_RESERVE, max(0, mem_total - budget) // 4),
+            overload=self.host.overload,
+            elapsed_s=min(now_s - self.last_tick_s, self.host.pace.calm_tick_s),
+        )
+        self._check_accounts(snapshot)
+        self.last_tick_s = now_s
+        self.state, decisions = self.policy.step(self.state, snapshot)
+        seen = {guest.vm: guest for guest in guests}
+        for name, decision in decisions.items():
+            if name not in seen:
+                raise AccountsBroken(f"{self.policy.name} decided about {name!r}, which is not there")
+            self._do(seen[name], decision, now_s)
+
+    def _do(self, guest: GuestSnapshot, decision: Decision, now_s: float) -> None:
+        if isinstance(decision, Hold):
+            if self.record and self.last_why.get(guest.vm) != decision.why:
+                self.steps.append(_step(guest, None, decision.why, now_s))
+            self.last_why[guest.vm] = decision.why
+            return
+        if type(decision.target) is not int or not 0 < decision.target <= 2 * guest.size:
+            raise AccountsBroken(f"{self.policy.name} asked for {decision.target!r} bytes of {guest.vm}")
+        broken = self._against_rules(guest, decision, now_s)
+        if broken is not None:
+            self.against_rules.append(f"{now_s:.1f} s: {guest.vm} {broken} ({decision.why})")
+        vm = self.by_name[guest.vm]
+        if not vm.set_target(decision.target, now_s):
+            return
+        vm.tally.move(now_s, up=decision.target > (guest.target or guest.actual))
+        vm.moving = True
+        if self.host.fast_interval_s > 0:
+            vm.next_sample_s = min(vm.next_sample_s, now_s + self.host.fast_interval_s)
+        self.steps.append(_step(guest, decision.target, decision.why, now_s))
+        self.last_why[guest.vm] = decision.why
+
+    def _against_rules(self, guest: GuestSnapshot, decision: SetTarget, now_s: float) -> str | None:
+        target = decision.target
+        if target < guest.floor - MIB and target < guest.actual:
+            return f"was asked to go to {target // MIB} MiB, below its floor of {guest.floor // MIB} MiB"
+        if target > guest.ceiling + MIB:
+            return f"was asked to go to {target // MIB} MiB, over its ceiling of {guest.ceiling // MIB} MiB"
+        if target >= guest.actual - STEP:
+            return None
+        age_s = guest.sample_age_s(now_s)
+        if not guest.driver_up:
+            return "was to shrink without a driver"
+        if age_s is None or age_s > guest.is_stale_after_s:
+            return "was to shrink on stale figures"
+        if isinstance(self.state, GuardState):
+            judgement = self.state.judgements.get(guest.vm)
+            if (
+                judgement is not None
+                and judgement.health == "untrusted"
+                and target < (guest.target or target)
+            ):
+                return "was to shrink while not trusted"
+        return None
+
+    def _check_accounts(self, snapshot: Snapshot) -> None:
+        charged = sum(vm.charge for vm in self.vms)
+        if snapshot.charged != charged:
+            raise AccountsBroken(f"the snapshot charges {snapshot.charged}, the simulator {charged}")
+        for vm in self.vms:
+            guest = vm.guest
+            if not 0 <= guest.balloon <= guest.size or guest.available > vm.has:
+                raise AccountsBroken(f"{vm.name}: a balloon of {guest.balloon} in {guest.size} bytes")
+            if not vm.vm.resets_at_s and vm.has > vm.charge + STEP:
+                raise AccountsBroken(f"{vm.name} holds {vm.has} bytes and is charged {vm.charge}")
+
+    def _measure(self, now_s: float) -> None:
+        for vm in self.vms:
+            if vm.wake_s > now_s:
+                vm.refresh(now_s)
+        passed_s = min(MEASURE_S, self.trace.duration_s)
+        self.tally.measure(passed_s, self.trace.budget, [vm.need for vm in self.vms])
+        self.next_measure_s += MEASURE_S
+
+    def _draw(self, now_s: float) -> None:
+        for vm in self.vms:
+            vm.refresh(now_s)
+            need = vm.need
+            used = need.used - vm.guest.caches if vm.guest.up else vm.guest.spec.base
+            self.points.setdefault(vm.name, []).append(
+                Point(now_s, vm.guest.size, vm.has, used, need.held + need.cache, vm.target)
+            )
+        self.next_point_s += self.between_points_s
+
+
+def starts(vms: list[TraceVm], budget: int) -> list[int]:
+    """Return what each of the VMs that were up before has at the beginning, in bytes."""
+    floors_fit = sum(vm.floor for vm in vms) <= budget
+    claims = []
+    for vm in vms:
+        least = max(vm.base + vm.demand[0].anonymous + START_MARGIN, vm.limit or 0)
+        if floors_fit:
+            least = max(least, vm.floor)
+        if vm.behaviour is Behaviour.NO_DRIVER:
+            least = vm.size
+        least = min(least, vm.size)
+        claims.append(Claim(least, max(vm.ceiling, least), vm.shares))
+    return split(budget, claims)
+
+
+def _step(guest: GuestSnapshot, target: int | None, why: str, now_s: float) -> Step:
+    reading = guest.reading
+    return Step(
+        now_s,
+        guest.vm,
+        guest.actual,
+        target,
+        why,
+        reading.held if reading else None,
+        reading.available if reading else None,
+        guest.sample_age_s(now_s),
+    )

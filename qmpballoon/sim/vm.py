@@ -1,0 +1,236 @@
+"""One VM of a trace, as the simulated host runs it: the guest, its demand, and what an agent knows of it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qmpballoon.model import Figures, VmName
+from qmpballoon.policy.snapshot import GuestSnapshot, Reading
+from qmpballoon.sim.figures import STARVED, Need, VmTally
+from qmpballoon.sim.guest import NOT_REPORTED, Behaviour, GuestSpec, SimulatedGuest
+from qmpballoon.sim.trace import Demand, TraceVm
+from qmpballoon.units import MIB
+
+QEMU_OVERHEAD: Final = 40 * MIB  # RSS of a QEMU beyond its guest's memory
+UNSEEN: Final = 37 * MIB  # the part of base that a guest's total does not count
+FINE_S: Final = 0.1  # between two looks at a guest that moves or is thin
+COARSE_S: Final = 0.5  # at one whose demand changes and that has plenty
+_LONG_AGO_S: Final = 86400.0
+_PLENTY_S: Final = 2.0  # of its present growth
+RETURNS_BYTES_PER_S: Final = 100 * MIB  # how fast a workload that was killed is back to what it held
+_MOVED_AROUND: Final = MIB  # a sample during which the balloon moved further proves nothing
+
+
+class SimulatedVm:
+    """A guest that is brought forward only when something can happen, and is exact in between."""
+
+    def __init__(self, vm: TraceVm, *, start: int | None, now_s: float, grace_s: float) -> None:
+        """Let it boot now, or have been up for long at ``start`` bytes of actual."""
+        self.vm = vm
+        self.name = VmName(vm.name)
+        self.tally = VmTally()
+        self.kills_at_s: list[float] = []
+        self.grace_s = grace_s
+        spec = GuestSpec(
+            size=vm.size,
+            base=vm.base,
+            unseen=min(UNSEEN, vm.base * 2 // 3),
+            inflate_bytes_per_s=vm.inflate_bytes_per_s,
+            deflate_bytes_per_s=vm.deflate_bytes_per_s,
+            sample_delay_s=0.0,
+            deflate_on_oom=vm.deflate_on_oom,
+            behaviour=Behaviour.NO_DRIVER if vm.behaviour is Behaviour.NO_DRIVER else Behaviour.IDEAL,
+            limit=vm.limit or 0,
+        )
+        self.booted_at_s = now_s - _LONG_AGO_S if start is not None else now_s
+        self.guest = SimulatedGuest(spec, now_s=self.booted_at_s, booted=start is not None)
+        self._segment = 0
+        self._asked = Demand(now_s, 0, 0)
+        self._slope = 0.0
+        self._returns_at_s: float | None = None  # the workload begins anew then
+        if start is None:
+            self._returns_at_s = now_s + spec.boot_s
+        else:
+            self._demand(now_s)
+            self.guest.set_demand(self._asked.anonymous, self._asked.cache)
+            self.guest.set_target(start)
+            self.guest.advance(now_s)
+        if vm.behaviour is not Behaviour.FROZEN_STATS:  # those freeze at their first sample
+            self.guest.set_behaviour(vm.behaviour)
+        self.resets_s = [time_s for time_s in vm.resets_at_s if time_s > now_s]
+        self.target: int | None = None
+        self.reading: Reading | None = None
+        self.fresh_since_s: float | None = None
+        self.previous: GuestSnapshot | None = None  # at the sample before the newest
+        self.fast = self.thin = self.moving = False
+        self.next_sample_s = now_s
+        self.wake_s = now_s
+        self.touched = vm.base
+        self.starved = False
+        self._at_s = now_s
+        self._statistics = self.guest.statistics
+        self.refresh(now_s)
+
+    @property
+    def has(self) -> int:
+        """What the guest could hold: its size less the balloon."""
+        return self.guest.size - self.guest.balloon
+
+    @property
+    def rss(self) -> int:
+        """What the host sees of it: what the guest ever touched and the balloon did not take."""
+        return QEMU_OVERHEAD + min(self.touched, self.has)
+
+    @property
+    def charge(self) -> int:
+        """What it counts against the budget, by the simulator's own account."""
+        return max(self.guest.actual, self.target or 0) if self.guest.driver_loaded else self.guest.size
+
+    @property
+    def need(self) -> Need:
+        """What it asks for and has, as of the last refresh."""
+        guest = self.guest
+        used = min(self.has, guest.spec.base + guest.anonymous + guest.caches)
+        return Need(self.vm, guest.spec.base + self._asked.anonymous, self._asked.cache, self.has, used)
+
+    def refresh(self, now_s: float) -> None:
+        """Bring the guest forward to now, count what passed, and find out when to look again."""
+        guest, tally = self.guest, self.tally
+        asked = self._asked.anonymous + self._asked.cache
+        lacked = asked - guest.anonymous - min(guest.caches, self._asked.cache)
+        tally.pass_time(now_s - self._at_s, starved=self.starved, asked=asked, lacked=lacked)
+        self._at_s = now_s
+        if self.resets_s and now_s >= self.resets_s[0]:
+            self._reset(now_s)
+        guest.advance(now_s)
+        changed = self._demand(now_s)
+        anonymous = self._asked.anonymous
+        if self._returns_at_s is not None:
+            back = int(max(0.0, now_s - self._returns_at_s) * RETURNS_BYTES_PER_S)
+            if back >= anonymous:
+                self._returns_at_s = None
+            anonymous, changed = min(anonymous, back), True
+        if changed:
+            guest.set_demand(anonymous, self._asked.cache)
+        if guest.oom_kills > tally.kills:
+            tally.kills = guest.oom_kills
+            self.kills_at_s.append(now_s)
+            self._returns_at_s = now_s + guest.spec.restart_s
+        self.touched = max(self.touched, guest.spec.base + guest.anonymous + guest.caches)
+        self.touched = min(self.touched, self.has)
+        returns = self._returns_at_s is not None
+        waits = self._returns_at_s is not None and now_s < self._returns_at_s
+        available = guest.available
+        starved = guest.up and (waits or available < STARVED * self.has)
+        if starved != self.starved:
+            self.starved = starved
+            tally.starve(now_s, starved=starved)
+        if not guest.up or returns or guest.balloon != guest.wanted_balloon:
+            self.wake_s = now_s + FINE_S
+        elif self._slope == 0.0:
+            self.wake_s = self._segment_ends_s()
+        else:
+            plenty = available > self._slope * _PLENTY_S + 2 * STARVED * self.has
+            self.wake_s = min(now_s + (COARSE_S if plenty else FINE_S), self._segment_ends_s())
+        if self.resets_s:
+            self.wake_s = min(self.wake_s, self.resets_s[0])
+
+    def sample(self, now_s: float) -> bool:
+        """Ask the guest for statistics; return whether fresh ones came."""
+        guest = self.guest
+        guest.set_polling_interval(0)
+        guest.set_polling_interval(1_000_000)
+        before = guest.actual
+        guest.advance(now_s)
+        if guest.statistics is self._statistics or not guest.driver_loaded:
+            return False
+        self._statistics = guest.statistics
+        if self.vm.behaviour is Behaviour.FROZEN_STATS:
+            guest.set_behaviour(Behaviour.FROZEN_STATS)
+        together = not guest.spec.deflate_on_oom or abs(guest.actual - before) <= _MOVED_AROUND
+        self.reading = Reading(_figures(guest), now_s, guest.actual if together else None)
+        if self.fresh_since_s is None:
+            self.fresh_since_s = now_s
+        return True
+
+    def snapshot(self) -> GuestSnapshot:
+        """Return what an agent knows of it."""
+        guest, vm = self.guest, self.vm
+        return GuestSnapshot(
+            vm=self.name,
+            life="1",
+            size=guest.size,
+            actual=guest.actual,
+            target=self.target,
+            floor=vm.floor,
+            ceiling=vm.ceiling,
+            shares=vm.shares,
+            driver_up=guest.driver_loaded,
+            deflate_on_oom=vm.deflate_on_oom,
+            booted_at_s=self.booted_at_s,
+            fresh_since_s=self.fresh_since_s,
+            reading=self.reading,
+            stats_interval_s=vm.stats_interval_s,
+            grace_s=self.grace_s,
+            rss=self.rss,
+        )
+
+    def set_target(self, target: int, now_s: float) -> bool:
+        """Pass a command on to the guest; return whether it changed the target."""
+        self.refresh(now_s)
+        guest = self.guest
+        before = guest.target
+        guest.set_target(target)
+        changed = guest.target != before or (self.target is None and guest.target != guest.actual)
+        self.target = guest.target
+        self.wake_s = now_s + FINE_S
+        return changed
+
+    def _reset(self, now_s: float) -> None:
+        self.resets_s.pop(0)
+        self.guest.advance(now_s)
+        self.guest.reset()
+        self.booted_at_s = now_s
+        self._returns_at_s = now_s + self.guest.spec.boot_s
+        self.reading = self.fresh_since_s = self.previous = None
+        self._statistics = self.guest.statistics
+
+    def _demand(self, now_s: float) -> bool:
+        """Compute what the workload asks for now; return whether that changed."""
+        rows = self.vm.demand
+        while self._segment < len(rows) and rows[self._segment].at_s <= now_s:
+            self._segment += 1
+        before = rows[max(0, self._segment - 1)]
+        asked = before
+        self._slope = 0.0
+        if 0 < self._segment < len(rows):
+            after = rows[self._segment]
+            long_s, passed_s = after.at_s - before.at_s, now_s - before.at_s
+            growth, cache_growth = after.anonymous - before.anonymous, after.cache - before.cache
+            part = passed_s / long_s
+            cache = before.cache + int(cache_growth * part)
+            asked = Demand(now_s, before.anonymous + int(growth * part), cache)
+            self._slope = (abs(growth) + abs(cache_growth)) / long_s
+        changed = asked.anonymous != self._asked.anonymous or asked.cache != self._asked.cache
+        self._asked = asked
+        return changed
+
+    def _segment_ends_s(self) -> float:
+        rows = self.vm.demand
+        return rows[self._segment].at_s if self._segment < len(rows) else float("inf")
+
+
+def _figures(guest: SimulatedGuest) -> Figures:
+    reported = {key: None if value == NOT_REPORTED else value for key, value in guest.statistics.items()}
+    return Figures(
+        total=reported["stat-total-memory"],
+        free=reported["stat-free-memory"],
+        available=reported["stat-available-memory"],
+        caches=reported["stat-disk-caches"],
+        swap_in=reported["stat-swap-in"],
+        swap_out=reported["stat-swap-out"],
+        major_faults=reported["stat-major-faults"],
+        minor_faults=reported["stat-minor-faults"],
+        hugetlb_allocs=reported["stat-htlb-pgalloc"],
+        hugetlb_failures=reported["stat-htlb-pgfail"],
+    )

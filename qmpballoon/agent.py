@@ -128,6 +128,7 @@ class Agent:
                 await asyncio.wait((mqtt,))
                 if self.configuration.agent.on_exit == "release":
                     await self._release()
+                self._fleet.retire()
                 for task in tasks:
                     task.cancel()
         say("agent-stopped", host=self._host)

@@ -105,6 +105,11 @@ class Fleet:
                 vm.settings = vm_settings(configuration, name=vm.name, socket=vm.path)
                 vm.touch()
 
+    def retire(self) -> None:
+        """Say nothing more of the VMs: the agent stops, and they do not."""
+        for vm in self.vms.values():
+            vm.retired = True
+
     def forget_the_gone(self) -> None:
         """Drop the VMs that had no socket and no process for ``forget_after_s``."""
         now_s = self._clock()

@@ -26,6 +26,7 @@ from qmpballoon.units import parse_amount
 
 _VERSION: Final = 1
 _TRY_AGAIN_S: Final = 30.0
+_LAZILY_S: Final = 5.0  # flash memory wears out: automatic moves are written together
 _MOST_FORGOTTEN: Final = 1000  # names without a socket whose settings are still kept
 
 T = TypeVar("T")
@@ -92,6 +93,7 @@ class Store:
         self._wanted = 0  # changes made
         self._written = 0  # changes that are on disk, or that could not be written
         self._changed = asyncio.Event()
+        self._later: asyncio.TimerHandle | None = None  # of a lazy change
         self._settled = asyncio.Condition()
         self._failed = False  # the last attempt to write
         self._pen = threading.Lock()  # a write whose task was cancelled goes on in its thread
@@ -117,15 +119,15 @@ class Store:
         """Return what is kept for a VM's name."""
         return self._contents.vms.get(vm) or Kept()
 
-    def keep(self, vm: VmName, **changes: object) -> None:
-        """Change what is kept for a VM's name."""
+    def keep(self, vm: VmName, *, lazily: bool = False, **changes: object) -> None:
+        """Change what is kept for a VM's name; ``lazily``: it is no loss if the last seconds are lost."""
         before = self.kept(vm)
         after = replace(before, **changes)  # type: ignore[arg-type]  # names and types are Kept's
         if after != before:
             self._contents.vms.pop(vm, None)
             self._contents.vms[vm] = after
             self._drop_oldest()
-            self._touch()
+            self._touch(lazily=lazily)
 
     def forget(self, vm: VmName) -> None:
         """Forget all that was set for a VM's name."""
@@ -170,10 +172,12 @@ class Store:
                 async with asyncio.timeout(wait_s):
                     await self._changed.wait()
             self._changed.clear()
+            self._forget_later()
             await self._write_now()
 
     async def close(self) -> None:
         """Write what is left and give up the lock."""
+        self._forget_later()
         if self._failed or self._written < self._wanted:
             await self._write_now()
         os.close(self._lock)
@@ -198,13 +202,21 @@ class Store:
             self._written = max(self._written, wanted)
             self._settled.notify_all()
 
+    def _forget_later(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+
     def _write(self, text: str) -> None:
         with self._pen:
             write_atomically(self._file, text)
 
-    def _touch(self) -> None:
+    def _touch(self, *, lazily: bool = False) -> None:
         self._wanted += 1
-        self._changed.set()
+        if not lazily:
+            self._changed.set()
+        elif self._later is None:
+            self._later = asyncio.get_running_loop().call_later(_LAZILY_S, self._changed.set)
 
     def _drop_oldest(self) -> None:
         named = {known.vm for known in self._contents.sockets.values()}

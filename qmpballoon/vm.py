@@ -92,6 +92,7 @@ class SupervisedVm:
         self.why: str | None = None
         self.mode = "auto"  # in force; the governor's word
         self.policy = "fairshare"
+        self.retired = False  # the agent stops: what happens now is no news
         self.serial = 0  # grows with each target asked for: who waits sees that he is superseded
         self.changed = asyncio.Event()  # set, and replaced, whenever the record may have changed
         self._store = store
@@ -254,7 +255,7 @@ class SupervisedVm:
         serial = self.serial = self.serial + 1
         await seen.session.request("balloon", {"value": target})
         self.target, self.why = target, why
-        self._store.keep(self.vm, life=str(self.life), sent=target)
+        self._store.keep(self.vm, lazily=self.mode == "auto", life=str(self.life), sent=target)
         self._moving_until_s = self._clock() + MOVING_FOR_S
         self._wake.set()
         self.touch()
@@ -304,6 +305,8 @@ class SupervisedVm:
 
     def touch(self) -> None:
         """Work out the health anew and tell everybody who listens."""
+        if self.retired:
+            return
         health = health_of(self._signs())
         if health != self._health:
             before, self._health = self._health, health

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from qmpballoon.policy.snapshot import GuestSnapshot, critical
+from qmpballoon.policy.snapshot import Estimate, GuestSnapshot, critical
 from qmpballoon.units import MIB
 
 AVERAGE_OVER_S: Final = 60.0
@@ -50,19 +50,6 @@ class Past:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a guest has and needs now, in bytes."""
-
-    held: int
-    available: int  # with the actual of now
-    trend: float  # bytes per second
-    want: int  # held with the headroom that it should have, within floor and ceiling
-    emergency: bool
-    thin: bool  # less than twice the critical available memory
-    caches: int  # page cache, as far as it is really used
-
-
-@dataclass(frozen=True, slots=True)
 class EstimateRules:
     """Safeties that only tests turn off, each with a scenario that then fails."""
 
@@ -76,7 +63,10 @@ def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: Estima
     if past is not None and (past.life != guest.life or past.booted_at_s != guest.booted_at_s):
         past = None
     past = _with_reading(past, guest, now_s, rules)
-    return None if past is None else replace(past, emergency=_is_emergency(past, guest, now_s, rules))
+    if past is None:
+        return None
+    emergency = _is_emergency(past, guest, now_s, rules)
+    return past if emergency == past.emergency else replace(past, emergency=emergency)
 
 
 def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Past | None:

@@ -15,48 +15,40 @@ give at once, otherwise a quarter of it. The guard orders the moves and keeps th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
 
 from qmpballoon.model import VmName
-from qmpballoon.policy.estimate import EMERGENCY_EASES_AT, Estimate, EstimateRules, Past, estimate, observe
-from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot, critical
+from qmpballoon.policy.accounts import MARGIN, POOL
+from qmpballoon.policy.estimate import EMERGENCY_EASES_AT, EMERGENCY_WITHIN_S
+from qmpballoon.policy.snapshot import (
+    Decision,
+    Decisions,
+    Estimate,
+    GuestSnapshot,
+    Hold,
+    SetTarget,
+    Snapshot,
+    critical,
+)
 from qmpballoon.policy.water_fill import filled_in_tiers
 from qmpballoon.units import MIB
-
-POOL: Final = 0.04  # of the budget; free for the next emergency
-MARGIN: Final = 8 * MIB
-
-
-@dataclass(frozen=True, slots=True)
-class FairShareState:
-    """What is remembered of each guest."""
-
-    pasts: Mapping[VmName, Past] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class FairShare:
-    """The default policy; ``rules`` are safeties that only tests turn off."""
+    """The default policy. It remembers nothing: what guests need, over time, is the guard's estimate."""
 
-    rules: EstimateRules = field(default_factory=EstimateRules)
     name: str = "fairshare"
 
-    def start(self) -> FairShareState:
-        """Return the state before the first tick."""
-        return FairShareState()
+    def start(self) -> None:
+        """Return the state before the first tick: none."""
 
-    def step(self, state: FairShareState, snapshot: Snapshot) -> tuple[FairShareState, Decisions]:
-        """Return the next state and what to do."""
-        pasts = {}
-        for guest in snapshot.guests:
-            past = observe(state.pasts.get(guest.vm), guest, snapshot.now_s, self.rules)
-            if past is not None:
-                pasts[guest.vm] = past
+    def step(self, state: None, snapshot: Snapshot) -> tuple[None, Decisions]:
+        """Return what to do."""
         known = {
-            guest.vm: _Known(guest, estimate(pasts[guest.vm], guest, snapshot.now_s, self.rules))
+            guest.vm: _Known(guest, guest.estimate)
             for guest in snapshot.guests
-            if guest.mode == "auto" and guest.driver_up and guest.vm in pasts
+            if guest.mode == "auto" and guest.driver_up and guest.estimate is not None
         }
         decisions: dict[VmName, Decision] = {
             guest.vm: Hold("no-figures") for guest in snapshot.guests if guest.vm not in known
@@ -64,7 +56,7 @@ class FairShare:
         pool = int(snapshot.budget * POOL)
         entitled = entitlements(known, snapshot, pool)
         decisions |= moves(known, entitled, snapshot, pool)
-        return FairShareState(pasts), decisions
+        return None, decisions
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +89,7 @@ class _Known:
         """
         actual = self.guest.actual
         keeps = max(MARGIN, actual * 6 // 100 if over else int(EMERGENCY_EASES_AT * critical(actual)))
+        keeps = max(keeps, int(EMERGENCY_EASES_AT * EMERGENCY_WITHIN_S * self.estimate.trend))
         gives = max(0, int(0.9 * (self.lowest - self.estimate.held - keeps)))
         limit = self.guest.gives_at_most
         return gives if limit is None else min(gives, limit)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Generic
 
 from qmpballoon.model import VmName
-from qmpballoon.policy.estimate import Estimate, EstimateRules, Past, estimate, observe
+from qmpballoon.policy.accounts import MARGIN, paid_for
+from qmpballoon.policy.estimate import EstimateRules, Past, estimate, observe
 from qmpballoon.policy.snapshot import (
     Decision,
     Decisions,
@@ -25,12 +26,8 @@ from qmpballoon.policy.snapshot import (
     Snapshot,
 )
 from qmpballoon.policy.trouble import LATE_TICK_S, PROBE, Judgement, Safeties, Trouble, judge
-from qmpballoon.policy.water_fill import water_fill
 from qmpballoon.units import MIB
 
-POOL: Final = 0.04  # of the budget, left to emergencies
-LOAN: Final = 0.25  # of what the host has beyond the budget
-MARGIN: Final = 8 * MIB
 BOOT_BALLOON: Final = MIB  # left in a booting guest's balloon
 
 
@@ -42,7 +39,6 @@ class GuardState(Generic[S]):
     troubles: Mapping[VmName, Trouble] = field(default_factory=dict)
     pasts: Mapping[VmName, Past] = field(default_factory=dict)
     judgements: Mapping[VmName, Judgement] = field(default_factory=dict)
-    estimates: Mapping[VmName, Estimate] = field(default_factory=dict)
     stale_before_s: float = float("-inf")
     lent: int = 0  # bytes over the budget that are lent to guests in need
 
@@ -80,28 +76,23 @@ class Guard(Generic[S]):
             past = observe(state.pasts.get(guest.vm), guest, now_s, self.rules)
             if past is not None:
                 pasts[guest.vm] = past
-        estimates = {
-            guest.vm: estimate(pasts[guest.vm], guest, now_s, self.rules)
-            for guest in snapshot.guests
-            if guest.vm in pasts and guest.driver_up
-        }
         seen = replace(
-            snapshot, guests=tuple(_as_judged(guest, judgements[guest.vm]) for guest in snapshot.guests)
+            snapshot,
+            guests=tuple(
+                _as_judged(guest, judgements[guest.vm], pasts.get(guest.vm), now_s, self.rules)
+                for guest in snapshot.guests
+            ),
         )
         inner, wishes = self.policy.step(state.inner, seen)
-        wishes = {
-            guest.vm: self._allowed(guest, judgements[guest.vm], estimates.get(guest.vm), wishes, seen)
-            for guest in seen.guests
-        }
-        decisions, lent = _accounted(wishes, seen, estimates, self.safeties)
-        after = GuardState(inner, troubles, pasts, judgements, estimates, stale_before_s, lent)
+        wishes = {guest.vm: self._allowed(guest, judgements[guest.vm], wishes, seen) for guest in seen.guests}
+        decisions, lent = paid_for(wishes, seen, accounts=self.safeties.accounts)
+        after = GuardState(inner, troubles, pasts, judgements, stale_before_s, lent)
         return after, decisions
 
     def _allowed(
         self,
         guest: GuestSnapshot,
         judgement: Judgement,
-        known: Estimate | None,
         wishes: Decisions,
         snapshot: Snapshot,
     ) -> Decision:
@@ -112,7 +103,7 @@ class Guard(Generic[S]):
             return self._left_at_ceiling(guest)
         if not judgement.may_grow and not judgement.set_back:
             return Hold(judgement.why or "held")
-        relieved = self._relief(guest, known)
+        relieved = self._relief(guest)
         if relieved is not None:
             wish = wishes.get(guest.vm)
             more = isinstance(wish, SetTarget) and guest.mode == "auto" and wish.target >= relieved.target
@@ -129,7 +120,7 @@ class Guard(Generic[S]):
         if isinstance(wish, Hold):
             return Hold(judgement.why) if judgement.why else wish
         if wish.target < guest.actual:
-            return self._shrink(guest, judgement, known, wish)
+            return self._shrink(guest, judgement, wish)
         return wish
 
     def _left_at_ceiling(self, guest: GuestSnapshot) -> Decision:
@@ -143,8 +134,9 @@ class Guard(Generic[S]):
             return Hold("booting")
         return SetTarget(target, "booting")
 
-    def _relief(self, guest: GuestSnapshot, known: Estimate | None) -> SetTarget | None:
+    def _relief(self, guest: GuestSnapshot) -> SetTarget | None:
         """Return what an emergency asks for, whatever the mode; None if there is none."""
+        known = guest.estimate
         if not self.safeties.emergencies or known is None or not known.emergency or guest.mode == "observe":
             return None
         target = min(guest.ceiling, max(known.held * 3 // 2, known.held + 2 * guest.critical))
@@ -152,14 +144,12 @@ class Guard(Generic[S]):
             return None
         return SetTarget(target, "emergency", urgent=True)
 
-    def _shrink(
-        self, guest: GuestSnapshot, judgement: Judgement, known: Estimate | None, wish: SetTarget
-    ) -> Decision:
+    def _shrink(self, guest: GuestSnapshot, judgement: Judgement, wish: SetTarget) -> Decision:
         if not judgement.may_shrink:
             return Hold(judgement.why or "held")
         least = guest.floor
-        if self.safeties.emergencies and known is not None:
-            least = max(least, known.held + max(MARGIN, guest.actual * 6 // 100))
+        if self.safeties.emergencies and guest.estimate is not None:
+            least = max(least, guest.estimate.held + max(MARGIN, guest.actual * 6 // 100))
         if judgement.probe:
             least = max(least, guest.actual - PROBE)
         target = max(wish.target, least)
@@ -168,14 +158,16 @@ class Guard(Generic[S]):
         return replace(wish, target=target, why="probe" if judgement.probe else wish.why)
 
 
-def _as_judged(guest: GuestSnapshot, judgement: Judgement) -> GuestSnapshot:
+def _as_judged(
+    guest: GuestSnapshot, judgement: Judgement, past: Past | None, now_s: float, rules: EstimateRules
+) -> GuestSnapshot:
     """Return the guest as the policy is to see it."""
-    gives = PROBE if judgement.probe else None if judgement.may_shrink else 0
     return replace(
         guest,
         mode=guest.mode if judgement.may_grow else "manual",
         reading=None if judgement.proportional else guest.reading,
-        gives_at_most=gives,
+        estimate=estimate(past, guest, now_s, rules) if past is not None and guest.driver_up else None,
+        gives_at_most=PROBE if judgement.probe else None if judgement.may_shrink else 0,
         charge_at_least=judgement.charge or 0,
     )
 
@@ -186,52 +178,3 @@ def proportional(guest: GuestSnapshot, snapshot: Snapshot) -> int:
     ranges = sum(other.ceiling - other.floor for other in snapshot.guests)
     part = min(1.0, max(0.0, (snapshot.budget - floors) / ranges)) if ranges else 1.0
     return guest.floor + int(part * (guest.ceiling - guest.floor))
-
-
-def _accounted(
-    wishes: Decisions, snapshot: Snapshot, estimates: Mapping[VmName, Estimate], safeties: Safeties
-) -> tuple[Decisions, int]:
-    """Return the wishes that can be paid for, and what is lent beyond the budget."""
-    guests = {guest.vm: guest for guest in snapshot.guests}
-    decisions = dict(wishes)
-    urgent: dict[VmName, int] = {}
-    ordinary: dict[VmName, int] = {}
-    delivered = 0
-    for vm, wish in wishes.items():
-        guest = guests[vm]
-        target = wish.target if isinstance(wish, SetTarget) else guest.target
-        if guest.driver_up and target is not None and target < guest.actual:
-            delivered += guest.actual - target
-        if isinstance(wish, SetTarget) and wish.target > guest.charge:
-            (urgent if wish.urgent else ordinary)[vm] = wish.target - guest.charge
-    shares = {vm: guest.shares for vm, guest in guests.items()}
-    free = snapshot.free
-    loan = _loan(snapshot, estimates)
-    paid = water_fill(urgent, shares, free + delivered + loan)
-    paid |= water_fill(ordinary, shares, free - sum(paid.values()) - int(snapshot.budget * POOL))
-    if not safeties.accounts:
-        paid = urgent | ordinary
-    for vm, size in paid.items():
-        guest, wish = guests[vm], wishes[vm]
-        assert isinstance(wish, SetTarget)
-        asked = wish.target - guest.charge
-        worth = size == asked or size >= max(MARGIN // 2, guest.actual // 50)
-        target = guest.charge + size // 4096 * 4096
-        decisions[vm] = replace(wish, target=target) if size and worth else Hold("awaits-memory")
-    return decisions, max(0, sum(paid.values()) - max(0, free + delivered))
-
-
-def _loan(snapshot: Snapshot, estimates: Mapping[VmName, Estimate]) -> int:
-    """Return what may be lent beyond the budget: where the guests hold more than it, if that is wanted."""
-    if snapshot.overload != "guests":
-        return 0
-    needs = sum(
-        estimates[guest.vm].held * 105 // 100 + MARGIN if guest.vm in estimates else guest.charge
-        for guest in snapshot.guests
-    )
-    if needs <= snapshot.budget:
-        return 0
-    cap = int(LOAN * max(0, snapshot.mem_total - snapshot.budget))
-    if snapshot.mem_available is not None:
-        cap = min(cap, max(0, snapshot.mem_available - snapshot.reserve // 2))
-    return max(0, cap - max(0, snapshot.charged - snapshot.budget))

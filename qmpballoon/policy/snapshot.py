@@ -38,6 +38,19 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a guest has and needs now, in bytes; worked out by ``estimate``."""
+
+    held: int
+    available: int  # with the actual of now
+    trend: float  # bytes per second
+    want: int  # held with the headroom that it should have, within floor and ceiling
+    emergency: bool
+    thin: bool  # less than twice the critical available memory
+    caches: int  # page cache, as far as it is really used
+
+
+@dataclass(frozen=True, slots=True)
 class GuestSnapshot:
     """One VM at the moment of a tick; sizes in bytes."""
 
@@ -63,6 +76,7 @@ class GuestSnapshot:
     rss: int | None = None  # of its QEMU process
     rss_tells: bool = True  # False: hugepages, locked memory, vfio: RSS does not follow the balloon
     oom_kills: int | None = None  # since the guest's boot, where it reports them
+    estimate: Estimate | None = None  # the guard's; None where there is nothing to go by
     gives_at_most: int | None = None  # the guard's word: what may be taken from it now; None: no limit
     charge_at_least: int = 0  # the guard's word: what it holds in truth, as far as the host can see
 

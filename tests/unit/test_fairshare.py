@@ -9,15 +9,20 @@ from policy_makers import a_guest, a_host
 
 from qmpballoon.policy.estimate import EstimateRules, estimate, observe
 from qmpballoon.policy.fairshare import FairShare
-from qmpballoon.policy.snapshot import Decisions, GuestSnapshot, Hold, Reading, SetTarget, Snapshot
+from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, Reading, SetTarget, Snapshot
 from qmpballoon.units import MIB
 
 RULES = EstimateRules()
 
 
-def decided(host: Snapshot) -> Decisions:
-    policy = FairShare()
-    return policy.step(policy.start(), host)[1]
+def decided(host: Snapshot) -> dict[str, Decision]:
+    guests = []
+    for guest in host.guests:
+        past = observe(None, guest, host.now_s, RULES)
+        seen = None if past is None else estimate(past, guest, host.now_s, RULES)
+        guests.append(replace(guest, estimate=seen))
+    decisions = FairShare().step(None, replace(host, guests=tuple(guests)))[1]
+    return {str(vm): decision for vm, decision in decisions.items()}
 
 
 def grown(guest: GuestSnapshot, held: int, seen_at_s: float) -> GuestSnapshot:

@@ -50,7 +50,7 @@ def test_a_guest_that_is_well_may_be_moved_as_the_policy_wants() -> None:
     ],
 )
 def test_hands_off_a_guest_that_cannot_or_must_not_move(changes: dict[str, object], why: str) -> None:
-    judgement = Watched(a_guest()).after(1, **changes)
+    judgement = Watched(replace(a_guest(), **changes)).after(1)  # type: ignore[arg-type]
     assert (judgement.why, judgement.may_shrink, judgement.may_grow) == (why, False, False)
 
 

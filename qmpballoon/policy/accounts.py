@@ -1,0 +1,87 @@
+"""Who can be paid: shrinks always, ordinary grows out of what is free, emergencies out of more. Pure.
+
+An emergency may also have the pool, what others are about to deliver, what booting guests are charged
+beyond what they have resident, and, on a host whose guests hold more than the budget, a loan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
+from qmpballoon.policy.water_fill import water_fill
+from qmpballoon.units import MIB, PAGE
+
+POOL: Final = 0.04  # of the budget, left to emergencies
+LOAN: Final = 0.25  # of what the host has beyond the budget
+MARGIN: Final = 8 * MIB
+BOOTING_GROWS: Final = 1.25  # times what a booting guest has resident now: until it can be asked
+
+
+def paid_for(wishes: Decisions, snapshot: Snapshot, *, accounts: bool = True) -> tuple[Decisions, int]:
+    """Return the wishes that can be paid for, and how much of it is lent beyond the budget, in bytes.
+
+    Without ``accounts`` everything is granted; only tests want that.
+    """
+    guests = {guest.vm: guest for guest in snapshot.guests}
+    grows = {
+        vm: wish
+        for vm, wish in wishes.items()
+        if isinstance(wish, SetTarget) and wish.target > guests[vm].charge
+    }
+    urgent = {vm: wish.target - guests[vm].charge for vm, wish in grows.items() if wish.urgent}
+    ordinary = {vm: wish.target - guests[vm].charge for vm, wish in grows.items() if not wish.urgent}
+    coming = sum(_to_come(guests[vm], wish) for vm, wish in wishes.items() if vm not in urgent)
+    free, caution = snapshot.free, sum(_caution(guest) for guest in snapshot.guests)
+    shares = {vm: guest.shares for vm, guest in guests.items()}
+    paid = water_fill(urgent, shares, free + coming + caution + _loan(snapshot, caution))
+    lent = max(0, sum(paid.values()) - max(0, free + coming + caution))
+    paid |= water_fill(ordinary, shares, free - sum(paid.values()) - int(snapshot.budget * POOL))
+    if not accounts:
+        paid = urgent | ordinary
+    return {**wishes, **{vm: _granted(guests[vm], wish, paid[vm]) for vm, wish in grows.items()}}, lent
+
+
+def _granted(guest: GuestSnapshot, wish: SetTarget, size: int) -> Decision:
+    """Return as much of a grow as is paid for; crumbs are not worth a command."""
+    asked = wish.target - guest.charge
+    if size == asked or size >= max(MARGIN // 2, guest.actual // 50):
+        return replace(wish, target=guest.charge + size // PAGE * PAGE)
+    if wish.urgent and guest.target is not None and guest.target < guest.actual:
+        return replace(wish, target=guest.actual)  # costs nobody anything: what it has left, it keeps
+    return Hold("awaits-memory")
+
+
+def _to_come(guest: GuestSnapshot, wish: Decision) -> int:
+    """Return what the guest is about to deliver."""
+    target = wish.target if isinstance(wish, SetTarget) else guest.target
+    if not guest.driver_up or target is None:
+        return 0
+    return max(0, guest.actual - target)
+
+
+def _caution(guest: GuestSnapshot) -> int:
+    """Return what a booting guest is charged beyond what it has resident."""
+    if guest.driver_up or guest.rss is None:
+        return 0
+    return max(0, guest.charge - max(guest.floor, int(guest.rss * BOOTING_GROWS)))
+
+
+def _loan(snapshot: Snapshot, caution: int) -> int:
+    """Return what may be lent beyond the budget, if the guests cannot be squeezed into it."""
+    if snapshot.overload != "guests":
+        return 0
+    if sum(_least(guest) for guest in snapshot.guests) <= snapshot.budget:
+        return 0
+    cap = int(LOAN * max(0, snapshot.mem_total - snapshot.budget))
+    if snapshot.mem_available is not None:
+        cap = min(cap, max(0, snapshot.mem_available - snapshot.reserve // 2))
+    return max(0, cap - max(0, snapshot.charged - caution - snapshot.budget))
+
+
+def _least(guest: GuestSnapshot) -> int:
+    """Return what the guest can be squeezed to."""
+    if guest.estimate is None or guest.gives_at_most == 0:
+        return guest.charge
+    return max(guest.floor, guest.estimate.held * 105 // 100 + MARGIN)

@@ -43,18 +43,14 @@ class Actuator:
             NotReady: not in time, as no driver is up in the guest.
             ConnectionLost: the VM went meanwhile.
         """
-        life = vm.life
         try:
             with vm.watched():
                 async with asyncio.timeout(wait_s):
                     while True:
                         changed, record = vm.changed, vm.record()
-                        if vm.serial != serial:
-                            raise RequestRefused("superseded", f"a newer target came than {target}")
-                        if vm.life != life:
-                            raise RequestRefused(
-                                "superseded", f"QEMU was started anew before {target} was reached"
-                            )
+                        if vm.serial != serial and vm.target != target:  # the tick may send it again
+                            why = "QEMU was started anew" if vm.target is None else "a newer target came"
+                            raise RequestRefused("superseded", f"{why} before {target} was reached")
                         if not record.answers:
                             raise ConnectionLost(f"{vm.vm} is {record.health}: {target} was not reached")
                         if record.is_at(target):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 from qmpballoon.actuator import Actuator
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpBalloonError, RequestRefused
@@ -94,16 +94,18 @@ class Commands:
         target = round_up_to_page(checked_target(record, amount.of(record.size)))
         request.refuse_if_expired(time.monotonic())
         before = self._store.kept(vm.vm)
-        wanted = self._keep(vm, mode="manual", mode_until=None, boot_id=None, target=target)
-        await self._store.saved()
-        if (kept := self._store.kept(vm.vm)).mode != "manual" or kept.target != target:
-            raise RequestRefused("superseded", f"a newer request came before {target} was sent")
+        # The mode first, or the policy would send its own target; the target only once QEMU has it, or the
+        # governor would send it, too.
+        wanted = self._keep(vm, mode="manual", mode_until=None, boot_id=None, target=None)
         try:
             serial = await self._actuator.send(vm, target, why="manual")
         except QmpBalloonError:
             if self._store.kept(vm.vm) == wanted:  # what is answered with an error has no later effect
                 self._keep(vm, **asdict(before))
             raise
+        if vm.serial == serial and self._store.kept(vm.vm).mode == "manual":
+            self._keep(vm, target=target)
+        await self._store.saved()
         if isinstance(wait_s, float):
             record = await self._actuator.reached(vm, serial, target, wait_s=wait_s)
             return {"target": target, "actual": record.actual, "reached": True}
@@ -184,7 +186,7 @@ class Commands:
         self._governor.nudge()
         return {"hold": hold, "size": size}
 
-    def _keep(self, vm: SupervisedVm, **changes: object) -> Kept:
+    def _keep(self, vm: SupervisedVm, **changes: Any) -> Kept:
         self._store.keep(vm.vm, **changes)
         self._governor.apply_mode(vm)
         vm.touch()

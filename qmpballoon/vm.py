@@ -26,7 +26,7 @@ from qmpballoon.policy.pace import sampling_interval_s
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.session import Session
-from qmpballoon.store import Store
+from qmpballoon.store import Kept, Store
 from qmpballoon.units import MAX_SIZE, format_size, is_reached, parse_amount
 
 LOOK_EVERY_S: Final = 10.0  # at what no event tells: migration, plugged memory, a driver that went
@@ -106,11 +106,15 @@ class SupervisedVm:
         self._health = "offline"
         self._watchers = 0
         self._wake = asyncio.Event()
+        # Worked out in fractions and read at every tick; all they depend on is frozen, so identity serves.
+        self._limits_of: tuple[Kept, VmSettings, int | None] = (Kept(), settings, None)
+        self._limits = limits_of(*self._limits_of)
         self._new_life(None)
 
     def _new_life(self, life: Life | None) -> None:
         """Drop all that belonged to the life before."""
         self.life = life
+        self.serial += 1  # whoever still waits for a target of the life before is superseded
         self.target = None
         self.why = None
         self.trouble: str | None = None  # untrusted, uncooperative or stuck: the guard's word
@@ -191,17 +195,10 @@ class SupervisedVm:
     @property
     def limits(self) -> Limits:
         """What is in force: the file's limits, narrowed by those set over MQTT."""
-        kept = self._store.kept(self.vm)
-        overridden = tuple(key for key in ("floor", "ceiling", "shares") if getattr(kept, key) is not None)
-        shares = self.settings.shares if kept.shares is None else kept.shares
-        if self._size is None:
-            return Limits(None, None, shares, overridden)
-        floor, ceiling = self.settings.limits(self._size)
-        if kept.ceiling is not None:
-            ceiling = min(ceiling, parse_amount(kept.ceiling).of(self._size))
-        if kept.floor is not None:
-            floor = max(floor, parse_amount(kept.floor).of(self._size))
-        return Limits(min(floor, ceiling), ceiling, shares, overridden)
+        of = (self._store.kept(self.vm), self.settings, self._size)
+        if any(one is not other for one, other in zip(of, self._limits_of, strict=True)):
+            self._limits, self._limits_of = limits_of(*of), of
+        return self._limits
 
     @property
     def connection(self) -> Connection:
@@ -434,6 +431,20 @@ class SupervisedVm:
             stats_interval_s=self.settings.stats_interval_s,
             trouble=self.trouble,
         )
+
+
+def limits_of(kept: Kept, settings: VmSettings, size: int | None) -> Limits:
+    """Return the limits that were configured, narrowed by those that were set over MQTT."""
+    overridden = tuple(key for key in ("floor", "ceiling", "shares") if getattr(kept, key) is not None)
+    shares = settings.shares if kept.shares is None else kept.shares
+    if size is None:
+        return Limits(None, None, shares, overridden)
+    floor, ceiling = settings.limits(size)
+    if kept.ceiling is not None:
+        ceiling = min(ceiling, parse_amount(kept.ceiling).of(size))
+    if kept.floor is not None:
+        floor = max(floor, parse_amount(kept.floor).of(size))
+    return Limits(min(floor, ceiling), ceiling, shares, overridden)
 
 
 def checked_target(record: VmRecord, target: int) -> int:

@@ -38,6 +38,7 @@ _VERBS: Final = {
     "status": "Show how large each VM is and what its guest says.",
     "set": "Set the balloon target of a VM.",
     "watch": "Stream the events and figures of VMs until interrupted.",
+    "simulate": "Run policies on workload traces in the simulator: figures, reasons, a drawing.",
     "check-config": "Check a configuration file, or show what it puts in force.",
     "demo": "Show it all at work, with real guests and a real broker.",
 }

@@ -65,6 +65,15 @@ class GuestMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestLook:
+    """What the guest tells at the price of one small file: for looks many times a second, in bytes."""
+
+    available: int
+    held: int  # by our workload
+    kills: int  # of our workload since boot
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """All that makes one guest different from another, except its name and where its sockets are."""
 
@@ -319,6 +328,15 @@ class LabGuest:
         fields = dict(word.split("=") for word in (await self.command("stat")).split())
         driver = fields.pop("driver") == "1"
         return GuestMemory(**{key: int(value) for key, value in fields.items()}, driver=driver)
+
+    async def look(self, *, timeout_s: float = _COMMAND_S) -> GuestLook:
+        """Return the guest's most important figures.
+
+        Raises:
+            LabError: as for `command`.
+        """
+        words = await self.command("look", timeout_s=timeout_s)
+        return GuestLook(**{key: int(value) for key, value in (word.split("=") for word in words.split())})
 
     def reboot(self) -> None:
         """Let the guest reboot itself; await `booted` with ``boots`` one higher."""

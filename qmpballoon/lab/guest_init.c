@@ -14,6 +14,7 @@
  *   cache N                read N MiB of the disk through the page cache
  *   drop                   drop the clean page cache
  *   stat                   total free available cached held oom_kills uptime_ms driver
+ *   look                   available held kills: cheap enough to be asked ten times a second
  *   driver load|unload     the balloon driver
  *   reboot, poweroff       not answered
  *
@@ -57,6 +58,7 @@ struct order { /* shared with the holder; init writes the first three, the holde
 
 static struct order *order;
 static int serial, order_pipe[2], done_pipe[2], holder;
+static word kills; /* of the holder, since boot */
 static char hold_tag[32]; /* of the "hold" that is not answered yet, or "" */
 
 void *memset(void *to, int byte, word size) { char *p = to; while (size--) *p++ = byte; return to; }
@@ -246,6 +248,7 @@ static void holder_spoke(void)
     SYS(CLOSE, done_pipe[0], 0, 0);
     syscall6(WAIT4, holder, 0, 0, 0, 0, 0);
     holder = order->held = 0;
+    kills++;
     end_hold("error killed");
 }
 
@@ -280,6 +283,15 @@ static void stat_line(const char *tag)
     say(tag, answer);
 }
 
+static void look_line(const char *tag)
+{
+    char answer[256], *end = put(answer, "ok");
+    end = put_field(end, "available", number_in("/proc/meminfo", "MemAvailable:") * 1024);
+    end = put_field(end, "held", order->held * PAGE);
+    put_field(end, "kills", kills);
+    say(tag, answer);
+}
+
 static void read_disk(const char *tag, word mib)
 {
     static char block[65536];
@@ -308,6 +320,7 @@ static void obey(char *line)
     else rest = "";
     if (same(verb, "ping")) say(tag, "ok");
     else if (same(verb, "stat")) stat_line(tag);
+    else if (same(verb, "look")) look_line(tag);
     else if (same(verb, "hold")) give_order(tag, number(rest), 0, 1);
     else if (same(verb, "grow")) {
         char *rate = find(rest, " ");

@@ -1,7 +1,7 @@
 """Who can be paid: shrinks always, ordinary grows out of what is free, emergencies out of more. Pure.
 
 An emergency may also have the pool, what others are about to deliver, what booting guests are charged
-beyond what they have resident, and, on a host whose guests hold more than the budget, a loan.
+beyond what they have resident, and at last a loan: a guest's life comes before the budget.
 """
 
 from __future__ import annotations
@@ -69,19 +69,10 @@ def _caution(guest: GuestSnapshot) -> int:
 
 
 def _loan(snapshot: Snapshot, caution: int) -> int:
-    """Return what may be lent beyond the budget, if the guests cannot be squeezed into it."""
+    """Return what may be lent beyond the budget; with ``overload = "host"`` nothing."""
     if snapshot.overload != "guests":
-        return 0
-    if sum(_least(guest) for guest in snapshot.guests) <= snapshot.budget:
         return 0
     cap = int(LOAN * max(0, snapshot.mem_total - snapshot.budget))
     if snapshot.mem_available is not None:
         cap = min(cap, max(0, snapshot.mem_available - snapshot.reserve // 2))
     return max(0, cap - max(0, snapshot.charged - caution - snapshot.budget))
-
-
-def _least(guest: GuestSnapshot) -> int:
-    """Return what the guest can be squeezed to."""
-    if guest.estimate is None or guest.gives_at_most == 0:
-        return guest.charge
-    return max(guest.floor, guest.estimate.held * 105 // 100 + MARGIN)

@@ -15,7 +15,8 @@ from qmpballoon.units import MIB
 
 AVERAGE_OVER_S: Final = 60.0
 TREND_FROM: Final = 0.01  # of held per second; slower is no growth
-TREND_KEEPS: Final = 0.7  # of itself per second without growth
+TREND_KEEPS: Final = 0.7  # of itself per second while nothing is heard
+TREND_OVER_KEEPS: Final = 0.1  # of itself per second of figures that show no growth
 TREND_LOOKS_AHEAD_S: Final = 5.0  # more than EMERGENCY_WITHIN_S, or each tick would grant a crumb
 EMERGENCY_WITHIN_S: Final = 3.0  # at the present trend
 EMERGENCY_EASES_AT: Final = 1.5  # times the critical available memory, and of the trend's seconds
@@ -89,7 +90,7 @@ def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: 
     if passed_s < _LEAST_STEP_S:
         return past
     rise = (held - past.held) / passed_s
-    faded = past.trend * TREND_KEEPS**passed_s
+    faded = past.trend * TREND_OVER_KEEPS**passed_s
     trend = max(faded, rise if rise > TREND_FROM * max(held, MIB) else 0.0)
     weight = min(1.0, passed_s / AVERAGE_OVER_S)
     after = replace(

@@ -2,10 +2,10 @@
 
 Each tick every guest is entitled to a size, in tiers, each filled by shares until the budget is spent:
 
-    a  the floor as far as it is held      e  floors
-    b  what is held                        f  wants: held with headroom, peaks, growth
-    c  emergencies: half as much again     g  page cache that is really used
-    d  what will be held in a second
+    a  the floor as far as it is held      e  what will be held in a second
+    b  what is held                        f  floors
+    c  and half a second of a burst        g  wants: held with headroom, peaks, growth
+    d  emergencies: half as much again     h  page cache that is really used
 
 Nothing moves because of that alone: a guest grows when its headroom is below half of what it is
 entitled to; others shrink when somebody lacks, or the pool of free budget is low. In a hurry donors
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from qmpballoon.model import VmName
 from qmpballoon.policy.accounts import MARGIN, POOL
@@ -32,6 +33,8 @@ from qmpballoon.policy.snapshot import (
 )
 from qmpballoon.policy.water_fill import filled_in_tiers
 from qmpballoon.units import MIB
+
+BURST_MARGIN: Final = 16 * MIB  # beyond MARGIN: 0.6 s of a burst of 40 MiB/s, until it is seen and relieved
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,14 @@ class _Known:
         return min(self.guest.actual, self.guest.target or self.guest.actual)
 
     @property
+    def least_gift(self) -> int:
+        """A smaller shrink is not worth a command."""
+        return max(8 * MIB, self.guest.actual // 25)
+
+    @property
     def dead_band(self) -> int:
-        """A move smaller than this is not worth a command."""
-        band = max(8 * MIB, self.guest.actual // 25)
-        return band // 2 if self.estimate.thin or self.estimate.emergency else band
+        """A smaller grow is not worth a command; half of it is to a guest that is thin."""
+        return self.least_gift // 2 if self.estimate.thin or self.estimate.emergency else self.least_gift
 
     def may_give(self, *, over: bool) -> int:
         """Return what can be taken at once without bringing it into an emergency itself.
@@ -106,7 +113,7 @@ def entitlements(known: Mapping[VmName, _Known], snapshot: Snapshot, pool: int) 
     if not known:
         return {}
     shares = {vm: entry.guest.shares for vm, entry in known.items()}
-    return filled_in_tiers(tuple(tier(level) for level in "abcdefg"), shares, total)
+    return filled_in_tiers(tuple(tier(level) for level in "abcdefgh"), shares, total)
 
 
 def _counts(guest: GuestSnapshot) -> int:
@@ -126,12 +133,14 @@ def _level(level: str, entry: _Known) -> int:
         case "b":
             return with_margin
         case "c":
-            return held * 3 // 2 if entry.estimate.emergency else 0
+            return with_margin + BURST_MARGIN
         case "d":
-            return held * 110 // 100 + MARGIN + int(entry.estimate.trend)
+            return held * 3 // 2 if entry.estimate.emergency else 0
         case "e":
-            return entry.guest.floor
+            return held * 110 // 100 + MARGIN + int(entry.estimate.trend)
         case "f":
+            return entry.guest.floor
+        case "g":
             return entry.estimate.want
         case _:
             return entry.estimate.want + entry.estimate.caches
@@ -194,8 +203,8 @@ def gifts(
         if hurry or over:  # at least half of it: crumbs at every tick would be many commands
             part = max(surplus[vm] // 2, min(surplus[vm], -(-surplus[vm] * wanted // there)))
         else:
-            part = min(surplus[vm], max(left, entry.dead_band))
-        if part < entry.dead_band and not (hurry and there < 2 * wanted):
+            part = min(surplus[vm], max(left, entry.least_gift))
+        if part < entry.least_gift // (2 if hurry else 1):
             continue
         given[vm] = SetTarget(entry.lowest - part, "give")
         left -= part

@@ -146,7 +146,7 @@ def boot_storm(seed: int) -> Trace:
     for n in range(10):
         boots_at_s = 0.0 if n < 4 else 30.0 + (n - 4) * random.uniform(3, 6)
         idle = random.uniform(90, 160)
-        path = _Path(idle, 40).until(boots_at_s + 6).ramp(random.uniform(300, 400), mib_per_s=30)
+        path = _Path(idle, 40).until(boots_at_s + 6).ramp(random.uniform(360, 460), mib_per_s=30)
         path.hold(random.uniform(15, 30)).ramp(idle, mib_per_s=60)
         resets = (random.uniform(200, 500),) if n % 3 == 0 else ()
         vm = replace(_vm(f"vm{n + 1}", 768, path), boots_at_s=boots_at_s, resets_at_s=resets)
@@ -247,8 +247,8 @@ def floors(seed: int) -> Trace:
     random = Random(seed)
     vms = []
     for n in range(6):
-        path = _Path(random.uniform(180, 260), 30).until(random.uniform(20, 150))
-        path.ramp(random.uniform(420, 520), mib_per_s=10).hold(random.uniform(60, 120))
+        path = _Path(random.uniform(180, 260), 30).until(20 + 75 * n + random.uniform(0, 30))
+        path.ramp(random.uniform(570, 630), mib_per_s=10).hold(random.uniform(40, 90))
         path.ramp(random.uniform(180, 260), mib_per_s=100)
         vms.append(replace(_vm(f"vm{n + 1}", 1024, path, floor=0.7), deflate_on_oom=n % 2 == 0))
     return _trace("floors", "Six floors of 70 % on a budget of 60 %.", vms)

@@ -17,7 +17,7 @@ FINE_S: Final = 0.1  # between two looks at a guest that moves or is thin
 COARSE_S: Final = 0.5  # at one whose demand changes and that has plenty
 _LONG_AGO_S: Final = 86400.0
 _PLENTY_S: Final = 2.0  # of its present growth
-RETURNS_BYTES_PER_S: Final = 100 * MIB  # how fast a workload that was killed is back to what it held
+RETURNS_PER_S: Final = 0.1  # of the size: how fast a workload that was killed comes back
 _MOVED_AROUND: Final = MIB  # a sample during which the balloon moved further proves nothing
 
 
@@ -62,7 +62,8 @@ class SimulatedVm:
         self.reading: Reading | None = None
         self.fresh_since_s: float | None = None
         self.previous: GuestSnapshot | None = None  # at the sample before the newest
-        self.fast = self.thin = self.moving = False
+        self.thin = self.moving = False
+        self.interval_s = vm.stats_interval_s  # until the next sample
         self.next_sample_s = now_s
         self.wake_s = now_s
         self.touched = vm.base
@@ -106,7 +107,7 @@ class SimulatedVm:
         changed = self._demand(now_s)
         anonymous = self._asked.anonymous
         if self._returns_at_s is not None:
-            back = int(max(0.0, now_s - self._returns_at_s) * RETURNS_BYTES_PER_S)
+            back = int(max(0.0, now_s - self._returns_at_s) * RETURNS_PER_S * guest.size)
             if back >= anonymous:
                 self._returns_at_s = None
             anonymous, changed = min(anonymous, back), True

@@ -1,0 +1,189 @@
+"""What the benchmark plays on: pretended QEMUs, the agent, the bare client, each a process with meters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qmpballoon.lab.require import find_program
+from qmpballoon.sim.command import numbered
+
+AGENT_HOST: Final = "bench"
+INTERVAL_S: Final = 1  # QEMU's least, so that there are many samples in a short time
+PATIENCE_S: Final = 60.0
+QMPBALLOON: Final = Path(sys.executable).with_name("qmpballoon")
+
+_BARE: Final = Path(__file__).with_name("bench_bare.py")
+_END_S: Final = 15.0
+_MANY_LINES: Final = 100_000
+
+
+class BenchError(Exception):
+    """The benchmark could not be played; the message says what went wrong."""
+
+
+class Process:
+    """A child process whose lines (stdout and stderr) are read as they come, each with its moment."""
+
+    def __init__(self, process: asyncio.subprocess.Process, started_s: float) -> None:
+        self.pid = process.pid
+        self.started_s = started_s
+        self.lines: list[tuple[float, str]] = []
+        self._process = process
+        self._more = asyncio.Event()
+        self._reader = asyncio.create_task(self._read(), name=f"lines of {process.pid}")
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            if len(self.lines) < _MANY_LINES:
+                self.lines.append((time.monotonic(), line.decode(errors="replace").rstrip()))
+            self._more.set()
+
+    async def said(self, condition: Callable[[str], bool], *, times: int = 1) -> float:
+        """Wait until so many lines fit; return the moment of the last on the monotonic clock.
+
+        Raises:
+            BenchError: the process ended, or they did not come in time.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    fitting = [moment_s for moment_s, line in self.lines if condition(line)]
+                    if len(fitting) >= times:
+                        return fitting[times - 1]
+                    if self._reader.done():
+                        raise BenchError(f"{self.pid} ended too early{self._tail()}")
+                    self._more.clear()
+                    more = asyncio.create_task(self._more.wait(), name=f"more lines of {self.pid}")
+                    await asyncio.wait((more, self._reader), return_when=asyncio.FIRST_COMPLETED)
+                    more.cancel()
+        except TimeoutError:
+            raise BenchError(f"{self.pid} did not get there in {PATIENCE_S:g} s{self._tail()}") from None
+
+    async def terminate(self) -> None:
+        """End it by SIGTERM, and read all it said."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(_END_S):
+                await self._process.wait()
+        except TimeoutError:
+            raise BenchError(f"{self.pid} did not end in {_END_S:g} s{self._tail()}") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._reader
+
+    def _tail(self) -> str:
+        return "".join(f"\n    {line}" for _, line in self.lines[-15:])
+
+    # ---- meters ----
+
+    def cpu_s(self) -> float:
+        """Return the processor time it has used, user and system, all threads.
+
+        To the nanosecond, where /proc/PID/stat counts in hundredths: clock_getcpuclockid(3), whose
+        number Linux makes of the pid (include/linux/posix-timers_types.h).
+        """
+        return time.clock_gettime((~self.pid << 3) | 2)
+
+    def memory(self) -> Memory:
+        """Return its resident memory now."""
+        sizes = {}
+        for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()[1:]:
+            key, _, rest = line.partition(":")
+            sizes[key] = int(rest.split()[0]) * 1024
+        return Memory(rss=sizes["Rss"], pss=sizes["Pss"])
+
+    def writes(self) -> int:
+        """Return how many write calls it has made: one for each QMP request, none for MQTT, which sends."""
+        fields = dict(line.split(": ") for line in Path(f"/proc/{self.pid}/io").read_text().splitlines())
+        return int(fields["syscw"])
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Resident bytes: all, and with each shared page counted by its share."""
+
+    rss: int
+    pss: int
+
+
+@asynccontextmanager
+async def _running(*command: str | Path) -> AsyncGenerator[Process, None]:
+    started_s = time.monotonic()
+    child = await asyncio.create_subprocess_exec(
+        find_program("setpriv"),
+        "--pdeathsig",
+        "KILL",
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    process = Process(child, started_s)
+    try:
+        yield process
+    finally:
+        await process.terminate()
+
+
+@asynccontextmanager
+async def pretended_qemus(directory: Path, count: int) -> AsyncGenerator[list[str], None]:
+    """Run so many pretended QEMUs, each its own process; give their sockets."""
+    path = directory / f"vm{count}.qmp"
+    command = (sys.executable, "-m", "qmpballoon.sim.server", path, "--count", str(count), "--fork")
+    async with _running(*command) as process:
+        await process.said(lambda line: line == "ready")
+        yield [str(numbered(path, number, count)) for number in range(count)]
+
+
+@asynccontextmanager
+async def bare_client(paths: Sequence[str]) -> AsyncGenerator[Process, None]:
+    """Run the bare client once it polls all of them."""
+    async with _running(sys.executable, _BARE, str(INTERVAL_S), *paths) as process:
+        await process.said(lambda line: line == "polling")
+        yield process
+
+
+@asynccontextmanager
+async def agent(
+    directory: Path, paths: Sequence[str], broker_url: str | None
+) -> AsyncGenerator[Process, None]:
+    """Run the agent for these sockets; it is given at once, attached or not.
+
+    Its configuration is the default one but for the interval, a budget that is enough for all, and no
+    grace time: the VMs are calm as soon as their figures are there.
+    """
+    state_dir = directory / "state"
+    for old in state_dir.glob("*"):
+        old.unlink()
+    configuration = directory / "bench.toml"
+    configuration.write_text(
+        f"[agent]\nhost = '{AGENT_HOST}'\nstate_dir = '{state_dir}'\n"
+        f"[discovery]\nsockets = {[*paths] or [str(directory / 'none' / '*.qmp')]!r}\n"
+        f"[host]\nbudget = '1TiB'\nreserve = '1MiB'\n[vm]\nstats_interval_s = {INTERVAL_S}\ngrace_s = 0\n"
+    )
+    options = () if broker_url is None else ("--broker", broker_url)
+    async with _running(QMPBALLOON, "agent", "-c", configuration, *options) as process:
+        yield process
+
+
+def is_started(line: str) -> bool:
+    """Tell whether the agent says that all is imported and configured."""
+    return " agent-started " in line
+
+
+def is_well(line: str) -> bool:
+    """Tell whether the agent says of a VM that its figures are there."""
+    return " health " in line and line.endswith("now=ok")

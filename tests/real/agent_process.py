@@ -1,0 +1,281 @@
+"""The agent as a user runs it, a process of its own, and an MQTT client that watches and asks it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from mqtt_listener import Listener, listening
+
+from qmpballoon.lab.broker import LabBroker
+from qmpballoon.lab.process import Program
+from qmpballoon.lab.waiting import eventually
+
+T = TypeVar("T")
+
+HOST_NAME: Final = "edge-7"
+ROOT: Final = f"qmpballoon/{HOST_NAME}"
+PATIENCE_S: Final = 25.0  # for what takes a second or two on an idle machine
+
+Tables = Mapping[str, Any]
+
+_BUGS: Final = (
+    "Traceback",
+    "never retrieved",
+    "never awaited",
+    "Warning:",
+    "was destroyed but it is pending",
+)
+
+
+def configuration_text(tables: Tables) -> str:
+    """Return TOML for tables of plain values; ``match`` within ``vm`` is a list of tables."""
+    lines: list[str] = []
+    for name, table in tables.items():
+        lines += [f"[{name}]", *_lines(table)]
+        for match in table.get("match", ()):
+            lines += [f"[[{name}.match]]", *_lines(match)]
+    return "\n".join([*lines, ""])
+
+
+def _lines(table: Tables) -> list[str]:
+    return [f"{key} = {json.dumps(value)}" for key, value in table.items() if key != "match"]
+
+
+class AgentProcess:
+    """One agent with its configuration file and state directory, which outlive its runs.
+
+    It hurries, by a short grace time and short intervals, and moves nothing unasked.
+    ``tables`` are laid over that, table by table; ``before`` are words in front of the program, such as
+    ``env NAME=value``.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        broker: LabBroker | None,
+        *,
+        name: str = "agent",
+        before: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        **tables: Tables,
+    ) -> None:
+        self.directory = directory
+        self.file = directory / f"{name}.toml"
+        self.log = directory / f"{name}.log"
+        self.state_dir = directory / "state"
+        self._broker = broker
+        self._before = tuple(before)
+        self._arguments = tuple(arguments)
+        self._program: Program | None = None
+        self.configure(**tables)
+
+    def configure(self, **tables: Tables) -> None:
+        """Write the configuration file anew; the agent does not know yet."""
+        base: dict[str, Tables] = {
+            "agent": {"host": HOST_NAME, "state_dir": str(self.state_dir)},
+            "discovery": {"sockets": [f"{self.directory}/*.qmp"]},
+            "mqtt": {"min_interval_s": 0.05, **({"url": self._broker.url} if self._broker else {})},
+            "policy": {"mode": "manual"},
+            "vm": {"stats_interval_s": 1, "grace_s": 0.3},
+        }
+        merged = {name: {**base.get(name, {}), **tables.get(name, {})} for name in {**base, **tables}}
+        self.file.write_text(configuration_text(merged))
+
+    @property
+    def program(self) -> Program:
+        """The process of the run that is or was the last."""
+        assert self._program is not None
+        return self._program
+
+    def start(self) -> None:
+        """Start a run; who needs it to be there waits for what it says."""
+        command = [sys.executable, "-W", "error", "-m", "qmpballoon", "agent", "-c", str(self.file)]
+        self._program = Program([*self._before, *command, *self._arguments], log=self.log)
+
+    def kill(self) -> None:
+        """SIGKILL, and reap."""
+        self.program.destroy()
+
+    async def terminate(self) -> int:
+        """SIGTERM; return the exit status."""
+        self.program.signal(signal.SIGTERM)
+        return await self.program.ended(timeout_s=PATIENCE_S)
+
+    def reload(self) -> None:
+        """SIGHUP."""
+        self.program.signal(signal.SIGHUP)
+
+    def logged(self, word: str) -> list[str]:
+        """Return the log's lines with this word in them."""
+        return [line for line in self.log.read_text().splitlines() if word in line]
+
+    async def until_logged(self, word: str, *, times: int = 1) -> str:
+        """Wait for a log line with this word, or for so many of them; return the last."""
+        return (await until(lambda: self.logged(word)[times - 1 :], what=f"the agent logs {word!r}"))[-1]
+
+    def close(self) -> None:
+        """End the agent; a bug that it logged is an AssertionError."""
+        if self._program is not None:
+            self._program.destroy()
+        text = self.log.read_text() if self.log.exists() else ""
+        print(text)  # shown with a test that failed
+        assert not any(bug in text for bug in _BUGS), text
+
+
+async def until(probe: Callable[[], T], *, what: str, timeout_s: float = PATIENCE_S) -> T:
+    """Wait until ``probe()`` returns something true, and return that."""
+
+    async def ask() -> T:
+        return probe()
+
+    return await eventually(ask, bool, timeout_s=timeout_s, what=what)
+
+
+class AgentWatch:
+    """What an MQTT client has heard of one agent, newest last, and what it may ask of it."""
+
+    _transactions = itertools.count(1)
+
+    def __init__(self, listener: Listener, root: str = ROOT) -> None:
+        self.listener = listener
+        self.root = root
+
+    # ---- hearing ----
+
+    def heard(self, topic: str, start: int = 0) -> list[bytes]:
+        """Return all payloads of a topic below the root, from the ``start``-th message on."""
+        full = f"{self.root}/{topic}"
+        return [one.payload for one in self.listener.messages[start:] if one.topic.value == full]
+
+    def last(self, topic: str) -> bytes | None:
+        """Return the newest payload of a topic; None if none came."""
+        return next(iter(self.heard(topic)[-1:]), None)
+
+    def last_json(self, topic: str) -> Any:
+        """Return it as JSON; None if none came, or an empty one."""
+        payload = self.last(topic)
+        return json.loads(payload) if payload else None
+
+    def state(self, vm: str) -> dict[str, Any]:
+        """Return the newest VM object; empty if there is none."""
+        return self.last_json(f"vm/{vm}/state") or {}
+
+    def events(self, vm: str, word: str | None = None) -> list[dict[str, Any]]:
+        """Return the events of a VM, or those of one word."""
+        found = [json.loads(payload) for payload in self.heard(f"vm/{vm}/event")]
+        return [event for event in found if word in (None, event["event"])]
+
+    @property
+    def now(self) -> int:
+        """How many messages came until now: a ``start`` for `heard`."""
+        return len(self.listener.messages)
+
+    async def until_state(
+        self,
+        vm: str,
+        condition: Callable[[dict[str, Any]], bool],
+        *,
+        what: str,
+        timeout_s: float = PATIENCE_S,
+    ) -> dict[str, Any]:
+        """Wait until the newest VM object is as wanted, and return it."""
+
+        async def ask() -> dict[str, Any]:
+            return self.state(vm)
+
+        return await eventually(
+            ask, lambda state: bool(state) and condition(state), timeout_s=timeout_s, what=f"{vm}: {what}"
+        )
+
+    async def until_health(
+        self, vm: str, *words: str, life: str | None = None, timeout_s: float = PATIENCE_S
+    ) -> dict[str, Any]:
+        """Wait for one of these health words; with ``life``, in another life than that."""
+        return await self.until_state(
+            vm,
+            lambda state: state["health"] in words and (life is None or state["life"] != life),
+            what=f"health {' or '.join(words)}",
+            timeout_s=timeout_s,
+        )
+
+    async def until_all_ok(self, *vms: str) -> None:
+        """Wait until all these VMs are well."""
+        for vm in vms:
+            await self.until_health(vm, "ok")
+
+    async def until_said(self, topic: str, payload: bytes, *, start: int = 0) -> None:
+        """Wait until this payload was heard on a topic below the root, from the ``start``-th message on."""
+        await until(lambda: payload in self.heard(topic, start), what=f"{topic} says {payload!r}")
+
+    # ---- asking ----
+
+    async def ask(self, vm: str | None, verb: str, **arguments: Any) -> dict[str, Any]:
+        """Send a request of a VM, or of the host (None), and return its answer."""
+        return await self.answer(await self.send(vm, verb, **arguments))
+
+    async def send(self, vm: str | None, verb: str, **arguments: Any) -> str:
+        """Send a request and return its transaction, to `answer` later."""
+        transaction = f"t{next(self._transactions)}"
+        await self.send_raw(vm, f"request/{verb}", {"transaction": transaction, **arguments})
+        return transaction
+
+    async def send_raw(self, vm: str | None, topic: str, payload: object, **how: Any) -> None:
+        """Publish on a topic of a VM, or of the host."""
+        place = self.root if vm is None else f"{self.root}/vm/{vm}"
+        await self.listener.send(f"{place}/{topic}", payload, **how)
+
+    async def answer(self, transaction: object, *, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
+        """Wait for the answer of a transaction."""
+        what = f"answer to {transaction!r}"
+        return (await until(lambda: self.answers(transaction), what=what, timeout_s=timeout_s))[0]
+
+    def answers(self, transaction: object) -> list[dict[str, Any]]:
+        """Return all JSON answers of a transaction, on whatever topic; one is right."""
+        return [answer for answer in self.all_answers() if answer["transaction"] == transaction]
+
+    def all_answers(self, start: int = 0) -> list[dict[str, Any]]:
+        """Return every JSON answer that came, from the ``start``-th message on."""
+        return [
+            json.loads(one.payload)
+            for one in self.listener.messages[start:]
+            if "/response/" in one.topic.value and one.payload[:1] == b"{"
+        ]
+
+    async def do(self, vm: str | None, verb: str, **arguments: Any) -> Any:
+        """Ask, and return the result of what must succeed."""
+        answer = await self.ask(vm, verb, **arguments)
+        assert answer["status"] == "ok", answer
+        return answer["result"]
+
+    async def refused(self, vm: str | None, verb: str, **arguments: Any) -> str:
+        """Ask, and return the error word of what must be refused."""
+        return error_word(await self.ask(vm, verb, **arguments))
+
+
+def error_word(answer: Mapping[str, Any]) -> str:
+    """Return the error word of an answer that must be a refusal."""
+    assert answer["status"] == "error", answer
+    assert answer["result"] is None, answer
+    assert answer["error"]["message"], answer
+    return str(answer["error"]["code"])
+
+
+@contextlib.asynccontextmanager
+async def watching(broker: LabBroker, *, root: str = ROOT) -> AsyncIterator[AgentWatch]:
+    """Watch an agent through a broker; what is retained comes first."""
+    async with asyncio.timeout(PATIENCE_S), contextlib.AsyncExitStack() as stack:
+        listener = await stack.enter_async_context(listening(broker.port))
+        kept = stack.pop_all()
+    async with kept:
+        yield AgentWatch(listener, root)
+
+
+StartAgent = Callable[..., AgentProcess]

@@ -1,0 +1,116 @@
+"""VMs by their names: renamed, doubled, forgotten, and what earlier runs left at the broker."""
+
+from __future__ import annotations
+
+import asyncio
+
+from agent_process import AgentWatch, StartAgent, until, watching
+
+from qmpballoon.lab.broker import LabBroker
+from qmpballoon.lab.room import LabRoom
+from qmpballoon.units import MIB
+
+
+async def test_a_vm_is_called_as_configured_and_a_renamed_one_leaves_nothing_behind(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guest, twin, third = await asyncio.gather(
+        lab.guest("web"), lab.guest("web-b", qemu_name="web"), lab.guest("nameless", qemu_name=None)
+    )
+    agent = start_agent(
+        broker, vm={"match": [{"socket": f"{lab.directory}/nameless.qmp", "rename": "Büro 1"}]}
+    )
+    await watch.until_all_ok("web", "web-2", "B_ro_1")
+    assert {watch.state(vm)["pid"] for vm in ("web", "web-2")} == {guest.pid, twin.pid}
+    assert (watch.state("B_ro_1")["name"], watch.state("B_ro_1")["pid"]) == ("Büro 1", third.pid)
+    socket = watch.state("web")["socket"]
+    await watch.do("web", "set-limits", shares=5)
+    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+
+    agent.configure(vm={"match": [{"socket": f"{lab.directory}/{socket}", "rename": "front"}]})
+    start = watch.now
+    agent.reload()
+    await watch.until_health("front", "ok")
+    await watch.until_health("nameless", "ok")
+    for vm in ("web", "B_ro_1"):
+        await until(lambda vm=vm: watch.last(f"vm/{vm}/state") == b"", what="cleared")  # type: ignore[misc]
+        await until(lambda vm=vm: watch.last(f"vm/{vm}/availability") == b"", what="cleared")  # type: ignore[misc]
+    assert watch.state("web-2")["health"] == "ok"  # the other keeps the name that it has
+    assert not [one for one in watch.heard("vm/web/state", start) if one]
+    assert await watch.refused("web", "get") == "unknown-vm"
+    mover = guest if socket == "web.qmp" else twin
+    assert await mover.truth.actual() == 112 * MIB
+    assert watch.state("front")["overridden"] == []  # limits, mode and target belong to the name
+    async with watching(broker) as late:
+        await late.until_health("front", "ok")
+        await late.until_said("status", b"online")
+        there = {one.topic.value.split("/")[3] for one in late.listener.messages if "/vm/" in one.topic.value}
+    assert there == {"front", "web-2", "nameless"}
+
+    pids = {vm: watch.state(vm)["pid"] for vm in there}
+    agent.kill()
+    start = watch.now
+    agent.start()
+    await watch.until_said("status", b"online", start=start)
+    await until(lambda: all(watch.heard(f"vm/{vm}/state", start) for vm in there), what="all states anew")
+    await watch.until_all_ok(*there)
+    assert {vm: watch.state(vm)["pid"] for vm in there} == pids
+
+
+async def test_two_sockets_of_one_qemu_are_one_vm(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    second = lab.directory / "z-second.qmp"
+    guest = await lab.guest("web", arguments=("-qmp", f"unix:{second},server=on,wait=off"))
+    agent = start_agent(broker)
+    await watch.until_health("web", "ok")
+    assert watch.state("web")["socket"] == "web.qmp"
+    await until(
+        lambda: (watch.last_json("host") or {}).get("vms") == {"total": 1, "online": 1}, what="one VM"
+    )
+    assert watch.last_json("host")["unidentified"] == []
+    reader, writer = await asyncio.open_unix_connection(str(second))  # left alone: anybody may have it
+    async with asyncio.timeout(10):
+        assert b"QMP" in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+
+    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+    life = watch.state("web")["life"]
+    for sockets, socket in (("z-*.qmp", "z-second.qmp"), ("*.qmp", "web.qmp")):
+        agent.configure(discovery={"sockets": [f"{lab.directory}/{sockets}"]})
+        agent.reload()
+        await watch.until_state("web", lambda state, socket=socket: state["socket"] == socket, what=socket)  # type: ignore[misc]
+        state = await watch.until_health("web", "ok")
+        assert (state["life"], state["pid"], state["mode"]) == (life, guest.pid, "manual")
+        assert [row["vm"] for row in watch.last_json("vms")] == ["web"]
+        assert await guest.truth.actual() == 112 * MIB
+
+
+async def test_a_vm_that_is_gone_is_forgotten_in_time_and_leftovers_of_an_earlier_run_are_cleared(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    stays, goes, killed = await asyncio.gather(*(lab.guest(name) for name in ("stays", "goes", "killed")))
+    agent = start_agent(broker, discovery={"sockets": [f"{lab.directory}/*.qmp"], "forget_after_s": 1})
+    await watch.until_all_ok("stays", "goes", "killed")
+    await goes.terminate()
+    await killed.kill()  # its socket is left, and so its name
+    await until(lambda: watch.last("vm/goes/state") == b"", what="its state is cleared")
+    assert watch.last("vm/goes/availability") == b""
+    await until(
+        lambda: [row["vm"] for row in watch.last_json("vms")] == ["killed", "stays"], what="two are left"
+    )
+    assert watch.state("killed")["health"] == "offline"
+
+    agent.kill()
+    await watch.until_said("status", b"offline")
+    killed.socket.unlink()
+    agent.configure(discovery={"sockets": [f"{lab.directory}/st*.qmp"]})
+    agent.start()
+    await until(lambda: watch.last("vm/killed/state") == b"", what="the leftover is cleared")
+    await until(
+        lambda: watch.last_json("vms") and [row["vm"] for row in watch.last_json("vms")] == ["stays"],
+        what="one",
+    )
+    await watch.until_health("stays", "ok")
+    assert await stays.truth.actual() == stays.memory

@@ -1,0 +1,160 @@
+"""What an attached agent says of its VMs and its host agrees with what their second monitors say."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from agent_process import AgentWatch, StartAgent, until, watching
+
+from qmpballoon.lab.broker import LabBroker
+from qmpballoon.lab.guest import BalloonDevice
+from qmpballoon.lab.room import LabRoom
+from qmpballoon.units import MIB
+
+VM_KEYS = """
+    schema ts host vm name uuid life run_state size actual balloon target floor ceiling shares overridden
+    mode policy why health guest rss pid socket qemu
+"""
+GUEST_KEYS = """
+    total free available caches swap_in swap_out major_faults minor_faults
+    hugetlb_allocs hugetlb_failures age_s
+"""
+HOST_KEYS = """
+    schema ts host name version instance seq uptime_s heartbeat_s policy mode level budget reserve used
+    available mem_total mem_available psi_some_avg10 psi_full_avg10 vms unidentified reclaimable room holds
+"""
+
+
+async def test_attached_vms_appear_as_their_qemus_have_them(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    one, other = await asyncio.gather(
+        lab.guest("web1", arguments=("-uuid", "12345678-1234-1234-1234-123456789abc")),
+        lab.guest("db1", balloon=BalloonDevice(id=None, deflate_on_oom=True), qemu_name="db one"),
+    )
+    start_agent(broker, mqtt={"samples": True})
+    await watch.until_all_ok("web1", "db_one")
+    state = await watch.until_state("web1", lambda state: state["guest"]["free"] is not None, what="figures")
+
+    assert sorted(state) == sorted(VM_KEYS.split())
+    assert sorted(state["guest"]) == sorted(GUEST_KEYS.split())
+    said = {
+        "schema": 1,
+        "host": "edge-7",
+        "vm": "web1",
+        "name": "web1",
+        "uuid": "12345678-1234-1234-1234-123456789abc",
+        "run_state": "running",
+        "size": one.memory,
+        "actual": await one.truth.actual(),
+        "balloon": 0,
+        "target": None,
+        "floor": one.memory // 4,
+        "ceiling": one.memory,
+        "shares": 1000,
+        "overridden": [],
+        "mode": "manual",
+        "policy": "fairshare",
+        "why": None,
+        "pid": one.pid,
+        "socket": "web1.qmp",
+        "qemu": "7.2.22",
+    }
+    assert {key: state[key] for key in said} == said
+    assert state["life"].startswith(f"{one.pid}-")
+    rss_kib = next(
+        int(line.split()[1])
+        for line in Path(f"/proc/{one.pid}/status").read_text().splitlines()
+        if line.startswith("VmRSS")
+    )
+    assert abs(state["rss"] - rss_kib * 1024) < 32 * MIB
+    inside = await one.guest_memory()
+    assert state["guest"]["total"] == inside.total
+    assert abs(state["guest"]["available"] - inside.available) < 4 * MIB
+    assert 0 <= state["guest"]["age_s"] < 5
+
+    assert watch.state("db_one")["name"] == "db one"
+    assert watch.last("vm/web1/availability") == watch.last("vm/db_one/availability") == b"online"
+    rows = [("db_one", "db one", "db1.qmp", "ok"), ("web1", "web1", "web1.qmp", "ok")]
+    wanted = [dict(zip(("vm", "name", "socket", "health"), row, strict=True)) for row in rows]
+    await until(lambda: watch.last_json("vms") == wanted, what="both in the list")
+
+    await until(lambda: (watch.last_json("host") or {}).get("vms") == {"total": 2, "online": 2}, what="host")
+    host = watch.last_json("host")
+    assert sorted(host) == sorted(HOST_KEYS.split())
+    assert host["unidentified"] == []
+    assert 0 < host["mem_available"] < host["mem_total"]
+    assert host["budget"] > host["available"] >= host["room"] >= 0
+
+    await watch.until_said("status", b"online")
+    async with watching(broker) as late:
+        await late.until_said("status", b"online")
+        await late.until_health("db_one", "ok")
+        retained = {one.topic.value for one in late.listener.messages if one.retain}
+    topics = [
+        "status",
+        "host",
+        "vms",
+        *(f"vm/{vm}/{what}" for vm in ("web1", "db_one") for what in ("state", "availability")),
+    ]
+    assert retained >= {f"qmpballoon/edge-7/{topic}" for topic in topics}
+
+    await until(lambda: watch.last_json("samples"), what="a sample of all VMs")
+    assert sorted(watch.last_json("samples")["vms"]) == ["db_one", "web1"]
+    assert not any(one.retain for one in watch.listener.messages if one.topic.value.endswith("/samples"))
+    assert await other.truth.actual() == other.memory
+
+
+async def test_figures_follow_what_the_guest_does(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guest = await lab.guest("web1")
+    start_agent(broker)
+    before = await watch.until_health("web1", "ok")
+    await guest.command("hold 20")
+    await watch.until_state(
+        "web1",
+        lambda state: 18 * MIB <= before["guest"]["available"] - state["guest"]["available"] <= 24 * MIB,
+        what="20 MiB less available",
+    )
+    await guest.truth.set_target(120 * MIB)
+    state = await watch.until_state("web1", lambda state: state["actual"] == 120 * MIB, what="another's hand")
+    assert state["target"] is None
+    assert state["balloon"] == 8 * MIB
+    assert watch.events("web1", "balloon-change")
+    got = await watch.do("web1", "get")
+    truth = await guest.truth.stats()
+    assert abs(got["guest"]["available"] - truth["stat-available-memory"]) < MIB
+
+
+async def test_sockets_may_come_and_go_and_one_that_never_answered_is_no_vm(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    start_agent(broker)
+    await watch.until_said("status", b"online")
+    assert watch.last_json("vms") in (None, [])
+    dead = await lab.empty_qemu("dead")
+    dead.stop()  # before the agent is greeted, or after: both are right
+    await dead.kill()
+    silent = lab.directory / "silent.qmp"
+    server = await asyncio.start_unix_server(_say_nothing, silent)
+    async with server:
+        await until(
+            lambda: str(silent) in (watch.last_json("host") or {}).get("unidentified", ()),
+            what="unidentified",
+        )
+        guest = await lab.guest("web1")
+        await watch.until_health("web1", "ok")
+        assert [row["vm"] for row in watch.last_json("vms") if row["vm"] == "silent"] == []
+    await guest.terminate()
+    state = await watch.until_health("web1", "offline")
+    await watch.until_said("vm/web1/availability", b"offline")
+    assert {state[key] for key in ("run_state", "actual", "balloon", "rss", "pid")} == {None}
+    assert set(state["guest"].values()) == {None}
+    assert (state["size"], state["floor"]) == (guest.memory, guest.memory // 4)
+
+
+async def _say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()

@@ -1,0 +1,275 @@
+"""What is broken on purpose and recovers: QEMU, the agent, the broker, the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent_process import AgentProcess, AgentWatch, StartAgent, until, watching
+
+from qmpballoon.lab.broker import LabBroker
+from qmpballoon.lab.guest import LabGuest
+from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.waiting import eventually
+from qmpballoon.units import MIB
+
+
+async def test_a_killed_qemu_is_offline_and_its_next_life_gets_the_manual_target(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    web, free = await asyncio.gather(lab.guest("web"), lab.guest("free"))
+    start_agent(broker)
+    await watch.until_all_ok("web", "free")
+    for vm in ("web", "free"):
+        assert (await watch.do(vm, "set-target", target="112MiB", wait_s=20))["reached"]
+    await watch.do("free", "set-mode", mode="observe")
+    await watch.do("web", "set-limits", floor="50%")
+    lives = {vm: watch.state(vm)["life"] for vm in ("web", "free")}
+
+    await asyncio.gather(web.kill(), free.kill())
+    assert web.socket.exists()
+    for vm in ("web", "free"):
+        state = await watch.until_health(vm, "offline")
+        assert (state["actual"], state["run_state"], state["rss"], state["pid"]) == (None,) * 4
+        await watch.until_said(f"vm/{vm}/availability", b"offline")
+    assert (watch.state("web")["mode"], watch.state("web")["floor"]) == ("manual", 64 * MIB)
+    assert await watch.refused("web", "set-target", target="100MiB") == "offline"
+
+    start = watch.now
+    await asyncio.gather(web.restart(), free.restart())
+    await watch.until_health("free", "ok", life=lives["free"])
+    await watch.until_health("web", "ok", life=lives["web"])
+    await web.truth.until_actual((112 * MIB).__eq__, timeout_s=20, what="the manual target is sent again")
+    state = await watch.until_state("web", lambda state: state["target"] == 112 * MIB, what="target")
+    assert (state["mode"], state["floor"], state["overridden"]) == ("manual", 64 * MIB, ["floor"])
+    states = [json.loads(payload) for payload in watch.heard("vm/web/state", start)]
+    early = [one for one in states if one["health"] == "starting" and one["life"] != lives["web"]]
+    assert early
+    assert {one["target"] for one in early} == {None}
+    got = await watch.do("free", "get")
+    assert (got["target"], got["mode"]) == (None, "observe")
+    assert await free.truth.actual() == free.memory
+
+
+async def test_a_killed_agent_comes_back_without_a_jump_of_any_balloon(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    one, two = await asyncio.gather(lab.guest("one"), lab.guest("two", qemu_name="the second"))
+    agent = start_agent(broker, vm={"match": [{"name": "one", "rename": "first"}]})
+    await watch.until_all_ok("first", "the_second")
+    assert (await watch.do("first", "set-target", target="112MiB", wait_s=20))["reached"]
+    assert (await watch.do("the_second", "set-target", target="100MiB", wait_s=20))["reached"]
+    await watch.do("the_second", "set-mode", mode="observe")
+    await watch.do("the_second", "set-limits", floor="64MiB", ceiling="110MiB", shares=5)
+    # what is said last before the crash counts, and is on disk when it is answered
+    before = {vm: (await watch.do(vm, "get")) for vm in ("first", "the_second")}
+
+    seen: set[tuple[int, int]] = set()
+    sampling = asyncio.create_task(sample(seen, one, two), name="ground truth")
+    try:
+        agent.kill()
+        await watch.until_said("status", b"offline")  # its last will
+        start = watch.now
+        agent.start()
+        await watch.until_said("status", b"online", start=start)
+        await until(lambda: len(watch.heard("vm/first/state", start)) > 1, what="its state anew")
+        for vm in ("first", "the_second"):
+            state = await watch.until_health(vm, "ok")
+            kept = (
+                "life",
+                "target",
+                "mode",
+                "floor",
+                "ceiling",
+                "shares",
+                "overridden",
+                "size",
+                "actual",
+                "name",
+            )
+            assert {key: state[key] for key in kept} == {key: before[vm][key] for key in kept}
+        await watch.do(None, "list")
+    finally:
+        sampling.cancel()
+        await asyncio.wait({sampling})
+    assert seen == {(112 * MIB, 100 * MIB)}
+    assert not [event for vm in ("first", "the_second") for event in decisions(watch, vm, start)]
+    async with watching(broker) as late:
+        await late.until_said("status", b"online")
+        await late.until_health("first", "ok")
+        await until(
+            lambda: [row["vm"] for row in late.last_json("vms")] == ["first", "the_second"], what="list"
+        )
+
+
+async def sample(seen: set[tuple[int, int]], *guests: LabGuest) -> None:
+    while True:
+        one, two = [await guest.truth.actual() for guest in guests]
+        seen.add((one, two))
+        await asyncio.sleep(0.01)
+
+
+def decisions(watch: AgentWatch, vm: str, start: int) -> list[str]:
+    heard = [json.loads(payload) for payload in watch.heard(f"vm/{vm}/event", start)]
+    return [event["data"]["why"] for event in heard if event["event"] == "decision"]
+
+
+async def test_a_broker_that_is_away_stops_nothing_and_hears_the_truth_of_now_afterwards(
+    lab: LabRoom, broker: LabBroker, start_agent: StartAgent
+) -> None:
+    guest = await lab.guest("web")
+    await broker.kill()
+    agent = start_agent(broker)  # nobody is there at its start
+    await agent.until_logged("vm-online")
+    await broker.start()
+    async with watching(broker) as watch:
+        await watch.until_health("web", "ok")
+        await watch.until_said("status", b"online")
+        assert (await watch.do("web", "set-target", target="100MiB", wait_s=20))["reached"]
+
+    await broker.kill()
+    for size in (110, 120, 128, 112):
+        await guest.truth.set_target(size * MIB)
+        await guest.truth.until_actual((size * MIB).__eq__, timeout_s=20, what="it moves")
+    await guest.truth.execute("stop")
+    other = await lab.guest("other")
+    await agent.until_logged("vm=other")
+    await broker.start()
+    async with watching(broker) as watch:
+        state = await watch.until_state("web", lambda state: state["actual"] == 112 * MIB, what="actual")
+        assert state["health"] == "paused"
+        await watch.until_said("status", b"online")
+        await watch.until_health("other", "ok")
+        assert watch.state("other")["actual"] == await other.truth.actual()
+        # What happened meanwhile is not told again; QEMU itself tells the last move up to a second later.
+        told = {(event["event"], event["data"].get("actual")) for event in watch.events("web")}
+        assert told <= {("balloon-change", 112 * MIB)}
+        assert await watch.refused("web", "set-target", target="100MiB", wait_s=0) == "not-reached"
+    assert len(agent.logged("broker-connected")) == 2
+
+
+async def test_an_agent_that_ends_says_offline_and_leaves_the_balloons(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guest = await lab.guest("web")
+    agent = start_agent(broker)
+    await watch.until_health("web", "ok")
+    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+
+    second = start_agent(broker, name="second", arguments=("--host", "edge-7"))
+    assert await second.program.ended(timeout_s=20) == 2
+    assert "another agent named 'edge-7' runs" in second.log.read_text()
+    assert await agent.terminate() == 0
+    await watch.until_said("status", b"offline")
+    assert watch.last("status") == b"offline"
+    assert await guest.truth.actual() == 112 * MIB
+
+    start = watch.now
+    agent.start()
+    await watch.until_said("status", b"online", start=start)
+    agent.program.signal(signal.SIGINT)
+    assert await agent.program.ended(timeout_s=20) == 130
+    await until(lambda: watch.last("status") == b"offline", what="offline")
+
+
+async def test_what_happened_to_vms_while_no_agent_ran_is_seen_by_the_next(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    dead, anew = await asyncio.gather(lab.guest("dead"), lab.guest("anew"))
+    agent = start_agent(broker)
+    await watch.until_all_ok("dead", "anew")
+    for vm in ("dead", "anew"):
+        assert (await watch.do(vm, "set-target", target="112MiB", wait_s=20))["reached"]
+    life = watch.state("anew")["life"]
+    agent.kill()
+    await watch.until_said("status", b"offline")
+    await asyncio.gather(dead.kill(), anew.restart())
+    start = watch.now
+    agent.start()
+    await watch.until_said("status", b"online", start=start)
+    assert (await watch.until_health("dead", "offline"))["mode"] == "manual"
+    assert watch.last("vm/dead/availability") == b"offline"
+    await watch.until_health("anew", "ok", life=life)
+    await anew.truth.until_actual((112 * MIB).__eq__, timeout_s=20, what="the manual target is sent again")
+    states = [json.loads(payload) for payload in watch.heard("vm/anew/state", start)]
+    assert {one["target"] for one in states if one["health"] in ("offline", "starting")} == {None}
+
+
+@pytest.fixture
+def tiny_disk(sockets_dir: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    place = sockets_dir / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], check=True, timeout=10)
+    yield place
+    subprocess.run(["umount", "-l", place], check=True, timeout=10)
+
+
+async def test_a_full_disk_costs_durability_and_nothing_else(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent, tiny_disk: Path
+) -> None:
+    guest = await lab.guest("web")
+    agent = start_agent(broker, agent={"host": "edge-7", "state_dir": str(tiny_disk / "state")})
+    await watch.until_health("web", "ok")
+    filler = tiny_disk / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(bytes(2**20))
+    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+    assert await guest.truth.actual() == 112 * MIB
+    assert "No space left" in await agent.until_logged("state-not-saved")
+    filler.unlink()
+    await watch.do("web", "set-mode", mode="observe")
+    assert json.loads((tiny_disk / "state" / "edge-7.json").read_text())["vms"]["web"]["mode"] == "observe"
+    assert len(agent.logged("state-not-saved")) == 1
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"{", b'{"version": 99}', b"\x00\xff" * 99, b'{"version": 1, "vms": 7}']
+)
+def test_garbage_among_what_was_kept_is_moved_aside_and_told(sockets_dir: Path, garbage: bytes) -> None:
+    agent = AgentProcess(sockets_dir, None)
+    agent.state_dir.mkdir()
+    (agent.state_dir / "edge-7.json").write_bytes(garbage)
+
+    async def live() -> int:
+        agent.start()
+        await agent.until_logged("state-unreadable")
+        await agent.until_logged("agent-started")
+        return await agent.terminate()
+
+    try:
+        assert asyncio.run(live()) == 0
+    finally:
+        agent.kill()
+        agent.close()
+    assert [path.read_bytes() for path in agent.state_dir.glob("*.unreadable-*")] == [garbage]
+    kept = agent.state_dir / "edge-7.json"
+    assert not kept.exists() or json.loads(kept.read_text())["version"] == 1
+
+
+async def test_a_state_directory_that_cannot_be_one_is_said_and_ends_the_agent(
+    sockets_dir: Path, start_agent: StartAgent
+) -> None:
+    (sockets_dir / "file").touch()
+    agent = start_agent(None, agent={"host": "edge-7", "state_dir": f"{sockets_dir}/file"})
+    assert await agent.program.ended(timeout_s=20) == 1
+    assert "cannot use the state directory" in agent.log.read_text()
+
+
+async def test_what_is_kept_is_for_nobody_else_to_read(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    await lab.guest("web")
+    agent = start_agent(broker)
+    await watch.until_health("web", "ok")
+    file = agent.state_dir / "edge-7.json"
+
+    async def mode() -> int:
+        return file.stat().st_mode & 0o777 if file.exists() else 0
+
+    assert await eventually(mode, bool, timeout_s=10, what="a file is written") == 0o600

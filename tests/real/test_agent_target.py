@@ -1,0 +1,129 @@
+"""Targets set over MQTT, judged by what the balloons did."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from agent_process import ROOT, AgentWatch, StartAgent, error_word, until
+
+from qmpballoon.lab.broker import LabBroker
+from qmpballoon.lab.guest import BalloonDevice
+from qmpballoon.lab.room import LabRoom
+from qmpballoon.units import MIB
+
+
+async def test_targets_move_balloons_and_each_answer_tells_what_happened(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    web, oom = await asyncio.gather(
+        lab.guest("web"), lab.guest("oom", balloon=BalloonDevice(deflate_on_oom=True))
+    )
+    start_agent(broker)
+    await watch.until_all_ok("web", "oom")
+
+    # with a wait: the answer comes when the balloon is there
+    result = await watch.do("web", "set-target", target="112MiB", wait_s=20)
+    assert result["reached"] is True
+    assert result["target"] == 112 * MIB
+    assert abs(result["actual"] - 112 * MIB) <= MIB
+    await web.truth.until_actual((112 * MIB).__eq__, timeout_s=10, what="the balloon takes 16 MiB")
+    state = await watch.until_state("web", lambda state: state["actual"] == 112 * MIB, what="actual")
+    assert (state["target"], state["mode"], state["why"]) == (112 * MIB, "manual", "manual")
+    assert [event["data"]["to"] for event in watch.events("web", "decision")] == [112 * MIB]
+
+    # without: when QEMU took it
+    result = await watch.do("oom", "set-target", target="75%")
+    assert result["target"] == 96 * MIB
+    assert isinstance(result["reached"], bool)
+    await oom.truth.until_actual((96 * MIB).__eq__, timeout_s=20, what="the balloon takes a quarter")
+
+    # bare, on the topic of its own, answered there; upwards too
+    await watch.send_raw("web", "target/set", "125829121")
+    await web.truth.until_actual((120 * MIB + 4096).__eq__, timeout_s=20, what="a page more than 120 MiB")
+    await until(
+        lambda: [answer["result"]["target"] for answer in watch.answers(None)] == [120 * MIB + 4096],
+        what="the answer, without a transaction",
+    )
+    await watch.send_raw("web", "request/set-target", "100%")
+    await web.truth.until_actual(web.memory.__eq__, timeout_s=20, what="the balloon is empty")
+
+    # the word auto gives the VM to the policy
+    await watch.send_raw("web", "target/set", "auto")
+    await watch.until_state("web", lambda state: state["mode"] == "auto", what="auto again")
+    answer = json.loads((await watch.listener.on(f"{ROOT}/vm/web/response/set-mode")).payload)
+    assert (answer["status"], answer["result"]["mode"]) == ("ok", "auto")
+
+    # out of range is refused, never clamped
+    for target in ("31MiB", "129MiB", "101%", 4096):
+        assert await watch.refused("oom", "set-target", target=target) == "out-of-range"
+    assert await oom.truth.actual() == 96 * MIB
+    assert watch.state("oom")["target"] == 96 * MIB
+    assert len(watch.events("oom", "decision")) == 1
+
+
+async def test_a_target_that_cannot_be_reached_in_time_says_so_and_stays(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    still, bare, _ = await asyncio.gather(
+        lab.guest("still"),
+        lab.guest("bare", driver=False),
+        lab.empty_qemu("none", balloon=None, paused=False),
+    )
+    start_agent(broker)
+    await watch.until_health("still", "ok")
+    await still.truth.execute("stop")
+    await watch.until_health("still", "paused")
+    await watch.until_health("bare", "starting")
+    await watch.until_health("none", "no-balloon")
+
+    answers: tuple[str, ...] = await asyncio.gather(
+        watch.refused("still", "set-target", target="100MiB", wait_s=1),
+        watch.refused("bare", "set-target", target="96MiB", wait_s=1),
+        watch.refused("none", "set-target", target="32MiB", wait_s=1),
+    )
+    assert tuple(answers) == ("not-reached", "no-driver", "no-balloon")
+    assert [watch.state(vm)["target"] for vm in ("still", "bare", "none")] == [100 * MIB, 96 * MIB, None]
+    assert [await guest.truth.actual() for guest in (still, bare)] == [still.memory, bare.memory]
+
+    await still.truth.execute("cont")  # a wish that stays: it counts as soon as the guest can
+    await bare.command("driver load")
+    await still.truth.until_actual((100 * MIB).__eq__, timeout_s=20, what="the guest that goes on obeys")
+    await bare.truth.until_actual((96 * MIB).__eq__, timeout_s=20, what="the new driver obeys")
+    await watch.until_state("bare", lambda state: state["actual"] == 96 * MIB, what="actual")
+
+
+async def test_who_waits_for_a_target_hears_of_a_newer_one_and_of_the_end(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    again, gone, _, silent = await asyncio.gather(
+        *(lab.guest(name, driver=False) for name in ("again", "gone", "left", "silent"))
+    )
+    agent = start_agent(broker, vm={"qmp_timeout_s": 0.5, "stats_interval_s": 1})
+    vms = ("again", "gone", "left", "silent")
+    for vm in vms:
+        await watch.until_health(vm, "starting")
+
+    async def waits(vm: str, target: str) -> str:
+        before = len(watch.events(vm, "decision"))
+        transaction = await watch.send(vm, "set-target", target=target, wait_s=60)
+        await until(lambda: len(watch.events(vm, "decision")) > before, what=f"{target} is sent to {vm}")
+        return transaction
+
+    older = [await waits("again", f"{size}MiB") for size in (100, 110)]
+    newest = await waits("again", "120MiB")
+    assert [error_word(await watch.answer(one)) for one in older] == ["superseded"] * 2
+    waiting = [await waits(vm, "100MiB") for vm in ("gone", "left", "silent")]
+
+    await again.restart()
+    assert error_word(await watch.answer(newest)) in ("superseded", "offline")
+    await gone.terminate()
+    assert error_word(await watch.answer(waiting[0])) == "offline"
+    silent.stop()
+    assert error_word(await watch.answer(waiting[2])) == "offline"
+    silent.cont()
+    assert await agent.terminate() == 0
+    assert error_word(await watch.answer(waiting[1])) == "offline"
+    await watch.until_said("status", b"offline")
+    transactions = [*older, newest, *waiting]
+    assert [len(watch.answers(one)) for one in transactions] == [1] * len(transactions)

@@ -1,0 +1,206 @@
+"""The health words that a real QEMU can be brought to say, one by one."""
+
+from __future__ import annotations
+
+import asyncio
+
+from agent_process import PATIENCE_S, AgentWatch, StartAgent, until
+from qemu.qmp import QMPClient
+
+from qmpballoon.lab.broker import LabBroker
+from qmpballoon.lab.guest import BalloonDevice, LabGuest
+from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.waiting import eventually
+from qmpballoon.units import MIB
+
+
+def changes(watch: AgentWatch, vm: str) -> list[tuple[str, str]]:
+    return [(event["data"]["from"], event["data"]["to"]) for event in watch.events(vm, "health")]
+
+
+async def test_a_vm_that_is_stopped_is_paused_and_well_again_when_it_goes_on(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guest, none = await asyncio.gather(lab.guest("web"), lab.empty_qemu("none", balloon=None, paused=False))
+    start_agent(broker)
+    await watch.until_health("web", "ok")
+    state = await watch.until_health("none", "no-balloon")
+    assert (state["actual"], state["target"], state["size"]) == (None, None, none.memory)
+    assert watch.last("vm/none/availability") == b"online"
+
+    await guest.truth.execute("stop")
+    assert (await watch.until_health("web", "paused"))["run_state"] == "paused"
+    assert watch.last("vm/web/availability") == b"online"
+    await guest.truth.execute("cont")
+    assert (await watch.until_health("web", "ok"))["run_state"] == "running"
+    assert [event["event"] for event in watch.events("web") if event["event"] in ("stopped", "resumed")] == [
+        "stopped",
+        "resumed",
+    ]
+    assert changes(watch, "web")[-2:] == [("ok", "paused"), ("paused", "ok")]
+
+
+async def test_a_guest_without_its_driver_is_starting_until_a_driver_came(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guest = await lab.guest("bare", driver=False)
+    start_agent(broker)
+    state = await watch.until_health("bare", "starting")
+    assert set(state["guest"].values()) == {None}
+    host = await until(lambda: watch.last_json("host"), what="the host object")
+    await guest.command("driver load")
+    state = await watch.until_health("bare", "ok")
+    assert state["guest"]["available"] > 0
+    assert changes(watch, "bare") == [("offline", "starting"), ("starting", "ok")]
+    assert host["vms"]["total"] <= 1
+
+
+async def test_deflate_on_oom_gives_memory_back_and_the_agent_tells(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guest = await lab.guest("oom", balloon=BalloonDevice(deflate_on_oom=True))
+    start_agent(broker)
+    await watch.until_health("oom", "ok")
+    assert (await watch.do("oom", "set-target", target="80MiB", wait_s=20))["reached"]
+    await guest.command("hold 50")
+    assert await guest.truth.actual() > 80 * MIB
+    state = await watch.until_state("oom", lambda state: state["actual"] > 80 * MIB, what="memory taken back")
+    assert state["mode"] == "manual"
+    assert (await guest.guest_memory()).oom_kills == 0
+
+
+async def test_figures_that_come_no_more_are_stale_until_new_ones_come(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guest = await lab.guest("web")
+    start_agent(broker, vm={"fast_interval_s": 0})
+    await watch.until_health("web", "ok")
+    interval = {"path": await guest.truth.balloon_path(), "property": "guest-stats-polling-interval"}
+    await guest.truth.execute("qom-set", {**interval, "value": 0})  # another's hand: nobody asks it now
+    state = await watch.until_health("web", "stale")
+    assert state["guest"]["available"] > 0  # the old figures, with their age
+    assert watch.last("vm/web/availability") == b"online"
+    assert (await watch.do("web", "get"))["health"] == "ok"  # it asks for new ones
+    await watch.until_health("web", "ok")
+
+
+async def test_a_vm_that_migrates_says_so_and_keeps_its_balloon(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guest = await lab.guest("web")
+    start_agent(broker)
+    await watch.until_health("web", "ok")
+    await guest.truth.execute("migrate-set-parameters", {"max-bandwidth": 65536})
+    await guest.truth.execute("migrate", {"uri": f"exec:cat > {lab.directory}/moved"})
+    await watch.do("web", "get")
+    await watch.until_health("web", "migrating")
+    assert await watch.refused("web", "set-target", target="112MiB") == "not-allowed"
+    assert await guest.truth.actual() == guest.memory
+    await guest.truth.execute("migrate_cancel")
+    await eventually(
+        lambda: watch.do("web", "get"),
+        lambda state: state["health"] == "ok",
+        timeout_s=PATIENCE_S,
+        what="its migration is over",
+    )
+    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+
+
+async def test_a_guest_that_is_reset_starts_anew_and_one_event_tells(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guest = await lab.guest("web")
+    start_agent(broker)
+    life = (await watch.until_health("web", "ok"))["life"]
+    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+    await guest.truth.execute("system_reset")
+    state = await watch.until_health("web", "starting")
+    assert set(state["guest"].values()) == {None}
+    await guest.booted(boots=1)
+    state = await watch.until_health("web", "ok", timeout_s=60)
+    assert state["life"] == life
+    assert state["target"] == 112 * MIB  # QEMU keeps it over a reset
+    await guest.truth.until_actual((112 * MIB).__eq__, timeout_s=20, what="the target counts again")
+    assert len(watch.events("web", "reset")) == 1
+    assert changes(watch, "web")[-2:] == [("ok", "starting"), ("starting", "ok")]
+    assert watch.last("vm/web/availability") == b"online"
+
+
+async def test_a_stopped_qemu_is_unresponsive_and_costs_nobody_else_anything(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    hung, *others = await asyncio.gather(*(lab.guest(name) for name in ("hung", "one", "two")))
+    start_agent(broker, mqtt={"samples": True}, vm={"qmp_timeout_s": 0.5})
+    await watch.until_all_ok("hung", "one", "two")
+    hung.stop()
+    state = await watch.until_health("hung", "unresponsive")
+    assert watch.last("vm/hung/availability") == b"offline"
+    assert state["pid"] == hung.pid
+    assert await watch.refused("hung", "set-target", target="112MiB", wait_s=5) == "offline"
+    start = watch.now
+    await until(lambda: len(watch.heard("samples", start)) >= 2, what="two more ticks")
+    assert (await watch.do("one", "set-target", target="112MiB", wait_s=20))["reached"]
+    for vm, guest in zip(("one", "two"), others, strict=True):
+        got = await watch.do(vm, "get")
+        assert (got["health"], got["actual"]) == ("ok", await guest.truth.actual())
+        assert changes(watch, vm) == [("offline", "starting"), ("starting", "ok")]
+    assert queued_on(hung) <= 1
+
+    hung.cont()
+    state = await watch.until_health("hung", "ok")
+    assert state["life"].startswith(f"{hung.pid}-")
+    assert await hung.truth.actual() == hung.memory
+    assert watch.state("hung")["target"] is None
+    # the agent holds the one monitor, and queues nobody behind itself
+    await until(lambda: queued_on(hung) == 0, what="no connection waits")
+
+
+async def test_a_monitor_that_another_holds_is_busy_until_he_leaves(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guest = await lab.guest("web")
+    agent = start_agent(broker)
+    await watch.until_health("web", "ok")
+    assert await agent.terminate() == 0
+    holder = QMPClient("holder")
+    await holder.connect(str(guest.socket))
+    agent.start()
+    state = await watch.until_health("web", "busy")
+    assert watch.last("vm/web/availability") == b"offline"
+    assert state["actual"] is None
+    assert await watch.refused("web", "get") == "offline"
+    assert queued_on(guest) == 1
+    await holder.disconnect()
+    state = await watch.until_health("web", "ok")
+    assert state["actual"] == await guest.truth.actual() == guest.memory
+
+
+def queued_on(guest: LabGuest) -> int:
+    """Return how many connections wait in the backlog of a guest's monitor, as the kernel tells."""
+    with open("/proc/net/unix") as table:
+        rows = [line.split() for line in table]
+    return sum(row[-1] == str(guest.socket) and row[5] == "02" for row in rows)
+
+
+async def test_a_socket_that_another_qemu_replaced_is_another_life(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    first = await lab.guest("web")
+    start_agent(broker)
+    life = (await watch.until_health("web", "ok"))["life"]
+    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+    await watch.do("web", "set-mode", mode="observe")
+
+    for path in lab.directory.glob("web.*"):
+        if path.is_socket():
+            path.unlink()  # the first one lives on, and is not to be reached any more
+    other = await lab.guest("web")
+    state = await watch.until_health("web", "ok", life=life)
+    assert state["pid"] == other.pid
+    assert (state["target"], state["actual"]) == (None, other.memory)
+    assert await other.truth.actual() == other.memory
+
+    async def alive() -> str:
+        return await first.truth.status()
+
+    assert await eventually(alive, bool, timeout_s=5, what="the first QEMU answers") == "running"

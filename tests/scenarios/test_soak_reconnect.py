@@ -1,0 +1,180 @@
+"""Thousands of reconnects leave no task, no descriptor, no thread and no memory behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import tracemalloc
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from qmpballoon import fleet as fleet_module
+from qmpballoon.config import AgentSettings, Configuration, DiscoverySettings, VmSettings
+from qmpballoon.errors import ConnectionLost, MonitorBusy
+from qmpballoon.fleet import Fleet
+from qmpballoon.model import Life
+from qmpballoon.qmp import discovery as discovery_module
+from qmpballoon.qmp.monitor import OpenMonitor, open_monitor
+from qmpballoon.qmp.session import Session
+from qmpballoon.sim.faults import Babble, Faults
+from qmpballoon.sim.server import SimulatedQemu
+from qmpballoon.store import Store
+
+RECONNECTS = 2000
+LIVES = 200
+GROWTH = 400_000  # bytes, after all that; one event kept per reconnect would be more
+PATIENCE_S = 60.0
+
+
+def ignored(_name: str, _details: Mapping[str, object]) -> None:
+    """Take an event and forget it."""
+
+
+def held() -> tuple[int, int, int]:
+    """Tasks, open descriptors and threads of now."""
+    return len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+async def grows_by(round_of_work: Callable[[int], Awaitable[None]], rounds: int) -> int:
+    """Do the rounds and return by how many bytes memory grew; tasks, descriptors and threads must not."""
+    for number in range(rounds // 10):  # what is made once: caches, pools, the first lines of logs
+        await round_of_work(number)
+    gc.collect()
+    before, memory_before = held(), tracemalloc.get_traced_memory()[0]
+    for number in range(rounds):
+        await round_of_work(number)
+    with suppress(TimeoutError):  # what is on its way out is no leak
+        async with asyncio.timeout(5):
+            while held() != before:
+                await asyncio.sleep(0.001)
+    assert held() == before
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0] - memory_before
+
+
+FAULTS = [
+    Faults(),  # it is cut off by the server
+    Faults(cut_after_bytes=20),  # within the greeting
+    Faults(cut_after_bytes=130),  # within the negotiation
+    Faults(half_reply_to=frozenset({"*"})),
+    Faults(babble=Babble.RANDOM_BYTES),
+    Faults(babble=Babble.UNKNOWN_ID),
+    Faults(event_flood=3),
+    Faults(silent_greeting=True),
+    Faults(silent_to=frozenset({"*"})),
+]
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_thousands_of_sessions_leave_nothing_behind(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], sockets_dir: Path
+) -> None:
+    ended = {"well": 0, "lost": 0, "busy": 0}
+
+    async def soak() -> None:
+        async with SimulatedQemu(sockets_dir / "a.qmp") as qemu:
+
+            async def once(number: int) -> None:
+                qemu.faults = faults = FAULTS[number % len(FAULTS)]
+                patience_s = 0.002 if faults.silent_greeting or faults.silent_to else PATIENCE_S
+                try:
+                    session = await Session.greeted(
+                        open_monitor(qemu.path),
+                        ignored,
+                        greeting_timeout_s=patience_s,
+                        request_timeout_s=patience_s,
+                    )
+                    try:
+                        await session.request("query-status")
+                        if number % 2:
+                            qemu.drop_clients()
+                            await session.ended()
+                        ended["well"] += 1
+                    finally:
+                        await session.close()
+                except ConnectionLost:
+                    ended["lost"] += 1
+                except MonitorBusy:
+                    ended["busy"] += 1
+                async with asyncio.timeout(PATIENCE_S):
+                    while qemu._connections:
+                        await asyncio.sleep(0)
+
+            assert await grows_by(once, RECONNECTS) < GROWTH
+
+    tracemalloc.start()
+    try:
+        with asyncio.Runner(loop_factory=loop_factory, debug=False) as runner:  # debugging keeps tracebacks
+            runner.run(soak())
+    finally:
+        tracemalloc.stop()
+    assert min(ended.values()) > RECONNECTS // len(FAULTS) // 2
+    assert sum(ended.values()) == RECONNECTS * 11 // 10
+
+
+async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
+    sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sockets_dir / "a.qmp"
+    life = Life(2**22, 1)
+
+    def opened(name: str) -> OpenMonitor:
+        return replace(open_monitor(name), pid=life.pid)  # all pretended QEMUs share our own pid
+
+    monkeypatch.setattr(fleet_module, "open_monitor", opened)
+    monkeypatch.setattr(fleet_module, "life_of", lambda pid: Life(pid, 1))
+    monkeypatch.setattr(fleet_module, "FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(discovery_module, "_SETTLE_S", 0.001)
+    configuration = Configuration(
+        agent=AgentSettings(host="edge-7", state_dir=os.fspath(sockets_dir / "state")),
+        discovery=DiscoverySettings(sockets=(f"{sockets_dir}/*.qmp",)),
+        vm=VmSettings(fast_interval_s=0.005, grace_s=0.0),
+    )
+    store = Store(sockets_dir / "state", "edge-7")
+    changed = asyncio.Event()
+    fleet = Fleet(
+        configuration,
+        store,
+        on_record=lambda _: changed.set(),
+        on_event=lambda *_: None,
+        on_gone=lambda _: None,
+    )
+
+    async def until_health(word: str) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not any(vm.record().health == word for vm in fleet.vms.values()):
+                changed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.005):
+                        await changed.wait()
+
+    async def live_and_die(number: int) -> None:
+        nonlocal life
+        life = Life(life.pid + 1, 1)
+        async with SimulatedQemu(path) as qemu:
+            await until_health("ok")
+            assert next(iter(fleet.vms.values())).life == life
+            qemu.die(unlink=bool(number % 2))
+            await until_health("offline")
+        fleet.forget_the_gone()
+
+    following = asyncio.create_task(fleet.run())
+    asyncio.get_running_loop().set_debug(False)  # it keeps tracebacks of every task
+    tracemalloc.start()
+    try:
+        assert await grows_by(live_and_die, LIVES) < GROWTH
+    finally:
+        tracemalloc.stop()
+        following.cancel()
+        await asyncio.wait((following,))
+        await store.close()
+    assert len(fleet.vms) == 1
+    assert len(fleet._endpoints) <= 1
+    assert len(fleet.lives) <= 1

@@ -1,0 +1,213 @@
+"""A fleet over pretended QEMUs, whose lives the test hands out and whose clock it moves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpballoon import fleet as fleet_module
+from qmpballoon.actuator import Actuator
+from qmpballoon.commands import Commands
+from qmpballoon.config import AgentSettings, Configuration, DiscoverySettings, VmSettings
+from qmpballoon.fleet import Fleet
+from qmpballoon.governor import Governor
+from qmpballoon.model import Event, HostRecord, Life, VmName, VmRecord
+from qmpballoon.mqtt.arguments import validate
+from qmpballoon.mqtt.desk import Request
+from qmpballoon.mqtt.payloads import Content
+from qmpballoon.qmp.monitor import OpenMonitor, open_monitor
+from qmpballoon.sim.server import SimulatedQemu
+from qmpballoon.store import Store
+from qmpballoon.vm import SupervisedVm
+
+PATIENCE_S = 10.0
+_NO_SUCH_PID = 2**22  # more than any Linux gives
+QUICK = VmSettings(stats_interval_s=1, fast_interval_s=0.005, grace_s=0.0, qmp_timeout_s=5.0)
+
+
+class Kernel:
+    """What the kernel says of pretended QEMUs, which all share the pid of the tests."""
+
+    def __init__(self) -> None:
+        self.age_s = 1000.0  # of a new life
+        self._lives: dict[str, Life] = {}
+        self._dead: set[Life] = set()
+        self._number = 0
+
+    def new_life(self, *paths: Path | str) -> Life:
+        """Let another QEMU, of one life, be behind these paths."""
+        self._number += 1
+        uptime_s = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+        started = int((uptime_s - self.age_s) * os.sysconf("SC_CLK_TCK"))
+        life = Life(_NO_SUCH_PID + self._number, started)
+        self._lives |= dict.fromkeys((os.fspath(path) for path in paths), life)
+        return life
+
+    def dies(self, life: Life) -> None:
+        """Let the process be gone."""
+        self._dead.add(life)
+
+    def open_monitor(self, path: str) -> OpenMonitor:
+        monitor = open_monitor(path)
+        return replace(monitor, pid=(self._lives.get(path) or self.new_life(path)).pid)
+
+    def life_of(self, pid: int) -> Life | None:
+        return next(
+            (life for life in self._lives.values() if life.pid == pid and life not in self._dead), None
+        )
+
+
+class Stage:
+    """The fleet, its governor and its commands; what they said."""
+
+    def __init__(self, directory: Path, kernel: Kernel, settings: VmSettings, **tables: Any) -> None:
+        self.directory = directory
+        self.kernel = kernel
+        self.configuration = Configuration(
+            agent=AgentSettings(host="edge-7", state_dir=os.fspath(directory / "state")),
+            discovery=DiscoverySettings(sockets=(f"{directory}/*.qmp",)),
+            vm=settings,
+            **tables,
+        )
+        self.records: dict[str, VmRecord] = {}
+        self.healths: list[str] = []
+        self.events: list[tuple[VmName | None, Event]] = []
+        self.gone: list[str] = []
+        self.hosts: list[HostRecord] = []
+        self.later_s = 0.0  # how far the agent's clock is ahead
+        self._stirred = asyncio.Event()
+        self.store = Store(directory / "state", "edge-7")
+        actuator = Actuator(self._on_event)
+        self.fleet = Fleet(
+            self.configuration,
+            self.store,
+            on_record=self._on_record,
+            on_event=self._on_event,
+            on_gone=self._on_gone,
+            on_new=lambda vm: self.governor.apply_mode(vm),
+            clock=lambda: time.monotonic() + self.later_s,
+        )
+        self.governor = Governor(
+            self.fleet,
+            actuator,
+            self.store,
+            on_host=self.hosts.append,
+            on_host_event=lambda event: self._on_event(None, event),
+            on_vm_event=self._on_event,
+            on_tick=self._stirred.set,
+        )
+        self.commands = Commands(
+            self.fleet, self.governor, actuator, self.store, host="edge-7", reload=lambda: {"reloaded": True}
+        )
+
+    def vm(self, name: str) -> SupervisedVm:
+        return self.fleet.vms[VmName(name)]
+
+    def record(self, name: str) -> VmRecord:
+        return self.vm(name).record()
+
+    def health(self, name: str) -> str | None:
+        """The VM's health, None while there is no such VM."""
+        vm = self.fleet.vms.get(VmName(name))
+        return None if vm is None else vm.record().health
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for a condition, looked at whenever something was said."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self._stirred.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.005):
+                        await self._stirred.wait()
+
+    async def until_health(self, name: str, *words: str) -> VmRecord:
+        await self.until(lambda: self.health(name) in words)
+        return self.record(name)
+
+    async def ask(
+        self, vm: str | None, verb: str, *, expires_at_s: float | None = None, **arguments: object
+    ) -> Any:
+        """Ask as over MQTT."""
+        validated = validate(verb, "host" if vm is None else "vm", Content(arguments=arguments))
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.commands.handle(Request(vm, verb, validated, expires_at_s=expires_at_s))
+
+    def events_of(self, vm: str) -> list[str]:
+        return [event.event for name, event in self.events if name == vm]
+
+    def _on_record(self, record: VmRecord) -> None:
+        if not self.healths or self.healths[-1] != record.health:
+            self.healths.append(record.health)
+        self.records[record.vm] = record
+        self._stirred.set()
+
+    def _on_event(self, vm: VmName | None, event: Event) -> None:
+        self.events.append((vm, event))
+        self._stirred.set()
+
+    def _on_gone(self, vm: VmName) -> None:
+        self.gone.append(vm)
+        self._stirred.set()
+
+
+@asynccontextmanager
+async def staged(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: Kernel | None = None,
+    settings: VmSettings = QUICK,
+    *,
+    governed: bool = False,
+    **tables: Any,
+) -> AsyncIterator[Stage]:
+    """Run a fleet on all sockets of a directory, and the governor's tick if ``governed``."""
+    kernel = kernel or Kernel()
+    monkeypatch.setattr(fleet_module, "open_monitor", kernel.open_monitor)
+    monkeypatch.setattr(fleet_module, "life_of", kernel.life_of)
+    monkeypatch.setattr(fleet_module, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(fleet_module, "LAST_RETRY_S", 0.05)
+    stage = Stage(directory, kernel, settings, **tables)
+    stage.fleet.remember()
+    parts = [asyncio.create_task(stage.store.run()), asyncio.create_task(stage.fleet.run())]
+    if governed:
+        parts.append(asyncio.create_task(stage.governor.run()))
+    try:
+        yield stage
+    finally:
+        for part in parts:
+            part.cancel()
+        outcomes = await asyncio.gather(*parts, return_exceptions=True)
+        await stage.store.close()
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+
+class Qemus:
+    """Pretended QEMUs by file stem; all end with the test."""
+
+    def __init__(self, directory: Path, stack: AsyncExitStack) -> None:
+        self._directory = directory
+        self._stack = stack
+
+    def path(self, name: str) -> Path:
+        return self._directory / f"{name}.qmp"
+
+    async def start(self, *names: str, **how: Any) -> SimulatedQemu:
+        """Start one QEMU with a monitor for each name."""
+        paths = [self.path(name) for name in names]
+        return await self._stack.enter_async_context(SimulatedQemu(*paths, **how))
+
+
+@asynccontextmanager
+async def qemus_in(directory: Path) -> AsyncIterator[Qemus]:
+    async with AsyncExitStack() as stack:
+        yield Qemus(directory, stack)

@@ -1,0 +1,371 @@
+"""The public Python API, on the pretended QEMU."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_peer import PATIENCE_S, Line, peer
+
+import qmpballoon
+from qmpballoon.sim.faults import Faults
+from qmpballoon.sim.guest import Behaviour, GuestSpec
+from qmpballoon.sim.machine import MachineSpec
+from qmpballoon.sim.server import SimulatedQemu
+from qmpballoon.units import GIB, MIB
+
+
+@asynccontextmanager
+async def opened(path: Path, **how: Any) -> AsyncIterator[tuple[SimulatedQemu, qmpballoon.Vm]]:
+    async with (
+        SimulatedQemu(path, **how) as qemu,
+        asyncio.timeout(PATIENCE_S),
+        qmpballoon.connect(qemu.path) as vm,
+    ):
+        yield qemu, vm
+
+
+async def test_the_example_of_the_package_works(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "web1.qmp") as (qemu, vm):
+        await vm.ready(timeout_s=30)
+        assert await vm.set_target("128MiB", wait_s=10) == 128 * MIB
+        state = await vm.state()
+        assert state.guest is not None
+        assert state.guest.available == qemu.guest.available
+        assert (vm.name, vm.qemu, vm.pid) == ("web1", "7.2.22", os.getpid())
+
+
+async def test_the_name_is_qemus_own_where_it_has_one(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "web1.qmp", machine=MachineSpec(name="db 1")) as (_, vm):
+        assert vm.name == "db 1"
+
+
+async def test_a_state_has_what_the_contract_names(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp") as (qemu, vm):
+        state = await vm.state()
+        assert (state.run_state, state.size, state.actual, state.target) == (
+            "running",
+            256 * MIB,
+            256 * MIB,
+            None,
+        )
+        assert state.balloon == 0
+        assert state.guest is not None
+        assert 0 <= state.guest.age_s < 3
+        await vm.set_target(200 * MIB, wait_s=5)
+        after = await vm.wait_for(lambda seen: seen.actual == 200 * MIB, timeout_s=5)
+        assert after.target == 200 * MIB
+        assert after.balloon == qemu.guest.balloon == 56 * MIB
+
+
+async def test_figures_that_do_not_come_leave_no_guest(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp", guest=GuestSpec(statistics=False)) as (_, vm):
+        assert (await vm.state(fresh_s=0.05)).guest is None
+        assert (await vm.state(fresh_s=0)).guest is None
+
+
+async def test_a_guest_without_a_driver_is_not_waited_for(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp", guest=GuestSpec(driver=False)) as (_, vm):
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await vm.state(fresh_s=3600)).guest is None
+
+
+async def test_two_states_at_once_are_two_states(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp") as (qemu, vm):
+        first, second = await asyncio.gather(vm.state(), vm.state())
+        assert first.guest is not None
+        assert second.guest is not None
+        assert qemu.guest.polling_interval_s == 1
+
+
+# ── ready ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_ready_waits_for_the_driver_to_come_up(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp", guest=GuestSpec(boot_s=0.2), booted=False) as (_, vm):
+        state = await vm.ready(timeout_s=PATIENCE_S)
+        assert state.guest is not None
+
+
+@pytest.mark.parametrize(
+    ("how", "missing"),
+    [
+        ({"guest": GuestSpec(driver=False)}, "the guest's balloon driver is not up"),
+        ({"guest": GuestSpec(statistics=False)}, "is up and sends no statistics"),
+        ({"machine": MachineSpec(stopped=True)}, "the VM is prelaunch, not running"),
+    ],
+)
+async def test_not_ready_says_what_is_missing(how: dict[str, Any], missing: str, sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp", **how) as (_, vm):
+        with pytest.raises(qmpballoon.NotReady, match=missing) as caught:
+            await vm.ready(timeout_s=0.05)
+        assert caught.value.code == "no-driver"
+        assert isinstance(caught.value, TimeoutError)
+
+
+# ── targets ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_target_is_rounded_up_as_qemu_does(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp") as (qemu, vm):
+        assert await vm.set_target(128 * MIB + 1) == 128 * MIB + 4096 == qemu.guest.target
+        assert await vm.set_target("50%") == 128 * MIB
+        assert await vm.set_target("100%", wait_s=5) == 256 * MIB
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "code"),
+    [
+        ("512M", qmpballoon.InvalidSize, "malformed"),
+        ("many", qmpballoon.InvalidSize, "malformed"),
+        (0, qmpballoon.OutOfRange, "out-of-range"),
+        (-1, qmpballoon.OutOfRange, "out-of-range"),
+        ("257MiB", qmpballoon.OutOfRange, "out-of-range"),
+        ("101%", qmpballoon.OutOfRange, "out-of-range"),
+        (2**60, qmpballoon.OutOfRange, "out-of-range"),
+    ],
+)
+async def test_a_bad_size_is_refused_and_nothing_is_sent(
+    size: int | str, error: type[qmpballoon.QmpBalloonError], code: str, sockets_dir: Path
+) -> None:
+    async with opened(sockets_dir / "a.qmp") as (qemu, vm):
+        with pytest.raises(error) as caught:
+            await vm.set_target(size)
+        assert caught.value.code == code
+        assert isinstance(caught.value, ValueError)
+        assert qemu.guest.target == 256 * MIB
+        assert (await vm.state(fresh_s=0)).target is None
+
+
+async def test_a_target_that_is_not_reached_says_where_it_stands(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp", guest=GuestSpec(behaviour=Behaviour.STUCK)) as (qemu, vm):
+        with pytest.raises(qmpballoon.NotReached, match=r"after 0\.02 s") as caught:
+            await vm.set_target("128MiB", wait_s=0.02)
+        assert caught.value.target == 128 * MIB
+        assert caught.value.state.actual == 256 * MIB
+        assert caught.value.code == "not-reached"
+        assert isinstance(caught.value, TimeoutError)
+        assert qemu.guest.target == 128 * MIB  # it stays
+
+
+async def test_a_vm_without_a_balloon(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp", machine=MachineSpec(device=None)) as (_, vm):
+        for call in (vm.state(), vm.ready(timeout_s=1), vm.set_target("128MiB")):
+            with pytest.raises(qmpballoon.NoBalloon) as caught:
+                await call
+            assert caught.value.code == "no-balloon"
+
+
+async def test_what_qemu_refuses_is_an_error_with_its_words(sockets_dir: Path) -> None:
+    faults = Faults(refuse=frozenset({"balloon"}))
+    async with opened(sockets_dir / "a.qmp", faults=faults) as (qemu, vm):
+        with pytest.raises(qmpballoon.QmpError) as caught:
+            await vm.set_target("128MiB")
+        assert caught.value.error_class == "GenericError"
+        assert "refused on purpose" in caught.value.description
+        qemu.faults = Faults()
+        await vm.set_target("128MiB", wait_s=5)
+
+
+async def test_a_wait_for_a_condition(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp") as (qemu, vm):
+        asyncio.get_running_loop().call_later(0.02, qemu.set_demand, 100 * MIB)
+        state = await vm.wait_for(
+            lambda seen: seen.guest is not None and (seen.guest.available or 0) < 150 * MIB, timeout_s=5
+        )
+        assert state.guest is not None
+        with pytest.raises(qmpballoon.NotReached, match="did not come true") as caught:
+            await vm.wait_for(lambda _: False, timeout_s=0.02)
+        assert caught.value.target is None
+        assert caught.value.state.size == 256 * MIB
+
+
+# ── events ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_events_are_there_from_connect_on_and_end_with_the_connection(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp") as (qemu, vm):
+        await vm.set_target("128MiB", wait_s=5)
+        words = []
+
+        async def follow() -> None:
+            async for event in vm.events():
+                words.append(event.event)
+                if event.event == "balloon-change":
+                    qemu.terminate()
+
+        with pytest.raises(qmpballoon.ConnectionLost, match="QEMU closed the monitor"):
+            await follow()
+        assert words[0] == "balloon-change"
+        assert words[-1] == "shutdown"
+
+
+async def test_who_reads_too_slowly_is_told_how_many_were_missed(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp") as (qemu, vm):
+        qemu.faults = Faults(event_flood=1500)
+        await vm._session.request("query-status")
+        qemu.faults = Faults()
+        events = vm.events()
+        first = await anext(events)
+        assert (first.event, first.data) == ("lagged", {"missed": 500})
+        second = await anext(events)
+        assert second.data == {"actual": 4096 * 501}
+        await vm.state()
+
+
+async def test_two_readers_each_get_every_event(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp") as (_, vm):
+        await vm.set_target("200MiB")
+        first, second = await asyncio.gather(anext(vm.events()), anext(vm.events()))
+        assert first == second
+        assert first.event == "balloon-change"
+
+
+# ── connecting and leaving ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("found", [0, 5])
+async def test_on_leaving_the_interval_is_as_found_and_the_balloon_as_it_stands(
+    found: int, sockets_dir: Path
+) -> None:
+    async with SimulatedQemu(sockets_dir / "a.qmp") as qemu:
+        qemu.guest.set_polling_interval(found)
+        async with qmpballoon.connect(qemu.path) as vm:
+            states = []
+            for _ in range(20):  # each begins while the one before is somewhere on its way
+                states.append(asyncio.create_task(vm.state()))
+                await asyncio.sleep(0)
+            await asyncio.gather(*states)
+            assert qemu.guest.polling_interval_s == 1
+            await vm.set_target("128MiB", wait_s=5)
+        assert qemu.guest.polling_interval_s == found
+        assert qemu.guest.target == 128 * MIB
+
+
+async def test_a_connection_that_saw_nothing_sets_nothing(sockets_dir: Path) -> None:
+    faults = Faults(silent_to=frozenset({"qom-set"}))
+    async with (
+        SimulatedQemu(sockets_dir / "a.qmp", faults=faults) as qemu,
+        qmpballoon.connect(qemu.path) as vm,
+    ):
+        await vm.set_target("128MiB", wait_s=5)
+
+
+async def test_cancelling_a_call_leaves_the_connection_usable(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp", guest=GuestSpec(behaviour=Behaviour.FROZEN_STATS)) as (qemu, vm):
+        for call in (
+            vm.state(fresh_s=60),
+            vm.ready(timeout_s=60),
+            vm.set_target("1GiB"),
+            vm.wait_for(bool, timeout_s=60),
+        ):
+            task = asyncio.create_task(call)
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait((task,))
+        qemu.set_behaviour(Behaviour.IDEAL)
+        assert (await vm.state()).guest is not None
+        await vm.set_target("128MiB", wait_s=5)
+    assert qemu.guest.polling_interval_s == 0
+
+
+async def test_a_socket_that_comes_later_is_waited_for(sockets_dir: Path) -> None:
+    async def hold() -> str:
+        async with qmpballoon.connect(sockets_dir / "a.qmp", timeout_s=PATIENCE_S) as vm:
+            return vm.name
+
+    waiting = asyncio.create_task(hold())
+    await asyncio.sleep(0)
+    async with SimulatedQemu(sockets_dir / "a.qmp"):
+        assert await waiting == "a"
+
+
+async def test_no_socket_in_time_is_unreachable(sockets_dir: Path) -> None:
+    with pytest.raises(qmpballoon.Unreachable, match="no such socket") as caught:
+        async with qmpballoon.connect(sockets_dir / "a.qmp", timeout_s=0.01):
+            pass
+    assert caught.value.code == "offline"
+    assert isinstance(caught.value, OSError)
+
+
+async def test_a_monitor_that_another_client_holds_is_busy(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp") as (qemu, _):
+        with pytest.raises(qmpballoon.MonitorBusy, match="another client holds") as caught:
+            async with qmpballoon.connect(qemu.path, timeout_s=0.05):
+                pass
+        assert caught.value.code == "busy"
+
+
+async def test_a_process_that_listens_and_never_greets_is_unreachable(sockets_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(os.fspath(sockets_dir / "a.qmp"))
+        server.listen(1)
+        with pytest.raises(qmpballoon.Unreachable, match="did not greet"):
+            async with qmpballoon.connect(sockets_dir / "a.qmp", timeout_s=0.05):
+                pass
+
+
+async def test_what_does_not_speak_qmp_is_a_loss(sockets_dir: Path) -> None:
+    async def talk(line: Line) -> None:
+        await line.send(b"220 mail.example.org ESMTP\r\n")
+
+    async with peer(sockets_dir / "a.qmp", talk):
+        with pytest.raises(qmpballoon.ConnectionLost, match="this is not QMP") as caught:
+            async with qmpballoon.connect(sockets_dir / "a.qmp"):
+                pass
+        assert caught.value.code == "offline"
+
+
+@pytest.mark.parametrize(
+    "fault", [{"refuse": frozenset({"query-name"})}, {"half_reply_to": frozenset({"*"})}]
+)
+async def test_a_connection_that_fails_at_once_leaves_nothing_behind(
+    fault: dict[str, Any], sockets_dir: Path
+) -> None:
+    async with SimulatedQemu(sockets_dir / "a.qmp", faults=Faults(**fault)) as qemu:
+        before, tasks = set(os.listdir("/proc/self/fd")), asyncio.all_tasks()
+        with pytest.raises((qmpballoon.QmpError, qmpballoon.ConnectionLost)):
+            async with qmpballoon.connect(qemu.path):
+                pass
+        async with asyncio.timeout(PATIENCE_S):
+            while qemu._connections:
+                await asyncio.sleep(0)
+        assert set(os.listdir("/proc/self/fd")) == before
+        assert len(asyncio.all_tasks()) == len(tasks)
+
+
+async def test_a_qemu_that_dies_is_lost_and_leaving_is_quiet(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp", guest=GuestSpec(behaviour=Behaviour.STUCK)) as (qemu, vm):
+        waiting = asyncio.create_task(vm.set_target("128MiB", wait_s=60))
+        async with asyncio.timeout(PATIENCE_S):
+            while qemu.guest.target != 128 * MIB:
+                await asyncio.sleep(0)
+        qemu.die()
+        with pytest.raises(qmpballoon.ConnectionLost):
+            await waiting
+        with pytest.raises(qmpballoon.ConnectionLost):
+            await vm.state()
+
+
+async def test_the_error_of_the_user_comes_out_as_it_is(sockets_dir: Path) -> None:
+    async with SimulatedQemu(sockets_dir / "a.qmp") as qemu:
+
+        async def fail() -> None:
+            async with qmpballoon.connect(qemu.path) as vm:
+                await vm.state()
+                raise LookupError("mine")
+
+        with pytest.raises(LookupError, match="mine"):
+            await fail()
+        assert qemu.guest.polling_interval_s == 0
+
+
+def test_sizes_are_parsed_as_everywhere() -> None:
+    assert qmpballoon.parse_size("1.5GiB") == GIB * 3 // 2
+    assert qmpballoon.parse_size("50%", whole=10) == 5

@@ -1,0 +1,151 @@
+"""Sockets that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from qmpballoon.qmp import discovery
+from qmpballoon.qmp.discovery import SocketMark, SocketWatch, scan
+
+
+def bind(path: Path) -> None:
+    """Make a socket file; nobody needs to listen."""
+    path.parent.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(os.fspath(path))
+
+
+class Changes:
+    """What a watch tells, one after the other."""
+
+    def __init__(self, changes: AsyncIterator[Mapping[str, SocketMark]]) -> None:
+        self._changes = changes
+
+    async def until(self, *names: str) -> Mapping[str, SocketMark]:
+        """Wait until exactly these sockets are there."""
+        async with asyncio.timeout(10):
+            while True:
+                found = await anext(self._changes)
+                if [os.path.basename(path) for path in found] == list(names):
+                    return found
+
+
+@asynccontextmanager
+async def watching(*globs: Path | str) -> AsyncIterator[tuple[SocketWatch, Changes]]:
+    watch = SocketWatch([os.fspath(each) for each in globs])
+    async with aclosing(watch.changes()) as changes:
+        yield watch, Changes(changes)
+
+
+@pytest.fixture(params=["inotify", "scan"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With inotify and never a scan that is due, or with scans alone."""
+    if request.param == "inotify":
+        monkeypatch.setattr(discovery, "SCAN_EVERY_S", 3600.0)
+    else:
+        monkeypatch.setattr(discovery, "SCAN_EVERY_S", 0.01)
+
+        def refused() -> None:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(discovery, "Inotify", refused)
+    return str(request.param)
+
+
+def test_a_scan_finds_sockets_alone_and_sorts_them(sockets_dir: Path) -> None:
+    for name in ("b.qmp", "a.qmp", "c.sock"):
+        bind(sockets_dir / name)
+    (sockets_dir / "file.qmp").write_text("", encoding="ascii")
+    (sockets_dir / "lost.qmp").symlink_to("nowhere")
+    found = scan([f"{sockets_dir}/*.qmp", f"{sockets_dir}/b.*"])
+    assert [os.path.basename(path) for path in found] == ["a.qmp", "b.qmp"]
+    assert scan([f"{sockets_dir}/none/*.qmp"]) == {}
+
+
+async def test_sockets_appear_and_vanish(how: str, sockets_dir: Path) -> None:
+    bind(sockets_dir / "a.qmp")
+    async with watching(sockets_dir / "*.qmp") as (_, changes):
+        await changes.until("a.qmp")
+        bind(sockets_dir / "b.qmp")
+        await changes.until("a.qmp", "b.qmp")
+        (sockets_dir / "a.qmp").unlink()
+        await changes.until("b.qmp")
+        os.rename(sockets_dir / "b.qmp", sockets_dir / "c.qmp")
+        await changes.until("c.qmp")
+
+
+async def test_another_socket_on_the_same_path_is_a_change(how: str, sockets_dir: Path) -> None:
+    path = sockets_dir / "a.qmp"
+    bind(path)
+    async with watching(path) as (_, changes):
+        before = (await changes.until("a.qmp"))[os.fspath(path)]
+        path.unlink()
+        bind(path)
+        assert (await changes.until("a.qmp"))[os.fspath(path)] != before
+
+
+async def test_a_directory_that_comes_later_is_watched_then(how: str, sockets_dir: Path) -> None:
+    later = sockets_dir / "vm1"
+    async with watching(sockets_dir / "*" / "*.qmp") as (watch, changes):
+        await changes.until()
+        bind(later / "a.qmp")
+        if how == "inotify":  # a directory under a glob in the middle is found by the next scan
+            watch.watch(watch.globs)
+        await changes.until("a.qmp")
+        bind(later / "b.qmp")
+        await changes.until("a.qmp", "b.qmp")
+
+
+async def test_a_directory_that_was_made_anew_is_watched_again(how: str, sockets_dir: Path) -> None:
+    directory = sockets_dir / "vms"
+    bind(directory / "a.qmp")
+    async with watching(directory / "*.qmp") as (watch, changes):
+        await changes.until("a.qmp")
+        (directory / "a.qmp").unlink()
+        directory.rmdir()
+        await changes.until()
+        directory.mkdir()
+        watch.watch(watch.globs)
+        bind(directory / "b.qmp")
+        await changes.until("b.qmp")
+
+
+async def test_the_globs_can_be_exchanged(how: str, sockets_dir: Path) -> None:
+    bind(sockets_dir / "a.qmp")
+    bind(sockets_dir / "b.sock")
+    async with watching(sockets_dir / "*.qmp") as (watch, changes):
+        await changes.until("a.qmp")
+        assert watch.covers(os.fspath(sockets_dir / "x.qmp"))
+        watch.watch([f"{sockets_dir}/*.sock"])
+        await changes.until("b.sock")
+        assert not watch.covers(os.fspath(sockets_dir / "x.qmp"))
+
+
+async def test_many_watches_leave_no_descriptor(sockets_dir: Path) -> None:
+    bind(sockets_dir / "a.qmp")
+    before = set(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        async with watching(sockets_dir / "*.qmp") as (_, changes):
+            await changes.until("a.qmp")
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "covered"),
+    [
+        ("/run/vms/a.qmp", True),
+        ("/run/vms/deep/a.qmp", False),
+        ("/run/a.qmp", False),
+        ("/run/vms/a.sock", False),
+        ("/srv/x/web.qmp", True),
+    ],
+)
+def test_a_glob_covers_a_path_that_is_not_there(path: str, covered: bool) -> None:
+    assert SocketWatch(["/run/vms/*.qmp", "/srv/*/web.qmp"]).covers(path) is covered

@@ -1,0 +1,378 @@
+"""Sockets become VMs: names, lives, what appears, vanishes and moves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fleet_stage import QUICK, Kernel, Qemus, qemus_in, staged
+from scripted_peer import Line, peer
+
+from qmpballoon.config import DiscoverySettings, VmMatch
+from qmpballoon.model import VmName
+from qmpballoon.sim.faults import Babble, Faults
+from qmpballoon.sim.machine import MachineSpec
+from qmpballoon.units import MIB
+
+
+@pytest.fixture
+async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
+    async with qemus_in(sockets_dir) as started:
+        yield started
+
+
+def named(name: str) -> MachineSpec:
+    return MachineSpec(name=name)
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_vm_is_called_as_configured_else_as_qemu_says_else_as_its_socket(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a", machine=named("db-7"))
+    await qemus.start("b", machine=named("web 1/ü"))
+    await qemus.start("c.d")
+    await qemus.start("e", machine=named("x" * 80))
+    matches = (
+        VmMatch(name="db-*", rename="first db", settings=(("shares", 7),)),
+        VmMatch(name="first*", rename="no"),
+    )
+    async with staged(sockets_dir, monkeypatch, matches=matches) as stage:
+        await stage.until(lambda: len(stage.fleet.vms) == 4)
+        assert {vm.vm: vm.name for vm in stage.fleet.vms.values()} == {
+            "first_db": "first db",
+            "web_1__": "web 1/ü",
+            "c_d": "c.d",
+            "x" * 64: "x" * 80,
+        }
+        assert stage.record("first_db").limits.shares == 7
+        assert stage.fleet.unidentified == ()
+
+
+async def test_a_name_already_taken_gets_a_number(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with staged(sockets_dir, monkeypatch) as stage:
+        long = "n" * 64
+        for socket, expected in (("c", long), ("a", long[:62] + "-2"), ("b", long[:62] + "-3")):
+            await qemus.start(socket, machine=named(long))
+            await stage.until_health(expected, "ok")
+        assert {vm.path[-5:]: vm.vm for vm in stage.fleet.vms.values()} == {
+            "c.qmp": "n" * 64,
+            "a.qmp": "n" * 62 + "-2",
+            "b.qmp": "n" * 62 + "-3",
+        }
+
+
+async def test_names_are_remembered_per_socket_over_a_restart(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    first = await qemus.start("b", machine=named("web"))
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until(lambda: "web" in stage.fleet.vms)
+        await qemus.start("a", machine=named("web"))
+        await stage.until(lambda: "web-2" in stage.fleet.vms)
+        first.die(unlink=True)
+        await stage.until_health("web", "offline")
+    async with staged(sockets_dir, monkeypatch, kernel) as again:
+        await again.until_health("web-2", "ok")
+        assert again.vm("web-2").path == os.fspath(qemus.path("a"))
+        assert again.record("web").health == "offline"  # kept though nothing answers
+        await qemus.start("b", machine=named("web"))
+        await again.until_health("web", "ok")
+        assert set(again.fleet.vms) == {"web", "web-2"}
+
+
+async def test_a_vm_that_comes_back_under_another_name_leaves_the_old_one(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    before = await qemus.start("a", machine=named("old"))
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until_health("old", "ok")
+        before.die()
+        kernel.new_life(qemus.path("a"))
+        await qemus.start("a", machine=named("new"))
+        await stage.until_health("new", "ok")
+        assert stage.gone == ["old"]
+        assert set(stage.fleet.vms) == {"new"}
+
+
+async def test_a_rename_in_a_new_configuration_holds_at_once(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a", machine=named("old"))
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("old", "ok")
+        stage.fleet.reconfigure(replace(stage.configuration, matches=(VmMatch(name="old", rename="new"),)))
+        assert stage.gone == ["old"]
+        stage.records.clear()
+        await stage.until_health("new", "ok")
+        assert set(stage.fleet.vms) == set(stage.records) == {"new"}
+
+
+async def test_a_new_configuration_changes_settings_without_a_reconnect(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        stage.fleet.reconfigure(replace(stage.configuration, vm=replace(QUICK, shares=5)))
+        assert stage.records["a"].limits.shares == 5
+        assert stage.records["a"].health == "ok"
+
+
+async def test_a_socket_that_no_glob_covers_any_more_is_let_go(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    await qemus.start("b")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until(lambda: stage.health("a") == stage.health("b") == "ok")
+        only_b = DiscoverySettings(sockets=(f"{sockets_dir}/b*.qmp",))
+        stage.fleet.reconfigure(replace(stage.configuration, discovery=only_b))
+        assert stage.gone == ["a"]
+        await stage.until(lambda: not qemu._connections)  # somebody else may have the monitor now
+        await qemus.start("b2")
+        await stage.until_health("b2", "ok")
+        assert set(stage.fleet.vms) == {"b", "b2"}
+
+
+# ── lives ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_two_sockets_of_one_life_are_one_vm(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    kernel.new_life(qemus.path("a"), qemus.path("b"))
+    qemu = await qemus.start("a", "b", machine=named("web"))
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until_health("web", "ok")
+        assert set(stage.fleet.vms) == {"web"}
+        assert stage.vm("web").path == os.fspath(qemus.path("a"))
+        assert stage.fleet.unidentified == ()
+        assert len(qemu._connections) == 1
+
+
+async def test_the_second_socket_takes_over_and_the_vm_keeps_its_name(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    life = kernel.new_life(qemus.path("a"), qemus.path("b"))
+    qemu = await qemus.start("a", "b")  # without -name: a name from the socket must not change either
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until_health("a", "ok")
+        qemus.path("a").unlink()
+        qemu.drop_clients()
+        await stage.until(lambda: stage.vm("a").path == os.fspath(qemus.path("b")))
+        record = await stage.until_health("a", "ok")
+        assert record.life == life
+        assert stage.gone == []
+        assert set(stage.fleet.vms) == {"a"}
+
+
+async def test_the_first_socket_takes_the_vm_back(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    kernel.new_life(qemus.path("a"), qemus.path("b"))
+    qemu = await qemus.start("a", "b", machine=named("web"))
+    hidden = sockets_dir / "a.hidden"
+    qemus.path("a").rename(hidden)
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until_health("web", "ok")
+        assert stage.vm("web").path == os.fspath(qemus.path("b"))
+        hidden.rename(qemus.path("a"))
+        await stage.until(lambda: stage.vm("web").path == os.fspath(qemus.path("a")))
+        await stage.until_health("web", "ok")
+        await stage.until(lambda: len(qemu._connections) == 1)
+        assert set(stage.fleet.vms) == {"web"}
+
+
+async def test_a_killed_qemu_is_offline_and_a_new_one_is_a_new_life(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    first = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        old = (await stage.until_health("a", "ok")).life
+        await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+        first.die()  # the file stays: ECONNREFUSED from now on
+        record = await stage.until_health("a", "offline")
+        assert (record.run_state, record.actual, record.rss, record.pid, record.sample) == (None,) * 5
+        assert record.size == 256 * MIB
+        kernel.new_life(qemus.path("a"))
+        await qemus.start("a")
+        record = await stage.until_health("a", "ok")
+        assert record.life != old
+        assert record.target is None
+        assert stage.gone == []
+
+
+async def test_the_same_life_after_a_restart_is_taken_up_as_it_stands(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until_health("a", "ok")
+        await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+    qemu.guest.set_target(180 * MIB)  # somebody else's hand, meanwhile
+    async with staged(sockets_dir, monkeypatch, kernel, governed=True) as again:
+        record = await again.until_health("a", "ok")
+        assert (record.target, record.mode) == (200 * MIB, "manual")
+        await again.until(lambda: len(again.hosts) >= 1)
+        assert qemu.guest.target == 180 * MIB  # nothing was sent
+        assert "starting" not in again.healths[again.healths.index("ok") :]
+
+
+async def test_a_socket_replaced_at_the_same_path_is_another_life(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    old_life = kernel.new_life(qemus.path("a"))
+    old = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until_health("a", "ok")
+        new_life = kernel.new_life(qemus.path("a"))
+        await qemus.start("a")  # the old one still lives and still talks to us
+        await stage.until(lambda: stage.record("a").life == new_life)
+        assert old_life != new_life
+        await stage.until(lambda: not old._connections)
+
+
+async def test_a_socket_whose_rights_change_is_still_the_same(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        stage.healths.clear()
+        qemus.path("a").chmod(0o600)
+        await qemus.start("b")  # seen after the change, or with it
+        await stage.until_health("b", "ok")
+        assert stage.events_of("a").count("health") <= 2
+        assert stage.health("a") == "ok"
+        assert "offline" not in [event.data.get("to") for _, event in stage.events]
+
+
+async def test_a_qemu_that_shuts_down_says_so_and_is_offline(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        qemu.terminate()
+        await stage.until_health("a", "offline")
+        assert "shutdown" in stage.events_of("a")
+
+
+# ── unidentified, and forgotten ──────────────────────────────────────────────────────────────────
+
+
+async def test_a_socket_that_never_answered_is_no_vm(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = await qemus.start("silent", faults=Faults(silent_greeting=True))
+    (await qemus.start("dead")).die()
+
+    async def talk(line: Line) -> None:
+        await line.send(b"220 mail.example.org ESMTP\r\n")
+
+    async with peer(qemus.path("mail"), talk), staged(sockets_dir, monkeypatch) as stage:
+        strangers = tuple(os.fspath(qemus.path(name)) for name in ("dead", "mail", "silent"))
+        await stage.until(lambda: stage.fleet.unidentified == strangers)
+        assert not stage.fleet.vms
+        silent.faults = Faults()
+        silent.drop_clients()
+        await stage.until_health("silent", "ok")
+        assert stage.fleet.unidentified == strangers[:2]
+        qemus.path("dead").unlink()
+        await stage.until(lambda: stage.fleet.unidentified == strangers[1:2])
+
+
+async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    life = kernel.new_life(qemus.path("a"))
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until_health("a", "ok")
+        await stage.ask("a", "set-limits", shares=7)
+        qemu.die()
+        await stage.until_health("a", "offline")
+
+        def look_much_later() -> None:
+            stage.fleet.forget_the_gone()
+            stage.later_s += 86_401
+
+        look_much_later()
+        stage.fleet.forget_the_gone()
+        assert "a" in stage.fleet.vms  # its socket file is there
+        qemus.path("a").unlink()
+        await stage.until(lambda: all(endpoint.is_over for endpoint in stage.fleet._endpoints.values()))
+        await qemus.start("b")  # whatever makes the fleet look
+        await stage.until_health("b", "ok")
+        look_much_later()
+        stage.fleet.forget_the_gone()
+        assert "a" in stage.fleet.vms  # its process is there
+        kernel.dies(life)
+        stage.fleet.forget_the_gone()
+        stage.later_s += 86_399
+        stage.fleet.forget_the_gone()
+        assert "a" in stage.fleet.vms
+        stage.later_s += 2
+        stage.fleet.forget_the_gone()
+        assert "a" not in stage.fleet.vms
+        assert stage.gone == ["a"]
+        assert os.fspath(qemus.path("a")) not in stage.store.sockets
+        assert stage.store.kept(VmName("a")).shares is None
+
+
+# ── one bad QEMU costs only itself ───────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Faults(silent_greeting=True),
+        Faults(silent_to=frozenset({"*"})),
+        Faults(silent_after_replies=3),
+        Faults(babble=Babble.RANDOM_BYTES),
+        Faults(babble=Babble.UNKNOWN_ID),
+        Faults(babble=Babble.NO_ID),
+        Faults(half_reply_to=frozenset({"query-balloon"})),
+        Faults(refuse=frozenset({"query-name"})),
+        Faults(refuse=frozenset({"query-memory-devices"})),
+        Faults(cut_after_bytes=30),
+        Faults(event_flood=3000),
+        Faults(reply_padding=5 * MIB),
+    ],
+    ids=str,
+)
+async def test_a_bad_qemu_delays_nobody_else(
+    fault: Faults, qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = await qemus.start("bad", faults=fault)
+    await qemus.start("good")
+    settings = replace(QUICK, qmp_timeout_s=0.1)
+    async with staged(sockets_dir, monkeypatch, settings=settings) as stage:
+        sample = (await stage.until_health("good", "ok")).sample
+        with stage.vm("good").watched():
+            await stage.until(lambda: stage.record("good").sample != sample)
+        assert stage.health("good") == "ok"
+        assert stage.health("bad") != "ok"
+        bad.faults = Faults()
+        bad.drop_clients()
+        await stage.until_health("bad", "ok")
+        assert "offline" not in [
+            event.data["to"] for vm, event in stage.events if vm == "good" and event.event == "health"
+        ]

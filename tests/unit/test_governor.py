@@ -1,0 +1,137 @@
+"""The tick: modes, manual targets of new lives, the host's figures."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fleet_stage import QUICK, Kernel, Qemus, qemus_in, staged
+
+from qmpballoon import governor as governor_module
+from qmpballoon.config import HostSettings, PolicySettings, VmMatch
+from qmpballoon.model import VmName
+from qmpballoon.sim.guest import Behaviour, GuestSpec
+from qmpballoon.sim.machine import MachineSpec
+from qmpballoon.units import MIB, parse_amount
+
+MANUAL = PolicySettings(mode="manual")
+
+
+@pytest.fixture
+async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
+    async with qemus_in(sockets_dir) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(governor_module, "TICK_S", 0.05)
+
+
+@pytest.mark.parametrize(
+    ("host", "match", "request_mode", "in_force"),
+    [
+        ("auto", None, None, "auto"),
+        ("manual", None, None, "manual"),
+        ("manual", "auto", None, "auto"),
+        ("auto", "observe", None, "observe"),
+        ("auto", "observe", "manual", "manual"),
+        ("observe", "auto", "manual", "observe"),
+    ],
+)
+async def test_the_host_that_observes_wins_then_the_request_then_the_vm_then_the_host(
+    host: str,
+    match: str | None,
+    request_mode: str | None,
+    in_force: str,
+    qemus: Qemus,
+    sockets_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await qemus.start("a")
+    matches = () if match is None else (VmMatch(name="a", settings=(("mode", match),)),)
+    policy = PolicySettings(mode=host)
+    async with staged(sockets_dir, monkeypatch, policy=policy, matches=matches) as stage:
+        await stage.until_health("a", "ok")
+        if request_mode is not None:
+            await stage.ask("a", "set-mode", mode=request_mode)
+        stage.governor.apply_mode(stage.vm("a"))
+        assert stage.records["a"].mode == in_force
+
+
+async def test_a_new_life_gets_its_manual_target_when_its_driver_is_up_and_the_grace_is_over(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    first = await qemus.start("a")
+    settings = replace(QUICK, grace_s=100.0)
+    async with staged(sockets_dir, monkeypatch, kernel, settings, governed=True, policy=MANUAL) as stage:
+        await stage.until_health("a", "ok")
+        await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+        first.die()
+        kernel.age_s = 1.0
+        life = kernel.new_life(qemus.path("a"))
+        second = await qemus.start("a", guest=GuestSpec(boot_s=0.1), booted=False)
+        await stage.until(lambda: stage.record("a").life == life and stage.record("a").sample is not None)
+        ticks = len(stage.hosts)
+        await stage.until(lambda: len(stage.hosts) > ticks + 1)
+        assert stage.record("a").target is None
+        assert second.guest.target == 256 * MIB
+        stage.later_s += 101
+        await stage.until(lambda: second.guest.target == 200 * MIB)
+        await stage.until(lambda: stage.record("a").target == 200 * MIB)
+        assert stage.record("a").mode == "manual"
+
+
+async def test_a_manual_target_that_its_limits_no_longer_allow_is_not_sent(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    first = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch, kernel, governed=True, policy=MANUAL) as stage:
+        await stage.until_health("a", "ok")
+        await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+        first.die()
+        kernel.new_life(qemus.path("a"))
+        second = await qemus.start("a", guest=GuestSpec(size=128 * MIB))
+        await stage.until(lambda: stage.record("a").size == 128 * MIB and stage.health("a") == "ok")
+        ticks = len(stage.hosts)
+        await stage.until(lambda: len(stage.hosts) > ticks + 2)
+        assert second.guest.target == 128 * MIB
+        assert stage.store.kept(VmName("a")).target == 200 * MIB
+
+
+async def test_the_host_is_told_with_every_tick(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a", machine=MachineSpec(name="a"))
+    gone = await qemus.start("b")
+    host = HostSettings(budget=parse_amount("1GiB"), reserve=parse_amount("1MiB"))
+    async with staged(sockets_dir, monkeypatch, governed=True, policy=MANUAL, host=host) as stage:
+        await stage.until(lambda: stage.health("a") == stage.health("b") == "ok")
+        gone.die()
+        await stage.until_health("b", "offline")
+        await stage.until(lambda: stage.hosts and stage.hosts[-1].vms_online == 1)
+        record = stage.hosts[-1]
+        assert (record.mode, record.vms_total, record.budget) == ("manual", 2, 1024 * MIB)
+        assert record.used == 256 * MIB
+        assert record.available == 768 * MIB
+        assert record.mem_total is not None
+        assert 0 <= record.room <= 768 * MIB
+
+
+async def test_a_sleep_of_the_host_makes_every_sample_stale(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    asleep_s = 0.0
+    really = governor_module._asleep_s
+    monkeypatch.setattr(governor_module, "_asleep_s", lambda: really() + asleep_s)
+    async with staged(sockets_dir, monkeypatch, governed=True, policy=MANUAL) as stage:
+        await stage.until_health("a", "ok")
+        qemu.set_behaviour(Behaviour.FROZEN_STATS)
+        asleep_s = 3600.0
+        with stage.vm("a").watched():
+            await stage.until_health("a", "stale")

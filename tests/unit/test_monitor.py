@@ -1,0 +1,123 @@
+"""Opening a monitor's socket, and what the kernel tells of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from qmpballoon.errors import MonitorBusy, Unreachable
+from qmpballoon.qmp.monitor import open_monitor, socket_table
+
+
+def listening(path: Path, backlog: int = 1) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.bind(os.fspath(path))
+    server.listen(backlog)
+    return server
+
+
+def test_a_socket_that_is_not_there_is_unreachable(sockets_dir: Path) -> None:
+    with pytest.raises(Unreachable, match="no such socket; is the VM running") as caught:
+        open_monitor(sockets_dir / "a.qmp")
+    assert caught.value.code == "offline"
+
+
+def test_a_socket_file_left_by_a_killed_qemu_is_unreachable(sockets_dir: Path) -> None:
+    listening(sockets_dir / "a.qmp").close()
+    with pytest.raises(Unreachable, match="nobody listens on this socket"):
+        open_monitor(sockets_dir / "a.qmp")
+
+
+def test_a_plain_file_is_unreachable(sockets_dir: Path) -> None:
+    (sockets_dir / "a.qmp").write_text("", encoding="ascii")
+    with pytest.raises(Unreachable, match=r"a\.qmp: "):
+        open_monitor(sockets_dir / "a.qmp")
+
+
+def test_a_datagram_socket_is_unreachable(sockets_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(os.fspath(sockets_dir / "a.qmp"))
+        with pytest.raises(Unreachable, match=r"a\.qmp: "):
+            open_monitor(sockets_dir / "a.qmp")
+
+
+def test_a_path_that_no_socket_can_have_is_unreachable(sockets_dir: Path) -> None:
+    with pytest.raises(Unreachable, match="at most 107 bytes"):
+        open_monitor(sockets_dir / ("é" * 60))
+
+
+def test_a_socket_without_permission_names_who_it_belongs_to(
+    sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    class Denied(socket.socket):
+        connect = refused  # root may open everything: the refusal is pretended
+
+    monkeypatch.setattr(socket, "socket", Denied)
+    with pytest.raises(Unreachable, match="belongs to the user that runs QEMU"):
+        open_monitor(sockets_dir / "a.qmp")
+
+
+def test_the_pid_is_that_of_the_process_that_listens(sockets_dir: Path) -> None:
+    with listening(sockets_dir / "a.qmp"):
+        monitor = open_monitor(os.fspath(sockets_dir / "a.qmp"))
+        with monitor.connection:
+            assert monitor.pid == os.getpid()
+            assert monitor.path == os.fspath(sockets_dir / "a.qmp")
+
+
+def test_a_full_line_behind_another_client_is_busy_and_leaks_nothing(sockets_dir: Path) -> None:
+    with listening(sockets_dir / "a.qmp"):
+        waiting = [open_monitor(sockets_dir / "a.qmp") for _ in range(2)]
+        descriptors = set(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            with pytest.raises(MonitorBusy, match="serves one at a time") as caught:
+                open_monitor(sockets_dir / "a.qmp")
+        assert caught.value.code == "busy"
+        assert set(os.listdir("/proc/self/fd")) == descriptors
+        for monitor in waiting:
+            monitor.connection.close()
+
+
+async def test_the_socket_table_tells_who_was_accepted_from_who_waits(sockets_dir: Path) -> None:
+    path = os.fspath(sockets_dir / "a.qmp")
+    assert not socket_table(path).listening
+    with listening(sockets_dir / "a.qmp") as server, open_monitor(path).connection:
+        waiting = socket_table(path)
+        assert len(waiting.listening) == 1
+        assert not waiting.accepted
+        server.setblocking(False)
+        accepted, _ = await asyncio.get_running_loop().sock_accept(server)
+        with accepted:
+            assert len(socket_table(path).accepted) == 1
+            assert socket_table(path).listening == waiting.listening
+    assert not socket_table(path).listening
+
+
+def test_another_socket_on_the_same_path_has_another_mark(sockets_dir: Path) -> None:
+    path = sockets_dir / "a.qmp"
+    with listening(path):
+        before = socket_table(os.fspath(path)).listening
+        path.unlink()
+        with listening(path):
+            assert socket_table(os.fspath(path)).listening > before
+
+
+def test_a_path_with_blanks_is_found_in_the_table(sockets_dir: Path) -> None:
+    with listening(sockets_dir / "a b  c.qmp"):
+        assert socket_table(os.fspath(sockets_dir / "a b  c.qmp")).listening
+
+
+def test_a_kernel_without_the_table_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: Path) -> bytes:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_bytes", missing)
+    assert not socket_table("/run/a.qmp").listening
+    assert not socket_table("/run/a.qmp").accepted

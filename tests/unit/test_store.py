@@ -1,0 +1,301 @@
+"""What survives the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from qmpballoon import store as store_module
+from qmpballoon.errors import AnotherAgentRuns, StateUnusable
+from qmpballoon.model import VmName
+from qmpballoon.store import Kept, KnownSocket, Store, parse_state, write_atomically
+
+WEB1 = VmName("web1")
+KNOWN = KnownSocket("web1", "web1", "web 1")
+
+
+@asynccontextmanager
+async def running(directory: Path) -> AsyncIterator[Store]:
+    store = Store(directory, "edge-7")
+    writing = asyncio.create_task(store.run())
+    try:
+        yield store
+    finally:
+        writing.cancel()
+        await asyncio.wait((writing,))
+        await store.close()
+
+
+async def saved(store: Store) -> None:
+    async with asyncio.timeout(10):
+        await store.saved()
+
+
+async def test_what_was_kept_is_there_again(tmp_path: Path) -> None:
+    async with running(tmp_path) as store:
+        store.know("/run/a\udce9.qmp", KNOWN)
+        store.keep(WEB1, mode="manual", target=2**40, floor="1.5GiB", mode_until=12.5, shares=7)
+        store.keep(WEB1, life="1-2", sent=4096)
+        store.announce(["a/b", "a/c"])
+        await saved(store)
+    async with running(tmp_path) as again:
+        assert again.sockets == {"/run/a\udce9.qmp": KNOWN}
+        assert again.kept(WEB1) == Kept(
+            mode="manual", target=2**40, floor="1.5GiB", mode_until=12.5, shares=7, life="1-2", sent=4096
+        )
+        assert again.announced == ["a/b", "a/c"]
+        again.know("/run/a\udce9.qmp", None)
+        again.forget(WEB1)
+    async with running(tmp_path) as third:
+        assert not third.sockets
+        assert third.kept(WEB1) == Kept()
+
+
+async def test_the_file_is_for_its_owner_alone_and_no_scratch_is_left(tmp_path: Path) -> None:
+    async with running(tmp_path / "new" / "state") as store:
+        store.keep(WEB1, mode="manual")
+        await saved(store)
+        directory = tmp_path / "new" / "state"
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        assert stat.S_IMODE((directory / "edge-7.json").stat().st_mode) == 0o600
+        assert sorted(os.listdir(directory)) == ["edge-7.json", "edge-7.lock"]
+
+
+async def test_nothing_is_written_while_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(store_module, "write_atomically", lambda _, text: written.append(text))
+    async with running(tmp_path) as store:
+        store.keep(WEB1, mode="manual")
+        await saved(store)
+        store.keep(WEB1, mode="manual")
+        store.know("/run/none.qmp", None)
+        store.forget(VmName("nobody"))
+        store.announce([])
+        await saved(store)
+    assert len(written) == 1
+
+
+async def test_one_agent_of_a_name(tmp_path: Path) -> None:
+    async with running(tmp_path):
+        with pytest.raises(AnotherAgentRuns) as caught:
+            Store(tmp_path, "edge-7")
+        assert caught.value.code == "busy"
+        other = Store(tmp_path, "edge-8")
+        await other.close()
+    async with running(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="ascii")
+    with pytest.raises(StateUnusable, match="name another with --state-dir"):
+        Store(tmp_path / "file" / "state", "edge-7")
+
+
+def with_vm(row: str) -> bytes:
+    return f'{{"version": 1, "sockets": {{}}, "vms": {{"a": {row}}}, "announced": []}}'.encode()
+
+
+GARBAGE = {
+    "nothing": b"",
+    "no UTF-8": b"\xff\xfe\x00",
+    "cut in half": b'{"version": 1, "sockets": {',
+    "another version": b'{"version": 2, "sockets": {}, "vms": {}, "announced": []}',
+    "a list": b"[]",
+    "deeply nested": b"[" * 100_000,
+    "too many digits": b'{"version": ' + b"1" * 5000 + b"}",
+    "no version": b'{"sockets": {}, "vms": {}, "announced": []}',
+    "vms is a list": b'{"version": 1, "sockets": {}, "vms": [], "announced": []}',
+    "an odd mode": with_vm('{"mode": "fast"}'),
+    "a target of text": with_vm('{"target": "1"}'),
+    "a target of truth": with_vm('{"target": true}'),
+    "a floor that is no size": with_vm('{"floor": "512M"}'),
+    "a floor of nothing": with_vm('{"floor": "0"}'),
+    "a socket of two words": b'{"version": 1, "sockets": {"/a": {"vm": "a"}}, "vms": {}, "announced": []}',
+    "a topic that is a number": b'{"version": 1, "sockets": {}, "vms": {}, "announced": [1]}',
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
+async def test_an_unreadable_file_is_moved_aside(garbage: bytes, tmp_path: Path) -> None:
+    (tmp_path / "edge-7.json").write_bytes(garbage)
+    async with running(tmp_path) as store:
+        assert store.kept(WEB1) == Kept()
+        assert not store.sockets
+        store.keep(WEB1, mode="observe")
+        await saved(store)
+    (aside,) = tmp_path.glob("edge-7.json.unreadable-*")
+    assert aside.read_bytes() == garbage
+    async with running(tmp_path) as again:
+        assert again.kept(WEB1).mode == "observe"
+
+
+def test_what_a_newer_version_adds_to_a_vm_is_left_out() -> None:
+    row = {"mode": "manual", "of_tomorrow": [1]}
+    text = json.dumps({"version": 1, "sockets": {}, "vms": {"a": row}, "announced": []})
+    assert parse_state(text).vms == {"a": Kept(mode="manual")}
+
+
+async def test_a_full_disk_is_said_once_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(store_module, "say", lambda word, *_, **__: said.append(word))
+    monkeypatch.setattr(store_module, "_TRY_AGAIN_S", 0.01)
+    full, tries = True, 0
+    wrote = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def write(file: Path, text: str) -> None:
+        nonlocal tries
+        tries += 1
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomically(file, text)
+        loop.call_soon_threadsafe(wrote.set)
+
+    monkeypatch.setattr(store_module, "write_atomically", write)
+    async with running(tmp_path) as store:
+        store.keep(WEB1, mode="manual")
+        await saved(store)  # it says no, and the agent goes on
+        assert store.kept(WEB1).mode == "manual"
+        store.keep(WEB1, mode="observe")
+        await saved(store)
+        assert tries >= 2
+        full = False
+        async with asyncio.timeout(10):
+            await wrote.wait()
+    assert said == ["state-not-saved"]
+    async with running(tmp_path) as again:
+        assert again.kept(WEB1).mode == "observe"
+
+
+async def test_what_could_not_be_written_is_tried_once_more_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with running(tmp_path) as store:
+        with monkeypatch.context() as full:
+            full.setattr(store_module, "write_atomically", refuses)
+            store.keep(WEB1, mode="manual")
+            await saved(store)
+    async with running(tmp_path) as again:
+        assert again.kept(WEB1).mode == "manual"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: it fails in the middle of the write."""
+    program = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from qmpballoon.store import write_atomically\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "file = Path(sys.argv[1]); write_atomically(file, 'old')\n"
+        "try: write_atomically(file, 'new' * 100000)\n"
+        "except OSError as error: print(error.errno)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "a.json"], capture_output=True, check=True, timeout=60
+    )
+    assert int(done.stdout) == errno.EFBIG
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+async def test_a_slow_write_never_overtakes_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write whose task was cancelled goes on in its thread: closing must wait for it."""
+    began, may_go_on, first_ended = asyncio.Event(), threading.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    first = True
+
+    def write(file: Path, text: str) -> None:
+        nonlocal first
+        if first:
+            first = False
+            loop.call_soon_threadsafe(began.set)
+            may_go_on.wait(10)
+            write_atomically(file, text)
+            first_ended.set()
+        else:
+            write_atomically(file, text)
+
+    monkeypatch.setattr(store_module, "write_atomically", write)
+    store = Store(tmp_path, "edge-7")
+    writing = asyncio.create_task(store.run())
+    store.keep(WEB1, mode="observe")
+    async with asyncio.timeout(10):
+        await began.wait()
+        store.keep(WEB1, mode="manual")
+        writing.cancel()
+        await asyncio.wait((writing,))
+        closing = asyncio.create_task(store.close())
+        loop.call_later(0.02, may_go_on.set)
+        await closing
+        assert await asyncio.to_thread(first_ended.wait, 10)
+    async with running(tmp_path) as again:
+        assert again.kept(WEB1).mode == "manual"
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_a_readable_file(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from qmpballoon.store import Store, KnownSocket; from qmpballoon.model import VmName\n"
+        "async def write():\n"
+        "    store = Store(sys.argv[1], 'edge-7')\n"
+        "    for number in range(200): store.know(f'/run/{number}.qmp', KnownSocket('a', 'b', 'c' * 99))\n"
+        "    asyncio.create_task(store.run())\n"
+        "    for number in range(10**9):\n"
+        "        store.keep(VmName('web1'), target=number + 1)\n"
+        "        await store.saved()\n"
+        "        print(number, flush=True)\n"
+        "asyncio.run(write())\n"
+    )
+    seen = 0
+    for kill_after in (1, 4, 9):
+        with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            for _ in range(kill_after):
+                seen = int(writer.stdout.readline())
+            writer.send_signal(signal.SIGKILL)
+            writer.wait()
+        contents = parse_state((tmp_path / "edge-7.json").read_text(encoding="utf-8"))
+        target = contents.vms["web1"].target
+        assert target is not None
+        assert target >= seen + 1  # what was said to be saved is saved
+        assert len(contents.sockets) == 200
+    assert len(os.listdir(tmp_path)) <= 3  # one scratch file at most, whatever was killed how often
+
+
+async def test_settings_of_names_without_a_socket_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_MOST_FORGOTTEN", 3)
+    store = Store(tmp_path, "edge-7")
+    try:
+        store.know("/run/web1.qmp", KNOWN)
+        store.keep(WEB1, mode="manual")
+        for number in range(10):
+            store.keep(VmName(f"old-{number}"), mode="manual")
+        assert store.kept(WEB1).mode == "manual"
+        kept = [number for number in range(10) if store.kept(VmName(f"old-{number}")) != Kept()]
+        assert kept == [7, 8, 9]
+    finally:
+        await store.close()

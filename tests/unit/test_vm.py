@@ -1,0 +1,321 @@
+"""A VM as the agent knows it: every health word on the pretended QEMU, resets, moves, waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fleet_stage import QUICK, Kernel, Qemus, qemus_in, staged
+from scripted_peer import session_with
+
+from qmpballoon import fleet as fleet_module
+from qmpballoon.health import BOOT_S
+from qmpballoon.sim.faults import Faults
+from qmpballoon.sim.guest import Behaviour, GuestSpec
+from qmpballoon.sim.machine import MachineSpec
+from qmpballoon.units import MIB
+
+
+@pytest.fixture
+async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
+    async with qemus_in(sockets_dir) as started:
+        yield started
+
+
+# ── every word ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_sound_vm_is_ok_and_its_record_is_whole(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid = "9b1f6a0e-3d53-4a0e-8c3e-0123456789ab"
+    qemu = await qemus.start("a", machine=MachineSpec(name="web 1", uuid=uuid))
+    async with staged(sockets_dir, monkeypatch) as stage:
+        record = await stage.until_health("web_1", "ok")
+        assert (record.name, record.uuid, record.qemu) == ("web 1", uuid, "7.2.22")
+        assert (record.run_state, record.size, record.actual) == ("running", 256 * MIB, 256 * MIB)
+        assert (record.limits.floor, record.limits.ceiling) == (64 * MIB, 256 * MIB)
+        assert record.life is not None
+        assert record.pid == record.life.pid
+        assert record.driver_up
+        assert record.answers
+        assert record.balloon == 0
+        assert record.sample is not None
+        assert record.sample.figures.available == qemu.guest.available
+        assert qemu.guest.polling_interval_s == QUICK.stats_interval_s
+        assert "health" in stage.events_of("web_1")
+
+
+async def test_the_nil_uuid_is_no_uuid(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        assert (await stage.until_health("a", "ok")).uuid is None
+
+
+async def test_offline_and_back(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        qemu.die(unlink=True)
+        record = await stage.until_health("a", "offline")
+        assert not record.answers
+        await qemus.start("a")
+        await stage.until_health("a", "ok")
+
+
+async def test_unresponsive_and_back(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    settings = replace(QUICK, qmp_timeout_s=0.1)
+    async with staged(sockets_dir, monkeypatch, settings=settings) as stage:
+        await stage.until_health("a", "ok")
+        qemu.faults = Faults(silent_to=frozenset({"*"}))
+        with stage.vm("a").watched():
+            record = await stage.until_health("a", "unresponsive")
+        assert not record.answers
+        assert (record.run_state, record.actual, record.sample) == (None, None, None)
+        assert record.size == 256 * MIB
+        stage.healths.clear()
+        qemu.faults = Faults()
+        await stage.until_health("a", "ok")
+        assert "offline" not in stage.healths
+
+
+async def test_busy_and_served_the_moment_the_holder_leaves(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "LOOK_AT_SILENCE_S", 0.05)
+    qemu = await qemus.start("a")
+    settings = replace(QUICK, qmp_timeout_s=0.1)
+    async with staged(sockets_dir, monkeypatch, settings=settings) as stage:
+        await stage.until_health("a", "ok")
+        async with AsyncExitStack() as holder:
+            greeting = asyncio.create_task(holder.enter_async_context(session_with(qemu.path)))
+            await asyncio.sleep(0)  # it waits in line, and is first when the agent is cut off
+            qemu.drop_clients()
+            await greeting
+            assert not (await stage.until_health("a", "busy")).answers
+        await stage.until_health("a", "ok")
+
+
+async def test_no_balloon(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await qemus.start("a", machine=MachineSpec(device=None))
+    async with staged(sockets_dir, monkeypatch) as stage:
+        record = await stage.until_health("a", "no-balloon")
+        assert record.answers
+        assert (record.actual, record.sample, record.size) == (None, None, 256 * MIB)
+
+
+async def test_migrating(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = await qemus.start("a")
+    qemu.set_migration("active")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "migrating")
+        qemu.set_migration("completed")
+        stage.later_s += 11  # at what no event tells is looked every ten seconds
+        with stage.vm("a").watched():
+            await stage.until_health("a", "ok")
+
+
+async def test_paused_and_resumed(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        qemu.execute("stop", {})
+        assert (await stage.until_health("a", "paused")).run_state == "paused"
+        qemu.execute("cont", {})
+        assert (await stage.until_health("a", "ok")).run_state == "running"
+        assert [word for word in stage.events_of("a") if word != "health"] == ["stopped", "resumed"]
+
+
+async def test_starting_until_the_driver_and_its_samples_are_there(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    kernel.age_s = 1.0
+    await qemus.start("a", guest=GuestSpec(boot_s=0.1), booted=False)
+    async with staged(sockets_dir, monkeypatch, kernel, replace(QUICK, grace_s=30.0)) as stage:
+        record = await stage.until_health("a", "starting")
+        assert not record.driver_up
+        await stage.until(lambda: stage.record("a").sample is not None)
+        assert stage.health("a") == "starting"  # the grace time of fresh stats runs
+        stage.later_s += 29
+        with stage.vm("a").watched():
+            before = stage.record("a").sample
+            await stage.until(lambda: stage.record("a").sample != before)
+            assert stage.health("a") == "starting"
+            stage.later_s += 2
+            await stage.until_health("a", "ok")
+
+
+async def test_a_vm_that_ran_long_before_the_agent_needs_no_grace(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch, settings=replace(QUICK, grace_s=600.0)) as stage:
+        await stage.until_health("a", "ok")
+
+
+@pytest.mark.parametrize("tells", [True, False])
+async def test_no_driver(
+    tells: bool, qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    kernel.age_s = BOOT_S - 30
+    await qemus.start("a", guest=GuestSpec(driver=False), machine=MachineSpec(virtio_status=tells))
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until_health("a", "starting")
+        stage.later_s += 31
+        with stage.vm("a").watched():
+            record = await stage.until_health("a", "no-driver")
+        assert not record.driver_up
+        assert record.answers
+
+
+async def test_no_stats(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await qemus.start("a", guest=GuestSpec(statistics=False))
+    async with staged(sockets_dir, monkeypatch) as stage:
+        assert (await stage.until_health("a", "no-stats")).driver_up
+
+
+async def test_stale(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        qemu.set_behaviour(Behaviour.FROZEN_STATS)
+        stage.later_s += 6
+        with stage.vm("a").watched():
+            record = await stage.until_health("a", "stale")
+            assert record.sample is not None  # its age tells
+            qemu.set_behaviour(Behaviour.IDEAL)
+            await stage.until_health("a", "ok")
+
+
+async def test_samples_of_a_host_that_slept_are_stale(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        qemu.set_behaviour(Behaviour.FROZEN_STATS)
+        stage.vm("a").age_sample(100.0)
+        stage.vm("a").touch()
+        assert stage.health("a") == "stale"
+
+
+# ── resets, plugs, other hands ───────────────────────────────────────────────────────────────────
+
+
+async def test_a_reset_forgets_the_figures_and_the_driver(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a", guest=GuestSpec(boot_s=0.2))
+    async with staged(sockets_dir, monkeypatch) as stage:
+        life = (await stage.until_health("a", "ok")).life
+        await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+        qemu.execute("system_reset", {})
+        record = await stage.until_health("a", "starting")
+        assert record.sample is None
+        assert not record.driver_up
+        assert not record.is_at(200 * MIB)  # though actual still says so
+        record = await stage.until_health("a", "ok")
+        assert record.life == life
+        assert record.target == 200 * MIB
+        assert stage.events_of("a").count("reset") == 1  # QEMU says it twice
+
+
+async def test_plugged_memory_is_seen(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        qemu.plug(64 * MIB)
+        assert (await stage.ask("a", "get"))["size"] == 320 * MIB
+        assert stage.record("a").limits.ceiling == 320 * MIB
+
+
+async def test_somebody_elses_target_is_seen_in_actual(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        qemu.execute("balloon", {"value": 255 * MIB})
+        await stage.until(lambda: stage.record("a").actual == 255 * MIB)
+        assert stage.record("a").target is None
+        assert "balloon-change" in stage.events_of("a")
+
+
+@pytest.mark.parametrize(
+    "details", [{}, {"actual": -1}, {"actual": "1"}, {"actual": True}, {"actual": 2**60}]
+)
+async def test_an_absurd_balloon_event_changes_nothing(
+    details: dict[str, object], qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        stage.vm("a").on_qmp_event("BALLOON_CHANGE", details)
+        assert stage.record("a").actual == 256 * MIB
+        assert "balloon-change" not in stage.events_of("a")
+
+
+async def test_statistics_are_armed_again_after_a_reconnect(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        life = (await stage.until_health("a", "ok")).life
+        await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+        qemu.guest.set_polling_interval(0)
+        qemu.drop_clients()
+        await stage.until_health("a", "offline")
+        record = await stage.until_health("a", "ok")
+        assert qemu.guest.polling_interval_s == QUICK.stats_interval_s
+        assert (record.life, record.target) == (life, 200 * MIB)
+
+
+async def test_a_balloon_that_is_unplugged_is_none(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        monkeypatch.setattr(qemu.machine, "spec", replace(qemu.machine.spec, device=None))
+        stage.vm("a").on_qmp_event("DEVICE_DELETED", {})
+        await stage.until_health("a", "no-balloon", "offline")
+        record = await stage.until_health("a", "no-balloon")
+        assert record.actual is None
+        assert not record.driver_up
+
+
+# ── limits ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_limits_set_by_request_stay_within_those_of_the_file(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until_health("a", "ok")
+        await stage.ask("a", "set-limits", floor="100MiB", ceiling="90%", shares=5)
+        qemu.die()
+        kernel.new_life(qemus.path("a"))
+        await qemus.start("a", guest=GuestSpec(size=128 * MIB))  # the same name, now smaller
+        await stage.until(lambda: stage.record("a").size == 128 * MIB)
+        limits = stage.record("a").limits
+        assert limits.floor == 100 * MIB
+        assert limits.ceiling == round(128 * MIB * 0.9)
+        assert limits.overridden == ("floor", "ceiling", "shares")
+        assert limits.shares == 5
+    assert os.fspath(qemus.path("a")) in stage.store.sockets

@@ -34,6 +34,8 @@ from qmpballoon.policy.snapshot import (
 from qmpballoon.policy.water_fill import filled_in_tiers
 from qmpballoon.units import MIB
 
+SOON: Final = 64 * MIB  # what a guest delivers in half a second
+CALM_S: Final = 2.0  # between two rounds of giving while nobody is in a hurry
 BURST_MARGIN: Final = 16 * MIB  # beyond MARGIN: 0.6 s of a burst of 40 MiB/s, until it is seen and relieved
 
 
@@ -158,19 +160,26 @@ def moves(
         more = target - entry.highest
         headroom, intended = entry.highest - entry.estimate.held, target - entry.estimate.held
         pressed = entry.estimate.emergency or 2 * headroom < intended
-        if more <= entry.dead_band or not pressed:
+        caching = entry.estimate.caches > 0 and more > 2 * entry.dead_band
+        if more <= entry.dead_band or not (pressed or caching):
             continue
         lacking += more
         hurry = hurry or entry.estimate.emergency or entry.estimate.thin
-        why = "emergency" if entry.estimate.emergency else "thin" if entry.estimate.thin else "grow"
+        why = _why(entry.estimate, pressed=pressed)
         decisions[vm] = SetTarget(target, why, urgent=entry.estimate.emergency)
     free = snapshot.free
     coming = sum(max(0, guest.charge - (guest.target or guest.charge)) for guest in snapshot.guests)
     over = free < 0
     wanted = lacking + (pool if lacking or free + coming < pool // 2 else 0) - free - coming
     if wanted > 0:
-        decisions |= gifts(known, entitled, decisions, wanted, hurry=hurry, over=over)
+        decisions |= gifts(known, entitled, decisions, wanted, at_s=snapshot.now_s, hurry=hurry, over=over)
     return decisions
+
+
+def _why(estimate: Estimate, *, pressed: bool) -> str:
+    if estimate.emergency:
+        return "emergency"
+    return "cache" if not pressed else "thin" if estimate.thin else "grow"
 
 
 def gifts(
@@ -179,35 +188,32 @@ def gifts(
     decisions: Mapping[VmName, Decision],
     wanted: int,
     *,
+    at_s: float,
     hurry: bool,
     over: bool,
 ) -> dict[VmName, Decision]:
-    """Return who gives how much, so that ``wanted`` bytes come together.
+    """Return who gives how much, so that ``wanted`` bytes come together, by those who have most.
 
-    In a hurry everybody gives his part, so that it comes at the sum of their rates; otherwise those who
-    have most, so that few are moved, and a quarter at a time.
+    In a hurry all of it at once, and each so little that it comes soon; otherwise a quarter, and no more
+    until two seconds later. More than a part is taken rather than crumbs: what is left over is free for
+    the next who lacks.
     """
+    now = hurry or over
     surplus = {
         vm: min(entry.may_give(over=over), entry.lowest - entry.guest.clamp(entitled[vm]))
         for vm, entry in known.items()
         if not isinstance(decisions[vm], SetTarget)
     }
-    surplus = {vm: size for vm, size in surplus.items() if size > 0}
-    there = sum(surplus.values())
-    if not there:
+    surplus = {vm: size for vm, size in surplus.items() if size >= known[vm].least_gift // (2 if now else 1)}
+    if not surplus or not (now or all(at_s - known[vm].guest.asked_at_s >= CALM_S for vm in surplus)):
         return {}
+    there = sum(surplus.values())
+    left = wanted * 5 // 4 if now else max(wanted // 4, MARGIN)
     given: dict[VmName, Decision] = {}
-    left = wanted if hurry or over else max(wanted // 4, MARGIN)
     for vm in sorted(surplus, key=lambda name: (-surplus[name], name)):
-        entry = known[vm]
-        if hurry or over:  # at least half of it: crumbs at every tick would be many commands
-            part = max(surplus[vm] // 2, min(surplus[vm], -(-surplus[vm] * wanted // there)))
-        else:
-            part = min(surplus[vm], max(left, entry.least_gift))
-        if part < entry.least_gift // (2 if hurry else 1):
-            continue
-        given[vm] = SetTarget(entry.lowest - part, "give")
+        part = min(surplus[vm], max(SOON, -(-surplus[vm] * wanted // there)))
+        given[vm] = SetTarget(known[vm].lowest - part, "give")
         left -= part
-        if left <= 0 and not (hurry or over):
+        if left <= 0:
             break
     return given

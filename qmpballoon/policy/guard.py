@@ -79,7 +79,10 @@ class Guard(Generic[S]):
         seen = replace(
             snapshot,
             guests=tuple(
-                _as_judged(guest, judgements[guest.vm], pasts.get(guest.vm), now_s, self.rules)
+                replace(
+                    _as_judged(guest, judgements[guest.vm], pasts.get(guest.vm), now_s, self.rules),
+                    asked_at_s=troubles[guest.vm].asked_at_s,
+                )
                 for guest in snapshot.guests
             ),
         )

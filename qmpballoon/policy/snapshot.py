@@ -76,6 +76,7 @@ class GuestSnapshot:
     rss: int | None = None  # of its QEMU process
     rss_tells: bool = True  # False: hugepages, locked memory, vfio: RSS does not follow the balloon
     oom_kills: int | None = None  # since the guest's boot, where it reports them
+    asked_at_s: float = float("-inf")  # the guard's: when its target was last changed
     estimate: Estimate | None = None  # the guard's; None where there is nothing to go by
     gives_at_most: int | None = None  # the guard's word: what may be taken from it now; None: no limit
     charge_at_least: int = 0  # the guard's word: what it holds in truth, as far as the host can see

@@ -242,7 +242,8 @@ class _Playing:
 
     def _against_rules(self, guest: GuestSnapshot, decision: SetTarget, now_s: float) -> str | None:
         target = decision.target
-        if target < guest.floor - MIB and target < guest.actual:
+        floors_fit = sum(vm.vm.floor for vm in self.vms) <= self.trace.budget
+        if floors_fit and target < guest.floor - MIB and target < guest.actual:
             return f"was asked to go to {target // MIB} MiB, below its floor of {guest.floor // MIB} MiB"
         if target > guest.ceiling + MIB:
             return f"was asked to go to {target // MIB} MiB, over its ceiling of {guest.ceiling // MIB} MiB"

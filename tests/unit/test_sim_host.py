@@ -196,6 +196,8 @@ def test_decisions_against_the_rules_are_noted() -> None:
     assert against_rules(trace, once(5.0, 200 * MIB)) == []
     assert "below its floor" in against_rules(trace, once(5.0, 100 * MIB))[0]
     assert "over its ceiling" in against_rules(trace, once(5.0, 500 * MIB))[0]
+    floors_do_not_fit = replace(trace, budget=120 * MIB)
+    assert against_rules(floors_do_not_fit, once(5.0, 112 * MIB)) == []
     frozen = a_trace(a_vm((0, 50, 0), behaviour=Behaviour.FROZEN_STATS))
     assert against_rules(frozen, once(3.0, 200 * MIB)) == []
     assert "stale" in against_rules(frozen, once(9.0, 200 * MIB))[0]

@@ -34,7 +34,7 @@ class Attachment:
         self.sampler: balloon.Sampler | None = None
         self.reading: Reading | None = None
         self.rss: int | None = None
-        self._stats_interval_s = stats_interval_s
+        self.stats_interval_s = stats_interval_s  # may change while it lasts
         self._clock = clock
         self._unseen: int | None = None  # of actual, by the guest's total: constant while it runs
 
@@ -63,7 +63,7 @@ class Attachment:
         if self.device is not None:
             sampler = balloon.Sampler(self.session, self.device, clock=self._clock)
             with suppress(QmpError):  # a device without statistics
-                await sampler.start(self._stats_interval_s)
+                await sampler.start(self.stats_interval_s)
                 self.sampler = sampler
 
     async def look(self) -> None:
@@ -109,6 +109,7 @@ class Attachment:
         if fast or self.deflates_on_oom:
             await self.look_at_actual()
         before = self.actual
+        await sampler.change_interval(self.stats_interval_s)
         if fast:
             await sampler.refresh(timeout_s=FRESH_WITHIN_S)
             await self.look_at_actual()

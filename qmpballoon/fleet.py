@@ -113,12 +113,15 @@ class Fleet:
     def forget_the_gone(self) -> None:
         """Drop the VMs that had no socket and no process for ``forget_after_s``."""
         now_s = self._clock()
-        self._stems = {life: stem for life, stem in self._stems.items() if life_of(life.pid) == life}
+        self._stems = {
+            life: stem
+            for life, stem in self._stems.items()
+            if life in self.lives or life_of(life.pid) == life
+        }
         for vm in list(self.vms.values()):
             endpoint = self._endpoints.get(vm.path)
             socket = endpoint is not None and not endpoint.is_over
-            process = vm.life is not None and life_of(vm.life.pid) == vm.life
-            if socket or process:
+            if socket or (vm.life is not None and life_of(vm.life.pid) == vm.life):
                 self._gone_since_s.pop(vm.vm, None)
             elif (
                 now_s - self._gone_since_s.setdefault(vm.vm, now_s)
@@ -149,8 +152,12 @@ class Fleet:
             return vm
         if vm is not None:
             say("vm-renamed", vm=vm.vm, now=name)
+            vm.retired = True
             self._drop(vm)
         free = self._free_name(base)
+        if vm is not None:  # the target belongs to the life, not to the name
+            before = self._store.kept(vm.vm)
+            self._store.keep(free, life=before.life, sent=before.sent)
         self._store.know(path, KnownSocket(free, base, name))
         return self._add(free, name, path, qemu_name=identity.name)
 
@@ -229,7 +236,7 @@ class Fleet:
 
     def _move(self, life: Life, path: str) -> None:
         """Let the VM of a life follow it to another of its sockets."""
-        vm = next((vm for vm in self.vms.values() if vm.life == life), None)
+        vm = next((vm for vm in self.vms.values() if self._is_of(vm, life)), None)
         if vm is None or vm.path == path or self.vm_at(path) is not None:
             return
         known = self._store.sockets.get(vm.path)
@@ -237,6 +244,9 @@ class Fleet:
         self._store.know(path, known)
         say("vm-moved", vm=vm.vm, socket=path)
         vm.path = path
+
+    def _is_of(self, vm: SupervisedVm, life: Life) -> bool:
+        return vm.life == life or (vm.life is None and self._store.kept(vm.vm).life == str(life))
 
 
 class Endpoint:
@@ -265,11 +275,11 @@ class Endpoint:
         """Note what the path is now: the same socket, another one, or nothing (None)."""
         if mark == self._mark:
             return
-        self._mark = mark
+        before, self._mark = self._mark, mark
         self._retry_s = FIRST_RETRY_S
-        if mark is not None:
-            table = socket_table(self.path)
-            if self._connection is not None and table.listening != self._listening:
+        if mark is not None and self._connection is not None:
+            another_file = before is not None and before[:2] != mark[:2]
+            if another_file or socket_table(self.path).listening != self._listening:
                 say("socket-replaced", "the path has another socket now", socket=self.path)
                 self.kick()
         self._stirred.set()

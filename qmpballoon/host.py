@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from qmpballoon.model import Life
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_LARGEST_FILE: Final = 65536
 _STOPPED: Final = ("T", "t")  # by a signal, by a tracer
 
 
@@ -121,7 +121,14 @@ def rss_of(pid: int) -> int | None:
 
 
 def _text(path: str) -> str:
+    """Return a file of /proc or /sys, empty if it cannot be read; without the cost of a text stream."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(handle, _LARGEST_FILE).decode("utf-8", "surrogateescape")
+    except OSError:
+        return ""
+    finally:
+        os.close(handle)

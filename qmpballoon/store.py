@@ -10,14 +10,16 @@ import asyncio
 import fcntl
 import json
 import logging
+import math
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
 from qmpballoon.journal import say
@@ -27,9 +29,8 @@ from qmpballoon.units import parse_amount
 _VERSION: Final = 1
 _TRY_AGAIN_S: Final = 30.0
 _LAZILY_S: Final = 5.0  # flash memory wears out: automatic moves are written together
+_TOPIC_LEVEL: Final = re.compile("[A-Za-z0-9_-]{1,64}")
 _MOST_FORGOTTEN: Final = 1000  # names without a socket whose settings are still kept
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,9 @@ class Kept:
     target: int | None = None  # the manual target in bytes
     life: str | None = None
     sent: int | None = None  # the last target sent to that life, in bytes
+
+
+_NOTHING: Final = Kept()
 
 
 @dataclass(slots=True)
@@ -93,6 +97,7 @@ class Store:
         self._wanted = 0  # changes made
         self._written = 0  # changes that are on disk, or that could not be written
         self._changed = asyncio.Event()
+        self._drafted = False  # written, and not yet put in place
         self._later: asyncio.TimerHandle | None = None  # of a lazy change
         self._settled = asyncio.Condition()
         self._failed = False  # the last attempt to write
@@ -117,7 +122,7 @@ class Store:
 
     def kept(self, vm: VmName) -> Kept:
         """Return what is kept for a VM's name."""
-        return self._contents.vms.get(vm) or Kept()
+        return self._contents.vms.get(vm) or _NOTHING
 
     def keep(self, vm: VmName, *, lazily: bool = False, **changes: object) -> None:
         """Change what is kept for a VM's name; ``lazily``: it is no loss if the last seconds are lost."""
@@ -159,7 +164,10 @@ class Store:
     # ── the disk ─────────────────────────────────────────────────────────────────────────────────
 
     async def saved(self) -> None:
-        """Wait until all changes made so far are on disk, or were said to be impossible to write."""
+        """Wait until all changes made so far outlive the agent, or were said to be impossible to write.
+
+        A power cut in the next moment may still take them back, whole.
+        """
         wanted = self._wanted
         async with self._settled:
             await self._settled.wait_for(lambda: self._written >= wanted)
@@ -178,7 +186,7 @@ class Store:
     async def close(self) -> None:
         """Write what is left and give up the lock."""
         self._forget_later()
-        if self._failed or self._written < self._wanted:
+        if self._failed or self._drafted or self._written < self._wanted:
             await self._write_now()
         os.close(self._lock)
 
@@ -186,6 +194,8 @@ class Store:
         wanted, text = self._wanted, json.dumps(self._as_json(), indent=1)
         try:
             await asyncio.to_thread(self._write, text)
+            await self._settle(wanted)  # whoever waits need not wait for the disk as well
+            await asyncio.to_thread(self._sync)
         except OSError as error:
             if not self._failed:
                 say(
@@ -198,6 +208,9 @@ class Store:
             self._failed = True
         else:
             self._failed = False
+        await self._settle(wanted)
+
+    async def _settle(self, wanted: int) -> None:
         async with self._settled:
             self._written = max(self._written, wanted)
             self._settled.notify_all()
@@ -209,7 +222,13 @@ class Store:
 
     def _write(self, text: str) -> None:
         with self._pen:
-            write_atomically(self._file, text)
+            write_draft(self._file, text)
+            self._drafted = True
+
+    def _sync(self) -> None:
+        with self._pen:
+            put_in_place(self._file)
+            self._drafted = False
 
     def _touch(self, *, lazily: bool = False) -> None:
         self._wanted += 1
@@ -235,6 +254,8 @@ class Store:
         }
 
     def _read(self) -> _Contents:
+        with suppress(OSError, ValueError):  # a draft is newer than the file, if it is whole
+            return parse_state(_draft_of(self._file).read_text(encoding="utf-8"))
         try:
             return parse_state(self._file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -264,7 +285,7 @@ def parse_state(text: str) -> _Contents:
         if tree["version"] != _VERSION:
             raise ValueError(f"version {tree['version']!r}, not {_VERSION}")
         return _Contents(
-            sockets={path: _record(KnownSocket, row) for path, row in tree["sockets"].items()},
+            sockets={path: _socket(row) for path, row in tree["sockets"].items()},
             vms={vm: _kept(row) for vm, row in tree["vms"].items()},
             announced=[_typed(topic, str) for topic in tree["announced"]],
             policy=_word(tree.get("policy"), POLICIES),
@@ -274,24 +295,40 @@ def parse_state(text: str) -> _Contents:
         raise ValueError(f"not a state file: {type(error).__name__} {error}") from None
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Replace a file by one with this text and mode 0600: whole, or not at all.
+def write_draft(file: Path, text: str) -> None:
+    """Write what the file shall be beside it, mode 0600: from then on it outlives this process.
 
     Raises:
-        OSError: the disk is full, the directory went, and their like.
+        OSError: the disk is full, the directory went, and their like; then no draft is left.
     """
-    scratch = file.with_name(f".{file.name}.new")  # one name: what a killed writer left is used again
+    draft = _draft_of(file)  # one name: what a killed writer left is used again
     try:
-        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(file)
     except BaseException:
         with suppress(OSError):
-            scratch.unlink()
+            draft.unlink()
         raise
+
+
+def put_in_place(file: Path) -> None:
+    """Make the draft the file: from then on it outlives a power cut.
+
+    Raises:
+        OSError: as of ``write_draft``.
+    """
+    draft = _draft_of(file)
+    handle = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    draft.replace(file)
+
+
+def _draft_of(file: Path) -> Path:
+    return file.with_name(f".{file.name}.new")
 
 
 def boot_id() -> str:
@@ -322,11 +359,16 @@ def _kept(row: Any) -> Kept:
     for key in ("floor", "ceiling"):
         if key in checked:
             parse_amount(checked[key])
+    if not math.isfinite(checked.get("mode_until", 0.0)):
+        raise ValueError(f"mode_until {checked['mode_until']!r}")
     return Kept(**checked)
 
 
-def _record(kind: Callable[..., T], row: Any) -> T:
-    return kind(**{key: _typed(value, str) for key, value in row.items()})
+def _socket(row: Any) -> KnownSocket:
+    known = KnownSocket(**{key: _typed(value, str) for key, value in row.items()})
+    if not _TOPIC_LEVEL.fullmatch(known.vm):
+        raise ValueError(f"{known.vm!r} is no VM's name")
+    return known
 
 
 def _typed(value: Any, kind: type | tuple[type, ...]) -> Any:

@@ -250,7 +250,12 @@ class SupervisedVm:
             raise NoBalloon(f"{self.vm} has no balloon device")
         await seen.look_at_actual()  # who waits must not take an old one for reached
         serial = self.serial = self.serial + 1
-        await seen.session.request("balloon", {"value": target})
+        try:
+            await seen.session.request("balloon", {"value": target})
+        except ConnectionLost:  # a QEMU that hangs may still do it one day: what it was told is not known
+            self.target = None
+            self._store.keep(self.vm, sent=None)
+            raise
         self.target, self.why = target, why
         self._store.keep(self.vm, lazily=self.mode == "auto", life=str(self.life), sent=target)
         self._moving_until_s = self._clock() + MOVING_FOR_S
@@ -351,7 +356,9 @@ class SupervisedVm:
                 await seen.look_at_driver()
             if self._is_moving(now_s) or self._watchers:
                 await seen.look_at_actual()
-        fast = seen.driver_up and self._sample_every_s() < self.settings.stats_interval_s
+        seen.stats_interval_s = self.settings.stats_interval_s
+        hurried = self._sample_every_s() < self.settings.stats_interval_s
+        fast = seen.driver_up and (hurried or self._health == "stale")  # somebody may have disarmed it
         if await seen.sample(fast=fast):
             self._note_sample(seen)
             guest = self.snapshot()

@@ -182,6 +182,12 @@ class Sampler:
         self._armed_s, self._interval_s = self.found_s, interval_s
         await self._arm()
 
+    async def change_interval(self, interval_s: int) -> None:
+        """Ask for a sample every so many seconds from now on; nothing is sent if that is so already."""
+        if interval_s != self._interval_s:
+            self._interval_s = interval_s
+            await self._arm()
+
     async def stop(self) -> None:
         """Leave the polling interval as it was found."""
         if self.found_s is not None and self.found_s != self._armed_s:

@@ -54,7 +54,11 @@ KEPT = st.builds(
     life=st.none() | TEXT,
     sent=st.none() | st.integers(1, 2**53),
 )
-SOCKETS = st.dictionaries(TEXT, st.builds(KnownSocket, vm=TEXT, base=TEXT, name=TEXT), max_size=4)
+SOCKETS = st.dictionaries(
+    TEXT,
+    st.builds(KnownSocket, vm=st.from_regex("[A-Za-z0-9_-]{1,64}", fullmatch=True), base=TEXT, name=TEXT),
+    max_size=4,
+)
 
 
 @settings(max_examples=25)

@@ -293,7 +293,7 @@ async def test_a_full_disk_does_not_stop_a_command(
     def refuses(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module, "write_atomically", refuses)
+    monkeypatch.setattr(store_module, "write_draft", refuses)
     assert (await stage.ask("a", "set-target", target=128 * MIB, wait_s=5))["reached"]
     assert is_reached(qemu.guest.actual, 128 * MIB, 256 * MIB)
 

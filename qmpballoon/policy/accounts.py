@@ -1,6 +1,6 @@
 """Who can be paid: shrinks always, ordinary grows out of what is free, emergencies out of more. Pure.
 
-An emergency may also have the pool, what others are about to deliver, what booting guests are charged
+An emergency may also have what others are about to deliver, what booting guests are charged
 beyond what they have resident, and at last a loan: a guest's life comes before the budget.
 """
 
@@ -13,7 +13,6 @@ from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold,
 from qmpballoon.policy.water_fill import water_fill
 from qmpballoon.units import MIB, PAGE
 
-POOL: Final = 0.04  # of the budget, left to emergencies
 LOAN: Final = 0.25  # of what the host has beyond the budget
 MARGIN: Final = 8 * MIB
 BOOTING_GROWS: Final = 1.25  # times what a booting guest has resident now: until it can be asked
@@ -37,7 +36,7 @@ def paid_for(wishes: Decisions, snapshot: Snapshot, *, accounts: bool = True) ->
     shares = {vm: guest.shares for vm, guest in guests.items()}
     paid = water_fill(urgent, shares, free + coming + caution + _loan(snapshot, caution))
     lent = max(0, sum(paid.values()) - max(0, free + coming + caution))
-    paid |= water_fill(ordinary, shares, free - sum(paid.values()) - int(snapshot.budget * POOL))
+    paid |= water_fill(ordinary, shares, free - sum(paid.values()))
     if not accounts:
         paid = urgent | ordinary
     return {**wishes, **{vm: _granted(guests[vm], wish, paid[vm]) for vm, wish in grows.items()}}, lent

@@ -111,7 +111,7 @@ def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: 
 
 def _is_emergency(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> bool:
     """Tell whether the guest needs memory at once; harder to leave than to enter, or it would flap."""
-    if rules.corroborate and _refuted(guest):
+    if rules.corroborate and is_refuted(guest):
         return False
     if now_s - past.killed_at_s < KILLED_FOR_S:
         return True
@@ -144,7 +144,7 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
         trend=trend,
         want=guest.clamp(int(want)),
         emergency=past.emergency,
-        thin=available < 2 * mark and not (rules.corroborate and _refuted(guest)),
+        thin=available < 2 * mark and not (rules.corroborate and is_refuted(guest)),
         caches=caches if free < guest.actual // 10 else 0,
     )
 
@@ -158,7 +158,7 @@ def _rss_cap(rss: int) -> int:
     return int(rss * RSS_SLACK) + RSS_MARGIN
 
 
-def _refuted(guest: GuestSnapshot) -> bool:
+def is_refuted(guest: GuestSnapshot) -> bool:
     """Tell whether the guest claims to hold what its QEMU does not have resident."""
     if guest.rss is None or not guest.rss_tells or guest.reading is None or guest.reading.held is None:
         return False

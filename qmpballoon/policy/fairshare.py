@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qmpballoon.model import VmName
-from qmpballoon.policy.accounts import MARGIN, POOL
+from qmpballoon.policy.accounts import MARGIN
 from qmpballoon.policy.estimate import EMERGENCY_EASES_AT, EMERGENCY_WITHIN_S
 from qmpballoon.policy.snapshot import (
     Decision,
@@ -34,6 +34,8 @@ from qmpballoon.policy.snapshot import (
 from qmpballoon.policy.water_fill import filled_in_tiers
 from qmpballoon.units import MIB
 
+POOL: Final = 0.04  # of the budget; entitles nobody: it is there for the next emergency
+BOOTS_WITHIN_S: Final = 20.0  # a guest without a driver for longer has none, and keeps its whole size
 SOON: Final = 64 * MIB  # what a guest delivers in half a second
 CALM_S: Final = 2.0  # between two rounds of giving while nobody is in a hurry
 BURST_MARGIN: Final = 16 * MIB  # beyond MARGIN: 0.6 s of a burst of 40 MiB/s, until it is seen and relieved
@@ -106,7 +108,7 @@ class _Known:
 
 def entitlements(known: Mapping[VmName, _Known], snapshot: Snapshot, pool: int) -> Mapping[VmName, int]:
     """Return the size that each movable guest is entitled to now, in bytes."""
-    others = sum(_counts(guest) for guest in snapshot.guests if guest.vm not in known)
+    others = sum(_counts(guest, snapshot.now_s) for guest in snapshot.guests if guest.vm not in known)
     total = snapshot.budget - snapshot.held_back - pool - others
 
     def tier(level: str) -> Mapping[VmName, int]:
@@ -118,12 +120,13 @@ def entitlements(known: Mapping[VmName, _Known], snapshot: Snapshot, pool: int) 
     return filled_in_tiers(tuple(tier(level) for level in "abcdefgh"), shares, total)
 
 
-def _counts(guest: GuestSnapshot) -> int:
+def _counts(guest: GuestSnapshot, now_s: float) -> int:
     """Return what a guest that is not moved takes from the others' entitlement.
 
     One that boots takes its floor, not its size: that would squeeze everybody for the seconds of a boot.
     """
-    return guest.charge if guest.driver_up else min(guest.charge, guest.floor)
+    boots = not guest.driver_up and now_s - guest.booted_at_s < BOOTS_WITHIN_S
+    return min(guest.charge, guest.floor) if boots else guest.charge
 
 
 def _level(level: str, entry: _Known) -> int:

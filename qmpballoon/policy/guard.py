@@ -79,9 +79,13 @@ class Guard(Generic[S]):
         seen = replace(
             snapshot,
             guests=tuple(
-                replace(
-                    _as_judged(guest, judgements[guest.vm], pasts.get(guest.vm), now_s, self.rules),
-                    asked_at_s=troubles[guest.vm].asked_at_s,
+                _as_judged(
+                    guest,
+                    judgements[guest.vm],
+                    troubles[guest.vm].asked_at_s,
+                    pasts.get(guest.vm),
+                    now_s,
+                    self.rules,
                 )
                 for guest in snapshot.guests
             ),
@@ -162,13 +166,19 @@ class Guard(Generic[S]):
 
 
 def _as_judged(
-    guest: GuestSnapshot, judgement: Judgement, past: Past | None, now_s: float, rules: EstimateRules
+    guest: GuestSnapshot,
+    judgement: Judgement,
+    asked_at_s: float,
+    past: Past | None,
+    now_s: float,
+    rules: EstimateRules,
 ) -> GuestSnapshot:
     """Return the guest as the policy is to see it."""
     return replace(
         guest,
         mode=guest.mode if judgement.may_grow else "manual",
         reading=None if judgement.proportional else guest.reading,
+        asked_at_s=asked_at_s,
         estimate=estimate(past, guest, now_s, rules) if past is not None and guest.driver_up else None,
         gives_at_most=PROBE if judgement.probe else None if judgement.may_shrink else 0,
         charge_at_least=judgement.charge or 0,

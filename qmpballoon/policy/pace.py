@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from qmpballoon.policy.estimate import is_refuted
 from qmpballoon.policy.snapshot import GuestSnapshot, critical
 from qmpballoon.units import MIB, is_reached
 
@@ -28,9 +29,9 @@ class Pace:
 
 
 def is_thin(guest: GuestSnapshot) -> bool:
-    """Tell whether the guest claims to be near an emergency."""
+    """Tell whether the guest claims to be near an emergency, and the host cannot refute it."""
     reading = guest.reading
-    if reading is None or reading.available is None:
+    if reading is None or reading.available is None or is_refuted(guest):
         return False
     return reading.available < THIN * critical(guest.actual if reading.actual is None else reading.actual)
 

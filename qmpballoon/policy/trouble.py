@@ -51,7 +51,6 @@ class Trouble:
 
     life: str
     booted_at_s: float
-    actual: int
     target: int | None = None
     asked_at_s: float = 0.0  # when the target was seen to change
     progress_at_s: float = 0.0  # when actual last came nearer to it
@@ -91,9 +90,7 @@ def judge(
 ) -> tuple[Trouble, Judgement]:
     """Return what is remembered of the guest after this tick, and what may be done with it now."""
     if trouble is None or (trouble.life, trouble.booted_at_s) != (guest.life, guest.booted_at_s):
-        trouble = Trouble(
-            guest.life, guest.booted_at_s, guest.actual, guest.target, now_s, now_s, best=guest.actual
-        )
+        trouble = Trouble(guest.life, guest.booted_at_s, guest.target, now_s, now_s, best=guest.actual)
     trouble = _followed(trouble, guest, now_s, safeties)
     hands_off = _hands_off(guest, safeties)
     if hands_off is not None:
@@ -170,12 +167,13 @@ def _followed(trouble: Trouble, guest: GuestSnapshot, now_s: float, safeties: Sa
                 backs_off_until_s=0.0,
             )
         if is_reached(guest.actual, guest.target, guest.size):
-            trouble = replace(trouble, settled=guest.actual, progress_at_s=now_s)
+            if trouble.settled != guest.actual:
+                trouble = replace(trouble, settled=guest.actual)
         elif safeties.foreign_hands and _is_foreign(trouble, guest):
             trouble = replace(trouble, foreign_until_s=now_s + FOREIGN_FOR_S, settled=guest.actual)
     if safeties.contradiction:
         trouble = _checked_by_rss(trouble, guest, now_s)
-    return replace(trouble, actual=guest.actual)
+    return trouble
 
 
 def _is_foreign(trouble: Trouble, guest: GuestSnapshot) -> bool:
@@ -189,7 +187,7 @@ def _is_foreign(trouble: Trouble, guest: GuestSnapshot) -> bool:
 def _checked_by_rss(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> Trouble:
     """Note whether what the guest gave came free on the host: what RSS does not follow is no gift."""
     if guest.rss is None or not guest.rss_tells:
-        return replace(trouble, gave=None, untrusted=False)
+        return replace(trouble, gave=None, untrusted=False) if trouble.gave or trouble.untrusted else trouble
     over = guest.rss - QEMU_ITSELF - guest.actual
     if trouble.untrusted and over <= 0:
         return replace(trouble, untrusted=False)

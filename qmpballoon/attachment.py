@@ -14,6 +14,7 @@ from qmpballoon.qmp.session import Session
 from qmpballoon.units import MIB
 
 FRESH_WITHIN_S: Final = 0.06  # one fast look waits no longer for its sample
+RESET_SHOWS_WITHIN_S: Final = 0.5  # DRIVER_OK went 30 ms after RESET, and came back after 2.7 s
 _STEADY: Final = 2 * MIB  # actual that moved no more than this around a sample belongs to it
 
 _DEFLATE_ON_OOM: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"
@@ -36,6 +37,7 @@ class Attachment:
         self.rss: int | None = None
         self.stats_interval_s = stats_interval_s  # may change while it lasts
         self._clock = clock
+        self._doubts_driver_until_s = float("-inf")  # QEMU says "up" for some time after a reset
         self._unseen: int | None = None  # of actual, by the guest's total: constant while it runs
 
     @property
@@ -89,7 +91,10 @@ class Attachment:
         if self.device is None:
             return
         was_up = self.driver_up
-        self.driver = await balloon.query_driver(self.session, self.device)
+        driver = await balloon.query_driver(self.session, self.device)
+        if driver is not None and driver.up and self._clock() < self._doubts_driver_until_s:
+            return
+        self.driver = driver
         if self.driver_up and not was_up:
             self.driver_since_s = self._clock()
 
@@ -138,6 +143,7 @@ class Attachment:
     def was_reset(self) -> None:
         """Forget what was true of the guest before its reset; its figures stand until the driver is back."""
         self.driver_since_s = self._clock()
+        self._doubts_driver_until_s = self._clock() + RESET_SHOWS_WITHIN_S
         if self.driver is not None:
             self.driver = balloon.DriverStatus(up=False, features=frozenset())
         if self.sampler is not None:

@@ -2,12 +2,13 @@
 
 PYTHON_BIN = .venv/bin
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench bench-policy clean
 .NOTPARALLEL:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: ## real guests, a real broker and the agent on this machine; cleans up after itself
 	@scripts/setup run lab
@@ -15,18 +16,22 @@ demo: ## real guests, a real broker and the agent on this machine; cleans up aft
 
 test: check ## everything that check does, then scenarios, real guests and a real broker; PYTEST_ARGS="-k name"
 	@scripts/setup dev lab
-	$(PYTHON_BIN)/pytest tests --ignore=tests/unit --ignore=tests/property $(PYTEST_ARGS)
+	$(PYTHON_BIN)/pytest -n 2 tests --ignore=tests/unit --ignore=tests/property $(PYTEST_ARGS)
 
 check: ## lint, types, unit and property tests: under 30 s, no guests
 	@scripts/setup dev
 	$(PYTHON_BIN)/ruff check
 	$(PYTHON_BIN)/ruff format --check
 	$(PYTHON_BIN)/mypy
-	$(PYTHON_BIN)/pytest tests/unit tests/property
+	$(PYTHON_BIN)/pytest -n 2 tests/unit tests/property
 
 bench: ## the figures of the README
 	@scripts/setup dev lab
 	@$(PYTHON_BIN)/python scripts/bench.py
+
+bench-policy: ## every policy on eight real guests, 25 minutes; BENCH_ARGS="--rate 40 --policies fairshare"
+	@scripts/setup run lab
+	@$(PYTHON_BIN)/python scripts/bench_policy.py $(BENCH_ARGS)
 
 clean: ## remove .venv and all that tools left here; the guest image stays in its cache
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,29 @@
+"""Both kinds of QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from both_qemus import Qemu, Start, running
+
+
+@pytest.fixture(params=["real", "simulated"])
+async def start_qemu(
+    request: pytest.FixtureRequest, sockets_dir: Path
+) -> AsyncIterator[Callable[[Start], Awaitable[Qemu]]]:
+    """Start a QEMU of either kind on one path; the next start takes the same path."""
+    async with AsyncExitStack() as stack:
+
+        async def start(how: Start) -> Qemu:
+            return await stack.enter_async_context(running(request.param, sockets_dir / "qemu.qmp", how))
+
+        yield start
+
+
+@pytest.fixture
+async def qemu(start_qemu: Callable[[Start], Awaitable[Qemu]]) -> Qemu:
+    """A running QEMU of either kind with a balloon and nobody in it to drive the balloon."""
+    return await start_qemu(Start())

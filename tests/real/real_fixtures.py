@@ -1,0 +1,71 @@
+"""Real QEMU guests and real brokers, ended when a test ends, however it ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_process import AgentProcess, AgentWatch, watching
+
+from qmpballoon.lab import image
+from qmpballoon.lab.broker import LabBroker
+from qmpballoon.lab.guest import LabGuest
+from qmpballoon.lab.room import LabRoom
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> image.GuestImage:
+    """The image that lab guests boot, built now if it was not yet."""
+    return image.guest_image()
+
+
+@pytest.fixture
+async def lab(sockets_dir: Path, guest_image: image.GuestImage) -> AsyncIterator[LabRoom]:
+    """A room that starts guests and brokers in ``sockets_dir``."""
+    async with LabRoom(sockets_dir) as room:
+        yield room
+
+
+@pytest.fixture
+def start_guest(lab: LabRoom) -> Callable[..., Awaitable[LabGuest]]:
+    """`LabRoom.guest`: a resumed guest, or a ``fresh=True`` booted one."""
+    return lab.guest
+
+
+@pytest.fixture
+def start_broker(lab: LabRoom) -> Callable[..., Awaitable[LabBroker]]:
+    """`LabRoom.broker`."""
+    return lab.broker
+
+
+@pytest.fixture
+async def broker(lab: LabRoom) -> LabBroker:
+    """A broker without passwords or persistence."""
+    return await lab.broker()
+
+
+@pytest.fixture
+def start_agent(sockets_dir: Path) -> Iterator[Callable[..., AgentProcess]]:
+    """Starts agents over the sockets of the room; the arguments are those of `AgentProcess`."""
+    started: list[AgentProcess] = []
+
+    def start(*arguments: Any, **options: Any) -> AgentProcess:
+        agent = AgentProcess(sockets_dir, *arguments, **options)
+        started.append(agent)
+        agent.start()
+        return agent
+
+    yield start
+    for agent in started:
+        agent.kill()
+    for agent in started:
+        agent.close()
+
+
+@pytest.fixture
+async def watch(broker: LabBroker) -> AsyncIterator[AgentWatch]:
+    """What another MQTT client sees of the agent at ``broker``."""
+    async with watching(broker) as watch:
+        yield watch

@@ -13,12 +13,13 @@ from qmpballoon.actuator import Actuator
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpBalloonError, RequestRefused
 from qmpballoon.fleet import Fleet
 from qmpballoon.governor import Governor, boot_time_s
+from qmpballoon.limits import checked_target
 from qmpballoon.model import VmName, VmRecord, utc_now
 from qmpballoon.mqtt.desk import Request
 from qmpballoon.mqtt.objects import vm_object
 from qmpballoon.store import Kept, Store, boot_id
 from qmpballoon.units import Amount, parse_size, round_up_to_page
-from qmpballoon.vm import SupervisedVm, checked_target
+from qmpballoon.vm import SupervisedVm
 
 RECLAIM_WITHIN_S: Final = 30.0
 HELD_FOR_S: Final = 300.0

@@ -22,6 +22,7 @@ from qmpballoon.fleet import Fleet
 from qmpballoon.holds import Holds
 from qmpballoon.host_watch import HostWatch
 from qmpballoon.journal import say
+from qmpballoon.limits import checked_target
 from qmpballoon.model import Event, HostRecord, VmName, utc_now
 from qmpballoon.policy.catalogue import guarded
 from qmpballoon.policy.guard import Guard, GuardState
@@ -29,7 +30,7 @@ from qmpballoon.policy.snapshot import Decision, Hold, SetTarget, Snapshot
 from qmpballoon.policy.water_fill import water_fill
 from qmpballoon.store import Store, boot_id
 from qmpballoon.units import MIB, is_reached, round_up_to_page
-from qmpballoon.vm import OnEvent, SupervisedVm, checked_target
+from qmpballoon.vm import OnEvent, SupervisedVm
 
 TICK_S: Final = 2.0
 SHORTEST_TICK_S: Final = 0.1

@@ -17,17 +17,18 @@ from typing import Final
 
 from qmpballoon.attachment import Attachment
 from qmpballoon.config import VmSettings
-from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange
+from qmpballoon.errors import ConnectionLost, NoBalloon
 from qmpballoon.health import BOOT_S, Connection, Signs, health_of
 from qmpballoon.host import age_of, rss_of
 from qmpballoon.journal import say
+from qmpballoon.limits import limits_of
 from qmpballoon.model import Event, Life, Limits, VmName, VmRecord, utc_now
 from qmpballoon.policy.pace import sampling_interval_s
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.session import Session
 from qmpballoon.store import Kept, Store
-from qmpballoon.units import MAX_SIZE, format_size, is_reached, parse_amount
+from qmpballoon.units import MAX_SIZE, is_reached
 
 LOOK_EVERY_S: Final = 10.0  # at what no event tells: migration, plugged memory, a driver that went
 MOVING_FOR_S: Final = 30.0  # after a target was sent; a guest that is not there by then is not hurrying
@@ -438,35 +439,3 @@ class SupervisedVm:
             stats_interval_s=self.settings.stats_interval_s,
             trouble=self.trouble,
         )
-
-
-def limits_of(kept: Kept, settings: VmSettings, size: int | None) -> Limits:
-    """Return the limits that were configured, narrowed by those that were set over MQTT."""
-    overridden = tuple(key for key in ("floor", "ceiling", "shares") if getattr(kept, key) is not None)
-    shares = settings.shares if kept.shares is None else kept.shares
-    if size is None:
-        return Limits(None, None, shares, overridden)
-    floor, ceiling = settings.limits(size)
-    if kept.ceiling is not None:
-        ceiling = min(ceiling, parse_amount(kept.ceiling).of(size))
-    if kept.floor is not None:
-        floor = max(floor, parse_amount(kept.floor).of(size))
-    return Limits(min(floor, ceiling), ceiling, shares, overridden)
-
-
-def checked_target(record: VmRecord, target: int) -> int:
-    """Return the target if the VM's limits allow it: a target is never clamped.
-
-    Raises:
-        OutOfRange: below the floor or above the ceiling.
-        ConnectionLost: the VM's size, and so its limits, are not known yet.
-    """
-    floor, ceiling = record.limits.floor, record.limits.ceiling
-    if floor is None or ceiling is None:
-        raise ConnectionLost(f"{record.vm} is {record.health}: its size is not known yet")
-    if not floor <= target <= ceiling:
-        raise OutOfRange(
-            f"{format_size(target)} ({target} bytes) is outside {record.vm}'s floor {format_size(floor)} "
-            f"and ceiling {format_size(ceiling)}"
-        )
-    return target

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from qmpballoon import fleet as fleet_module
+from qmpballoon import endpoint as endpoint_module
 from qmpballoon.config import AgentSettings, Configuration, DiscoverySettings, VmSettings
 from qmpballoon.errors import ConnectionLost, MonitorBusy
 from qmpballoon.fleet import Fleet
@@ -128,9 +128,9 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
     def opened(name: str) -> OpenMonitor:
         return replace(open_monitor(name), pid=life.pid)  # all pretended QEMUs share our own pid
 
-    monkeypatch.setattr(fleet_module, "open_monitor", opened)
-    monkeypatch.setattr(fleet_module, "life_of", lambda pid: Life(pid, 1))
-    monkeypatch.setattr(fleet_module, "FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(endpoint_module, "open_monitor", opened)
+    monkeypatch.setattr(endpoint_module, "life_of", lambda pid: Life(pid, 1))
+    monkeypatch.setattr(endpoint_module, "FIRST_RETRY_S", 0.001)
     monkeypatch.setattr(discovery_module, "_SETTLE_S", 0.001)
     configuration = Configuration(
         agent=AgentSettings(host="edge-7", state_dir=os.fspath(sockets_dir / "state")),

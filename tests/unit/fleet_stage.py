@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qmpballoon import endpoint as endpoint_module
 from qmpballoon import fleet as fleet_module
 from qmpballoon.actuator import Actuator
 from qmpballoon.commands import Commands
@@ -170,10 +171,11 @@ async def staged(
 ) -> AsyncIterator[Stage]:
     """Run a fleet on all sockets of a directory, and the governor's tick if ``governed``."""
     kernel = kernel or Kernel()
-    monkeypatch.setattr(fleet_module, "open_monitor", kernel.open_monitor)
+    monkeypatch.setattr(endpoint_module, "open_monitor", kernel.open_monitor)
+    monkeypatch.setattr(endpoint_module, "life_of", kernel.life_of)
     monkeypatch.setattr(fleet_module, "life_of", kernel.life_of)
-    monkeypatch.setattr(fleet_module, "FIRST_RETRY_S", 0.01)
-    monkeypatch.setattr(fleet_module, "LAST_RETRY_S", 0.05)
+    monkeypatch.setattr(endpoint_module, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(endpoint_module, "LAST_RETRY_S", 0.05)
     stage = Stage(directory, kernel, settings, **tables)
     stage.fleet.remember()
     parts = [asyncio.create_task(stage.store.run()), asyncio.create_task(stage.fleet.run())]

@@ -94,7 +94,7 @@ def judge(
     trouble = _followed(trouble, guest, now_s, safeties)
     hands_off = _hands_off(guest, safeties)
     if hands_off is not None:
-        return replace(trouble, progress_at_s=now_s, jammed_since_s=None), hands_off
+        return replace(trouble, progress_at_s=now_s, jammed_since_s=None, settled=None), hands_off
     charge = _charge_by_rss(guest) if trouble.untrusted else None
     if trouble.foreign_until_s > now_s:
         return trouble, Judgement("foreign-hand", may_shrink=False, may_grow=False, charge=charge)

@@ -93,13 +93,13 @@ class _Known:
         """A smaller grow is not worth a command; half of it is to a guest that is thin."""
         return self.least_gift // 2 if self.estimate.thin or self.estimate.emergency else self.least_gift
 
-    def may_give(self, *, over: bool) -> int:
+    def may_give(self, *, strict: bool) -> int:
         """Return what can be taken at once without bringing it into an emergency itself.
 
-        On a host over its budget it keeps less, as somebody must give.
+        ``strict``: the host is over a budget that nothing may exceed, and it keeps less.
         """
         actual = self.guest.actual
-        keeps = max(MARGIN, actual * 6 // 100 if over else int(EMERGENCY_EASES_AT * critical(actual)))
+        keeps = max(MARGIN, actual * 6 // 100 if strict else int(EMERGENCY_EASES_AT * critical(actual)))
         keeps = max(keeps, int(EMERGENCY_EASES_AT * EMERGENCY_WITHIN_S * self.estimate.trend))
         gives = max(0, int(0.9 * (self.lowest - self.estimate.held - keeps)))
         limit = self.guest.gives_at_most
@@ -172,10 +172,9 @@ def moves(
         decisions[vm] = SetTarget(target, why, urgent=entry.estimate.emergency)
     free = snapshot.free
     coming = sum(max(0, guest.charge - (guest.target or guest.charge)) for guest in snapshot.guests)
-    over = free < 0
     wanted = lacking + (pool if lacking or free + coming < pool // 2 else 0) - free - coming
     if wanted > 0:
-        decisions |= gifts(known, entitled, decisions, wanted, at_s=snapshot.now_s, hurry=hurry, over=over)
+        decisions |= gifts(known, entitled, decisions, wanted, hurry=hurry or free < 0, snapshot=snapshot)
     return decisions
 
 
@@ -191,9 +190,8 @@ def gifts(
     decisions: Mapping[VmName, Decision],
     wanted: int,
     *,
-    at_s: float,
     hurry: bool,
-    over: bool,
+    snapshot: Snapshot,
 ) -> dict[VmName, Decision]:
     """Return who gives how much, so that ``wanted`` bytes come together, by those who have most.
 
@@ -201,17 +199,20 @@ def gifts(
     until two seconds later. More than a part is taken rather than crumbs: what is left over is free for
     the next who lacks.
     """
-    now = hurry or over
+    strict = snapshot.free < 0 and snapshot.overload == "host"
     surplus = {
-        vm: min(entry.may_give(over=over), entry.lowest - entry.guest.clamp(entitled[vm]))
+        vm: min(entry.may_give(strict=strict), entry.lowest - entry.guest.clamp(entitled[vm]))
         for vm, entry in known.items()
         if not isinstance(decisions[vm], SetTarget)
     }
-    surplus = {vm: size for vm, size in surplus.items() if size >= known[vm].least_gift // (2 if now else 1)}
-    if not surplus or not (now or all(at_s - known[vm].guest.asked_at_s >= CALM_S for vm in surplus)):
+    surplus = {
+        vm: size for vm, size in surplus.items() if size >= known[vm].least_gift // (2 if hurry else 1)
+    }
+    rested = all(snapshot.now_s - known[vm].guest.asked_at_s >= CALM_S for vm in surplus)
+    if not surplus or not (hurry or rested):
         return {}
     there = sum(surplus.values())
-    left = wanted * 5 // 4 if now else max(wanted // 4, MARGIN)
+    left = wanted * 5 // 4 if hurry else max(wanted // 4, MARGIN)
     given: dict[VmName, Decision] = {}
     for vm in sorted(surplus, key=lambda name: (-surplus[name], name)):
         part = min(surplus[vm], max(SOON, -(-surplus[vm] * wanted // there)))

@@ -1,0 +1,354 @@
+"""Real guests beside simulated ones, figure by figure: ``scripts/calibrate.py``; ``--json`` for programs.
+
+The same scripts are played on a real guest and on a `qmpballoon.sim.guest.SimulatedGuest`: growth until the
+kernel kills, a target below what can be given, a squeeze and its release, a reset. A simulator that is
+kinder than the guests lets policies look safe that are not; whoever changes it looks here first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Final, Protocol
+
+from qmpballoon.lab.guest import BalloonDevice, LabGuest
+from qmpballoon.lab.require import LabError
+from qmpballoon.lab.room import LabRoom
+from qmpballoon.sim.guest import GuestSpec, SimulatedGuest
+from qmpballoon.units import MIB
+
+SIZE: Final = 224 * MIB
+SQUEEZED: Final = 128 * MIB  # where the growth begins
+RATES_MIB_PER_S: Final = (8, 20, 40)
+LOOK_EVERY_S: Final = 0.01
+AT_ONCE: Final = 3  # real guests
+_SIMULATED_STEP_S: Final = 0.002
+_END_S: Final = 40.0  # of any scene
+_SETTLED_S: Final = 0.7  # without progress
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is seen of a guest at one moment, in bytes."""
+
+    actual: int
+    total: int
+    available: int
+    held: int
+    kills: int
+
+
+class Subject(Protocol):
+    """A guest, real or simulated, on its own clock."""
+
+    async def look(self) -> Look:
+        """Return its figures now."""
+        ...
+
+    def now_s(self) -> float:
+        """Return the time on its clock."""
+        ...
+
+    async def pause(self, seconds: float) -> None:
+        """Let time pass."""
+        ...
+
+    async def set_target(self, target: int) -> None:
+        """Ask for an ``actual`` in bytes."""
+        ...
+
+    async def grow(self, mib: int, mib_per_s: int) -> None:
+        """Let the workload grow to a size, from now on."""
+        ...
+
+    async def reset_until_driver(self) -> float:
+        """Reset it; return the seconds until its driver is there again."""
+        ...
+
+
+class Real:
+    """A lab guest."""
+
+    def __init__(self, guest: LabGuest) -> None:
+        self.guest = guest
+
+    async def look(self) -> Look:
+        """Return its figures now: those of the guest between two of QEMU."""
+        memory, looked = await self.guest.guest_memory(), await self.guest.look()
+        return Look(
+            await self.guest.truth.actual(), memory.total, looked.available, looked.held, looked.kills
+        )
+
+    def now_s(self) -> float:
+        """Return the monotonic time."""
+        return time.monotonic()
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep."""
+        await asyncio.sleep(seconds)
+
+    async def set_target(self, target: int) -> None:
+        """Ask for an ``actual`` in bytes."""
+        await self.guest.truth.set_target(target)
+
+    async def grow(self, mib: int, mib_per_s: int) -> None:
+        """Let the workload grow to a size, from now on."""
+        await self.guest.command(f"grow {mib} {mib_per_s}")
+
+    async def reset_until_driver(self) -> float:
+        """Reset it by QEMU; return the seconds until it takes commands, its driver just loaded."""
+        begun_s, boots = time.monotonic(), self.guest.boots
+        await self.guest.truth.execute("system_reset")
+        await self.guest.booted(boots=max(1, boots) + 1)
+        return time.monotonic() - begun_s
+
+
+class Simulated:
+    """A simulated guest; growth is fed to it in small steps."""
+
+    def __init__(self, guest: SimulatedGuest) -> None:
+        self.guest = guest
+        self._clock_s = guest.now_s
+        self._growth: tuple[float, int, int, int] | None = None  # since, from, to, bytes per second
+
+    async def look(self) -> Look:
+        """Return its figures now."""
+        guest = self.guest
+        total = guest.size - guest.spec.unseen - (0 if guest.spec.deflate_on_oom else guest.balloon)
+        return Look(guest.actual, total, guest.available, guest.anonymous, guest.oom_kills)
+
+    def now_s(self) -> float:
+        """Return the virtual time."""
+        return self._clock_s
+
+    async def pause(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        until_s = self._clock_s + seconds
+        while self._clock_s < until_s:
+            self._clock_s = min(until_s, self._clock_s + _SIMULATED_STEP_S)
+            self.guest.advance(self._clock_s)
+            if self._growth is not None and not self.guest.oom_kills:
+                since_s, start, end, rate = self._growth
+                self.guest.set_demand(min(end, start + int((self._clock_s - since_s) * rate)))
+
+    async def set_target(self, target: int) -> None:
+        """Ask for an ``actual`` in bytes."""
+        self.guest.set_target(target)
+
+    async def grow(self, mib: int, mib_per_s: int) -> None:
+        """Let the workload grow to a size, from now on."""
+        self._growth = (self._clock_s, self.guest.anonymous, mib * MIB, mib_per_s * MIB)
+
+    async def reset_until_driver(self) -> float:
+        """Reset it; return the seconds until its driver is loaded."""
+        begun_s = self._clock_s
+        self.guest.reset()
+        while not self.guest.driver_loaded and self._clock_s < begun_s + _END_S:
+            await self.pause(0.05)
+        return self._clock_s - begun_s
+
+
+# ── the scenes: each returns figures, in MiB, MiB/s and seconds ──────────────────────────────────────
+
+
+async def at_rest(subject: Subject) -> dict[str, float]:
+    """What a guest with an empty balloon and no workload has."""
+    look = await subject.look()
+    return {"base": (look.actual - look.available) / MIB, "unseen": (look.actual - look.total) / MIB}
+
+
+async def squeezed(subject: Subject) -> dict[str, float]:
+    """A target below what it can give, then the way back: where it stops, and how fast it moves."""
+    inflate_s = await _moved(subject, SQUEEZED)
+    inflated = SIZE - SQUEEZED
+    deflate_s = await _moved(subject, SIZE)
+    await subject.set_target(40 * MIB)
+    stopped = await _still(subject)
+    return {
+        "inflates at": inflated / MIB / max(inflate_s, 1e-3),
+        "deflates at": inflated / MIB / max(deflate_s, 1e-3),
+        "available where inflation stops": stopped.available / MIB,
+        "actual where inflation stops": stopped.actual / MIB,
+    }
+
+
+def starved(mib_per_s: int) -> Callable[[Subject], Awaitable[dict[str, float]]]:
+    """Return a scene: growth from a squeezed balloon until the kernel kills."""
+
+    async def scene(subject: Subject) -> dict[str, float]:
+        looks = await _grown_to_death(subject, mib_per_s)
+        return {
+            f"available before the kill at {mib_per_s} MiB/s": min(one.available for one in looks) / MIB,
+            f"held before the kill at {mib_per_s} MiB/s": max(one.held for one in looks) / MIB,
+        }
+
+    return scene
+
+
+async def starved_with_deflate_on_oom(subject: Subject) -> dict[str, float]:
+    """The same where the driver gives memory back: it dies when the balloon is empty, and not before."""
+    looks = await _grown_to_death(subject, 20)
+    return {
+        "held before the kill with deflate-on-oom": max(one.held for one in looks) / MIB,
+        "balloon at the kill with deflate-on-oom": (SIZE - looks[-1].actual) / MIB,
+    }
+
+
+async def kept_by_deflate_on_oom(subject: Subject) -> dict[str, float]:
+    """What stays available while deflate-on-oom feeds a growth."""
+    await _moved(subject, SQUEEZED)
+    await subject.grow(100, 20)
+    least, end_s = SIZE, subject.now_s() + 12
+    while (look := await subject.look()).held < 100 * MIB and subject.now_s() < end_s:
+        least = min(least, look.available)
+        await subject.pause(LOOK_EVERY_S)
+    return {"available kept by deflate-on-oom": least / MIB, "kills with deflate-on-oom": float(look.kills)}
+
+
+async def reset(subject: Subject) -> dict[str, float]:
+    """A reset: how long until its driver is there."""
+    return {"boots in": await subject.reset_until_driver()}
+
+
+async def _moved(subject: Subject, target: int) -> float:
+    """Move the balloon; return how long it took."""
+    begun_s = subject.now_s()
+    await subject.set_target(target)
+    while abs((await subject.look()).actual - target) > MIB:
+        if subject.now_s() > begun_s + _END_S:
+            raise LabError(f"the balloon did not reach {target // MIB} MiB")
+        await subject.pause(LOOK_EVERY_S / 5)
+    return subject.now_s() - begun_s
+
+
+async def _still(subject: Subject) -> Look:
+    """Wait until the balloon makes no progress; return what is seen then."""
+    look, since_s = await subject.look(), subject.now_s()
+    while subject.now_s() < since_s + _SETTLED_S:
+        await subject.pause(LOOK_EVERY_S)
+        before, look = look, await subject.look()
+        if abs(look.actual - before.actual) >= MIB // 4:
+            since_s = subject.now_s()
+    return look
+
+
+async def _grown_to_death(subject: Subject, mib_per_s: int) -> list[Look]:
+    """Let the workload grow until it is killed; return the looks before that was known.
+
+    The last one shows the workload gone already: its parent hears of it a moment later.
+    """
+    await _moved(subject, SQUEEZED)
+    looks = [await subject.look()]
+    await subject.grow(SIZE // MIB, mib_per_s)
+    end_s = subject.now_s() + _END_S
+    while not (look := await subject.look()).kills:
+        looks.append(look)
+        if subject.now_s() > end_s:
+            raise LabError(f"nothing was killed; the last look was {look}")
+        await subject.pause(LOOK_EVERY_S)
+    return looks
+
+
+# ── the comparison ───────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One figure of both. ``tolerance`` is in its unit; None: a time, which depends on the machine."""
+
+    figure: str
+    real: float
+    simulated: float
+    tolerance: float | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the simulated guest is like the real one."""
+        return self.tolerance is None or abs(self.real - self.simulated) <= self.tolerance
+
+
+Scene = Callable[[Subject], Awaitable[dict[str, float]]]
+
+SCENES: Final[tuple[tuple[Scene, bool], ...]] = (
+    (at_rest, False),
+    (squeezed, False),
+    *((starved(rate), False) for rate in RATES_MIB_PER_S),
+    (starved_with_deflate_on_oom, True),
+    (kept_by_deflate_on_oom, True),
+    (reset, False),
+)
+"""Each scene, and whether its guest has deflate-on-oom."""
+
+_TIMED: Final = ("inflates at", "deflates at", "boots in")
+_TOLERANCES_MIB: Final = {
+    "base": 6.0,
+    "unseen": 4.0,
+    "available where": 3.0,
+    "actual where": 8.0,
+    "available before": 2.5,
+    "held before": 8.0,
+    "balloon at": 8.0,
+    "available kept": 4.0,
+    "kills with": 0.0,
+}
+
+
+async def compared() -> list[Compared]:
+    """Play all scenes on both and return the figures.
+
+    Raises:
+        LabError: the real guests cannot be started, or did not do what the script says.
+    """
+    async with LabRoom(progress=lambda line: print(line, file=sys.stderr)) as room:
+        few = asyncio.Semaphore(AT_ONCE)
+
+        async def play(scene: Scene, deflate_on_oom: bool) -> list[Compared]:
+            async with few:
+                guest = await room.guest(memory=SIZE, balloon=BalloonDevice(deflate_on_oom=deflate_on_oom))
+                real = await scene(Real(guest))
+                await guest.close()
+            spec = GuestSpec(size=SIZE, deflate_on_oom=deflate_on_oom, restart_s=1e6)
+            simulated = await scene(Simulated(SimulatedGuest(spec, booted=True)))
+            return [Compared(name, real[name], simulated[name], _tolerance(name)) for name in real]
+
+        async with asyncio.TaskGroup() as scenes:
+            plays = [scenes.create_task(play(*scene), name=str(scene)) for scene in SCENES]
+    return [one for done in plays for one in done.result()]
+
+
+def _tolerance(figure: str) -> float | None:
+    if figure in _TIMED:
+        return None
+    return next(size for start, size in _TOLERANCES_MIB.items() if figure.startswith(start))
+
+
+def main() -> int:
+    """Compare, print, and return the exit code: 1 if a figure is off."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    arguments = parser.parse_args()
+    try:
+        figures = asyncio.run(compared())
+    except* LabError as errors:
+        print(*errors.exceptions, sep="\n", file=sys.stderr)
+        sys.exit(1)
+    if arguments.json:
+        print(json.dumps([{**asdict(one), "agrees": one.agrees} for one in figures]))
+    else:
+        print(f"{'MiB, MiB/s, s':44}{'real':>9}{'simulated':>11}{'tolerance':>11}")
+        for one in figures:
+            tolerance = "a time" if one.tolerance is None else f"{one.tolerance:g}"
+            mark = "" if one.agrees else "  off"
+            print(f"{one.figure:44}{one.real:9.1f}{one.simulated:11.1f}{tolerance:>11}{mark}")
+    return 0 if all(one.agrees for one in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

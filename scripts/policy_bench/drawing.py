@@ -1,0 +1,84 @@
+"""A recording of real guests in the drawing that the simulator makes of its own. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from policy_bench.figures import figures
+from policy_bench.recording import Recording
+from policy_bench.workload import BASE_MIB
+from qmpballoon.model import VmName
+from qmpballoon.sim.drawing import draw
+from qmpballoon.sim.figures import Figures
+from qmpballoon.sim.host import Point, Run, Step
+from qmpballoon.sim.trace import Trace
+from qmpballoon.units import MIB
+
+_GRID_S: Final = 0.2
+
+
+def drawing(recording: Recording) -> str:
+    """Return the SVG document of a run."""
+    found = figures(recording)
+    vms = max(1, len(recording.sights))
+    return draw(
+        Run(
+            trace=Trace(
+                name=f"{vms} real guests{' with deflate-on-oom' if recording.deflate_on_oom else ''}",
+                about=f"{found.work_percent:g} % of the wanted memory was held, over time",
+                duration_s=recording.seconds,
+                mem_total=recording.budget,
+                budget=recording.budget,
+                vms=(),
+            ),
+            policy=recording.policy,
+            figures=Figures(
+                trace="real guests",
+                policy=recording.policy,
+                oom_kills=found.kills,
+                vms_killed=found.vms_killed,
+                starved_vm_s=found.starved_s,
+                over_budget_mib_s=found.over_budget_mib_s,
+                shortfall_percent=100 - found.work_percent,
+                lent_mib=_lent_mib(recording),
+                regret_mib=0,
+                moves_per_vm_h=found.commands / vms / recording.seconds * 3600,
+                reversals_per_vm_h=0,
+                relief_p50_s=None,
+                relief_max_s=None,
+            ),
+            against_rules=[],
+            steps=[
+                Step(one.at_s, VmName(one.vm), one.was or 0, one.now, one.why, None, None, None)
+                for one in recording.decisions
+                if one.at_s >= 0
+            ],
+            kills={
+                VmName(name): [at_s for at_s, vm in recording.kills_at if vm == name]
+                for name in recording.sights
+            },
+            points={VmName(name): _points(recording, name) for name in recording.sights},
+        )
+    )
+
+
+def _points(recording: Recording, vm: str) -> list[Point]:
+    base = BASE_MIB * MIB
+    points = []
+    for index in range(1, int(recording.seconds / _GRID_S) + 1):
+        sight = recording.at(vm, index * _GRID_S)
+        if sight is not None:
+            actual = recording.size if sight.booting else sight.actual
+            held = max(0, actual - sight.available)
+            points.append(
+                Point(index * _GRID_S, recording.size, actual, held, base + sight.wanted, sight.target)
+            )
+    return points
+
+
+def _lent_mib(recording: Recording) -> float:
+    """Return what guests had beyond an equal split, on average."""
+    share = recording.budget / max(1, len(recording.sights))
+    points = [_points(recording, vm) for vm in recording.sights]
+    moments = max(1, max(map(len, points), default=1))
+    return sum(max(0.0, point.actual - share) for each in points for point in each) / moments / MIB

@@ -1,0 +1,83 @@
+"""What was seen of one run: ground truth ten times a second, kills, and the agent's decisions."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Final
+
+BEFORE_KILL_S: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One guest at one moment of the run, in bytes; from inside the guest, its QEMU and /proc."""
+
+    at_s: float
+    actual: int
+    available: int
+    held: int  # by the workload
+    wanted: int  # by the workload
+    rss: int
+    target: int | None  # the agent's last
+    booting: bool = False  # it may use all of its memory, whatever QEMU says
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One command that the agent sent."""
+
+    at_s: float
+    vm: str
+    was: int | None
+    now: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One workload that the guest's kernel killed, and what was seen of the guest before."""
+
+    at_s: float
+    vm: str
+    sights: tuple[Sight, ...]
+    decisions: tuple[Decision, ...]  # about any guest, in the same time
+
+
+@dataclass(slots=True)
+class Recording:
+    """One run of one policy. Times are seconds since the start of the measured part."""
+
+    policy: str
+    deflate_on_oom: bool
+    size: int  # of each guest
+    budget: int
+    seconds: float
+    rests_from_s: float
+    sights: dict[str, list[Sight]] = field(default_factory=dict)
+    kills_at: list[tuple[float, str]] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    crashes: int = 0  # guests that ended or booted unasked
+    oom_kills: int = 0  # as the guests' kernels count them
+    settled_after_s: float = 0.0  # from the agent's start until all was within the budget
+
+    def at(self, vm: str, at_s: float) -> Sight | None:
+        """Return what was seen of a guest last at a moment."""
+        sights = self.sights.get(vm, [])
+        index = bisect_right(sights, at_s, key=attrgetter("at_s"))
+        return sights[index - 1] if index else None
+
+    @property
+    def kills(self) -> Sequence[Kill]:
+        """Return every kill with what led to it."""
+        return [
+            Kill(
+                at_s,
+                vm,
+                tuple(one for one in self.sights[vm] if at_s - BEFORE_KILL_S <= one.at_s <= at_s + 0.2),
+                tuple(one for one in self.decisions if at_s - BEFORE_KILL_S <= one.at_s <= at_s + 0.2),
+            )
+            for at_s, vm in self.kills_at
+        ]

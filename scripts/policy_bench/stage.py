@@ -1,0 +1,259 @@
+"""Plays a script on real guests under one policy, and watches with nothing of the agent's eyes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import aiomqtt
+
+from policy_bench.recording import Decision, Recording, Sight
+from policy_bench.workload import IDLE_MIB, SIZE_MIB, Play, Script
+from qmpballoon.host import rss_of
+from qmpballoon.lab.broker import HOST, LabBroker
+from qmpballoon.lab.guest import BalloonDevice, LabGuest
+from qmpballoon.lab.process import Program
+from qmpballoon.lab.require import LabError
+from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.waiting import eventually
+from qmpballoon.units import MIB
+
+STATIC: Final = "static"  # no agent: each guest gets the same once, by hand
+LOOK_EVERY_S: Final = 0.1
+RESTARTS_AFTER_S: Final = 3.0  # a workload that was killed
+READ_EVERY_S: Final = 3.0
+SETTLE_S: Final = 25.0  # at most, for a policy to bring idle guests within the budget
+LOOK_WITHIN_S: Final = 5.0
+AGENT_HOST: Final = "bench"
+_DISK: Final = 64 * MIB
+
+Progress = Callable[[str], None]
+
+
+async def perform(
+    play: Play, policy: str, *, deflate_on_oom: bool, tables: str = "", log: Path | None = None
+) -> Recording:
+    """Play the script under one policy and return what was seen.
+
+    ``tables`` is TOML that is appended to the agent's configuration; ``log`` gets the agent's words.
+
+    Raises:
+        LabError: guests, broker or agent cannot be started, or do not answer any more.
+    """
+    async with LabRoom() as room:
+        recording = Recording(
+            policy=policy,
+            deflate_on_oom=deflate_on_oom,
+            size=SIZE_MIB * MIB,
+            budget=play.budget_mib * MIB,
+            seconds=play.seconds,
+            rests_from_s=play.rests_from_s,
+        )
+        balloon = BalloonDevice(deflate_on_oom=deflate_on_oom)
+        guests = [
+            await room.guest(
+                script.name, memory=recording.size, balloon=balloon, disk=_DISK if script.reads_mib else 0
+            )
+            for script in play.scripts
+        ]
+        for guest in guests:
+            await guest.command(f"hold {IDLE_MIB}")
+        async with contextlib.AsyncExitStack() as stack:
+            actors = [
+                Actor(guest, script, recording) for guest, script in zip(guests, play.scripts, strict=True)
+            ]
+            await stack.enter_async_context(_ruled(room, policy, guests, recording, actors, tables, log))
+            await _settle(guests, recording)
+            start_s = time.monotonic()
+            for actor in actors:
+                actor.start_s = start_s
+            async with asyncio.TaskGroup() as acts:
+                for actor in actors:
+                    acts.create_task(actor.watch(), name=f"watch {actor.script.name}")
+                    acts.create_task(actor.act(), name=f"act {actor.script.name}")
+            recording.decisions[:] = [replace(one, at_s=one.at_s - start_s) for one in recording.decisions]
+            for actor in actors:
+                recording.oom_kills += actor.oom_kills_before + await actor.oom_kills()
+        recording.kills_at.sort()
+        return recording
+
+
+@contextlib.asynccontextmanager
+async def _ruled(
+    room: LabRoom,
+    policy: str,
+    guests: list[LabGuest],
+    recording: Recording,
+    actors: list[Actor],
+    tables: str,
+    log: Path | None,
+) -> AsyncGenerator[None, None]:
+    """Let the policy rule: the agent as its users run it, or the same size for all."""
+    if policy == STATIC:
+        for guest in guests:
+            await guest.truth.set_target(recording.budget // len(guests))
+        yield
+        return
+    broker = await room.broker()
+    file = room.directory / "bench.toml"
+    file.write_text(
+        f"[agent]\nhost = '{AGENT_HOST}'\nstate_dir = '{room.directory}/state'\n"
+        f"[discovery]\nsockets = ['{room.directory}/*.qmp']\n"
+        f"[mqtt]\nurl = '{broker.url}'\nhome_assistant = false\n"
+        f"[host]\nbudget = {recording.budget}\nreserve = '64MiB'\n[policy]\nname = '{policy}'\n{tables}"
+    )
+    log = log or room.directory / "agent.log"
+    log.unlink(missing_ok=True)
+    listening = asyncio.create_task(_listen(broker, recording, actors), name="decisions")
+    program = Program([sys.executable, "-m", "qmpballoon", "agent", "-c", str(file)], log=log)
+    try:
+        yield
+        if program.exit_status is not None:
+            raise LabError(program.complaint("ended before the run was over"))
+    finally:
+        program.destroy()
+        listening.cancel()
+        await asyncio.wait({listening})
+
+
+async def _listen(broker: LabBroker, recording: Recording, actors: list[Actor]) -> None:
+    """Take the agent's decisions as they are published."""
+    by_name = {actor.script.name: actor for actor in actors}
+    async with aiomqtt.Client(HOST, broker.port) as client:
+        await client.subscribe(f"qmpballoon/{AGENT_HOST}/vm/+/event")
+        async for message in client.messages:
+            event = json.loads(bytes(message.payload or b"{}"))
+            if event.get("event") != "decision":
+                continue
+            details: dict[str, Any] = event["data"]
+            decision = Decision(time.monotonic(), event["vm"], details["from"], details["to"], details["why"])
+            recording.decisions.append(decision)
+            by_name[decision.vm].target = decision.now
+
+
+async def _settle(guests: list[LabGuest], recording: Recording) -> None:
+    """Wait until the guests are within the budget; a policy that does not get there starts as it is."""
+
+    async def total() -> int:
+        return sum([await guest.truth.actual() for guest in guests])
+
+    begun_s = time.monotonic()
+    with contextlib.suppress(LabError):
+        await eventually(
+            total,
+            lambda size: size <= 1.005 * recording.budget,
+            timeout_s=SETTLE_S,
+            what="all within the budget",
+            interval_s=0.2,
+        )
+    recording.settled_after_s = round(time.monotonic() - begun_s, 1)
+
+
+class Actor:
+    """One guest's workload, and who watches it."""
+
+    def __init__(self, guest: LabGuest, script: Script, recording: Recording) -> None:
+        self.guest = guest
+        self.script = script
+        self.start_s = 0.0
+        self.target: int | None = None
+        self.oom_kills_before = 0  # counted before a reboot
+        self._recording = recording
+        self._kills = 0
+        self._boots = guest.boots
+        self._rebooting = False
+        self._idle_until_s = 0.0  # a killed workload restarts then
+        self._step: int | None = None  # whose order the guest has got
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the start of the measured run."""
+        return time.monotonic() - self.start_s
+
+    async def oom_kills(self) -> int:
+        """Return what the guest's kernel counts since its boot; 0 if it does not answer."""
+        try:
+            return (await self.guest.guest_memory()).oom_kills
+        except LabError:
+            return 0
+
+    async def watch(self) -> None:
+        """Look ten times a second until the run is over."""
+        sights = self._recording.sights.setdefault(self.script.name, [])
+        seconds = self._recording.seconds
+        while (now_s := self.now_s) < seconds:
+            sight = await self._look(sights[-1] if sights else None)
+            if sight is not None:
+                sights.append(sight)
+            await asyncio.sleep(max(0.0, now_s + LOOK_EVERY_S - self.now_s))
+
+    async def _look(self, last: Sight | None) -> Sight | None:
+        guest = self.guest
+        if self._boots != guest.boots and not self._rebooting:
+            self._recording.crashes += 1
+            self._began_anew()
+        actual, rss, wanted = await guest.truth.actual(), rss_of(guest.pid) or 0, self._wanted()
+        if self._rebooting:
+            size = self._recording.size
+            return Sight(self.now_s, actual, size, 0, wanted, rss, self.target, booting=True)
+        try:
+            look = await guest.look(timeout_s=LOOK_WITHIN_S)
+        except LabError:
+            return None if last is None else replace(last, at_s=self.now_s, held=0, wanted=wanted)
+        if look.kills > self._kills:
+            self._recording.kills_at += [(self.now_s, self.script.name)] * (look.kills - self._kills)
+            self._idle_until_s, self._step = self.now_s + RESTARTS_AFTER_S, None
+        self._kills = look.kills
+        return Sight(self.now_s, actual, look.available, look.held, wanted, rss, self.target)
+
+    def _wanted(self) -> int:
+        return int(self.script.wanted(self.now_s) * MIB)
+
+    def _began_anew(self) -> None:
+        self._boots, self._kills, self._step = self.guest.boots, 0, None
+
+    async def act(self) -> None:
+        """Do what the script says until the run is over."""
+        gone, reboots_at_s = self.script.driver_gone_s, self.script.reboots_at_s
+        driver_gone = rebooted = False
+        reads_at_s = 0.0
+        while (now_s := self.now_s) < self._recording.seconds:
+            with contextlib.suppress(LabError):  # a guest that died: its watcher counts it
+                if gone is not None and driver_gone != (gone[0] <= now_s < gone[1]):
+                    await self.guest.command("driver load" if driver_gone else "driver unload")
+                    driver_gone = not driver_gone
+                if reboots_at_s is not None and now_s >= reboots_at_s and not rebooted:
+                    rebooted = True
+                    await self._reboot()
+                if now_s >= self._idle_until_s and self._step != self.script.step_at(now_s):
+                    await self._order(now_s)
+                if self.script.reads_mib and now_s >= reads_at_s:
+                    reads_at_s = now_s + READ_EVERY_S
+                    await self.guest.command(f"cache {self.script.reads_mib}")
+            await asyncio.sleep(LOOK_EVERY_S / 2)
+
+    async def _order(self, now_s: float) -> None:
+        index = self.script.step_at(now_s)
+        if index is None:
+            return
+        step = self.script.steps[index]
+        await self.guest.command(f"grow {step.mib} {step.mib_per_s}")
+        self._step = index
+
+    async def _reboot(self) -> None:
+        self.oom_kills_before += await self.oom_kills()
+        self._rebooting = True
+        try:
+            boots = self.guest.boots
+            self.guest.reboot()
+            await self.guest.booted(boots=boots + 1)
+        finally:
+            self._began_anew()
+            self._rebooting = False

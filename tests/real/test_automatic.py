@@ -1,0 +1,268 @@
+"""Closed loops: real guests on a tight budget, the agent moving memory between them by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from agent_process import AgentWatch, StartAgent, until
+
+from qmpballoon.lab.broker import LabBroker
+from qmpballoon.lab.guest import GuestLook, LabGuest
+from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.waiting import eventually
+from qmpballoon.units import MIB
+
+NAMES: Final = ("one", "two", "three", "four")
+BUDGET: Final = 348 * MIB  # 68 % of four guests of 128 MiB, whose kernels take 54 MiB each
+NEED_MIB: Final = 55  # that one guest can have beside three idle ones, and not within an equal share
+GROWTH_MIB_PER_S: Final = 8
+SOON_S: Final = 30.0  # for what takes a few seconds on an idle machine
+QUIET_S: Final = 5.0  # more than two calm ticks
+
+
+def automatic(budget: int = BUDGET, **tables: Any) -> dict[str, Any]:
+    """Return the agent's tables for a host that is ruled by itself, on this budget."""
+    return {"policy": {"mode": "auto"}, "host": {"budget": budget, "reserve": "16MiB"}, **tables}
+
+
+async def fleet(lab: LabRoom, names: Sequence[str] = NAMES) -> list[LabGuest]:
+    return list(await asyncio.gather(*(lab.guest(name) for name in names)))
+
+
+async def total(guests: Sequence[LabGuest]) -> int:
+    return sum([await guest.truth.actual() for guest in guests])
+
+
+async def until_within(guests: Sequence[LabGuest], budget: int = BUDGET) -> None:
+    """Wait until all guests together are within the budget, by what QEMU says."""
+    await eventually(
+        lambda: total(guests),
+        lambda size: size <= budget,
+        timeout_s=SOON_S,
+        what=f"all within {budget // MIB} MiB",
+        interval_s=0.1,
+    )
+
+
+async def grown(guest: LabGuest, mib: int = NEED_MIB, rate: int = GROWTH_MIB_PER_S) -> GuestLook:
+    """Let a guest's workload grow; return when it holds that much, or was killed."""
+    await guest.command(f"grow {mib} {rate}")
+    return await eventually(
+        guest.look,
+        lambda look: look.held == mib * MIB or look.kills > 0,
+        timeout_s=SOON_S + mib / rate,
+        what=f"{guest.name} holds {mib} MiB",
+        interval_s=0.1,
+    )
+
+
+def decisions(watch: AgentWatch, *names: str) -> list[dict[str, Any]]:
+    """Return what was decided about these VMs, in order."""
+    found = [event for name in names or NAMES for event in watch.events(name, "decision")]
+    return sorted(found, key=lambda event: str(event["ts"]))
+
+
+async def assert_unhurt(watch: AgentWatch, guests: Sequence[LabGuest]) -> None:
+    """Nobody's workload was killed, by the kernels' count; the story is told if one was."""
+    counts = {guest.name: (await guest.guest_memory()).oom_kills for guest in guests}
+    story = [
+        f"{event['ts'][14:]} {event['vm']} {event['data']['from'] / MIB:.0f} -> "
+        f"{event['data']['to'] / MIB:.0f} {event['data']['why']}"
+        for event in decisions(watch)
+    ]
+    assert not any(counts.values()), "\n".join([str(counts), *story])
+
+
+async def until_quiet(watch: AgentWatch) -> None:
+    """Wait until nothing has been sent to any VM for ``QUIET_S``."""
+    seen, since_s = -1, time.monotonic()
+
+    def quiet() -> bool:
+        nonlocal seen, since_s
+        count = len(decisions(watch))
+        if count != seen:
+            seen, since_s = count, time.monotonic()
+        return time.monotonic() - since_s > QUIET_S
+
+    await until(quiet, what=f"nothing is sent for {QUIET_S:g} s", timeout_s=60.0)
+
+
+async def test_memory_goes_to_who_needs_it_and_comes_back_and_nothing_is_sent_at_rest(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guests = await fleet(lab)
+    start_agent(broker, **automatic())
+    await until_within(guests)  # exactly full: what one gets, others must give
+    one, two, *idle = guests
+
+    await grown(one)
+    await assert_unhurt(watch, guests)
+    await until_within(guests)
+    assert await one.truth.actual() > BUDGET // len(guests)
+    assert min([await guest.truth.actual() for guest in idle]) < BUDGET // len(guests)
+    reasons = {event["data"]["why"] for event in decisions(watch)}
+    assert "give" in reasons
+    assert reasons & {"emergency", "thin", "grow"}
+
+    await until_quiet(watch)
+    await one.command("grow 4 100")  # it is done: what it had is lent on
+    await grown(two)
+    await assert_unhurt(watch, guests)
+    await until_within(guests)
+    await grown(one, 20)
+    await assert_unhurt(watch, guests)
+    await until_quiet(watch)
+
+
+async def test_a_guest_without_driver_is_left_alone_and_the_others_go_on(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guests = await fleet(lab)
+    *others, last = guests
+    await last.command("driver unload")
+    budget = last.memory + 260 * MIB
+    start_agent(broker, **automatic(budget))
+    await until_within(guests, budget)
+
+    await grown(others[0])
+    await assert_unhurt(watch, guests)
+    await until_within(guests, budget)
+    await assert_unhurt(watch, guests)
+    assert decisions(watch, "four") == []
+    assert await last.truth.actual() == last.memory
+
+    await last.command("driver load")  # and is one of them again
+    await watch.until_health("four", "ok")
+    await grown(others[1], 30)
+    await assert_unhurt(watch, guests)
+
+
+async def test_a_manual_vm_is_not_moved_except_up_in_an_emergency(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guests = await fleet(lab)
+    own, *others = guests
+    start_agent(broker, **automatic(vm={"match": [{"name": "one", "mode": "manual"}]}))
+    await watch.until_all_ok(*NAMES)
+    assert (await watch.do("one", "set-target", target="100MiB", wait_s=20))["reached"]
+    await until_within(guests)
+    await grown(others[0], 30)
+    await assert_unhurt(watch, guests)
+    assert await own.truth.actual() == 100 * MIB  # though it has more to give than anybody
+    assert [event["data"]["why"] for event in decisions(watch, "one")] == ["manual"]
+
+    await grown(own, 45, 3)  # more than 100 MiB can bear
+    await assert_unhurt(watch, guests)
+    state = await watch.until_state("one", lambda state: state["why"] == "emergency", what="raised")
+    assert (state["mode"], state["policy"]) == ("manual", "fairshare")
+    assert await own.truth.actual() > 100 * MIB
+    await assert_unhurt(watch, guests)
+    targets = [event["data"]["to"] for event in decisions(watch, "one")]
+    assert targets == sorted(targets)  # never lowered
+
+
+async def test_a_host_that_observes_publishes_what_it_would_do_and_moves_nothing(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guests = await fleet(lab)
+    start_agent(broker, **automatic(policy={"mode": "observe"}))
+    await until(lambda: decisions(watch), what="decisions that are not sent")
+    told = [event["data"] for event in decisions(watch)]
+    assert {decision["sent"] for decision in told} == {False}
+    assert {decision["policy"] for decision in told} == {"fairshare"}
+    assert all(decision["to"] < decision["from"] for decision in told)
+    assert await total(guests) == sum(guest.memory for guest in guests)
+    assert {watch.state(name)["target"] for name in NAMES} == {None}
+
+
+async def test_a_host_reclaims_releases_changes_its_policy_and_gives_back_when_it_stops(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guests = await fleet(lab)
+    agent = start_agent(broker, **automatic(agent={"on_exit": "release"}))
+    await until_within(guests)
+    await watch.until_all_ok(*NAMES)
+
+    size = 32 * MIB
+    answer = await watch.do(None, "reclaim", size=size, deadline_s=20, hold_s=60)
+    assert answer["freed"] == size, answer
+    assert answer["refused"] == {}
+    assert await total(guests) <= BUDGET - size
+    await until(
+        lambda: (watch.last_json("host") or {}).get("holds"), what="the hold is listed", timeout_s=SOON_S
+    )
+    assert (await watch.do(None, "release", hold=answer["hold"]))["size"] == size
+    assert await watch.refused(None, "release", hold=answer["hold"]) == "out-of-range"
+
+    assert await watch.do(None, "set-policy", name="fixed") == {"name": "fixed", "mode": "auto"}
+    await until(
+        lambda: all(
+            any(event["data"]["policy"] == "fixed" for event in watch.events(name, "decision"))
+            for name in NAMES
+        ),
+        what="the static split is asked for",
+        timeout_s=SOON_S,
+    )
+    share = BUDGET // len(guests)
+    for guest in guests:
+        await guest.truth.until_actual(
+            lambda actual: share - 8 * MIB <= actual <= share + MIB,  # less the pool for emergencies
+            timeout_s=SOON_S,
+            what="an equal share",
+        )
+
+    assert await agent.terminate() == 0
+    for guest in guests:
+        await guest.truth.until_actual(guest.memory.__eq__, timeout_s=SOON_S, what="all is given back")
+
+
+async def test_a_guest_that_is_reset_boots_with_its_ceiling_and_is_squeezed_later(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guests = await fleet(lab)
+    start_agent(broker, **automatic())
+    await until_within(guests)
+    await watch.until_all_ok(*NAMES)
+    one, two, *_ = guests
+    await two.truth.until_actual(lambda actual: actual < 100 * MIB, timeout_s=SOON_S, what="it is squeezed")
+
+    async with asyncio.TaskGroup() as meanwhile:
+        await two.truth.execute("system_reset")
+        meanwhile.create_task(
+            two.truth.until_actual(
+                lambda actual: actual > 120 * MIB, timeout_s=SOON_S, what="its ceiling, as its driver loads"
+            )
+        )
+        meanwhile.create_task(watch.until_health("two", "starting"))
+        meanwhile.create_task(grown(one, 30))
+    booting = [event for event in decisions(watch, "two") if event["data"]["why"] == "booting"]
+    assert [event["data"]["to"] for event in booting] == [two.memory - MIB]
+    await assert_unhurt(watch, [one])
+    await two.booted(boots=2, timeout_s=SOON_S)
+    await watch.until_health("two", "ok")
+    await until_within(guests)
+    assert two.boots == 2  # it booted once, and did not die of it
+    await assert_unhurt(watch, guests)
+
+
+async def test_an_agent_that_is_killed_while_a_guest_grows_costs_no_kill(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guests = await fleet(lab)
+    agent = start_agent(broker, **automatic())
+    await until_within(guests)
+    await watch.until_all_ok(*NAMES)
+    one = guests[0]
+    rate = 2  # MiB/s: what it has available lasts for as long as an agent takes to start
+    await one.command(f"grow 35 {rate}")
+    await eventually(
+        one.look, lambda look: look.held > 10 * MIB, timeout_s=SOON_S, what="it grows", interval_s=0.1
+    )
+    agent.kill()
+    agent.start()
+    await grown(one, 35, rate)
+    await assert_unhurt(watch, guests)
+    await until_within(guests)

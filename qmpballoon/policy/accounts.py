@@ -34,7 +34,7 @@ def paid_for(wishes: Decisions, snapshot: Snapshot, *, accounts: bool = True) ->
     coming = sum(_to_come(guests[vm], wish) for vm, wish in wishes.items() if vm not in urgent)
     free, caution = snapshot.free, sum(_caution(guest) for guest in snapshot.guests)
     shares = {vm: guest.shares for vm, guest in guests.items()}
-    paid = water_fill(urgent, shares, free + coming + caution + _loan(snapshot, caution))
+    paid = water_fill(urgent, shares, _for_emergencies(snapshot, free + coming + caution, coming))
     lent = max(0, sum(paid.values()) - max(0, free + coming + caution))
     paid |= water_fill(ordinary, shares, free - sum(paid.values()))
     if not accounts:
@@ -69,11 +69,11 @@ def _caution(guest: GuestSnapshot) -> int:
     return max(0, guest.charge - max(guest.floor, int(guest.rss * BOOTING_GROWS)))
 
 
-def _loan(snapshot: Snapshot, caution: int) -> int:
-    """Return what may be lent beyond the budget; with ``overload = "host"`` nothing."""
+def _for_emergencies(snapshot: Snapshot, within_budget: int, coming: int) -> int:
+    """Return what emergencies may have: with a loan, which never takes more than half of the reserve."""
     if snapshot.overload != "guests":
-        return 0
-    cap = int(LOAN * max(0, snapshot.mem_total - snapshot.budget))
-    if snapshot.mem_available is not None:
-        cap = min(cap, max(0, snapshot.mem_available - snapshot.reserve // 2))
-    return max(0, cap - max(0, snapshot.charged - caution - snapshot.budget))
+        return within_budget
+    most = within_budget + int(LOAN * max(0, snapshot.mem_total - snapshot.budget))
+    if snapshot.mem_available is None:
+        return most
+    return min(most, snapshot.mem_available - snapshot.reserve // 2 - snapshot.promised + coming)

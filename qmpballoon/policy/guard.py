@@ -176,7 +176,7 @@ def _as_judged(
     """Return the guest as the policy is to see it."""
     return replace(
         guest,
-        mode=guest.mode if judgement.may_grow else "manual",
+        mode=guest.mode if judgement.may_grow or not guest.driver_up else "manual",
         reading=None if judgement.proportional else guest.reading,
         asked_at_s=asked_at_s,
         estimate=estimate(past, guest, now_s, rules) if past is not None and guest.driver_up else None,

@@ -143,8 +143,12 @@ class Snapshot:
         of_budget = self.budget - self.held_back - self.charged
         if self.mem_available is None:
             return of_budget
-        promised = sum(max(0, (guest.target or 0) - guest.actual) for guest in self.guests if guest.driver_up)
-        return min(of_budget, self.mem_available - self.reserve - promised)
+        return min(of_budget, self.mem_available - self.reserve - self.promised)
+
+    @property
+    def promised(self) -> int:
+        """What guests were granted and have not taken yet, in bytes."""
+        return sum(max(0, (guest.target or 0) - guest.actual) for guest in self.guests if guest.driver_up)
 
 
 @dataclass(frozen=True, slots=True)

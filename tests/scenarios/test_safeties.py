@@ -1,0 +1,239 @@
+"""Every safety is needed: with it the scenario ends well, without it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage import Between, a_trace, a_vm, moves, of_guests, ours, played, words
+from test_traps import STRICT, in_turn
+
+from qmpballoon.policy.estimate import EstimateRules
+from qmpballoon.policy.fixed import Fixed
+from qmpballoon.policy.snapshot import GuestSnapshot, Reading, Snapshot
+from qmpballoon.policy.trouble import Safeties
+from qmpballoon.sim.guest import Behaviour
+from qmpballoon.sim.host import Run
+from qmpballoon.sim.trace import Trace
+from qmpballoon.sim.vm import QEMU_OVERHEAD, SimulatedVm
+from qmpballoon.units import MIB
+
+
+def beside_a_sick_one(behaviour: Behaviour) -> Trace:
+    """A sick guest grows late, an honest one before it, a third is idle."""
+    sick = a_vm("sick", (0, 150), (40, 150), (50, 350), behaviour=behaviour)
+    honest = a_vm("honest", (0, 200), (10, 200), (30, 700))
+    return a_trace(sick, honest, a_vm("idle", (0, 200)), budget=1700, seconds=70)
+
+
+def test_staleness_a_guest_with_old_figures_is_not_squeezed_by_them() -> None:
+    trace = beside_a_sick_one(Behaviour.FROZEN_STATS)
+    assert played(trace).figures.oom_kills == 0
+    assert played(trace, ours(staleness=False)).figures.oom_kills > 0
+
+
+def test_jams_a_guest_that_does_not_deliver_is_not_counted_on() -> None:
+    trace = beside_a_sick_one(Behaviour.STUCK)
+    right, wrong = played(trace), played(trace, ours(jams=False))
+    assert "contradicted" in words(right, "sick")
+    assert right.figures.over_budget_mib_s < wrong.figures.over_budget_mib_s / 2
+
+
+def test_corroborate_a_claim_that_the_host_refutes_takes_nothing_from_others() -> None:
+    liar = a_vm("liar", (0, 120), behaviour=Behaviour.CLAIMS_ALL)
+    honest = a_vm("honest", (0, 200), (10, 200), (40, 850))
+    trace = a_trace(liar, replace(liar, name="liar2"), honest, budget=1700, seconds=60)
+    assert played(trace).figures.oom_kills == 0
+    assert played(trace, ours(corroborate=False)).figures.oom_kills > 2
+
+
+def test_look_ahead_a_burst_is_met_before_it_kills() -> None:
+    trace = in_turn(20)
+    assert played(trace, host=STRICT).figures.oom_kills == 0
+    assert played(trace, ours(look_ahead=False), host=STRICT).figures.oom_kills > 0
+
+
+def test_emergencies_are_relieved_under_a_policy_that_sees_none() -> None:
+    growing = a_vm("growing", (0, 100), (10, 100), (50, 800))
+    trace = a_trace(growing, a_vm("idle", (0, 100)), budget=1200, mem_total=4096, seconds=60)
+    assert played(trace, ours(policy=Fixed())).figures.oom_kills == 0
+    assert played(trace, ours(policy=Fixed(), emergencies=False)).figures.oom_kills > 0
+
+
+def test_emergencies_are_relieved_in_manual_mode() -> None:
+    growing = a_vm("growing", (0, 100), (10, 100), (50, 800))
+    trace = a_trace(growing, a_vm("idle", (0, 100)), budget=1200, mem_total=4096, seconds=60)
+    manual = of_guests(lambda guest, snapshot: replace(guest, mode="manual"))
+    assert played(trace, Between(ours(), sees=manual)).figures.oom_kills == 0
+    assert played(trace, Between(ours(emergencies=False), sees=manual)).figures.oom_kills > 0
+
+
+def test_accounts_nothing_is_given_before_it_came() -> None:
+    trace = in_turn(10, budget=780)
+    right, wrong = played(trace, host=STRICT), played(trace, ours(accounts=False), host=STRICT)
+    assert right.figures.over_budget_mib_s < wrong.figures.over_budget_mib_s / 4
+
+
+def test_remember_peaks_a_peak_that_returns_finds_its_memory() -> None:
+    again = (85, 100), (87, 800), (95, 800)
+    peaky = a_vm("peaky", (0, 100), (5, 100), (15, 800), (18, 800), (19, 100), *again)
+    leaky = a_vm("leaky", (0, 200), (55, 200), (75, 700))
+    idle = a_vm("idle", (0, 100))
+    slow = replace(peaky, deflate_bytes_per_s=48.0 * MIB)
+    trace = a_trace(slow, leaky, idle, replace(idle, name="idle2"), budget=2700, seconds=95)
+    right, wrong = played(trace, host=STRICT), played(trace, ours(remember_peaks=False), host=STRICT)
+    assert right.figures.oom_kills == 0
+    assert wrong.figures.oom_kills > 0
+
+
+def test_grace_a_guest_that_has_just_come_up_is_not_squeezed() -> None:
+    new = a_vm("new", (0, 20), (29, 20), (31, 500), boots_at_s=20.0)
+    hungry = a_vm("hungry", (0, 300), (20, 300), (35, 800))
+    trace = a_trace(new, hungry, a_vm("idle", (0, 100)), budget=1700, seconds=50)
+
+    def early(run: Run) -> list[float]:
+        shrinks = [
+            step for step in run.steps if step.vm == "new" and (step.target or step.actual) < step.actual
+        ]
+        return [step.at_s for step in shrinks if step.at_s < 20 + 2.7 + 3]
+
+    assert early(played(trace)) == []
+    assert early(played(trace, ours(grace=False))) != []
+
+
+def test_hands_off_a_guest_that_migrates_is_left_alone() -> None:
+    def migrating(guest: GuestSnapshot, snapshot: Snapshot) -> GuestSnapshot:
+        return replace(guest, migrating=guest.vm == "idle")
+
+    trace = a_trace(
+        a_vm("idle", (0, 100)), a_vm("hungry", (0, 300), (10, 300), (50, 700)), budget=1400, seconds=60
+    )
+    view = of_guests(migrating)
+    assert moves(played(trace, Between(ours(), sees=view)), "idle") == 0
+    assert moves(played(trace, Between(ours(hands_off=False), sees=view)), "idle") > 0
+
+
+@pytest.fixture
+def memory_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the guest ``locked`` gives stays resident in its QEMU, as locked memory does."""
+    follows: Any = SimulatedVm.rss  # the property itself
+
+    def rss(vm: SimulatedVm) -> Any:
+        return QEMU_OVERHEAD + vm.vm.size if vm.name == "locked" else follows.fget(vm)
+
+    monkeypatch.setattr(SimulatedVm, "rss", property(rss))
+
+
+@dataclass
+class Resident:
+    """Watches how much all QEMUs have resident together."""
+
+    most: int = 0
+
+    def __call__(self, snapshot: Snapshot) -> Snapshot:
+        if snapshot.now_s > 40:
+            self.most = max(self.most, sum(min(guest.rss or 0, guest.size) for guest in snapshot.guests))
+        return snapshot
+
+
+@pytest.mark.usefixtures("memory_that_stays")
+def test_contradiction_memory_that_did_not_come_free_is_not_given_on() -> None:
+    hungry = a_vm("hungry", (0, 300), (10, 300), (30, 500), (60, 500), (80, 900))
+    locked = a_vm("locked", (0, 100))
+    trace = a_trace(locked, hungry, a_vm("idle", (0, 300)), budget=2000, mem_total=4096, seconds=100)
+    right, wrong = Resident(), Resident()
+    trusted = played(trace, Between(ours(), sees=right), host=STRICT)
+    played(trace, Between(ours(contradiction=False), sees=wrong), host=STRICT)
+    assert "untrusted" in words(trusted, "locked")
+    assert right.most < wrong.most
+
+
+@dataclass
+class OtherHand:
+    """Somebody else who sets the balloon of one guest every few seconds."""
+
+    target: int
+    next_s: float = 20.0
+
+    def refresh(self, vm: SimulatedVm, now_s: float) -> None:
+        if vm.name == "contested" and now_s >= self.next_s:
+            self.next_s = now_s + 5
+            vm.guest.advance(now_s)
+            vm.guest.set_target(self.target)
+
+
+@pytest.fixture
+def other_hand(monkeypatch: pytest.MonkeyPatch) -> OtherHand:
+    """Somebody else sets the balloon of the guest ``contested``."""
+    hand, refresh = OtherHand(400 * MIB), SimulatedVm.refresh
+
+    def with_hand(vm: SimulatedVm, now_s: float) -> None:
+        refresh(vm, now_s)
+        hand.refresh(vm, now_s)
+
+    monkeypatch.setattr(SimulatedVm, "refresh", with_hand)
+    return hand
+
+
+def test_foreign_hands_are_not_fought(other_hand: OtherHand) -> None:
+    trace = a_trace(
+        a_vm("contested", (0, 100)), a_vm("hungry", (0, 300), (10, 300), (50, 900)), budget=1400, seconds=60
+    )
+    right = played(trace)
+    other_hand.next_s = 20.0
+    wrong = played(trace, ours(foreign_hands=False))
+    assert "foreign-hand" in words(right, "contested")
+    assert moves(right, "contested") < moves(wrong, "contested")
+
+
+def test_late_ticks_what_was_seen_before_a_stop_takes_nothing() -> None:
+    grown = a_vm("grown", (0, 100), (21, 100), (31, 600), (33, 760), stats_interval_s=20.0)
+    trace = a_trace(grown, a_vm("hungry", (0, 300), (20, 300), (50, 700)), budget=1300, seconds=60)
+    right = played(trace, Between(ours(), sees=Stopped()))
+    wrong = played(trace, Between(ours(late_ticks=False), sees=Stopped()))
+
+    def shrinks(run: Run) -> list[float]:
+        return [
+            step.at_s
+            for step in run.steps
+            if step.vm == "grown"
+            and step.target is not None
+            and step.target < step.actual
+            and 20 < step.at_s < 36
+        ]
+
+    assert shrinks(right) == []
+    assert shrinks(wrong) != []
+
+
+@dataclass
+class Stopped:
+    """The agent is stopped from 20 s to 32 s; what it knows after that is from before, for a while."""
+
+    readings: dict[str, Reading | None] = field(default_factory=dict)
+    late: bool = True
+
+    def __call__(self, snapshot: Snapshot) -> Snapshot:
+        if snapshot.now_s < 20:
+            self.readings = {guest.vm: guest.reading for guest in snapshot.guests}
+            return snapshot
+        if snapshot.now_s < 32:
+            return replace(snapshot, guests=())
+        late, self.late = self.late, False
+        if snapshot.now_s < 36:
+            snapshot = replace(
+                snapshot,
+                guests=tuple(
+                    replace(guest, reading=self.readings[guest.vm]) if guest.vm == "grown" else guest
+                    for guest in snapshot.guests
+                ),
+            )
+        return replace(snapshot, elapsed_s=12.0 if late else snapshot.elapsed_s)
+
+
+def test_every_safety_has_a_scenario() -> None:
+    tests = Path(__file__).read_text()
+    names = [switch.name for kind in (Safeties, EstimateRules) for switch in fields(kind)]
+    assert [name for name in names if f"def test_{name}_" not in tests] == []

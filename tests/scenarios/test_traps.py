@@ -1,0 +1,264 @@
+"""Rules that look reasonable and are bad: each is played beside the right one, and must lose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from stage import Between, a_trace, a_vm, moves, of_guests, ours, played, swapped, words
+
+from qmpballoon.model import VmName
+from qmpballoon.policy import estimate, fairshare, trouble
+from qmpballoon.policy.estimate import Past
+from qmpballoon.policy.fairshare import FairShare
+from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
+from qmpballoon.policy.trouble import Judgement, Trouble
+from qmpballoon.policy.water_fill import water_fill
+from qmpballoon.sim.guest import Behaviour
+from qmpballoon.sim.host import Host
+from qmpballoon.sim.trace import Trace
+from qmpballoon.units import MIB
+
+STRICT = Host(overload="host")
+
+
+def in_turn(rate: float, *, budget: int = 820, inflate: float = 32, seconds: float = 60.0) -> Trace:
+    """Six small guests, of which one after the other needs much for six seconds; MiB and seconds."""
+    vms = []
+    for number in range(6):
+        at_s, top = 5.0 + number * 8, 150
+        up_s = at_s + (top - 15) / rate
+        rows = ((0.0, 15), (at_s, 15), (up_s, top), (up_s + 6, top), (up_s + 6.5, 15))
+        rates = {"inflate_bytes_per_s": inflate * MIB, "deflate_bytes_per_s": 2 * inflate * MIB}
+        vms.append(a_vm(f"vm{number}", *rows, size=224, floor=96, **rates))
+    return a_trace(*vms, budget=budget, seconds=seconds)
+
+
+def one_starves() -> Trace:
+    """One guest grows by 10 MiB/s while four are idle; all of the budget is given out."""
+    idle = [a_vm(f"idle{number}", (0, 120), inflate_bytes_per_s=32.0 * MIB) for number in range(4)]
+    return a_trace(*idle, a_vm("hungry", (0, 300), (10, 300), (65, 850)), budget=2600, seconds=80)
+
+
+def targets_of(decisions: Decisions) -> dict[VmName, SetTarget]:
+    return {vm: decision for vm, decision in decisions.items() if isinstance(decision, SetTarget)}
+
+
+def guests_of(snapshot: Snapshot) -> dict[VmName, GuestSnapshot]:
+    return {guest.vm: guest for guest in snapshot.guests}
+
+
+def test_a_starving_guest_that_is_released_to_its_ceiling_at_once_breaks_the_budget() -> None:
+    def released(snapshot: Snapshot, decisions: Decisions) -> Decisions:
+        guests = guests_of(snapshot)
+        return {**decisions} | {
+            vm: replace(wish, target=guests[vm].ceiling)
+            for vm, wish in targets_of(decisions).items()
+            if wish.why == "emergency"
+        }
+
+    trace = in_turn(40, inflate=128)
+    right, wrong = played(trace), played(trace, Between(ours(accounts=False), decides=released))
+    assert right.figures.over_budget_mib_s < wrong.figures.over_budget_mib_s / 4
+
+
+def test_a_fixed_emergency_mark_keeps_small_guests_in_it_for_ever(patch: pytest.MonkeyPatch) -> None:
+    vms = [a_vm(f"vm{number}", (0, 38), size=192, floor=64, base=35 * MIB) for number in range(6)]
+    trace = a_trace(*vms, budget=6 * 93, mem_total=4096, seconds=60)
+    right = played(trace)
+    swapped(patch, "critical", lambda actual: 24 * MIB)
+    wrong = played(trace)
+    assert "emergency" not in words(right)
+    assert "emergency" in words(wrong)
+
+
+@dataclass
+class HeldAfterGrows:
+    """Holds the shrinks of a guest for a time after it grew."""
+
+    for_s: float = 60.0
+    grown_at_s: dict[VmName, float] = field(default_factory=dict)
+
+    def __call__(self, snapshot: Snapshot, decisions: Decisions) -> Decisions:
+        guests, found = guests_of(snapshot), dict(decisions)
+        for vm, wish in targets_of(decisions).items():
+            if wish.target > guests[vm].actual:
+                self.grown_at_s[vm] = snapshot.now_s
+            elif snapshot.now_s - self.grown_at_s.get(vm, float("-inf")) < self.for_s:
+                found[vm] = Hold("held-after-grow")
+        return found
+
+
+def test_shrinks_that_are_held_after_any_grow_leave_the_donor_blocked() -> None:
+    trace = in_turn(20)
+    right, wrong = played(trace), played(trace, ours(policy=Between(FairShare(), decides=HeldAfterGrows())))
+    assert right.figures.oom_kills == 0
+    assert wrong.figures.oom_kills > 0
+
+
+def test_shrinks_by_an_eighth_of_the_gap_come_too_late() -> None:
+    def eighth(snapshot: Snapshot, decisions: Decisions) -> Decisions:
+        guests = guests_of(snapshot)
+        return {**decisions} | {
+            vm: replace(wish, target=guests[vm].actual - (guests[vm].actual - wish.target) // 8)
+            for vm, wish in targets_of(decisions).items()
+            if wish.target < guests[vm].actual
+        }
+
+    trace = in_turn(20)
+    right, wrong = (
+        played(trace, host=STRICT),
+        played(trace, ours(policy=Between(FairShare(), decides=eighth)), host=STRICT),
+    )
+    assert right.figures.oom_kills == 0
+    assert wrong.figures.oom_kills > 0
+
+
+def observed_with(patch: pytest.MonkeyPatch, change: Any) -> None:
+    """Let ``change(past, after)`` falsify what is remembered of each guest."""
+    true = estimate.observe
+
+    def observe(past: Past | None, *rest: Any) -> Past | None:
+        after = true(past, *rest)
+        return None if after is None else change(past, after)
+
+    swapped(patch, "observe", observe)
+
+
+def test_a_smoothed_need_alone_hides_the_beginning_of_a_burst(patch: pytest.MonkeyPatch) -> None:
+    trace = in_turn(20)
+    right = played(trace)
+    observed_with(patch, lambda past, after: replace(after, held=int(after.average), trend=0.0))
+    wrong = played(trace)
+    assert right.figures.oom_kills == 0
+    assert wrong.figures.oom_kills > 1
+
+
+def test_without_a_trend_help_comes_too_late() -> None:
+    trace = in_turn(20)
+    right, wrong = played(trace, host=STRICT), played(trace, ours(look_ahead=False), host=STRICT)
+    assert right.figures.oom_kills == 0
+    assert wrong.figures.oom_kills > 0
+
+
+def test_rates_per_sample_instead_of_per_second_cost_commands(patch: pytest.MonkeyPatch) -> None:
+    def per_sample(past: Past | None, after: Past) -> Past:
+        if past is None or past.seen_at_s == after.seen_at_s:
+            return after
+        return replace(after, trend=float(max(0, after.held - past.held)))
+
+    trace = in_turn(20, inflate=64)
+    right = played(trace)
+    observed_with(patch, per_sample)
+    wrong = played(trace)
+    assert moves(wrong) > 1.1 * moves(right)
+
+
+def test_what_is_held_by_the_actual_of_now_and_the_stats_of_then_makes_it_oscillate(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    true = estimate.observe
+
+    def observe(past: Past | None, guest: GuestSnapshot, *rest: Any) -> Past | None:
+        reading = guest.reading and replace(guest.reading, actual=guest.actual)
+        return true(past, replace(guest, reading=reading), *rest)
+
+    trace = in_turn(40, inflate=64)
+    right = played(trace)
+    swapped(patch, "observe", observe)
+    wrong = played(trace)
+    assert moves(wrong) > 1.1 * moves(right)
+
+
+def test_stats_every_two_seconds_are_too_rare_for_a_guest_that_grows() -> None:
+    trace = in_turn(40)
+    right, wrong = played(trace), played(trace, host=Host(fast_interval_s=0))
+    assert right.figures.oom_kills == 0
+    assert wrong.figures.oom_kills > 2
+
+
+@dataclass(frozen=True)
+class FloorsThenShares:
+    """All floors first, then the rest of the budget by shares, whatever a guest holds."""
+
+    name: str = "floors-then-shares"
+
+    def start(self) -> None:
+        return None
+
+    def step(self, state: None, snapshot: Snapshot) -> tuple[None, Decisions]:
+        rest = snapshot.budget - sum(guest.floor for guest in snapshot.guests)
+        gets = water_fill(
+            {guest.vm: guest.ceiling - guest.floor for guest in snapshot.guests},
+            {guest.vm: guest.shares for guest in snapshot.guests},
+            rest,
+        )
+        wishes: dict[VmName, Decision] = {}
+        for guest in snapshot.guests:
+            wishes[guest.vm] = SetTarget(guest.floor + gets[guest.vm], "share")
+        return None, wishes
+
+
+def test_floors_then_the_rest_by_shares_squeezes_a_guest_below_what_it_holds() -> None:
+    trace = one_starves()
+    right, wrong = played(trace), played(trace, FloorsThenShares())
+    assert right.figures.oom_kills == 0
+    assert wrong.figures.oom_kills > 0
+
+
+def test_a_learned_floor_displaces_the_others() -> None:
+    def learned(guest: GuestSnapshot, snapshot: Snapshot) -> GuestSnapshot:
+        return guest if guest.estimate is None else replace(guest, floor=guest.estimate.want)
+
+    trace = in_turn(20)
+    right, wrong = played(trace), played(trace, ours(policy=Between(FairShare(), sees=of_guests(learned))))
+    assert right.figures.oom_kills == 0
+    assert wrong.figures.oom_kills > 2
+
+
+def test_a_stuck_vm_that_may_not_grow_is_killed(patch: pytest.MonkeyPatch) -> None:
+    sick = a_vm("sick", (0, 150), (32, 150), (45, 700), behaviour=Behaviour.INTERMITTENT)
+    burst = a_vm("burst", (0, 200), (10, 200), (30, 600), (32, 600), (33, 200))
+    trace = a_trace(sick, burst, a_vm("idle", (0, 200)), budget=1700, seconds=70)
+    true = trouble.judge
+
+    def judge(*known: Any, **switches: Any) -> tuple[Trouble, Judgement]:
+        after, judgement = true(*known, **switches)
+        jammed = judgement.why in ("stuck", "backs-off", "contradicted")
+        return after, replace(judgement, may_grow=judgement.may_grow and not jammed)
+
+    right = played(trace)
+    swapped(patch, "judge", judge)
+    wrong = played(trace)
+    assert right.figures.oom_kills == 0
+    assert wrong.figures.oom_kills > 0
+
+
+def test_an_idle_tax_inside_the_tiers_gains_nothing() -> None:
+    def taxed(guest: GuestSnapshot, snapshot: Snapshot) -> GuestSnapshot:
+        if guest.estimate is None:
+            return guest
+        active = min(1.0, guest.estimate.held / guest.actual)
+        return replace(guest, shares=max(1, int(guest.shares / (active + 4 * (1 - active)))))
+
+    trace = in_turn(20)
+    right, wrong = played(trace), played(trace, ours(policy=Between(FairShare(), sees=of_guests(taxed))))
+    assert wrong.figures.oom_kills >= right.figures.oom_kills
+    assert wrong.figures.starved_vm_s >= right.figures.starved_vm_s
+    assert wrong.figures.lent_mib <= right.figures.lent_mib * 1.02
+
+
+def test_dead_bands_of_many_donors_do_not_add_up(patch: pytest.MonkeyPatch) -> None:
+    donors = [a_vm(f"donor{number}", (0, 100), size=224, floor=64) for number in range(10)]
+    hungry = a_vm("hungry", (0, 100), (20, 100), (60, 150), size=224, floor=64)
+    trace = a_trace(*donors, hungry, budget=11 * 191, seconds=80)
+    right = played(trace, host=STRICT)
+    patch.setattr(fairshare._Known, "least_gift", property(lambda known: 24 * MIB))
+    wrong = played(trace, host=STRICT)
+    assert right.figures.starved_vm_s < wrong.figures.starved_vm_s
+
+
+@pytest.fixture
+def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    return monkeypatch

@@ -1,0 +1,251 @@
+"""What stands around every policy: relief, holds, boots, jams, and other people's policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from policy_makers import a_guest, a_host
+
+from qmpballoon.model import VmName
+from qmpballoon.policy.fairshare import FairShare
+from qmpballoon.policy.guard import BOOT_BALLOON, Guard, GuardState
+from qmpballoon.policy.mom import Mom
+from qmpballoon.policy.proxmox import Proxmox
+from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
+from qmpballoon.policy.trouble import PROBE, Safeties
+from qmpballoon.units import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """A policy that always wishes the same: targets in MiB by VM; holds for the rest."""
+
+    targets: Mapping[str, int]
+    name: str = "wishes"
+
+    def start(self) -> None:
+        return None
+
+    def step(self, state: None, snapshot: Snapshot) -> tuple[None, Decisions]:
+        return None, {VmName(vm): SetTarget(target * MIB, "wish") for vm, target in self.targets.items()}
+
+
+def decided(host: Snapshot, policy: Any = None, **off: bool) -> dict[str, Decision]:
+    guard: Guard[Any] = Guard(policy or FairShare(), Safeties(**off))
+    return {str(vm): decision for vm, decision in guard.step(guard.start(), host)[1].items()}
+
+
+def at(guest: GuestSnapshot, now_s: float, **changes: Any) -> GuestSnapshot:
+    """Return the guest a while later, with figures that are as fresh."""
+    reading = guest.reading and replace(guest.reading, seen_at_s=now_s - 0.1, actual=guest.actual)
+    return replace(guest, **{"reading": reading} | changes)
+
+
+def followed(guests: list[GuestSnapshot], times_s: list[float], policy: Any, **host: Any) -> list[Decision]:
+    """Return what was decided about one guest at these times."""
+    guard: Guard[Any] = Guard(policy)
+    state: GuardState[Any] = guard.start()
+    found = []
+    for guest, now_s in zip(guests, times_s, strict=True):
+        state, decisions = guard.step(state, a_host(guest, now_s=now_s, **host))
+        found.append(decisions[guest.vm])
+    return found
+
+
+@pytest.mark.parametrize("mode", ["auto", "manual"])
+def test_an_emergency_is_relieved_whatever_the_mode(mode: str) -> None:
+    decision = decided(a_host(a_guest("a", size=2048, actual=512, available=5, mode=mode)))["a"]
+    assert isinstance(decision, SetTarget)
+    assert (decision.why, decision.urgent) == ("emergency", True)
+    assert decision.target > 700 * MIB
+
+
+def test_an_emergency_of_a_vm_that_is_only_observed_is_not_paid_for_by_others() -> None:
+    decisions = decided(
+        a_host(
+            a_guest("seen", size=2048, actual=512, available=5, mode="observe"),
+            a_guest("idle", available=900),
+            budget=1536,
+        )
+    )
+    assert not isinstance(decisions["idle"], SetTarget)
+
+
+def test_a_manual_target_is_raised_in_an_emergency_and_never_lowered() -> None:
+    idle = a_guest("idle", available=900, mode="manual")
+    hungry = a_guest("hungry", size=2048, actual=512, available=5)
+    decisions = decided(a_host(idle, hungry, budget=1536), Wishes({"idle": 200, "hungry": 900}))
+    assert decisions["idle"] == Hold("manual")
+    raised = decided(a_host(replace(hungry, mode="manual")), Wishes({"hungry": 300}))["hungry"]
+    assert isinstance(raised, SetTarget)
+    assert raised.target > 512 * MIB
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"answers": False}, "silent"),
+        ({"run_state": "paused"}, "paused"),
+        ({"migrating": True}, "migrating"),
+    ],
+)
+def test_hands_are_kept_off_even_in_an_emergency(changes: Mapping[str, Any], why: str) -> None:
+    guest = replace(a_guest("a", size=2048, actual=512, available=5), **changes)
+    assert decided(a_host(guest)) == {"a": Hold(why)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"seen_at_s": 93.0}, "stale"),
+        ({"seen_at_s": 60.0}, "long-stale"),
+        ({"available": None}, "long-stale"),
+        ({"fresh_since_s": 99.0}, "grace"),
+        ({"fresh_since_s": None}, "grace"),
+    ],
+)
+def test_a_guest_whose_figures_do_not_count_gives_nothing(changes: Mapping[str, Any], why: str) -> None:
+    guest = a_guest("a", **{"available": 900} | dict(changes))
+    assert decided(a_host(guest, budget=512), Wishes({"a": 300})) == {"a": Hold(why)}
+
+
+def test_a_guest_without_figures_grows_to_an_equal_part_of_its_range() -> None:
+    silent = a_guest("silent", actual=256, seen_at_s=60.0)
+    decision = decided(a_host(silent, a_guest("b", actual=512), budget=1536), Wishes({}))["silent"]
+    assert decision == SetTarget((128 + (1536 - 256) * 896 // 1792) * MIB, "long-stale")
+
+
+def test_a_booting_guest_is_left_at_its_ceiling_and_not_quite_at_its_size() -> None:
+    booting = a_guest("a", driver_up=False, available=None, target=400)
+    assert decided(a_host(booting)) == {"a": SetTarget(1024 * MIB - BOOT_BALLOON, "booting")}
+    capped = a_guest("a", driver_up=False, available=None, target=400, ceiling=800)
+    assert decided(a_host(capped)) == {"a": SetTarget(800 * MIB, "booting")}
+    untouched = a_guest("a", driver_up=False, available=None)
+    assert decided(a_host(untouched)) == {"a": Hold("booting")}
+
+
+def test_a_booting_guest_in_manual_mode_is_left_alone() -> None:
+    booting = a_guest("a", driver_up=False, available=None, target=400, mode="manual")
+    assert decided(a_host(booting)) == {"a": Hold("booting")}
+
+
+def test_a_late_tick_makes_all_samples_stale() -> None:
+    host = replace(a_host(a_guest("a", available=900), budget=512), elapsed_s=11.0)
+    assert decided(host, Wishes({"a": 300})) == {"a": Hold("stale")}
+    assert isinstance(decided(host, Wishes({"a": 300}), late_ticks=False)["a"], SetTarget)
+
+
+def test_no_policy_takes_what_a_guest_holds() -> None:
+    guest = a_guest("a", available=100, floor=64)
+    decision = decided(a_host(guest), Wishes({"a": 64}))["a"]
+    assert isinstance(decision, SetTarget)
+    assert decision.target >= 924 * MIB + 61 * MIB
+
+
+@pytest.mark.parametrize("peer", [Mom(), Proxmox()])
+def test_the_peers_within_the_guard_cannot_squeeze_below_what_is_held(peer: Any) -> None:
+    guard: Guard[Any] = Guard(peer)
+    state = guard.start()
+    guests = [a_guest(name, available=150, floor=64) for name in ("a", "b", "c")]
+    targets = []
+    for now_s in range(0, 300, 2):
+        seen = tuple(at(guest, float(now_s), fresh_since_s=-10.0) for guest in guests)
+        host = replace(a_host(*seen, budget=1500, now_s=float(now_s)), mem_total=2048 * MIB)
+        state, decisions = guard.step(state, replace(host, mem_available=100 * MIB))
+        targets += [decision.target for decision in decisions.values() if isinstance(decision, SetTarget)]
+    assert targets
+    assert min(targets) >= (1024 - 150) * MIB
+
+
+def test_a_guest_with_nothing_left_to_give_gets_its_target_set_back_and_no_strike() -> None:
+    guest = at(a_guest("a", available=60, target=800), 0.0, fresh_since_s=-10.0)
+    guard: Guard[Any] = Guard(Wishes({"a": 800}))
+    state, _ = guard.step(guard.start(), a_host(guest, now_s=0.0))
+    state, decisions = guard.step(state, a_host(at(guest, 6.0), now_s=6.0))
+    assert decisions == {"a": SetTarget(1024 * MIB, "nothing-left")}
+    assert state.troubles[guest.vm].strikes == 0
+    assert state.judgements[guest.vm].health is None
+
+
+def test_a_guest_that_claims_plenty_and_gives_none_is_not_believed_for_a_minute() -> None:
+    guest = at(a_guest("a", available=700, target=500), 0.0, fresh_since_s=-10.0)
+    set_back = replace(guest, target=guest.actual)
+    decisions = followed(
+        [guest, at(guest, 6.0), at(set_back, 30.0), at(set_back, 65.0), at(set_back, 72.0)],
+        [0.0, 6.0, 30.0, 65.0, 72.0],
+        Wishes({"a": 500}),
+    )
+    assert decisions[1] == SetTarget(1024 * MIB, "contradicted")
+    assert decisions[2:4] == [Hold("contradicted"), Hold("contradicted")]
+    assert decisions[4] == SetTarget(1024 * MIB - PROBE, "probe")
+
+
+def test_a_stuck_guest_backs_off_is_probed_and_is_free_again_once_it_moves() -> None:
+    guest = at(a_guest("a", available=200, target=900), 0.0, fresh_since_s=-10.0)
+    set_back = replace(guest, target=guest.actual)
+    probed = replace(guest, target=guest.actual - PROBE)
+    moved = at(replace(probed, actual=guest.actual - PROBE), 13.0)
+    decisions = followed(
+        [guest, at(guest, 6.0), at(set_back, 8.0), at(set_back, 11.5), at(probed, 12.0), moved],
+        [0.0, 6.0, 8.0, 11.5, 12.0, 13.0],
+        Wishes({"a": 900}),
+    )
+    assert decisions[1:4] == [
+        SetTarget(1024 * MIB, "stuck"),
+        Hold("backs-off"),
+        SetTarget(1024 * MIB - PROBE, "probe"),
+    ]
+    assert decisions[5] == SetTarget(900 * MIB, "wish")
+
+
+def test_a_stuck_guest_may_grow() -> None:
+    guest = at(a_guest("a", size=2048, actual=1024, available=200, target=900), 0.0, fresh_since_s=-10.0)
+    decisions = followed([guest, at(guest, 6.0)], [0.0, 6.0], Wishes({"a": 1500}))
+    assert decisions[0] == SetTarget(1500 * MIB, "wish")
+    stuck = replace(guest, target=guest.actual)
+    later = followed([guest, at(guest, 6.0), at(stuck, 8.0)], [0.0, 6.0, 8.0], Wishes({"a": 1500}))
+    assert later[2] == SetTarget(1500 * MIB, "wish")
+
+
+def test_strikes_double_the_back_off_and_make_a_guest_uncooperative() -> None:
+    guest = at(a_guest("a", available=200, target=900), 0.0, fresh_since_s=-10.0)
+    guard: Guard[Any] = Guard(Wishes({"a": 900}))
+    state, health, strikes = guard.start(), set(), set()
+    target = guest.target
+    for tick in range(200):
+        now_s = tick * 0.5
+        seen = at(replace(guest, target=target), now_s)
+        state, decisions = guard.step(state, a_host(seen, now_s=now_s))
+        decision = decisions[guest.vm]
+        target = decision.target if isinstance(decision, SetTarget) else target
+        health.add(state.judgements[guest.vm].health)
+        strikes.add(state.troubles[guest.vm].strikes)
+    assert health == {None, "stuck", "uncooperative"}
+    assert max(strikes) in (3, 4, 5)
+
+
+def test_what_is_held_back_is_not_given_to_ordinary_grows() -> None:
+    guest = a_guest("a", size=2048, actual=512, available=100)
+    free = decided(a_host(guest, budget=1536), Wishes({"a": 1000}))
+    held = decided(a_host(guest, budget=1536, held_back=1000 * MIB), Wishes({"a": 1000}))
+    assert free == {"a": SetTarget(1000 * MIB, "wish")}
+    assert held == {"a": Hold("awaits-memory")}
+
+
+def test_a_shrink_on_its_way_is_cancelled_when_the_guest_comes_to_an_emergency() -> None:
+    shrinking = a_guest("a", actual=700, available=10, target=400)
+    decision = decided(a_host(shrinking, budget=600, overload="host"))["a"]
+    assert isinstance(decision, SetTarget)
+    assert decision.target >= 700 * MIB
+
+
+def test_a_life_that_ended_takes_its_strikes_with_it() -> None:
+    guest = at(a_guest("a", available=200, target=900), 0.0, fresh_since_s=-10.0)
+    again = at(replace(guest, life="2-2", target=None), 8.0, booted_at_s=7.0, fresh_since_s=-10.0)
+    decisions = followed([guest, at(guest, 6.0), again], [0.0, 6.0, 8.0], Wishes({"a": 900}))
+    assert decisions[1] == SetTarget(1024 * MIB, "stuck")
+    assert isinstance(decisions[2], SetTarget)
+    assert decisions[2].why == "wish"

@@ -18,6 +18,7 @@ from typing import Final, Self
 
 import aiomqtt
 
+from qmpballoon.cli.demo_workload import BUDGET, NAMES, SIZE
 from qmpballoon.lab.broker import HOST, LabBroker
 from qmpballoon.lab.guest import LabGuest
 from qmpballoon.lab.process import Program
@@ -27,8 +28,24 @@ from qmpballoon.units import MIB
 
 AGENT_HOST: Final = "demo"
 BASE: Final = f"qmpballoon/{AGENT_HOST}"
-GUESTS: Final = {"web": 256 * MIB, "db": 192 * MIB, "mail": 192 * MIB}
 _MQTT_S: Final = 10.0
+_CONFIGURATION: Final = """\
+[agent]
+host = "{host}"
+state_dir = "{directory}/state"
+[discovery]
+sockets = ["{directory}/*.qmp"]
+[mqtt]
+url = "{url}"
+min_interval_s = 0.2  # for a lively picture
+[host]
+budget = "{budget}MiB"
+reserve = "128MiB"
+[policy]
+name = "fairshare"
+mode = "auto"
+overload = "host"  # nothing is lent beyond the budget: both halves of the comparison have the same
+"""
 
 
 class Stage:
@@ -58,28 +75,25 @@ class Stage:
 
     async def start_guests(self) -> None:
         """Start the QEMUs; their guests boot."""
-        for name, memory in GUESTS.items():
-            self.guests[name] = await self._room.guest(name, memory=memory, fresh=True, wait=False)
+        for name in NAMES:
+            self.guests[name] = await self._room.guest(name, memory=SIZE, fresh=True, wait=False)
 
     @property
     def agent_command(self) -> list[str]:
         """What is typed to start the agent."""
-        return [
-            "qmpballoon",
-            "agent",
-            f"{self.directory}/*.qmp",
-            "--broker",
-            self.broker.url,
-            "--host",
-            AGENT_HOST,
-            "--mode",
-            "manual",
-            "--state-dir",
-            f"{self.directory}/state",
-        ]
+        return ["qmpballoon", "agent", "-c", str(self._configuration)]
+
+    @property
+    def _configuration(self) -> Path:
+        return self.directory / "demo.toml"
 
     def start_agent(self) -> Program:
         """Start the agent, or start it again after it was killed."""
+        self._configuration.write_text(
+            _CONFIGURATION.format(
+                host=AGENT_HOST, directory=self.directory, url=self.broker.url, budget=BUDGET // MIB
+            )
+        )
         arguments = [sys.executable, "-m", *self.agent_command]
         self.agent = Program(arguments, log=self.directory / "agent.log")
         return self.agent
@@ -114,10 +128,14 @@ class Seen:
 
 
 class Onlooker:
-    """An MQTT client that remembers the last message of each topic, and can send requests."""
+    """An MQTT client that remembers the last message of each topic, and can send requests.
+
+    ``told`` is called with each message, as soon as it came.
+    """
 
     def __init__(self, client: aiomqtt.Client) -> None:
         self.latest: dict[str, Seen] = {}
+        self.told: Callable[[Seen], None] = lambda seen: None
         self._client = client
         self._changed = asyncio.Event()
         self._numbers = itertools.count(1)
@@ -130,7 +148,8 @@ class Onlooker:
         """
         async for message in self._client.messages:
             topic = message.topic.value
-            self.latest[topic] = Seen(topic, _read(bytes(message.payload)), time.monotonic())
+            seen = self.latest[topic] = Seen(topic, _read(bytes(message.payload)), time.monotonic())
+            self.told(seen)
             self._changed.set()
             self._changed = asyncio.Event()
 
@@ -173,8 +192,10 @@ class Onlooker:
             came = f"the last there was {str(last.payload)[:200]}" if last else "nothing came there"
             raise LabError(f"{what}: not seen on {BASE}/{topic} within {timeout_s:g} s; {came}") from None
 
-    async def request(self, vm: str, verb: str, *, timeout_s: float = _MQTT_S, **arguments: object) -> Seen:
-        """Send a request to a VM and return its response.
+    async def request(
+        self, vm: str | None, verb: str, *, timeout_s: float = _MQTT_S, **arguments: object
+    ) -> Seen:
+        """Send a request to a VM, or to the host where ``vm`` is None, and return its response.
 
         Raises:
             LabError: none came in time.
@@ -182,9 +203,10 @@ class Onlooker:
         transaction = f"demo-{next(self._numbers)}"
         payload = json.dumps({"transaction": transaction, **arguments})
         sent_s = time.monotonic()
-        await self._client.publish(f"{BASE}/vm/{vm}/request/{verb}", payload, qos=1, timeout=_MQTT_S)
+        to = "" if vm is None else f"vm/{vm}/"
+        await self._client.publish(f"{BASE}/{to}request/{verb}", payload, qos=1, timeout=_MQTT_S)
         return await self.until(
-            f"vm/{vm}/response/{verb}",
+            f"{to}response/{verb}",
             lambda seen: seen["transaction"] == transaction,
             since_s=sent_s,
             timeout_s=timeout_s,

@@ -7,33 +7,39 @@ import contextlib
 import shlex
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
 import aiomqtt
 
 from qmpballoon.cli import terminal
-from qmpballoon.cli.demo_stage import BASE, GUESTS, Onlooker, Seen, Stage, ended, looking_on
+from qmpballoon.cli.demo_minute import Outcome, compared, play, rest
+from qmpballoon.cli.demo_show import Teller, showing
+from qmpballoon.cli.demo_stage import BASE, Onlooker, Seen, Stage, ended, looking_on
+from qmpballoon.cli.demo_workload import BUDGET, EQUAL_PART, NAMES, PLAYED_S, SIZE
 from qmpballoon.lab.broker import HOST
 from qmpballoon.lab.image import guest_image
 from qmpballoon.lab.require import LabError
-from qmpballoon.units import MIB, format_size
+from qmpballoon.lab.waiting import eventually
+from qmpballoon.units import MIB, format_size, is_reached
 
 BrokerGone = aiomqtt.MqttError
 
-_HOLD: Final = {"web": 50, "db": 40, "mail": 30}  # MiB that a process in each guest holds
-_ONCE_HELD: Final = 150  # by web's: what a guest has touched stays with its QEMU until a balloon takes it
-_TARGET: Final = 152 * MIB
+_BY_HAND: Final = "build"  # it has had a lot of memory, and has been idle for a while
+_TO_PLAY_WITH: Final = "test"  # always idle
+_TARGET: Final = 100 * MIB
+_AT_EASE: Final = 80 * MIB  # an idle guest holds less: 66 MiB, most of it its kernel's
 _BOOT_S: Final = 120.0
 _SEEN_S: Final = 20.0
+_SETTLE_S: Final = 40.0  # a busy machine's; a few seconds on an idle one
 _UNDER_WAY: Final = ("starting", "no-driver", "no-stats", "offline")
 _LOOK_S: Final = 0.01  # between two looks of the second monitors while the agent is away
 
 
-async def tell_story(stay_s: float | None) -> None:
+async def tell_story(stay_s: float | None, *, played_s: float = PLAYED_S) -> None:
     """Play and print the story; stay ``stay_s`` seconds after it (None: not at all).
 
-    SIGTERM cancels it.
+    The guests work for ``played_s`` under each policy. SIGTERM cancels it.
 
     Raises:
         LabError: something of the stage does not start, or did not do its part in time.
@@ -42,38 +48,27 @@ async def tell_story(stay_s: float | None) -> None:
     demo = asyncio.current_task()
     assert demo is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, demo.cancel)
-    teller = _Teller()
+    teller = Teller()
     print("qmpballoon demo: real guests, a real broker and the agent, here; all of it ends with the demo")
     async with Stage() as stage:
         await _raise_curtain(stage, teller)
         async with looking_on(stage.broker.port) as onlooker:
             story = _Story(stage, onlooker, teller)
             await story.agent_starts()
+            moved = await story.memory_moves(played_s)
+            fixed = await story.memory_stays(played_s)
+            teller.head("The difference")
+            teller.tell(compared(moved, fixed))
             await story.balloon_moves()
             await story.request_is_refused()
-            await story.qemu_dies()
             await story.agent_dies()
+            await story.qemu_dies()
             again = "" if stay_s else ": qmpballoon demo --for 300 stays and tells its own port"
             teller.head(f"Try it yourself, in another terminal{again}")
             _tell_how(stage, teller)
             if stay_s is not None:
-                await _stay(onlooker, teller, stay_s)
+                await story.goes_on(stay_s)
     teller.head("The end: guests, broker and agent are stopped, their files removed.")
-
-
-class _Teller:
-    """Prints the story, each line with the seconds since it began."""
-
-    def __init__(self) -> None:
-        self._began_s = time.monotonic()
-
-    def head(self, text: str) -> None:
-        print(f"\n{terminal.coloured(terminal.clean(text), 'bold')}", flush=True)
-
-    def tell(self, text: str) -> None:
-        terminal.clear_progress()
-        stamp = terminal.coloured(f"{time.monotonic() - self._began_s:6.1f} s", "dim")
-        print(f"{stamp}  {terminal.clean(text)}", flush=True)
 
 
 def _patience(text: str) -> contextlib.AbstractAsyncContextManager[None]:
@@ -83,64 +78,126 @@ def _patience(text: str) -> contextlib.AbstractAsyncContextManager[None]:
     return terminal.progress(line)
 
 
-async def _raise_curtain(stage: Stage, teller: _Teller) -> None:
-    teller.head("Three guests and a broker")
+async def _raise_curtain(stage: Stage, teller: Teller) -> None:
+    teller.head(
+        f"{len(NAMES)} guests, and memory for {round(BUDGET / SIZE / len(NAMES) * 100)} % of their sizes"
+    )
     await stage.start_broker()
     teller.tell(f"mosquitto listens on {HOST}:{stage.broker.port}")
     async with _patience("preparing the guest image"):
         await asyncio.to_thread(guest_image, teller.tell)
     booting_s = time.monotonic()
     await stage.start_guests()
-    sizes = ", ".join(f"{name} with {format_size(memory)}" for name, memory in GUESTS.items())
-    teller.tell(f"three QEMUs run, emulated: {sizes}; monitors {stage.directory}/NAME.qmp")
+    teller.tell(
+        f"{len(NAMES)} QEMUs run, emulated: {', '.join(NAMES)}, {format_size(SIZE)} each; "
+        f"monitors {stage.directory}/NAME.qmp"
+    )
     async with _patience("the guests boot"):
         for guest in stage.guests.values():
             await guest.booted(timeout_s=_BOOT_S)
-        await stage.guests["web"].command(f"hold {_ONCE_HELD}")
-        for name, guest in stage.guests.items():
-            await guest.command(f"hold {_HOLD[name]}")
-    held = ", ".join(f"{name} holds {hold} MiB" for name, hold in _HOLD.items())
-    held = held.replace(",", f" after it had {_ONCE_HELD} MiB,", 1)
-    teller.tell(f"they have booted in {time.monotonic() - booting_s:.1f} s and work: {held}")
+        await rest(stage)
+    teller.tell(f"they have booted in {time.monotonic() - booting_s:.1f} s")
 
 
 class _Story:
     """The scenes, in their order."""
 
-    def __init__(self, stage: Stage, onlooker: Onlooker, teller: _Teller) -> None:
+    def __init__(self, stage: Stage, onlooker: Onlooker, teller: Teller) -> None:
         self._stage = stage
         self._onlooker = onlooker
         self._teller = teller
 
     async def agent_starts(self) -> None:
-        self._teller.head("The agent starts, and every VM appears on MQTT")
+        self._teller.head("The agent starts; every VM appears on MQTT, and idle memory is taken back")
         self._teller.tell(f"$ {shlex.join(self._stage.agent_command)}")
+        self._teller.tell(
+            f"in it: the budget, {BUDGET // MIB} MiB for guests of {SIZE * len(NAMES) // MIB} MiB; "
+            "policy fairshare, mode auto"
+        )
         began_s = time.monotonic()
         async with self._agent_watched("the agent attaches to the guests"):
             self._stage.start_agent()
             await self._seen("status", "online", began_s)
-            states = [await self._settled(name, began_s) for name in GUESTS]
-        self._teller.tell(f"online, with all VMs, after {time.monotonic() - began_s:.1f} s")
-        for name, state in zip(GUESTS, states, strict=True):
-            self._teller.tell(f"{BASE}/vm/{name + '/state':<10}  {_described(state.payload)}")
+            states = [await self._settled(name, began_s) for name in NAMES]
+        self._teller.tell(f"online, with all VMs, after {time.monotonic() - began_s:.1f} s; one of them:")
+        self._teller.tell(f"{BASE}/vm/{NAMES[0]}/state  {_described(states[0].payload)}")
+        async with self._agent_watched("the guests give what they do not use"):
+            total = await self._until_actuals(
+                lambda actuals: sum(actuals) <= BUDGET * 1.005, what="all within the budget"
+            )
+        self._teller.tell(
+            f"within the budget after {time.monotonic() - began_s:.1f} s: "
+            f"second monitors say {format_size(sum(total))} in all"
+        )
+
+    async def memory_moves(self, played_s: float) -> Outcome:
+        """Play the minute with the agent moving memory by itself."""
+        self._teller.head(f"{played_s:.0f} s of changing needs: the agent moves memory by itself")
+        return await self._play("policy fairshare: memory goes where it is needed", played_s)
+
+    async def memory_stays(self, played_s: float) -> Outcome:
+        """Play the same minute with an equal part for each."""
+        self._teller.head("The same again under a static split: an equal part for each")
+        await self._at_ease()
+        self._teller.tell(f'> {BASE}/request/set-policy  {{"name": "fixed", "mode": "auto"}}')
+        await self._rule("fixed", "auto")
+        async with self._agent_watched("the budget is split"):
+            await self._until_actuals(
+                lambda actuals: all(is_reached(actual, EQUAL_PART, SIZE) for actual in actuals),
+                what=f"{EQUAL_PART // MIB} MiB for each",
+            )
+        self._teller.tell(f"second monitors say {format_size(EQUAL_PART)} for each of them")
+        return await self._play("policy fixed: an equal part for each", played_s)
+
+    async def _play(self, title: str, played_s: float) -> Outcome:
+        hint = (
+            f"the guests' needs change; {len(NAMES)} x {SIZE // MIB} MiB on {BUDGET // MIB} MiB; Ctrl-C ends"
+        )
+        with showing(title, played_s, self._onlooker, self._teller, hint) as show:
+            outcome = await play(self._stage, self._onlooker, show, seconds=played_s)
+        self._teller.tell(outcome.told())
+        return outcome
+
+    async def _rule(self, name: str, mode: str) -> None:
+        answer = await self._onlooker.request(None, "set-policy", name=name, mode=mode)
+        if answer["status"] != "ok":
+            raise LabError(f"set-policy was answered with {answer.payload}")
+
+    async def _until_actuals(self, condition: Callable[[list[int]], bool], *, what: str) -> list[int]:
+        async def actuals() -> list[int]:
+            return [await guest.truth.actual() for guest in self._stage.guests.values()]
+
+        return await eventually(actuals, condition, timeout_s=_SETTLE_S, what=what, interval_s=0.1)
+
+    async def goes_on(self, stay_s: float) -> None:
+        """Let the guests work and the agent move memory for a person to play with."""
+        self._teller.head(f"Here for {stay_s:g} s more, the agent moving memory again; Ctrl-C ends it")
+        await self._rule("fairshare", "auto")
+        await self._onlooker.request(_BY_HAND, "set-mode", mode="auto")
+        hint = f"mosquitto_sub -h {HOST} -p {self._stage.broker.port} -v -t '{BASE}/#'; Ctrl-C ends"
+        with showing("policy fairshare, to play with", stay_s, self._onlooker, self._teller, hint) as show:
+            await play(self._stage, self._onlooker, show, seconds=stay_s)
 
     async def balloon_moves(self) -> None:
-        self._teller.head("A request over MQTT moves a balloon")
-        before = await self._get("web")
+        self._teller.head("By hand: a request over MQTT moves a balloon")
+        self._teller.tell(f'> {BASE}/request/set-policy  {{"name": "fairshare", "mode": "manual"}}')
+        await self._rule("fairshare", "manual")
+        await self._at_ease()
+        before = await self._get(_BY_HAND)
         self._teller.tell(
-            f'> {BASE}/vm/web/request/set-target  {{"target": "{_TARGET // MIB}MiB", "wait_s": 20}}'
+            f'> {BASE}/vm/{_BY_HAND}/request/set-target  {{"target": "{_TARGET // MIB}MiB", "wait_s": 20}}'
         )
         asked_s = time.monotonic()
-        async with self._agent_watched("web shrinks"):
+        async with self._agent_watched(f"{_BY_HAND} shrinks"):
             answer = await self._onlooker.request(
-                "web", "set-target", target=f"{_TARGET // MIB}MiB", wait_s=20, timeout_s=_SEEN_S + 20
+                _BY_HAND, "set-target", target=f"{_TARGET // MIB}MiB", wait_s=20, timeout_s=_SEEN_S + 20
             )
         took_s = answer.at_s - asked_s
         result = answer["result"]
         if answer["status"] != "ok" or not isinstance(result, Mapping):
             raise LabError(f"set-target was answered with {answer.payload}")
-        after = await self._get("web")
-        true = await self._stage.guests["web"].truth.actual()
+        after = await self._get(_BY_HAND)
+        true = await self._stage.guests[_BY_HAND].truth.actual()
         self._teller.tell(
             f"< ok, reached in {took_s:.2f} s: {format_size(_number(before, 'actual'))} -> "
             f"{format_size(_number(result, 'actual'))}; a second monitor of its QEMU says {format_size(true)}"
@@ -153,8 +210,8 @@ class _Story:
 
     async def request_is_refused(self) -> None:
         self._teller.head("A request that would hurt is refused")
-        self._teller.tell(f'> {BASE}/vm/web/request/set-target  {{"target": "8MiB"}}')
-        answer = await self._onlooker.request("web", "set-target", target="8MiB")
+        self._teller.tell(f'> {BASE}/vm/{_BY_HAND}/request/set-target  {{"target": "8MiB"}}')
+        answer = await self._onlooker.request(_BY_HAND, "set-target", target="8MiB")
         error = answer["error"]
         if answer["status"] != "error" or not isinstance(error, Mapping):
             raise LabError(f"a target of 8MiB was answered with {answer.payload}")
@@ -191,13 +248,13 @@ class _Story:
             async with self._agent_watched("the agent attaches again"):
                 self._stage.start_agent()
                 await self._seen("status", "online", started_s)
-                states = [await self._settled(name, started_s) for name in GUESTS]
+                states = [await self._settled(name, started_s) for name in NAMES]
         finally:
             await ended(looking)
-        target = format_size(_number(states[0].payload, "target"))
+        target = format_size(_number(states[NAMES.index(_BY_HAND)].payload, "target"))
         self._teller.tell(
             f"started again; online with all VMs after {time.monotonic() - started_s:.1f} s, "
-            f"web's target is still {target}"
+            f"{_BY_HAND}'s target is still {target}"
         )
         self._teller.tell(
             f"the second monitors were asked {looks.count} times meanwhile: the largest change of a balloon "
@@ -224,6 +281,17 @@ class _Story:
             timeout_s=_SEEN_S,
             what=f"the figures of {name}",
         )
+
+    async def _at_ease(self) -> None:
+        """Let all guests drop what they hold, and wait until the agent knows it."""
+        await rest(self._stage)
+        for name in NAMES:
+            await self._onlooker.until(
+                f"vm/{name}/state",
+                lambda seen: _held(seen.payload) < _AT_EASE,
+                timeout_s=_SEEN_S,
+                what=f"{name} is at ease",
+            )
 
     async def _get(self, name: str) -> object:
         """Return the VM object, freshly polled."""
@@ -262,52 +330,16 @@ class _Looks:
             await asyncio.sleep(_LOOK_S)
 
 
-def _tell_how(stage: Stage, teller: _Teller) -> None:
+def _tell_how(stage: Stage, teller: Teller) -> None:
     at = f"-h {HOST} -p {stage.broker.port}"
-    topic = f"{BASE}/vm/web"
+    topic = f"{BASE}/vm/{_TO_PLAY_WITH}"
     for line in (
         f"mosquitto_sub {at} -v -t '{BASE}/#'",
-        f"mosquitto_pub {at} -t {topic}/target/set -m 200MiB",
+        f"mosquitto_pub {at} -t {topic}/target/set -m 160MiB",
         f'mosquitto_pub {at} -t {topic}/request/set-target -m \'{{"target": "70%", "wait_s": 10}}\'',
         f"mosquitto_pub {at} -t {topic}/request/get -m '{{\"transaction\": 1}}'",
     ):
         teller.tell(f"$ {line}")
-
-
-async def _stay(onlooker: Onlooker, teller: _Teller, stay_s: float) -> None:
-    teller.head(f"Here for {stay_s:g} s more; Ctrl-C ends it. What changes:")
-    told = {topic: _change(seen) for topic, seen in onlooker.latest.items()}
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(stay_s):
-            async for seen in onlooker.changes():
-                change = _change(seen)
-                if change and (change != told.get(seen.topic) or "/state" not in seen.topic):
-                    told[seen.topic] = change
-                    teller.tell(f"{seen.topic.removeprefix(BASE + '/')}  {change}")
-
-
-def _change(seen: Seen) -> str | None:
-    """Return what a message says in a line, but for what changes all the time; None: not worth a line."""
-    match seen.topic.removeprefix(f"{BASE}/").split("/"):
-        case ["vm", _, "state"]:
-            actual, size = (
-                format_size(_number(seen.payload, "actual")),
-                format_size(_number(seen.payload, "size")),
-            )
-            target = format_size(_number(seen.payload, "target"))
-            return f"{seen['health']}, actual {actual} of {size}, target {target}, mode {seen['mode']}"
-        case ["vm", _, "event"] | ["event"]:
-            details = seen["data"] if isinstance(seen["data"], Mapping) else {}
-            return " ".join((str(seen["event"]), *terminal.phrases(details)))
-        case ["vm", _, "response", _] | ["response", _]:
-            error = seen["error"]
-            return (
-                f"error {error.get('code')}: {error.get('message')}" if isinstance(error, Mapping) else "ok"
-            )
-        case ["vm", _, "availability"] | ["status"]:
-            return str(seen.payload)
-        case _:
-            return None
 
 
 def _described(state: object) -> str:
@@ -326,6 +358,12 @@ def _number(values: object, key: str) -> int | None:
 
 def _guest(state: object, key: str) -> int | None:
     return _number(state.get("guest"), key) if isinstance(state, Mapping) else None
+
+
+def _held(state: object) -> float:
+    """Return what a guest cannot give without pain, in bytes; infinite if it is not known."""
+    actual, available = _number(state, "actual"), _guest(state, "available")
+    return float("inf") if actual is None or available is None else actual - available
 
 
 def _ms(duration_s: float) -> str:

@@ -93,13 +93,17 @@ class _Known:
         """A smaller grow is not worth a command; half of it is to a guest that is thin."""
         return self.least_gift // 2 if self.estimate.thin or self.estimate.emergency else self.least_gift
 
-    def may_give(self, *, strict: bool) -> int:
+    def worth_giving(self, *, over: bool, hurry: bool) -> int:
+        """Return the same for now: half of it in a hurry, and hardly anything where the budget is broken."""
+        return MIB if over else self.least_gift // 2 if hurry else self.least_gift
+
+    def may_give(self, *, over: bool) -> int:
         """Return what can be taken at once without bringing it into an emergency itself.
 
-        ``strict``: the host is over a budget that nothing may exceed, and it keeps less.
+        Well clear of it, unless the host is over its budget.
         """
-        actual = self.guest.actual
-        keeps = max(MARGIN, actual * 6 // 100 if strict else int(EMERGENCY_EASES_AT * critical(actual)))
+        clear_of_it = 1.1 if over else EMERGENCY_EASES_AT
+        keeps = max(MARGIN, int(clear_of_it * critical(self.guest.actual)))
         keeps = max(keeps, int(EMERGENCY_EASES_AT * EMERGENCY_WITHIN_S * self.estimate.trend))
         gives = max(0, int(0.9 * (self.lowest - self.estimate.held - keeps)))
         limit = self.guest.gives_at_most
@@ -199,14 +203,14 @@ def gifts(
     until two seconds later. More than a part is taken rather than crumbs: what is left over is free for
     the next who lacks.
     """
-    strict = snapshot.free < 0 and snapshot.overload == "host"
+    over = snapshot.free < 0
     surplus = {
-        vm: min(entry.may_give(strict=strict), entry.lowest - entry.guest.clamp(entitled[vm]))
+        vm: min(entry.may_give(over=over), entry.lowest - entry.guest.clamp(entitled[vm]))
         for vm, entry in known.items()
         if not isinstance(decisions[vm], SetTarget)
     }
     surplus = {
-        vm: size for vm, size in surplus.items() if size >= known[vm].least_gift // (2 if hurry else 1)
+        vm: size for vm, size in surplus.items() if size >= known[vm].worth_giving(over=over, hurry=hurry)
     }
     rested = all(snapshot.now_s - known[vm].guest.asked_at_s >= CALM_S for vm in surplus)
     if not surplus or not (hurry or rested):

@@ -9,7 +9,7 @@ from qmpballoon.policy.snapshot import GuestSnapshot, Reading
 from qmpballoon.sim.figures import STARVED, Need, VmTally
 from qmpballoon.sim.guest import NOT_REPORTED, Behaviour, GuestSpec, SimulatedGuest
 from qmpballoon.sim.trace import Demand, TraceVm
-from qmpballoon.units import MIB
+from qmpballoon.units import MIB, PAGE
 
 QEMU_OVERHEAD: Final = 40 * MIB  # RSS of a QEMU beyond its guest's memory
 UNSEEN: Final = 37 * MIB  # the part of base that a guest's total does not count
@@ -163,7 +163,7 @@ class SimulatedVm:
             size=guest.size,
             actual=guest.actual,
             target=self.target,
-            floor=vm.floor,
+            floor=max(PAGE, vm.floor),  # QEMU refuses a target of nothing
             ceiling=vm.ceiling,
             shares=vm.shares,
             driver_up=guest.driver_loaded,

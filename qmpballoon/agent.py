@@ -110,8 +110,8 @@ class Agent:
                 sockets=",".join(self.configuration.discovery.sockets),
             )
             async with asyncio.TaskGroup() as parts:
-                tasks = [
-                    parts.create_task(part, name=name)
+                tasks = {
+                    name: parts.create_task(part, name=name)
                     for name, part in {
                         "store": self._store.run(),
                         "fleet": self._fleet.run(),
@@ -119,17 +119,17 @@ class Agent:
                         "mqtt": self._mqtt(),
                         "watchdog": systemd.feed_watchdog(),
                     }.items()
-                ]
+                }
                 systemd.notify("READY=1", f"STATUS={self._host}: watching")
                 await stop.wait()
                 systemd.notify("STOPPING=1")
-                mqtt = tasks[3]
-                mqtt.cancel()  # first: it answers who waits and says offline
-                await asyncio.wait((mqtt,))
+                for name in ("mqtt", "governor"):  # first answer who waits and say offline, then rule no more
+                    tasks[name].cancel()
+                    await asyncio.wait((tasks[name],))
                 if self.configuration.agent.on_exit == "release":
                     await self._release()
                 self._fleet.retire()
-                for task in tasks:
+                for task in tasks.values():
                     task.cancel()
         say("agent-stopped", host=self._host)
 

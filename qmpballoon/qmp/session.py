@@ -22,6 +22,7 @@ from typing import Final, Self, TypeVar, cast
 
 from qemu.qmp import QMPClient, QMPError, Runstate
 from qemu.qmp.message import Message
+from qemu.qmp.models import Greeting
 
 from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
@@ -199,6 +200,16 @@ class Session(QMPClient):
         self._reader, self._writer = await asyncio.open_unix_connection(
             sock=self._connection, limit=LONGEST_MESSAGE
         )
+
+    async def _get_greeting(self) -> Greeting:
+        while "event" in (
+            message := await self._recv()
+        ):  # seen from a real QEMU that had just been continued
+            self._take_event(message)
+        try:
+            return Greeting(message)
+        except (KeyError, TypeError):
+            raise ConnectionLost(f"{self.path}: this is no greeting: {_shortened(message)}") from None
 
     async def _negotiate(self) -> None:
         # Without "oob": we never need it, and with it QEMU parses in a second thread.

@@ -113,7 +113,7 @@ BAD_GREETINGS = {
     "QMP is text": b'{"QMP": "7.2"}\r\n',
     "no version": b'{"QMP": {"capabilities": []}}\r\n',
     "no capabilities": b'{"QMP": {"version": {}}}\r\n',
-    "an event first": b'{"event": "STOP"}\r\n',
+    "an event that is none": b'{"event": 7}\r\n',
     "half of it": GREETING[:40],
     "64 MiB": b"x" * 64 * 1024**2,
     "deeply nested": b"[" * 100_000 + b"\r\n",
@@ -130,6 +130,19 @@ async def test_a_bad_greeting_is_a_loss(greeting: bytes, sockets_dir: Path) -> N
     async with peer(sockets_dir / "a.qmp", talk):
         with pytest.raises(ConnectionLost, match=r"a\.qmp: "):
             await greet(sockets_dir / "a.qmp")
+
+
+async def test_an_event_before_the_greeting_does_no_harm(sockets_dir: Path) -> None:
+    """The protocol has the greeting first; an event before it is no reason to give up."""
+
+    async def talk(line: Line) -> None:
+        await line.send(b'{"event": "STOP", "data": {}}\r\n' + GREETING + NEGOTIATED)
+        await line.until_the_client_leaves()
+
+    async with peer(sockets_dir / "a.qmp", talk):
+        session = await greet(sockets_dir / "a.qmp")
+        assert session.version == "7.2.22"
+        await session.close()
 
 
 async def test_a_greeting_with_odd_versions_still_greets(sockets_dir: Path) -> None:

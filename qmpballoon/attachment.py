@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Final
 
 from qmpballoon.errors import NoBalloon, QmpError
-from qmpballoon.host import rss_of
+from qmpballoon.host import hidden_of, rss_of
 from qmpballoon.policy.snapshot import Reading
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.session import Session
@@ -15,6 +15,7 @@ from qmpballoon.units import MIB
 
 FRESH_WITHIN_S: Final = 0.06  # one fast look waits no longer for its sample
 RESET_SHOWS_WITHIN_S: Final = 0.5  # DRIVER_OK went 30 ms after RESET, and came back after 2.7 s
+_LITTLE: Final = 8 * MIB
 _STEADY: Final = 2 * MIB  # actual that moved no more than this around a sample belongs to it
 
 _DEFLATE_ON_OOM: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"
@@ -35,6 +36,7 @@ class Attachment:
         self.sampler: balloon.Sampler | None = None
         self.reading: Reading | None = None
         self.rss: int | None = None
+        self.rss_tells = True  # False: much of its memory is in huge pages or swapped out
         self.stats_interval_s = stats_interval_s  # may change while it lasts
         self._clock = clock
         self._doubts_driver_until_s = float("-inf")  # QEMU says "up" for some time after a reset
@@ -81,6 +83,7 @@ class Attachment:
                 return
             await self.look_at_driver()
         self.look_at_process()
+        self.rss_tells = not self.session.pid or hidden_of(self.session.pid) <= _LITTLE
 
     async def look_at_actual(self) -> None:
         """Ask for ``actual``: events are throttled to one a second."""

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any, Final
 
 from qmpballoon.actuator import Actuator
@@ -100,9 +99,10 @@ class Commands:
         wanted = self._keep(vm, mode="manual", mode_until=None, boot_id=None, target=None)
         try:
             serial = await self._actuator.send(vm, target, why="manual")
-        except QmpBalloonError:
-            if self._store.kept(vm.vm) == wanted:  # what is answered with an error has no later effect
-                self._keep(vm, **asdict(before))
+        except (QmpBalloonError, asyncio.CancelledError):
+            # What is answered with an error has no later effect; what was sent to which life stays as it is.
+            if _asked(self._store.kept(vm.vm)) == _asked(wanted):
+                self._keep(vm, **_asked(before))
             raise
         if vm.serial == serial and self._store.kept(vm.vm).mode == "manual":
             self._keep(vm, target=target)
@@ -166,14 +166,15 @@ class Commands:
         before = governor.snapshot(now_s)
         size = amount.of(before.budget)
         deadline_s = now_s + _seconds(arguments.get("deadline_s"), RECLAIM_WITHIN_S)
-        until_s = now_s + _seconds(arguments.get("hold_s"), HELD_FOR_S)
-        hold = governor.holds.take(size, until_s, budget=before.budget)
+        hold_s = _seconds(arguments.get("hold_s"), HELD_FOR_S)
+        hold = governor.holds.take(size, deadline_s + hold_s, budget=before.budget)
         governor.nudge()
         lacking = size
         with suppress(TimeoutError):
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - now_s):
                 while (lacking := max(0, -governor.snapshot(time.monotonic()).free)) > 0:
                     await governor.ticked.wait()
+        governor.holds.keep_until(hold, time.monotonic() + hold_s)  # once it is free, not while it comes
         had = {guest.vm: guest.actual for guest in before.guests}
         has = {guest.vm: guest.actual for guest in governor.snapshot(time.monotonic()).guests}
         gave = {vm: had[vm] - has[vm] for vm in had if vm in has and had[vm] > has[vm]}
@@ -192,6 +193,10 @@ class Commands:
         self._governor.apply_mode(vm)
         vm.touch()
         return self._store.kept(vm.vm)
+
+
+def _asked(kept: Kept) -> dict[str, object]:
+    return {key: getattr(kept, key) for key in ("mode", "mode_until", "boot_id", "target")}
 
 
 def _seconds(typed: object, otherwise: float) -> float:

@@ -32,6 +32,7 @@ FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
 HELD_FOR_S: Final = 10.0  # a session that lasted so long was sound: back-off starts anew
 LOOK_AT_SILENCE_S: Final = 1.0
+_LONGEST_NAME: Final = 255  # of what a QEMU calls itself: it goes into every message
 _NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 
@@ -216,6 +217,6 @@ async def _identify(session: Session, *, stem: str) -> Identity:
     said = name.get("name") if isinstance(name, dict) else None
     number = uuid.get("UUID") if isinstance(uuid, dict) else None
     return Identity(
-        name=said if isinstance(said, str) and said else stem,
-        uuid=number if isinstance(number, str) and number != _NO_UUID else None,
+        name=said[:_LONGEST_NAME] if isinstance(said, str) and said else stem,
+        uuid=number[:64] if isinstance(number, str) and number != _NO_UUID else None,
     )

@@ -212,6 +212,7 @@ class Fleet:
         self._gone_since_s.pop(vm.vm, None)
         self._store.know(vm.path, None)
         vm.fell_silent("offline")
+        vm.retired = True  # a request or a session that ends later must not bring it back
         self._on_gone(vm.vm)
 
     def _free_name(self, base: str) -> VmName:

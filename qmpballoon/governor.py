@@ -215,7 +215,12 @@ class Governor:
         self._send(vm, target, decision.why, sends)
 
     def _send(self, vm: SupervisedVm, target: int, why: str, sends: asyncio.TaskGroup) -> None:
+        mode = vm.mode
+
         async def send() -> None:
+            if vm.mode != mode:  # a request came first: what the tick wanted is of no interest any more
+                self._sending.pop(vm.vm, None)
+                return
             try:
                 await self._actuator.send(vm, target, why=why)
             except (ConnectionLost, NoBalloon, QmpError) as error:
@@ -267,7 +272,7 @@ class Governor:
     def release_all(self) -> dict[SupervisedVm, int]:
         """Return how far each automatic VM may grow within the host's reserve, for a clean stop."""
         snapshot = self.snapshot(time.monotonic())
-        if snapshot.mem_available is None:
+        if snapshot.mem_available is None or self.mode == "observe":  # then all VMs look automatic
             return {}
         guests = {guest.vm: guest for guest in snapshot.guests if guest.mode == "auto" and guest.driver_up}
         wishes = {vm: guest.ceiling - guest.charge for vm, guest in guests.items()}

@@ -39,6 +39,11 @@ class Holds:
         self._held[name] = (size, until_s)
         return name
 
+    def keep_until(self, name: str, until_s: float) -> None:
+        """Let a hold end at another time; one that is over stays over."""
+        if name in self._held:
+            self._held[name] = (self._held[name][0], until_s)
+
     def release(self, name: str) -> int:
         """End a hold and return its bytes.
 

@@ -120,6 +120,17 @@ def rss_of(pid: int) -> int | None:
     return int(fields[1]) * _PAGE_BYTES if len(fields) > 1 and fields[1].isdecimal() else None
 
 
+def hidden_of(pid: int) -> int:
+    """Return what a process has that does not count as resident: in huge pages, or swapped out; in bytes."""
+    return parse_hidden(_text(f"/proc/{pid}/status"))
+
+
+def parse_hidden(status: str) -> int:
+    """Return VmSwap and HugetlbPages of /proc/PID/status in bytes; 0 where it tells neither. See proc(5)."""
+    lines = [line.split() for line in status.splitlines() if line.startswith(("VmSwap:", "HugetlbPages:"))]
+    return sum(int(words[1]) * 1024 for words in lines if len(words) > 1 and words[1].isdecimal())
+
+
 def _text(path: str) -> str:
     """Return a file of /proc or /sys, empty if it cannot be read; without the cost of a text stream."""
     try:

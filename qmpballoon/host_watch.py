@@ -22,6 +22,7 @@ class HostWatch:
         self.budget: int | None = None  # None: not known
         self.reserve = 0
         self._on_event = on_event
+        self._limit_missed = False
         self._level = "ok"
         self._alarm: str | None = None
 
@@ -32,8 +33,21 @@ class HostWatch:
         if isinstance(settings.budget, Amount):
             self.budget = _size(settings.budget, total)
         else:
-            self.budget = cgroup_limit(settings.budget.path)
+            self._take_limit(settings.budget.path)
         self.reserve = _size(settings.reserve, total) or 0
+
+    def _take_limit(self, path: str) -> None:
+        """Take a cgroup's limit as the budget; one that cannot be read leaves the last one that could."""
+        limit = cgroup_limit(path)
+        if limit is None and not self._limit_missed:
+            say(
+                "budget-unknown",
+                "this cgroup has no limit that can be read",
+                level=logging.ERROR,
+                cgroup=path,
+            )
+        self._limit_missed = limit is None
+        self.budget = limit if limit is not None else self.budget
 
     def judge(self, snapshot: Snapshot, *, lent: int) -> None:
         """Tell of a new level and of an alarm that begins."""

@@ -15,11 +15,11 @@ def limits_of(kept: Kept, settings: VmSettings, size: int | None) -> Limits:
     shares = settings.shares if kept.shares is None else kept.shares
     if size is None:
         return Limits(None, None, shares, overridden)
-    floor, ceiling = settings.limits(size)
-    if kept.ceiling is not None:
-        ceiling = min(ceiling, parse_amount(kept.ceiling).of(size))
+    lowest, highest = floor, ceiling = settings.limits(size)
+    if kept.ceiling is not None:  # the file's limits may have changed since it was set
+        ceiling = max(lowest, min(highest, parse_amount(kept.ceiling).of(size)))
     if kept.floor is not None:
-        floor = max(floor, parse_amount(kept.floor).of(size))
+        floor = max(lowest, parse_amount(kept.floor).of(size))
     return Limits(min(floor, ceiling), ceiling, shares, overridden)
 
 

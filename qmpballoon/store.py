@@ -169,6 +169,8 @@ class Store:
         A power cut in the next moment may still take them back, whole.
         """
         wanted = self._wanted
+        if self._written < wanted:
+            self._changed.set()  # also what would be written lazily
         async with self._settled:
             await self._settled.wait_for(lambda: self._written >= wanted)
 
@@ -291,7 +293,7 @@ def parse_state(text: str) -> _Contents:
             policy=_word(tree.get("policy"), POLICIES),
             mode=_word(tree.get("mode"), MODES),
         )
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"not a state file: {type(error).__name__} {error}") from None
 
 

@@ -19,7 +19,7 @@ from qmpballoon.attachment import Attachment
 from qmpballoon.config import VmSettings
 from qmpballoon.errors import ConnectionLost, NoBalloon
 from qmpballoon.health import BOOT_S, Connection, Signs, health_of
-from qmpballoon.host import age_of, rss_of
+from qmpballoon.host import age_of, life_of, rss_of
 from qmpballoon.journal import say
 from qmpballoon.limits import limits_of
 from qmpballoon.model import Event, Life, Limits, VmName, VmRecord, utc_now
@@ -130,6 +130,7 @@ class SupervisedVm:
         self._look_at_s = now_s
         self._reset_seen_at_s = -ONE_RESET_S
         self._before: GuestSnapshot | None = None  # at the sample before
+        self._last_seen: GuestSnapshot | None = None
         self._interval_s = float(self.settings.stats_interval_s)  # until the next sample
 
     # ── what others see ──────────────────────────────────────────────────────────────────────────
@@ -161,37 +162,49 @@ class SupervisedVm:
         )
 
     def snapshot(self) -> GuestSnapshot | None:
-        """Return what a policy sees of the VM now; None while it holds nothing, or nothing is known."""
+        """Return what a policy sees of the VM now; None while it holds nothing, or nothing is known.
+
+        A VM that fell silent is as it was when it was last seen, and holds at least what is resident.
+        """
         limits, seen = self.limits, self._attached if self._connection == "up" else None
-        if (
-            self._size is None
-            or limits.floor is None
-            or limits.ceiling is None
-            or self._connection == "offline"
-        ):
+        if self._size is None or limits.floor is None or limits.ceiling is None:
             return None
-        return GuestSnapshot(
+        if seen is None:
+            return self._silent_snapshot(self._size, limits.floor, limits.ceiling)
+        self._last_seen = GuestSnapshot(
             vm=self.vm,
             life=str(self.life),
             size=self._size,
-            actual=seen.actual if seen and seen.actual is not None else self._size,
+            actual=self._size if seen.actual is None else seen.actual,
             target=self.target,
             floor=limits.floor,
             ceiling=limits.ceiling,
             shares=limits.shares,
             mode=self.mode,
-            run_state=(seen.run_state if seen else None) or "unknown",
+            run_state=seen.run_state or "unknown",
             migrating=self._health == "migrating",
-            answers=seen is not None,
-            driver_up=seen is not None and seen.driver_up and seen.device is not None,
-            deflate_on_oom=seen is not None and seen.deflates_on_oom,
+            driver_up=seen.driver_up and seen.device is not None,
+            deflate_on_oom=seen.deflates_on_oom,
             booted_at_s=self._booted_at_s,
             fresh_since_s=self._fresh_since_s if self._needs_grace else self._booted_at_s,
-            reading=seen.reading if seen else None,
+            reading=seen.reading,
             stats_interval_s=self.settings.stats_interval_s,
             grace_s=self.settings.grace_s,
-            rss=seen.rss if seen else self._rss_of_silent,
+            rss=seen.rss,
+            rss_tells=seen.rss_tells,
+            oom_kills=seen.sampler.oom_kills if seen.sampler else None,
         )
+        return self._last_seen
+
+    def _silent_snapshot(self, size: int, floor: int, ceiling: int) -> GuestSnapshot | None:
+        if self._connection == "offline" and (self.life is None or life_of(self.life.pid) != self.life):
+            return None  # its memory went with it
+        resident = min(size, self._rss_of_silent or 0)
+        if self._last_seen is None:
+            return GuestSnapshot(
+                self.vm, str(self.life), size, size, None, floor, ceiling, answers=False, driver_up=False
+            )
+        return replace(self._last_seen, mode=self.mode, answers=False, charge_at_least=resident)
 
     @property
     def limits(self) -> Limits:
@@ -229,15 +242,16 @@ class SupervisedVm:
         if life is None or life != self.life:
             self._take_up(life)
         self._uuid, self._qemu = identity.uuid, session.version
-        self._attached = Attachment(
+        seen = self._attached = Attachment(
             session, stats_interval_s=self.settings.stats_interval_s, clock=self._clock
         )
         try:
-            await session.while_running(self._turns(self._attached))
+            await session.while_running(self._turns(seen))
         except ConnectionLost as reason:
             return reason
         finally:
-            self._attached = None
+            if self._attached is seen:  # else another socket of this QEMU serves it already
+                self._attached = None
         raise AssertionError("turns end with the session only")
 
     async def send_target(self, target: int, why: str) -> int:
@@ -308,16 +322,15 @@ class SupervisedVm:
 
     def touch(self) -> None:
         """Work out the health anew and tell everybody who listens."""
-        if self.retired:
-            return
-        health = health_of(self._signs())
-        if health != self._health:
-            before, self._health = self._health, health
+        before, health = self._health, health_of(self._signs())
+        self._health = health
+        if health != before and not self.retired:
             level = logging.INFO if health in ("ok", "starting") else logging.WARNING
             say("health", vm=self.vm, level=level, was=before, now=health)
             self._on_event(self.vm, Event("health", utc_now(), {"from": before, "to": health}))
-        self._on_record(self.record())
-        self.changed.set()
+        if not self.retired:
+            self._on_record(self.record())
+        self.changed.set()  # whoever waits for a VM that was renamed must see that it went
         self.changed = asyncio.Event()
 
     # ── a session's turns ────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
@@ -43,6 +44,8 @@ and decisions against the rules (below a floor, over a ceiling, shrunk on stale 
 _QUIET_S: Final = 1.0
 _SEEDS: Final = (1, 2, 3)
 _LARGEST_SEED: Final = 2**31
+_NOT_IN_A_FILE_NAME: Final = re.compile(r"[^\w.-]")
+_LONGEST_PART: Final = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +203,8 @@ class _Progress:
 
 def _plot(path: Path, runs: Sequence[Run]) -> None:
     for one in runs:
-        here = path if len(runs) == 1 else path.with_stem(f"{path.stem}-{one.trace.name}-{one.policy}")
+        called = _NOT_IN_A_FILE_NAME.sub("_", one.trace.name)[:_LONGEST_PART]
+        here = path if len(runs) == 1 else path.parent / f"{path.stem}-{called}-{one.policy}{path.suffix}"
         try:
             here.write_text(draw(one), encoding="utf-8")
         except OSError as error:

@@ -86,5 +86,5 @@ def _host_facts(record: HostRecord) -> tuple[object, ...]:
         record.vms_total,
         record.vms_online,
         record.unidentified,
-        record.holds,
+        tuple((hold.get("hold"), hold.get("size")) for hold in record.holds),  # not what is left of them
     )

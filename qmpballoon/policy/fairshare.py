@@ -93,6 +93,11 @@ class _Known:
         """A smaller grow is not worth a command; half of it is to a guest that is thin."""
         return self.least_gift // 2 if self.estimate.thin or self.estimate.emergency else self.least_gift
 
+    @property
+    def over_ceiling(self) -> int:
+        """How far it is above its ceiling; a target there is never asked for."""
+        return max(0, self.lowest - self.guest.ceiling)
+
     def worth_giving(self, *, over: bool, hurry: bool) -> int:
         """Return the same for now: half of it in a hurry, and hardly anything where the budget is broken."""
         return MIB if over else self.least_gift // 2 if hurry else self.least_gift
@@ -113,7 +118,7 @@ class _Known:
 def entitlements(known: Mapping[VmName, _Known], snapshot: Snapshot, pool: int) -> Mapping[VmName, int]:
     """Return the size that each movable guest is entitled to now, in bytes."""
     others = sum(_counts(guest, snapshot.now_s) for guest in snapshot.guests if guest.vm not in known)
-    total = snapshot.budget - snapshot.held_back - pool - others
+    total = snapshot.charged + snapshot.free - pool - others  # of the budget, or of what the host has
 
     def tier(level: str) -> Mapping[VmName, int]:
         return {vm: min(entry.guest.ceiling, _level(level, entry)) for vm, entry in known.items()}
@@ -166,7 +171,8 @@ def moves(
         target = entry.guest.clamp(entitled[vm])
         more = target - entry.highest
         headroom, intended = entry.highest - entry.estimate.held, target - entry.estimate.held
-        pressed = entry.estimate.emergency or 2 * headroom < intended
+        below_floor = entry.highest < entry.guest.floor
+        pressed = entry.estimate.emergency or below_floor or 2 * headroom < intended
         caching = entry.estimate.caches > 0 and more > 2 * entry.dead_band
         if more <= entry.dead_band or not (pressed or caching):
             continue
@@ -174,6 +180,9 @@ def moves(
         hurry = hurry or entry.estimate.emergency or entry.estimate.thin
         why = _why(entry.estimate, pressed=pressed)
         decisions[vm] = SetTarget(target, why, urgent=entry.estimate.emergency)
+    for vm, entry in known.items():
+        if 0 < entry.over_ceiling <= entry.may_give(over=False):
+            decisions[vm] = SetTarget(entry.guest.ceiling, "give")
     free = snapshot.free
     coming = sum(max(0, guest.charge - (guest.target or guest.charge)) for guest in snapshot.guests)
     wanted = lacking + (pool if lacking or free + coming < pool // 2 else 0) - free - coming
@@ -204,13 +213,15 @@ def gifts(
     the next who lacks.
     """
     over = snapshot.free < 0
+    donors = {vm: entry for vm, entry in known.items() if not isinstance(decisions[vm], SetTarget)}
     surplus = {
         vm: min(entry.may_give(over=over), entry.lowest - entry.guest.clamp(entitled[vm]))
-        for vm, entry in known.items()
-        if not isinstance(decisions[vm], SetTarget)
+        for vm, entry in donors.items()
     }
     surplus = {
-        vm: size for vm, size in surplus.items() if size >= known[vm].worth_giving(over=over, hurry=hurry)
+        vm: size
+        for vm, size in surplus.items()
+        if size >= max(known[vm].worth_giving(over=over, hurry=hurry), known[vm].over_ceiling)
     }
     rested = all(snapshot.now_s - known[vm].guest.asked_at_s >= CALM_S for vm in surplus)
     if not surplus or not (hurry or rested):
@@ -219,7 +230,7 @@ def gifts(
     left = wanted * 5 // 4 if hurry else max(wanted // 4, MARGIN)
     given: dict[VmName, Decision] = {}
     for vm in sorted(surplus, key=lambda name: (-surplus[name], name)):
-        part = min(surplus[vm], max(SOON, -(-surplus[vm] * wanted // there)))
+        part = min(surplus[vm], max(SOON, -(-surplus[vm] * wanted // there), known[vm].over_ceiling))
         given[vm] = SetTarget(known[vm].lowest - part, "give")
         left -= part
         if left <= 0:

@@ -121,7 +121,7 @@ class Guard(Generic[S]):
             fair = max(guest.actual, guest.clamp(proportional(guest, snapshot)))
             if fair > max(guest.actual, guest.target or 0) + MARGIN:
                 return SetTarget(fair, judgement.why or "proportional")
-        if judgement.set_back and guest.target != guest.actual:
+        if judgement.set_back and guest.target is not None and guest.target < guest.actual:
             return SetTarget(guest.actual, judgement.why or "set-back")
         wish = wishes.get(guest.vm, Hold("no-decision"))
         if isinstance(wish, Hold):

@@ -81,7 +81,7 @@ def sampling_interval_s(
     if not fast_s or not guest.driver_up or not guest.answers or guest.run_state != "running":
         return calm_s
     if is_moving(guest, previous) or is_growing(guest, previous) or is_thin(guest):
-        return fast_s
+        return min(calm_s, fast_s)
     available = guest.reading.available if guest.reading else None
     if available is None:
         return calm_s

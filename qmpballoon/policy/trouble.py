@@ -128,12 +128,12 @@ def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safet
     age_s = guest.sample_age_s(now_s)
     if not safeties.staleness:
         return FREE
+    late = safeties.late_ticks and guest.reading is not None and guest.reading.seen_at_s < stale_before_s
+    if late and now_s - stale_before_s < LONG_STALE_S:  # we were away, not the guest: it will report again
+        return Judgement("stale", may_shrink=False)
     if age_s is None or age_s > LONG_STALE_S:
         return Judgement("long-stale", may_shrink=False, proportional=True)
-    late = safeties.late_ticks and guest.reading is not None and guest.reading.seen_at_s < stale_before_s
-    if late or age_s > guest.is_stale_after_s:
-        return Judgement("stale", may_shrink=False)
-    return FREE
+    return Judgement("stale", may_shrink=False) if late or age_s > guest.is_stale_after_s else FREE
 
 
 def _followed(trouble: Trouble, guest: GuestSnapshot, now_s: float, safeties: Safeties) -> Trouble:
@@ -141,7 +141,8 @@ def _followed(trouble: Trouble, guest: GuestSnapshot, now_s: float, safeties: Sa
     if guest.target != trouble.target:
         gave = trouble.gave
         if (
-            guest.target is not None
+            gave is None  # else a guest that gives again and again would never be checked
+            and guest.target is not None
             and guest.actual - guest.target >= RSS_CHECK_FROM
             and guest.rss is not None
         ):

@@ -16,12 +16,14 @@ from typing import Final
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model import Figures, Sample
 from qmpballoon.qmp.session import Session
-from qmpballoon.units import MAX_SIZE
+from qmpballoon.units import MAX_SIZE, MIB
 
 _BALLOON_TYPE: Final = re.compile(
     r"child<(virtio-balloon-(?:pci|ccw|device)(?:-transitional|-non-transitional)?)>"
 )
 _CONTAINERS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
+
+_LEAST_MEMORY: Final = MIB
 
 _FIRST_LOOK_AFTER_S: Final = 0.003  # fresh figures come after 3 ms, 9 at worst
 _ASK_AGAIN_AFTER_S: Final = (0.02, 0.02, 0.02, 0.3)  # first: the guest had not handed its buffer back
@@ -88,12 +90,17 @@ async def memory_size(session: Session) -> int:
     """Return what ``actual`` is with an empty balloon, in bytes: base memory plus DIMMs.
 
     An nvdimm counts as plugged and not for the balloon, nor does virtio-mem.
+
+    Raises:
+        ConnectionLost: the session ended meanwhile, or no VM has so much or so little memory.
     """
     summary = _fields(session, await session.request("query-memory-size-summary"))
     size = _bytes(session, summary.get("base-memory"))
     for device in _rows(session, await session.request("query-memory-devices")):
         if device.get("type") == "dimm":
             size += _bytes(session, _fields(session, device.get("data")).get("size"))
+    if not _LEAST_MEMORY <= size <= MAX_SIZE:  # a share of it would be no size
+        raise ConnectionLost(f"{session.path}: {size} bytes of memory are no VM's")
     return size
 
 
@@ -157,6 +164,7 @@ class Sampler:
         self, session: Session, device: BalloonDevice, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.sample: Sample | None = None
+        self.oom_kills: int | None = None  # since the guest's boot; from Linux 6.12 and QEMU 9.2 on
         self.found_s: int | None = None  # the interval that was there; None until it was read
         self._interval_s = 1  # wanted: whole seconds
         self._armed_s: int | None = None  # in QEMU, 0 is off; None while a change is on its way
@@ -246,6 +254,7 @@ class Sampler:
 
     async def _read(self) -> tuple[int, Figures]:
         answer = _fields(self._session, await self._get("guest-stats"))
+        self.oom_kills = _statistic(_part(answer.get("stats"), "stat-oom-kills"))
         return (
             _bytes(self._session, answer.get("last-update")),
             parse_figures(_fields(self._session, answer.get("stats"))),

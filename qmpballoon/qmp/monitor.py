@@ -41,7 +41,10 @@ def open_monitor(path: str | os.PathLike[str]) -> OpenMonitor:
     name = os.fspath(path)
     if len(os.fsencode(name)) > _LONGEST_PATH:
         raise Unreachable(f"{name}: a unix socket's path is at most {_LONGEST_PATH} bytes")
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    except OSError as error:  # no descriptor left: raise the limit (LimitNOFILE= in a systemd unit)
+        raise Unreachable(f"{name}: {_reason(error)}") from error
     try:
         connection.setblocking(False)
         connection.connect(name)

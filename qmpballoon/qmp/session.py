@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Final, Self, TypeVar, cast
 
@@ -284,7 +285,7 @@ class Session(QMPClient):
 
     def _take_event(self, message: Mapping[str, object]) -> None:
         name, details = message["event"], message.get("data", {})
-        if not isinstance(name, str) or not isinstance(details, dict):
+        if not isinstance(name, str) or not isinstance(details, dict) or not _is_plain(details):
             raise ConnectionLost(f"{self.path}: this is no event: {_shortened(message)}")
         now_s = asyncio.get_running_loop().time()
         if now_s - self._unasked_since_s > 1:
@@ -339,6 +340,16 @@ def _is_too_deep(line: bytes, message: object) -> bool:
     for _ in range(DEEPEST):
         level = [child for node in level for child in _children(node)]
     return bool(level)
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether it can be said in JSON and msgpack: no NaN, no number of more than 64 bits."""
+    match value:
+        case int():
+            return -(2**63) <= value < 2**64
+        case float():
+            return math.isfinite(value)
+    return all(_is_plain(child) for child in _children(value))
 
 
 def _children(node: object) -> Iterable[object]:

@@ -6,8 +6,8 @@ its workload asks for; kills are crosses, moves are small triangles below. No li
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterator, Sequence
-from html import escape
 from typing import Final
 
 from qmpballoon.model import VmName
@@ -49,7 +49,7 @@ def draw(run: Run) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH:g}" height="{height:g}" '
         f'viewBox="0 0 {_WIDTH:g} {height:g}" role="img">',
-        f"<title>{escape(run.trace.name)} under {escape(run.policy)}</title><style>{_STYLE}</style>",
+        f"<title>{_escaped(run.trace.name)} under {_escaped(run.policy)}</title><style>{_STYLE}</style>",
         f'<rect width="{_WIDTH:g}" height="{height:g}" fill="#fafafa"/>',
         *_head(run, left_out),
     ]
@@ -88,9 +88,9 @@ def _shown(run: Run) -> list[VmName]:
 
 def _head(run: Run, left_out: int) -> Iterator[str]:
     found = run.figures
-    title = escape(f"{run.trace.name} under {run.policy}")
+    title = _escaped(f"{run.trace.name} under {run.policy}")
     yield f'<text class="title" x="{_LEFT:g}" y="28">{title}</text>'
-    yield f'<text class="about" x="{_LEFT:g}" y="48">{escape(run.trace.about)}</text>'
+    yield f'<text class="about" x="{_LEFT:g}" y="48">{_escaped(run.trace.about)}</text>'
     story = (
         f"{_count(found.oom_kills, 'kill')} in {_count(found.vms_killed, 'VM')}, "
         f"{found.starved_vm_s:.0f} VM-seconds starved, "
@@ -99,7 +99,7 @@ def _head(run: Run, left_out: int) -> Iterator[str]:
     )
     if left_out:
         story += f"; {left_out} quieter VMs are not drawn"
-    yield f'<text class="about" x="{_LEFT:g}" y="66">{escape(story)}</text>'
+    yield f'<text class="about" x="{_LEFT:g}" y="66">{_escaped(story)}</text>'
     x = _LEFT
     for name, label, shape in _LINES:
         if shape == "area":
@@ -134,7 +134,7 @@ class _Panel:
 
     def frame(self, title: str) -> Iterator[str]:
         right, bottom = _WIDTH - _RIGHT, self.top + self.height
-        yield f'<text class="panel" x="{_LEFT:g}" y="{self.top - 6:g}">{escape(title)}</text>'
+        yield f'<text class="panel" x="{_LEFT:g}" y="{self.top - 6:g}">{_escaped(title)}</text>'
         area = f'x="{_LEFT:g}" y="{self.top:g}" width="{right - _LEFT:g}" height="{self.height:g}"'
         yield f'<rect class="frame" {area}/>'
         level = 0
@@ -238,3 +238,8 @@ def _round_time(units: float) -> float:
     return next(
         (step for step in (1, 2, 5, 10, 15, 20, 30, 60) if step >= units), 60 * max(1, round(units / 60))
     )
+
+
+def _escaped(text: str) -> str:
+    """Return text of a trace for the document: XML knows no control characters."""
+    return html.escape("".join(character if character.isprintable() else "\ufffd" for character in text))

@@ -51,10 +51,10 @@ class SimulatedVm:
         if start is None:
             self._returns_at_s = now_s + spec.boot_s
         else:
+            self.guest.set_target(start)
+            self.guest.advance(now_s)  # without demand: a workload too large for it dies in the trace only
             self._demand(now_s)
             self.guest.set_demand(self._asked.anonymous, self._asked.cache)
-            self.guest.set_target(start)
-            self.guest.advance(now_s)
         if vm.behaviour is not Behaviour.FROZEN_STATS:  # those freeze at their first sample
             self.guest.set_behaviour(vm.behaviour)
         self.resets_s = [time_s for time_s in vm.resets_at_s if time_s > now_s]

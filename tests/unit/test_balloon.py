@@ -78,6 +78,22 @@ async def test_the_size_counts_dimms_and_no_nvdimms(sockets_dir: Path) -> None:
         assert await memory_size(session) == await query_actual(session) == 288 * MIB
 
 
+@pytest.mark.parametrize(("base", "dimm"), [(0, None), (4096, None), (2**53, 2**53)])
+async def test_a_size_that_no_vm_has_is_a_loss(base: int, dimm: int | None, sockets_dir: Path) -> None:
+    """Such as of ``-machine none``: a quarter of nothing is no floor."""
+    dimms = [] if dimm is None else [{"type": "dimm", "data": {"size": dimm}}]
+
+    async def talk(line: Line) -> None:
+        await line.negotiate()
+        await line.answer(await line.request(), {"base-memory": base})
+        await line.answer(await line.request(), dimms)
+        await line.until_the_client_leaves()
+
+    async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
+        with pytest.raises(ConnectionLost, match="are no VM's"):
+            await memory_size(session)
+
+
 async def test_run_state_and_migration_are_qmp_words(sockets_dir: Path) -> None:
     async with attached(sockets_dir / "a.qmp") as (qemu, session):
         assert await query_run_state(session) == "running"

@@ -174,3 +174,15 @@ def test_a_key_that_is_not_known_is_told_and_ignored(
     path.write_text(json.dumps({"duration_s": 5, "host": {"budget": 600 * MIB}, "vms": [vm]}))
     assert main(["simulate", str(path), "--policy", "fixed", "--json"]) == 0
     assert "vms[0].flor: is not known and ignored; did you mean floor?" in capsys.readouterr().err
+
+
+def test_odd_names_are_drawn_and_make_no_paths(trace: str, tmp_path: Path) -> None:
+    document = json.loads(Path(trace).read_text()) | {"name": "../a\x00\ud800", "duration_s": 1}
+    document["vms"][0]["name"] = "<x>\x07/\ud800"
+    Path(trace).write_text(json.dumps(document))
+    drawn = str(tmp_path / "out.svg")
+    assert main(["simulate", trace, "--policy", "fixed", "--policy", "mom", "--plot", drawn]) == 0
+    paths = list(tmp_path.glob("*.svg"))
+    assert {path.name for path in paths} == {"out-.._a__-fixed.svg", "out-.._a__-mom.svg"}
+    texts = [element.text for element in ElementTree.fromstring(paths[0].read_text()).iter(f"{SVG}text")]
+    assert any(text is not None and text.startswith("<x>\ufffd/\ufffd: ") for text in texts)

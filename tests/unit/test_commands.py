@@ -14,7 +14,7 @@ from scripted_peer import session_with
 
 from qmpballoon import governor as governor_module
 from qmpballoon import store as store_module
-from qmpballoon.config import PolicySettings
+from qmpballoon.config import DiscoverySettings, PolicySettings, VmMatch
 from qmpballoon.errors import QmpBalloonError
 from qmpballoon.model import VmName
 from qmpballoon.sim.faults import Faults
@@ -22,7 +22,7 @@ from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.machine import MachineSpec
 from qmpballoon.sim.server import SimulatedQemu
 from qmpballoon.store import Kept
-from qmpballoon.units import MIB, is_reached
+from qmpballoon.units import MIB, is_reached, parse_amount
 
 A = VmName("a")
 
@@ -248,6 +248,42 @@ async def test_what_qemu_refuses_has_no_later_effect(stage: Stage, qemu: Simulat
     assert stage.record("a").mode == "manual"
 
 
+@pytest.mark.parametrize("mode", ["auto", "manual"])
+async def test_a_qemu_that_is_lost_while_it_is_told_a_target_leaves_the_mode_and_the_target_of_before(
+    mode: str, stage: Stage, qemu: SimulatedQemu
+) -> None:
+    await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+    await stage.ask("a", "set-mode", mode=mode)
+    before = stage.store.kept(A)
+    qemu.faults = Faults(half_reply_to=frozenset({"balloon"}))
+    assert await refusal(stage, "a", "set-target", target=128 * MIB) == "offline"
+    after = stage.store.kept(A)
+    assert (after.mode, after.target) == (before.mode, before.target)
+    assert after.sent is None  # it may have been taken
+
+
+async def test_a_vm_that_was_given_up_stays_away_when_its_last_request_ends(
+    stage: Stage, qemu: SimulatedQemu
+) -> None:
+    qemu.faults = Faults(silent_to=frozenset({"balloon"}))
+    asked = asyncio.create_task(refusal(stage, "a", "set-target", target=128 * MIB))
+    await stage.until(lambda: stage.store.kept(A).mode == "manual")
+    stage.fleet.reconfigure(replace(stage.configuration, discovery=DiscoverySettings(sockets=())))
+    assert stage.gone == ["a"]
+    stage.records.clear()
+    assert await asked == "offline"
+    assert stage.records == {}
+
+
+async def test_who_waits_for_a_vm_that_is_renamed_is_told_at_once(stage: Stage, qemu: SimulatedQemu) -> None:
+    qemu.set_behaviour(Behaviour.STUCK)
+    asked = asyncio.create_task(refusal(stage, "a", "set-target", target=128 * MIB, wait_s=600))
+    await stage.until(lambda: stage.record("a").target == 128 * MIB)
+    renamed = (VmMatch(name="a", rename="b"),)
+    stage.fleet.reconfigure(replace(stage.configuration, matches=renamed))
+    assert await asked == "offline"
+
+
 async def test_an_expired_target_is_not_sent(stage: Stage, qemu: SimulatedQemu) -> None:
     word = await refusal(stage, "a", "set-target", target=128 * MIB, expires_at_s=time.monotonic() - 1)
     assert word == "expired"
@@ -362,6 +398,15 @@ async def test_limits_narrow_and_null_takes_them_back(stage: Stage) -> None:
     assert stage.record("a").limits.overridden == ("ceiling",)
     await stage.ask("a", "set-limits", ceiling=None)
     assert stage.store.kept(A) == Kept(life=str(stage.record("a").life))
+
+
+async def test_limits_stay_within_a_file_that_was_changed_later(stage: Stage) -> None:
+    await stage.ask("a", "set-limits", floor=80 * MIB, ceiling=100 * MIB)
+    vm = stage.vm("a")
+    vm.settings = replace(vm.settings, floor=parse_amount("128MiB"))
+    assert (vm.limits.floor, vm.limits.ceiling) == (128 * MIB, 128 * MIB)
+    vm.settings = replace(vm.settings, floor=parse_amount("64MiB"), ceiling=parse_amount("72MiB"))
+    assert (vm.limits.floor, vm.limits.ceiling) == (72 * MIB, 72 * MIB)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,20 @@ async def test_a_manual_target_that_its_limits_no_longer_allow_is_not_sent(
         assert stage.store.kept(VmName("a")).target == 200 * MIB
 
 
+@pytest.mark.parametrize(("mode", "released"), [("auto", ["a"]), ("manual", []), ("observe", [])])
+async def test_only_automatic_vms_are_released_and_none_of_a_host_that_observes(
+    mode: str, released: list[str], qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    qemu.execute("balloon", {"value": 128 * MIB})
+    host = HostSettings(reserve=parse_amount("1MiB"))
+    policy = PolicySettings(mode=mode)
+    async with staged(sockets_dir, monkeypatch, policy=policy, host=host) as stage:
+        await stage.until_health("a", "ok")
+        await stage.until(lambda: stage.record("a").actual == 128 * MIB)
+        assert [vm.vm for vm in stage.governor.release_all()] == released
+
+
 async def test_the_host_is_told_with_every_tick(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,3 +249,16 @@ def test_a_life_that_ended_takes_its_strikes_with_it() -> None:
     assert decisions[1] == SetTarget(1024 * MIB, "stuck")
     assert isinstance(decisions[2], SetTarget)
     assert decisions[2].why == "wish"
+
+
+def test_a_contradicted_guest_that_is_on_its_way_up_is_not_set_back_again() -> None:
+    guest = at(a_guest("a", size=2048, actual=1024, available=600, target=500), 0.0, fresh_since_s=-10.0)
+    growing = at(replace(guest, target=2048 * MIB), 7.0)
+    decisions = followed(
+        [guest, at(guest, 6.0), growing, at(growing, 7.5)], [0.0, 6.0, 7.0, 7.5], Wishes({"a": 500})
+    )
+    assert decisions[1:] == [
+        SetTarget(2048 * MIB, "contradicted"),
+        Hold("contradicted"),
+        Hold("contradicted"),
+    ]

@@ -14,8 +14,10 @@ from qmpballoon import host
 from qmpballoon.host import (
     age_of,
     cgroup_limit,
+    hidden_of,
     is_stopped,
     life_of,
+    parse_hidden,
     parse_meminfo,
     parse_pressure,
     parse_process_stat,
@@ -134,3 +136,10 @@ def test_resident_memory_is_bytes() -> None:
     after = rss_of(os.getpid())
     assert after is not None
     assert after - before > len(taken) // 2
+
+
+def test_memory_in_huge_pages_or_swapped_out_is_not_resident_and_is_told() -> None:
+    status = "Name:\tqemu\nVmRSS:\t  90000 kB\nVmSwap:\t     12 kB\nHugetlbPages:\t    4096 kB\nVmSwap:\n"
+    assert parse_hidden(status) == 4108 * 1024
+    assert parse_hidden("") == 0
+    assert hidden_of(os.getpid()) >= 0

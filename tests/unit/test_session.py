@@ -252,6 +252,24 @@ async def test_waiting_for_something_else_ends_with_the_session(sockets_dir: Pat
         assert left.is_set()
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", "18446744073709551616", '[{"a": NaN}]'])
+async def test_an_event_that_could_not_be_published_ends_the_session(value: str, sockets_dir: Path) -> None:
+    """Neither JSON nor msgpack can say it, and whoever tries would fail for one QEMU's fault."""
+    events: list[object] = []
+
+    async def talk(line: Line) -> None:
+        await line.negotiate()
+        await line.send(f'{{"event": "STOP", "data": {{"x": {value}}}}}\r\n'.encode())
+        await line.until_the_client_leaves()
+
+    async with (
+        peer(sockets_dir / "a.qmp", talk),
+        session_with(sockets_dir / "a.qmp", lambda *event: events.append(event)) as session,
+    ):
+        assert "this is no event" in str(await session.ended())
+    assert events == []
+
+
 async def test_a_bug_in_what_takes_the_events_is_not_hidden(sockets_dir: Path) -> None:
     def on_event(_name: str, _details: object) -> None:
         raise LookupError("a bug")

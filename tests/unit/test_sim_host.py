@@ -245,3 +245,9 @@ def test_a_static_split_is_never_over_budget_without_deflate_on_oom_and_boots() 
     assert figures.over_budget_mib_s == 0
     assert figures.oom_kills > 0
     assert figures.moves_per_vm_h == 0
+
+
+def test_a_demand_larger_than_the_guest_kills_in_the_trace_and_not_before_it() -> None:
+    run = play(a_trace(a_vm((0, 600, 0)), duration_s=5.0), Scripted())
+    assert run.kills[A] == [0.0]
+    assert run.figures.oom_kills == 1

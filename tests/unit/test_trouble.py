@@ -157,3 +157,11 @@ def test_a_new_life_starts_without_a_record() -> None:
     watched.after(1)
     watched.after(6, target=400 * MIB)
     assert watched.after(1, life="2-2", target=None).why is None
+
+
+def test_a_guest_that_gives_again_and_again_is_checked_by_rss_all_the_same() -> None:
+    watched = Watched(a_guest(size=4096, actual=4000, available=3000, rss=4300 * MIB))
+    for actual in range(4000, 3500, -50):
+        watched.after(1, target=(actual - 50) * MIB)
+        judgement = watched.after(3, actual=(actual - 50) * MIB)
+    assert judgement.health == "untrusted"

@@ -1,0 +1,28 @@
+"""Memory held back: for whom, how much, how long."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmpballoon.errors import OutOfRange
+from qmpballoon.holds import Holds
+
+
+def test_a_hold_ends_when_it_was_last_told_to() -> None:
+    holds = Holds()
+    name = holds.take(100, 10.0, budget=1000)
+    holds.keep_until(name, 20.0)
+    holds.expire(15.0)
+    assert holds.total == 100
+    holds.expire(20.0)
+    assert holds.total == 0
+
+
+def test_a_hold_that_was_released_does_not_come_back() -> None:
+    holds = Holds()
+    name = holds.take(100, 10.0, budget=1000)
+    assert holds.release(name) == 100
+    holds.keep_until(name, 20.0)
+    assert holds.total == 0
+    with pytest.raises(OutOfRange):
+        holds.release(name)

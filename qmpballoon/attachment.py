@@ -59,22 +59,24 @@ class Attachment:
         """Tell whether the driver, if it is up, took the statistics queue."""
         return self.driver is None or not self.driver.up or self.driver.has_statistics
 
-    async def attach(self) -> None:
-        """Look at everything for the first time and arm the statistics."""
-        with suppress(NoBalloon):
+    async def _find_device(self) -> None:
+        """Look for the balloon, which may also be plugged later, and arm its statistics."""
+        try:
             self.device = await balloon.find_balloon(self.session)
-        await self.look()
-        if self.device is not None:
-            sampler = balloon.Sampler(self.session, self.device, clock=self._clock)
-            with suppress(QmpError):  # a device without statistics
-                await sampler.start(self.stats_interval_s)
-                self.sampler = sampler
+        except NoBalloon:
+            return
+        sampler = balloon.Sampler(self.session, self.device, clock=self._clock)
+        with suppress(QmpError):  # a device without statistics
+            await sampler.start(self.stats_interval_s)
+            self.sampler = sampler
 
     async def look(self) -> None:
         """Ask for everything that an event may have altered, or that no event tells."""
         self.run_state = await balloon.query_run_state(self.session)
         self.size = await balloon.memory_size(self.session)
         self.migrating = await balloon.is_migrating(self.session)
+        if self.device is None:
+            await self._find_device()
         if self.device is not None:
             try:
                 await self.look_at_actual()

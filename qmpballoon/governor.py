@@ -65,6 +65,7 @@ class Governor:
         self._asleep_s = _asleep_s()
         self._nudged = asyncio.Event()
         self._sending: dict[VmName, asyncio.Task[None]] = {}
+        self._troubled: set[VmName] = set()  # whose ``why`` is a word of trouble
         self._observed: dict[VmName, int] = {}  # the last target that observe would have sent
         self._guard: Guard[Any] = guarded(self.policy_name)
         self._state: GuardState[Any] = self._guard.start()
@@ -162,7 +163,7 @@ class Governor:
             self.holds.expire(now_s)
             self._fleet.forget_the_gone()
             self._watch.judge(snapshot, lent=self._state.lent)
-            self._on_host(self.host())
+            self._on_host(self.host(snapshot))
             self._on_tick()
 
     def snapshot(self, now_s: float, elapsed_s: float = TICK_S) -> Snapshot:
@@ -183,11 +184,11 @@ class Governor:
             elapsed_s=elapsed_s,
         )
 
-    def host(self) -> HostRecord:
-        """Return the host's figures."""
+    def host(self, snapshot: Snapshot | None = None) -> HostRecord:
+        """Return the host's figures, by a snapshot of now if there is one already."""
         now_s = time.monotonic()
         return self._watch.record(
-            self.snapshot(now_s),
+            snapshot or self.snapshot(now_s),
             [vm.record() for vm in self._fleet.vms.values()],
             policy=self.policy_name,
             mode=self.mode,
@@ -199,7 +200,11 @@ class Governor:
         if isinstance(decision, Hold):
             judgement = self._state.judgements.get(vm.vm)
             if judgement is not None and judgement.why is not None and vm.mode == "auto":
+                self._troubled.add(vm.vm)
                 self._explain(vm, judgement.why)
+            elif vm.vm in self._troubled:  # it is over: the word for it must not stand
+                self._troubled.discard(vm.vm)
+                self._explain(vm, decision.why)
             return
         target = round_up_to_page(decision.target)
         record = vm.record()
@@ -274,7 +279,15 @@ class Governor:
         snapshot = self.snapshot(time.monotonic())
         if snapshot.mem_available is None or self.mode == "observe":  # then all VMs look automatic
             return {}
-        guests = {guest.vm: guest for guest in snapshot.guests if guest.mode == "auto" and guest.driver_up}
+        guests = {
+            guest.vm: guest
+            for guest in snapshot.guests
+            if guest.mode == "auto"
+            and guest.driver_up
+            and guest.answers
+            and guest.run_state == "running"
+            and not guest.migrating
+        }
         wishes = {vm: guest.ceiling - guest.charge for vm, guest in guests.items()}
         shares = {vm: guest.shares for vm, guest in guests.items()}
         gets = water_fill(wishes, shares, snapshot.mem_available - snapshot.reserve)

@@ -348,7 +348,7 @@ class SupervisedVm:
 
     async def _turns(self, seen: Attachment) -> None:
         self._look_at_s = self._clock() + LOOK_EVERY_S
-        await seen.attach()
+        await seen.look()
         self._size = seen.size
         self._connection = "up"
         while True:

@@ -181,7 +181,7 @@ def _as_judged(
         asked_at_s=asked_at_s,
         estimate=estimate(past, guest, now_s, rules) if past is not None and guest.driver_up else None,
         gives_at_most=PROBE if judgement.probe else None if judgement.may_shrink else 0,
-        charge_at_least=judgement.charge or 0,
+        charge_at_least=max(guest.charge_at_least, judgement.charge or 0),
     )
 
 

@@ -104,9 +104,9 @@ def judge(
         return trouble, Judgement("untrusted", may_shrink=False, charge=charge, health="untrusted")
     if trouble.contradicted_until_s > now_s:
         return trouble, _CONTRADICTED
-    if trouble.backs_off_until_s > now_s or trouble.strikes:
-        return trouble, _backing_off(trouble, now_s)
-    return trouble, _by_figures(guest, now_s, stale_before_s, safeties)
+    by_figures = _by_figures(guest, now_s, stale_before_s, safeties)
+    backs_off = trouble.backs_off_until_s > now_s or trouble.strikes > 0
+    return trouble, _backing_off(trouble, now_s) if backs_off and by_figures.may_shrink else by_figures
 
 
 def _hands_off(guest: GuestSnapshot, safeties: Safeties) -> Judgement | None:

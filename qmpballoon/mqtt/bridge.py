@@ -239,13 +239,15 @@ class Bridge:
         except* aiomqtt.MqttError as errors:
             lost = _first(errors)
         finally:
-            if self._connection is not None:
-                if lost is None:
+            try:
+                if self._connection is not None and lost is None:
                     await self._say_farewell(connection)
-                self._online.clear()
-                self._outbox.disconnected(connection.unconfirmed)
-                self._connection = None
-            await connection.close()
+            finally:
+                if self._connection is not None:
+                    self._online.clear()
+                    self._outbox.disconnected(connection.unconfirmed)
+                    self._connection = None
+                await connection.close()
         return lost or aiomqtt.MqttError("closed")
 
     def _filters(self) -> tuple[str, ...]:

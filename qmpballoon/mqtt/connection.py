@@ -254,8 +254,8 @@ class Connection(aiomqtt.Client):
                 self._client._sock_close()
 
     async def _moved(self, timeout_s: float) -> bool:
-        # Not asyncio.timeout: with Python 3.11.2, Debian 12's, it does not end as a time-out in a task that is
-        # being cancelled, and the farewell runs in one. With 3.11.7 it does.
+        # Not asyncio.timeout: with Python 3.11.2, Debian 12's, it does not end as a time-out in a task that
+        # is being cancelled, and the farewell runs in one. With 3.11.7 it does.
         self._window_moved.clear()
         moved = asyncio.create_task(self._window_moved.wait(), name="mqtt window")
         try:

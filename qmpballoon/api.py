@@ -48,7 +48,7 @@ async def connect(socket: str | os.PathLike[str], *, timeout_s: float = 5.0) -> 
     events = _EventLog()
     session = await _greeted(os.fspath(socket), events, timeout_s)
     try:
-        vm = Vm(session, events, await _name(session))
+        vm = Vm(session, events, await session.vm_name() or Path(session.path).stem)
         try:
             yield vm
         finally:
@@ -265,9 +265,3 @@ async def _greeted(path: str, events: _EventLog, timeout_s: float) -> Session:
         if table.listening and not table.accepted:
             raise Unreachable(f"{path}: connected, but QEMU did not greet within {timeout_s:g} s") from None
         raise
-
-
-async def _name(session: Session) -> str:
-    answer = await session.request("query-name")
-    name = answer.get("name") if isinstance(answer, dict) else None
-    return name if isinstance(name, str) and name else Path(session.path).stem

@@ -45,7 +45,6 @@ class Endpoint:
         self.is_over = False
         self._mark: SocketMark | None = mark
         self._fleet = fleet
-        self._answered = False
         self._stirred = asyncio.Event()
         self._connection: asyncio.Task[None] | None = None
         self._listening: frozenset[bytes] = frozenset()
@@ -141,7 +140,6 @@ class Endpoint:
             self.identity = await _identify(session, stem=self._fleet.stem_of(self.path, life))
             vm = self._fleet.vm_of(self.path, self.identity)
             session.request_timeout_s = vm.settings.qmp_timeout_s
-            self._answered = True
             say("vm-online", vm=vm.vm, life=life, qemu=session.version, socket=self.path)
             reason = await vm.serve(session, life, self.identity)
             if time.monotonic() - began_s > HELD_FOR_S:
@@ -213,10 +211,9 @@ class Endpoint:
 
 
 async def _identify(session: Session, *, stem: str) -> Identity:
-    name, uuid = await session.request("query-name"), await session.request("query-uuid")
-    said = name.get("name") if isinstance(name, dict) else None
+    name, uuid = await session.vm_name() or stem, await session.request("query-uuid")
     number = uuid.get("UUID") if isinstance(uuid, dict) else None
     return Identity(
-        name=said[:_LONGEST_NAME] if isinstance(said, str) and said else stem,
+        name=name[:_LONGEST_NAME],
         uuid=number[:64] if isinstance(number, str) and number != _NO_UUID else None,
     )

@@ -11,8 +11,6 @@ from qmpballoon.config.outside import Surroundings, read_password, surroundings_
 from qmpballoon.config.printed import default_text
 from qmpballoon.config.reader import defaults, load, override, parse
 from qmpballoon.config.tree import (
-    MODES,
-    POLICIES,
     AgentSettings,
     Budget,
     Configuration,
@@ -24,6 +22,7 @@ from qmpballoon.config.tree import (
     VmSettings,
 )
 from qmpballoon.config.values import BrokerUrl, CgroupBudget
+from qmpballoon.model import MODES, POLICIES
 
 __all__ = [
     "MODES",

@@ -10,10 +10,8 @@ from typing import Any, Final, TypeAlias
 
 from qmpballoon.config import values
 from qmpballoon.config.values import BrokerUrl, CgroupBudget
+from qmpballoon.model import MODES, POLICIES
 from qmpballoon.units import Amount, parse_amount
-
-POLICIES: Final = ("fairshare", "proportional", "proxmox", "mom", "fixed")
-MODES: Final = ("auto", "manual", "observe")
 
 Budget: TypeAlias = Amount | CgroupBudget
 

@@ -156,6 +156,12 @@ class Session(QMPClient):
             raise self.reason
         raise QmpError(command, str(error.get("class"))[:64], str(error.get("desc"))[:500])
 
+    async def vm_name(self) -> str | None:
+        """Return QEMU's ``-name``; None if it was given none."""
+        answer = await self.request("query-name")
+        name = answer.get("name") if isinstance(answer, dict) else None
+        return name if isinstance(name, str) and name else None
+
     @property
     def reason(self) -> ConnectionLost:
         """Why the session is over; a fresh error each time, as errors collect tracebacks."""

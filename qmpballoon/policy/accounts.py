@@ -46,7 +46,9 @@ def _granted(guest: GuestSnapshot, wish: SetTarget, size: int) -> Decision:
     """Return as much of a grow as is paid for; crumbs are not worth a command."""
     asked = wish.target - guest.charge
     patient = not wish.urgent and guest.estimate is not None and not guest.estimate.thin
-    least = MARGIN // 2 if wish.urgent else max(MARGIN // 2, guest.actual // 50, asked // 2 if patient else 0)
+    least = max(MARGIN // 2, guest.actual // 50, asked // 2 if patient else 0)
+    if wish.urgent:
+        least = guest.least_relief
     if size == asked or size >= least:
         return replace(wish, target=guest.charge + size // PAGE * PAGE)
     if wish.urgent and guest.target is not None and guest.target < guest.actual:

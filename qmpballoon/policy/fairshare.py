@@ -91,7 +91,9 @@ class _Known:
     @property
     def dead_band(self) -> int:
         """A smaller grow is not worth a command; half of it is to a guest that is thin."""
-        return self.least_gift // 2 if self.estimate.thin or self.estimate.emergency else self.least_gift
+        if self.estimate.emergency:
+            return self.guest.least_relief
+        return self.least_gift // 2 if self.estimate.thin else self.least_gift
 
     @property
     def over_ceiling(self) -> int:
@@ -231,6 +233,7 @@ def gifts(
     given: dict[VmName, Decision] = {}
     for vm in sorted(surplus, key=lambda name: (-surplus[name], name)):
         part = min(surplus[vm], max(SOON, -(-surplus[vm] * wanted // there), known[vm].over_ceiling))
+        part = max(part, min(known[vm].least_gift, known[vm].may_give(over=over)))
         given[vm] = SetTarget(known[vm].lowest - part, "give")
         left -= part
         if left <= 0:

@@ -147,7 +147,7 @@ class Guard(Generic[S]):
         if not self.safeties.emergencies or known is None or not known.emergency or guest.mode == "observe":
             return None
         target = min(guest.ceiling, max(known.held * 3 // 2, known.held + 2 * guest.critical))
-        if target <= max(guest.actual, guest.target or 0):
+        if target - max(guest.actual, guest.target or 0) < guest.least_relief:
             return None
         return SetTarget(target, "emergency", urgent=True)
 

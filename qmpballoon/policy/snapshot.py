@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from qmpballoon.model import Figures, VmName
 from qmpballoon.units import MIB
 
 S = TypeVar("S")
+
+LEAST_RELIEF: Final = 4 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,18 @@ class GuestSnapshot:
     def critical(self) -> int:
         """Available memory below which a guest of this actual is in an emergency."""
         return critical(self.actual)
+
+    @property
+    def least_relief(self) -> int:
+        """What a grow must bring in an emergency to be worth a command, in bytes.
+
+        Half of what stands between the guest and its mark, or it would be sent a crumb at each tick of a
+        long growth; the nearer it is, the less.
+        """
+        if self.estimate is None:
+            return LEAST_RELIEF
+        headroom = max(self.actual, self.target or 0) - self.estimate.held
+        return max(LEAST_RELIEF, min((headroom - self.critical) // 2, int(self.estimate.trend)))
 
     def clamp(self, target: int) -> int:
         """Return the target within floor and ceiling."""

@@ -125,14 +125,14 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
     """Return what the guest has and needs now."""
     held, age_s = past.held, max(0.0, now_s - past.seen_at_s)
     trend = past.trend * TREND_KEEPS**age_s
-    need = max(float(held), past.average)
+    uses = 1.2 * held + 16 * MIB + min(TREND_LOOKS_AHEAD_S * trend, held)
+    if now_s - guest.booted_at_s < YOUNG_FOR_S:
+        uses = max(uses, YOUNG_NEEDS * held)
+    want = max(uses, 1.2 * past.average + 16 * MIB)
     if now_s - past.collapsed_at_s < COLLAPSE_KEPT_S:
-        need = max(need, float(past.before_collapse))
-    want = 1.2 * need + 16 * MIB + min(TREND_LOOKS_AHEAD_S * trend, held)
+        want = max(want, 1.2 * past.before_collapse + 16 * MIB)
     if rules.remember_peaks:
         want = max(want, 1.1 * past.peak * (1 - PEAK_FADES * min(1.0, age_s / 60)))
-    if now_s - guest.booted_at_s < YOUNG_FOR_S:
-        want = max(want, YOUNG_NEEDS * need)
     available = max(0, guest.actual - held)
     mark = critical(guest.actual)
     figures = guest.reading.figures if guest.reading else None
@@ -142,6 +142,7 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
         held=held,
         available=available,
         trend=trend,
+        uses=guest.clamp(int(uses)),
         want=guest.clamp(int(want)),
         emergency=past.emergency,
         thin=available < 2 * mark and not (rules.corroborate and is_refuted(guest)),

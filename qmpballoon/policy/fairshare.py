@@ -128,7 +128,7 @@ def entitlements(known: Mapping[VmName, _Known], snapshot: Snapshot, pool: int) 
     if not known:
         return {}
     shares = {vm: entry.guest.shares for vm, entry in known.items()}
-    return filled_in_tiers(tuple(tier(level) for level in "abcdefgh"), shares, total)
+    return filled_in_tiers(tuple(tier(level) for level in "abcdefghi"), shares, total)
 
 
 def _counts(guest: GuestSnapshot, now_s: float) -> int:
@@ -157,7 +157,9 @@ def _level(level: str, entry: _Known) -> int:
         case "f":
             return entry.guest.floor
         case "g":
-            return entry.estimate.want
+            return entry.estimate.uses
+        case "h":
+            return entry.estimate.uses + entry.estimate.caches
         case _:
             return entry.estimate.want + entry.estimate.caches
 

@@ -46,7 +46,8 @@ class Estimate:
     held: int
     available: int  # with the actual of now
     trend: float  # bytes per second
-    want: int  # held with the headroom that it should have, within floor and ceiling
+    uses: int  # held with the headroom that it should have now, within floor and ceiling
+    want: int  # the same with what it may need again: of the last minute, before a collapse, at a peak
     emergency: bool
     thin: bool  # less than twice the critical available memory
     caches: int  # page cache, as far as it is really used

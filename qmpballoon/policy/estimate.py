@@ -146,7 +146,8 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
         want=guest.clamp(int(want)),
         emergency=past.emergency,
         thin=available < 2 * mark and not (rules.corroborate and is_refuted(guest)),
-        caches=caches if free < guest.actual // 10 else 0,
+        caches=min(caches, available),
+        caching=free < guest.actual // 10,
     )
 
 

@@ -2,10 +2,14 @@
 
 Each tick every guest is entitled to a size, in tiers, each filled by shares until the budget is spent:
 
-    a  the floor as far as it is held      e  what will be held in a second
-    b  what is held                        f  floors
-    c  and half a second of a burst        g  wants: held with headroom, peaks, growth
-    d  emergencies: half as much again     h  page cache that is really used
+    a  the floor as far as it is held      f  floors
+    b  what is held                        g  uses: held with headroom and growth
+    c  and half a second of a burst        h  page cache, a quarter more where it is short
+    d  emergencies: half as much again     i  wants: of the last minute, before a collapse, at a peak
+    e  what will be held in a second
+
+What a guest held some time ago comes after the page cache that others have now: it is seen at once when
+it is needed again, and page cache is given back at once.
 
 Nothing moves because of that alone: a guest grows when its headroom is below half of what it is
 entitled to; others shrink when somebody lacks, or the pool of free budget is low. In a hurry donors
@@ -84,6 +88,11 @@ class _Known:
         return min(self.guest.actual, self.guest.target or self.guest.actual)
 
     @property
+    def cache(self) -> int:
+        """What it would fill with page cache."""
+        return self.estimate.caches * 5 // 4 if self.estimate.caching else self.estimate.caches
+
+    @property
     def least_gift(self) -> int:
         """A smaller shrink is not worth a command."""
         return max(8 * MIB, self.guest.actual // 25)
@@ -159,9 +168,9 @@ def _level(level: str, entry: _Known) -> int:
         case "g":
             return entry.estimate.uses
         case "h":
-            return entry.estimate.uses + entry.estimate.caches
+            return entry.estimate.uses + entry.cache
         case _:
-            return entry.estimate.want + entry.estimate.caches
+            return max(entry.estimate.want, entry.estimate.uses + entry.cache)
 
 
 def moves(
@@ -177,7 +186,7 @@ def moves(
         headroom, intended = entry.highest - entry.estimate.held, target - entry.estimate.held
         below_floor = entry.highest < entry.guest.floor
         pressed = entry.estimate.emergency or below_floor or 2 * headroom < intended
-        caching = entry.estimate.caches > 0 and more > 2 * entry.dead_band
+        caching = entry.estimate.caching and more > 2 * entry.dead_band
         if more <= entry.dead_band or not (pressed or caching):
             continue
         lacking += more

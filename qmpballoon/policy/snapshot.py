@@ -50,7 +50,8 @@ class Estimate:
     want: int  # the same with what it may need again: of the last minute, before a collapse, at a peak
     emergency: bool
     thin: bool  # less than twice the critical available memory
-    caches: int  # page cache, as far as it is really used
+    caches: int  # page cache
+    caching: bool  # and could use more: hardly anything is free
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from qmpballoon.policy.estimate import EMERGENCY_EASES_AT, TREND_LOOKS_AHEAD_S
 from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
 from qmpballoon.policy.water_fill import water_fill
 from qmpballoon.units import MIB, PAGE
@@ -34,12 +35,31 @@ def paid_for(wishes: Decisions, snapshot: Snapshot, *, accounts: bool = True) ->
     coming = sum(_to_come(guests[vm], wish) for vm, wish in wishes.items() if vm not in urgent)
     free, caution = snapshot.free, sum(_caution(guest) for guest in snapshot.guests)
     shares = {vm: guest.shares for vm, guest in guests.items()}
-    paid = water_fill(urgent, shares, _for_emergencies(snapshot, free + coming + caution, coming))
-    lent = max(0, sum(paid.values()) - max(0, free + coming + caution))
+    within = free + coming + caution
+    most = _for_emergencies(snapshot, within, coming)
+    paid = water_fill(urgent, shares, min(within, most))
+    short = {vm: _saves(guests[vm], size) - paid[vm] for vm, size in urgent.items()}
+    loans = water_fill(short, shares, most - sum(paid.values()))
+    paid = {vm: size + loans[vm] for vm, size in paid.items()}
+    lent = sum(loans.values())
     paid |= water_fill(ordinary, shares, free - sum(paid.values()))
     if not accounts:
         paid = urgent | ordinary
     return {**wishes, **{vm: _granted(guests[vm], wish, paid[vm]) for vm, wish in grows.items()}}, lent
+
+
+def with_margin(held: int) -> int:
+    """Return what a guest must have beside what it holds, in bytes: less would hurt it at its next breath."""
+    return held * 105 // 100 + MARGIN
+
+
+def _saves(guest: GuestSnapshot, asked: int) -> int:
+    """Return how much of a grow brings the guest out of its emergency for some seconds: no more is lent."""
+    known = guest.estimate
+    if known is None:
+        return asked
+    safe = int(EMERGENCY_EASES_AT * guest.critical + TREND_LOOKS_AHEAD_S * known.trend)
+    return max(0, min(asked, known.held + safe - guest.charge))
 
 
 def _granted(guest: GuestSnapshot, wish: SetTarget, size: int) -> Decision:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from qmpballoon.model import VmName
-from qmpballoon.policy.accounts import MARGIN
-from qmpballoon.policy.estimate import EMERGENCY_EASES_AT, EMERGENCY_WITHIN_S
+from qmpballoon.policy.accounts import MARGIN, with_margin
+from qmpballoon.policy.estimate import EMERGENCY_EASES_AT, TREND_LOOKS_AHEAD_S
 from qmpballoon.policy.snapshot import (
     Decision,
     Decisions,
@@ -120,7 +120,7 @@ class _Known:
         """
         clear_of_it = 1.1 if over else EMERGENCY_EASES_AT
         keeps = max(MARGIN, int(clear_of_it * critical(self.guest.actual)))
-        keeps = max(keeps, int(EMERGENCY_EASES_AT * EMERGENCY_WITHIN_S * self.estimate.trend))
+        keeps += int(TREND_LOOKS_AHEAD_S * self.estimate.trend)
         gives = max(0, int(0.9 * (self.lowest - self.estimate.held - keeps)))
         limit = self.guest.gives_at_most
         return gives if limit is None else min(gives, limit)
@@ -151,14 +151,13 @@ def _counts(guest: GuestSnapshot, now_s: float) -> int:
 
 def _level(level: str, entry: _Known) -> int:
     held = entry.estimate.held
-    with_margin = held * 105 // 100 + MARGIN
     match level:
         case "a":
-            return min(entry.guest.floor, with_margin)
+            return min(entry.guest.floor, with_margin(held))
         case "b":
-            return with_margin
+            return with_margin(held)
         case "c":
-            return with_margin + BURST_MARGIN
+            return with_margin(held) + BURST_MARGIN
         case "d":
             return held * 3 // 2 if entry.estimate.emergency else 0
         case "e":

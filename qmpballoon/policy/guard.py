@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Generic
 
 from qmpballoon.model import VmName
-from qmpballoon.policy.accounts import MARGIN, paid_for
+from qmpballoon.policy.accounts import MARGIN, paid_for, with_margin
 from qmpballoon.policy.estimate import EstimateRules, Past, estimate, observe
 from qmpballoon.policy.snapshot import (
     Decision,
@@ -25,10 +25,12 @@ from qmpballoon.policy.snapshot import (
     SetTarget,
     Snapshot,
 )
+from qmpballoon.policy.split import Claim, split
 from qmpballoon.policy.trouble import LATE_TICK_S, PROBE, Judgement, Safeties, Trouble, judge
-from qmpballoon.units import MIB
+from qmpballoon.units import MIB, PAGE
 
 BOOT_BALLOON: Final = MIB  # left in a booting guest's balloon
+FLOOR_STEPS: Final = 32  # of the size, in which floors are lowered, or donors would give crumb by crumb
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Guard(Generic[S]):
             past = observe(state.pasts.get(guest.vm), guest, now_s, self.rules)
             if past is not None:
                 pasts[guest.vm] = past
+        snapshot = _with_floors_that_fit(snapshot, pasts)
         seen = replace(
             snapshot,
             guests=tuple(
@@ -163,6 +166,32 @@ class Guard(Generic[S]):
         if target >= min(guest.actual, guest.target or guest.actual):
             return Hold(judgement.why or "nothing-left")
         return replace(wish, target=target, why="probe" if judgement.probe else wish.why)
+
+
+def _with_floors_that_fit(snapshot: Snapshot, pasts: Mapping[VmName, Past]) -> Snapshot:
+    """Return the host with floors that its budget can keep, lowered by the same part where it cannot.
+
+    They are lowered as far as they fit beside what guests hold: otherwise memory that lies idle below one
+    guest's floor would cost another its life.
+    """
+    if sum(guest.floor for guest in snapshot.guests) <= snapshot.budget:
+        return snapshot
+    held = [_held(guest, pasts.get(guest.vm)) for guest in snapshot.guests]
+    above = sum(max(0, size - guest.floor) for guest, size in zip(snapshot.guests, held, strict=True))
+    claims = [
+        Claim(least=min(guest.floor, size), most=guest.floor, shares=guest.floor)
+        for guest, size in zip(snapshot.guests, held, strict=True)
+    ]
+    floors = split(snapshot.budget - above, claims)
+    lowered = (
+        replace(guest, floor=max(PAGE, floor - floor % max(PAGE, guest.size // FLOOR_STEPS)))
+        for guest, floor in zip(snapshot.guests, floors, strict=True)
+    )
+    return replace(snapshot, guests=tuple(lowered))
+
+
+def _held(guest: GuestSnapshot, past: Past | None) -> int:
+    return guest.floor if past is None else with_margin(past.held)
 
 
 def _as_judged(

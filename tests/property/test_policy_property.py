@@ -89,7 +89,8 @@ def test_every_guest_gets_a_decision_and_every_target_is_a_size_it_can_have(host
     assert decisions.keys() == {guest.vm for guest in host.guests}
     for guest, decision in moved(host).values():
         assert 0 < decision.target <= guest.size
-        assert decision.target >= guest.floor or decision.target >= guest.actual
+        floors_fit = sum(one.floor for one in host.guests) <= host.budget
+        assert decision.target >= guest.floor or decision.target >= guest.actual or not floors_fit
 
 
 @settings(max_examples=80, deadline=None)

@@ -9,7 +9,7 @@ import pytest
 from stage import Between, a_trace, a_vm, moves, of_guests, ours, played, swapped, words
 
 from qmpballoon.model import VmName
-from qmpballoon.policy import estimate, fairshare, trouble
+from qmpballoon.policy import estimate, fairshare, guard, trouble
 from qmpballoon.policy.estimate import Past
 from qmpballoon.policy.fairshare import FairShare
 from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
@@ -17,7 +17,7 @@ from qmpballoon.policy.trouble import Judgement, Trouble
 from qmpballoon.policy.water_fill import water_fill
 from qmpballoon.sim.guest import Behaviour
 from qmpballoon.sim.host import Host
-from qmpballoon.sim.trace import Trace
+from qmpballoon.sim.trace import Demand, Trace, TraceVm
 from qmpballoon.units import MIB
 
 STRICT = Host(overload="host")
@@ -257,6 +257,45 @@ def test_dead_bands_of_many_donors_do_not_add_up(patch: pytest.MonkeyPatch) -> N
     patch.setattr(fairshare._Known, "least_gift", property(lambda known: 24 * MIB))
     wrong = played(trace, host=STRICT)
     assert right.figures.starved_vm_s < wrong.figures.starved_vm_s
+
+
+def test_a_crumb_at_each_tick_of_a_long_growth_costs_commands(patch: pytest.MonkeyPatch) -> None:
+    trace = in_turn(20, inflate=256)
+    right = played(trace)
+    patch.setattr(GuestSnapshot, "least_relief", property(lambda guest: 4 * MIB))
+    wrong = played(trace)
+    assert right.figures.oom_kills == wrong.figures.oom_kills == 0
+    assert moves(wrong) > 1.3 * moves(right)
+
+
+def test_a_peak_that_is_remembered_before_page_cache_that_is_used_is_hoarded(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    def cached(name: str, cache: int) -> TraceVm:
+        return replace(
+            a_vm(name, (0, 100)), demand=(Demand(0, 100 * MIB, 0), Demand(30, 100 * MIB, cache * MIB))
+        )
+
+    apps = [a_vm(f"app{n}", (0, 150), (5, 150), (15, 600), (16, 600), (20, 150)) for n in range(2)]
+    trace = a_trace(*apps, cached("files", 700), budget=1700, seconds=120)
+    right = played(trace)
+    true = fairshare._level
+    together = {"g": "i", "h": "i"}
+    patch.setattr(fairshare, "_level", lambda level, entry: true(together.get(level) or level, entry))
+    wrong = played(trace)
+    assert right.figures.oom_kills == 0
+    assert right.figures.regret_mib < 0.7 * wrong.figures.regret_mib
+
+
+def test_floors_that_the_budget_cannot_keep_cost_a_life_for_idle_memory(patch: pytest.MonkeyPatch) -> None:
+    idle = [a_vm(f"idle{number}", (0, 150), floor=700) for number in range(3)]
+    hungry = a_vm("hungry", (0, 150), (10, 150), (40, 650), floor=700)
+    trace = a_trace(*idle, hungry, budget=4 * 600, seconds=60)
+    right = played(trace, host=STRICT)
+    patch.setattr(guard, "_with_floors_that_fit", lambda snapshot, pasts: snapshot)
+    wrong = played(trace, host=STRICT)
+    assert right.figures.oom_kills == 0
+    assert wrong.figures.oom_kills > 0
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from policy_makers import a_guest, a_host
 
 from qmpballoon.model import VmName
 from qmpballoon.policy.accounts import LOAN, paid_for
-from qmpballoon.policy.snapshot import Decision, Hold, SetTarget, Snapshot
+from qmpballoon.policy.snapshot import Decision, Estimate, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB
 
 
@@ -115,3 +115,24 @@ def test_what_is_promised_is_not_promised_twice() -> None:
     assert host.free == (1400 - 800 - 512) * MIB
     decisions, _ = paid(host, b=to(1000))
     assert decisions["b"] == to(600)
+
+
+def test_a_loan_is_no_larger_than_what_ends_the_emergency() -> None:
+    known = Estimate(
+        held=500 * MIB,
+        available=12 * MIB,
+        trend=10.0 * MIB,
+        uses=700 * MIB,
+        want=900 * MIB,
+        emergency=True,
+        thin=True,
+        caches=0,
+        caching=False,
+    )
+    host = a_host(replace(a_guest("a", actual=512), estimate=known), a_guest("b", actual=512), budget=1024)
+    decisions, lent = paid(host, a=to(1000, urgent=True))
+    decision = decisions["a"]
+    assert isinstance(decision, SetTarget)
+    # Half as much again as its mark of 6 % of 512 MiB, and five seconds of its growth.
+    assert decision.target == pytest.approx((500 + 1.5 * 30.7 + 50) * MIB, rel=0.001)
+    assert lent == pytest.approx(decision.target - 512 * MIB, abs=4096)

@@ -149,3 +149,36 @@ def test_five_small_surpluses_together_feed_the_sixth_guest() -> None:
 def test_a_manual_guest_is_counted_and_left_alone() -> None:
     decisions = decided(a_host(a_guest("m", mode="manual", available=900), budget=512))
     assert decisions["m"] == Hold("no-figures")
+
+
+def test_page_cache_comes_before_what_was_held_some_time_ago() -> None:
+    files = a_guest("files", actual=600, available=420, free=10, caches=400)
+    app = a_guest("app", actual=600, available=350)
+    remembers = observe(None, grown(app, 550, 0.0), 0.0, RULES)
+    remembers = observe(remembers, grown(app, 250, 99.0), 99.0, RULES)
+    assert remembers is not None
+    host = a_host(files, app, budget=1200)
+    pasts = {"files": observe(None, files, host.now_s, RULES), "app": remembers}
+    guests = tuple(
+        replace(guest, estimate=estimate(past, guest, host.now_s, RULES))
+        for guest in host.guests
+        if (past := pasts[guest.vm]) is not None
+    )
+    assert guests[1].estimate is not None
+    assert guests[1].estimate.want > 450 * MIB > guests[1].estimate.uses
+    decisions = FairShare().step(None, replace(host, guests=guests))[1]
+    gives = decisions[app.vm]
+    assert isinstance(gives, SetTarget)
+    assert (gives.why, gives.target < 600 * MIB) == ("give", True)
+    grows = decisions[files.vm]
+    assert isinstance(grows, SetTarget)
+    assert (grows.why, grows.target > 600 * MIB) == ("cache", True)
+
+
+def test_page_cache_is_no_gift_and_free_memory_beside_it_is() -> None:
+    full = a_guest("full", actual=600, available=420, free=70, caches=350)
+    known = estimate(observe(None, full, 100.0, RULES), full, 100.0, RULES)  # type: ignore[arg-type]
+    assert (known.caches, known.caching) == (350 * MIB, False)
+    short = a_guest("short", actual=600, available=420, free=10, caches=410)
+    known = estimate(observe(None, short, 100.0, RULES), short, 100.0, RULES)  # type: ignore[arg-type]
+    assert (known.caches, known.caching) == (410 * MIB, True)

@@ -262,3 +262,22 @@ def test_a_contradicted_guest_that_is_on_its_way_up_is_not_set_back_again() -> N
         Hold("contradicted"),
         Hold("contradicted"),
     ]
+
+
+def test_floors_that_the_budget_cannot_keep_are_lowered_as_far_as_they_fit_beside_what_is_held() -> None:
+    idle = [a_guest(f"idle{number}", actual=600, available=450, floor=700) for number in range(3)]
+    hungry = a_guest("hungry", actual=600, available=10, floor=700)
+    host = a_host(*idle, hungry, budget=2400, overload="host")
+    decisions = decided(host)
+    grows = decisions.pop("hungry")
+    assert isinstance(grows, SetTarget)
+    targets = [decision.target for decision in decisions.values() if isinstance(decision, SetTarget)]
+    assert targets
+    assert all(500 * MIB < target < 600 * MIB for target in targets)
+
+
+def test_floors_that_fit_are_kept_whatever_somebody_else_lacks() -> None:
+    idle = [a_guest(f"idle{number}", actual=600, available=450, floor=600) for number in range(3)]
+    hungry = a_guest("hungry", actual=600, available=10, floor=300)
+    decisions = decided(a_host(*idle, hungry, budget=2400, overload="host"))
+    assert not any(isinstance(decisions[guest.vm], SetTarget) for guest in idle)

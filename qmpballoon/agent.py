@@ -24,7 +24,7 @@ from qmpballoon.config import Configuration, read_password, reloaded, restart_ne
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError, RequestRefused
 from qmpballoon.fleet import Fleet
 from qmpballoon.governor import Governor
-from qmpballoon.journal import say
+from qmpballoon.journal import catch_up, say
 from qmpballoon.model import Event, HostRecord, VmName, VmRecord
 from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 from qmpballoon.mqtt.connection import Broker
@@ -164,6 +164,7 @@ class Agent:
             self._publisher.host_changed(record)
 
     def _on_tick(self) -> None:
+        catch_up()
         if self._publisher is not None:
             self._publisher.sample_tick()
 

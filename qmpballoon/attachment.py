@@ -102,6 +102,8 @@ class Attachment:
         self.driver = driver
         if self.driver_up and not was_up:
             self.driver_since_s = self._clock()
+        if was_up and not self.driver_up:
+            self._forget_figures()
 
     def look_at_process(self) -> None:
         """Read the resident memory of the QEMU process."""
@@ -151,6 +153,10 @@ class Attachment:
         self._doubts_driver_until_s = self._clock() + RESET_SHOWS_WITHIN_S
         if self.driver is not None:
             self.driver = balloon.DriverStatus(up=False, features=frozenset())
+        self._forget_figures()
+
+    def _forget_figures(self) -> None:
+        """Drop what the driver told: it is gone."""
         if self.sampler is not None:
             self.sampler.forget()
         self.reading = None

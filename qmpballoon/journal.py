@@ -14,6 +14,8 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final, TextIO
 
 LOG: Final = logging.getLogger("qmpballoon")
@@ -30,21 +32,40 @@ _PRIORITIES: Final = {
 }
 
 
+@dataclass(slots=True)
+class _Heard:
+    """One word about one VM within a window; the newest line that was withheld is told when it is over."""
+
+    began_s: float
+    count: int = 0
+    withheld: int = 0
+    level: int = 0
+    line: tuple[str, str] = ("", "")  # word with its fields; the sentence
+
+
 class _Repeats:
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+        self._seen: dict[tuple[str, str], _Heard] = {}
 
-    def told(self, word: str, about: str) -> int | None:
-        """Return how many lines were withheld before this one, None to withhold this one too."""
+    def heard(self, word: str, about: str) -> _Heard:
+        """Return what is remembered of this word about this VM, its newest line counted."""
         now_s = time.monotonic()
-        began_s, count = self._seen.pop((word, about), (now_s, 0))
-        if now_s - began_s > _WINDOW_S:
-            self._seen[word, about] = (now_s, 1)
-            return max(0, count - _REPEATS)
-        self._seen[word, about] = (began_s, count + 1)
+        heard = self._seen.pop((word, about), None)
+        if heard is None or now_s - heard.began_s > _WINDOW_S:
+            heard = _Heard(now_s, withheld=heard.withheld if heard else 0)
+        heard.count += 1
+        self._seen[word, about] = heard
         if len(self._seen) > _MOST_KEYS:
             self._seen.pop(next(iter(self._seen)))
-        return 0 if count < _REPEATS else None
+        return heard
+
+    def overdue(self) -> Iterator[_Heard]:
+        """Return those whose window is over and whose newest line was not told; each has a new window now."""
+        now_s = time.monotonic()
+        for heard in self._seen.values():
+            if heard.withheld and now_s - heard.began_s > _WINDOW_S:
+                heard.began_s, heard.count = now_s, _REPEATS
+                yield heard
 
 
 _repeats: Final = _Repeats()
@@ -53,17 +74,32 @@ _repeats: Final = _Repeats()
 def say(word: str, sentence: str = "", *, level: int = logging.INFO, **fields: object) -> None:
     """Log ``word key=value ...: sentence``; fields that are None are left out.
 
-    The same word about the same VM is said three times a minute, the rest is counted.
+    The same word about the same VM is said three times a minute; the rest is counted, and the last of it
+    told by ``catch_up``, so that the log ends with how things are.
     """
     if not LOG.isEnabledFor(level):
         return
-    withheld = _repeats.told(word, str(fields.get("vm") or fields.get("socket") or ""))
-    if withheld is None:
-        return
-    if withheld:
-        fields["withheld"] = withheld
     parts = [word, *(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)]
-    LOG.log(level, "%s%s", " ".join(parts), f": {sentence}" if sentence else "")
+    heard = _repeats.heard(word, str(fields.get("vm") or fields.get("socket") or ""))
+    heard.level, heard.line = level, (" ".join(parts), sentence)
+    if heard.count > _REPEATS:
+        heard.withheld += 1
+    else:
+        _tell(heard)
+
+
+def catch_up() -> None:
+    """Log what was withheld last of each thing that happened too often a minute ago; call it now and then."""
+    for heard in _repeats.overdue():
+        heard.withheld -= 1  # this one
+        _tell(heard)
+
+
+def _tell(heard: _Heard) -> None:
+    line, sentence = heard.line
+    withheld = f" withheld={heard.withheld}" if heard.withheld else ""
+    heard.withheld = 0
+    LOG.log(heard.level, "%s%s%s", line, withheld, f": {sentence}" if sentence else "")
 
 
 def set_up(*, verbose: bool = False, stream: TextIO | None = None) -> None:

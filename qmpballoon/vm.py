@@ -28,7 +28,7 @@ from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.session import Session
 from qmpballoon.store import Kept, Store
-from qmpballoon.units import MAX_SIZE, is_reached
+from qmpballoon.units import MAX_SIZE, MIB, is_reached
 
 LOOK_EVERY_S: Final = 10.0  # at what no event tells: migration, plugged memory, a driver that went
 MOVING_FOR_S: Final = 30.0  # after a target was sent; a guest that is not there by then is not hurrying
@@ -302,8 +302,12 @@ class SupervisedVm:
             actual = details.get("actual")
             if type(actual) is not int or not 0 <= actual <= MAX_SIZE:
                 return
-            if self._attached is not None:
-                self._attached.actual = actual
+            seen = self._attached
+            if seen is not None:
+                if self.target is not None and actual > self.target + MIB:
+                    self._look_at_s = now_s  # perhaps the driver went
+                    self._wake.set()
+                seen.actual = actual
         elif name in _ALTERS:
             self._look_at_s = now_s
             self._wake.set()
@@ -360,16 +364,18 @@ class SupervisedVm:
             await self._turn(seen)
 
     async def _turn(self, seen: Attachment) -> None:
-        now_s = self._clock()
+        now_s, was_up = self._clock(), seen.driver_up
         if now_s >= self._look_at_s:
             self._look_at_s = now_s + LOOK_EVERY_S
             await seen.look()
             self._size = seen.size
         elif seen.device is not None:
-            if not seen.driver_up:
+            if not seen.driver_up or self._health == "stale":
                 await seen.look_at_driver()
             if self._is_moving(now_s) or self._watchers:
                 await seen.look_at_actual()
+        if was_up and not seen.driver_up:
+            self._starts_anew()
         seen.stats_interval_s = self.settings.stats_interval_s
         hurried = self._sample_every_s() < self.settings.stats_interval_s
         fast = seen.driver_up and (hurried or self._health == "stale")  # somebody may have disarmed it
@@ -392,12 +398,16 @@ class SupervisedVm:
         if seen.sampler is not None and seen.sampler.sample is not None and self._fresh_since_s is None:
             self._fresh_since_s = seen.sampler.sample.seen_at_s
 
-    def _was_reset(self, now_s: float) -> None:
-        """The guest boots again: its figures are those from before, its driver is gone."""
-        self._booted_at_s = now_s
+    def _starts_anew(self) -> None:
+        """The driver is gone: what the guest told is no more, and when it is back there is a grace time."""
         self._fresh_since_s = None
         self._needs_grace = True
         self._interval_s, self._before = float(self.settings.stats_interval_s), None
+
+    def _was_reset(self, now_s: float) -> None:
+        """The guest boots again: its figures are those from before, its driver is gone."""
+        self._booted_at_s = now_s
+        self._starts_anew()
         if self._attached is not None:
             self._attached.was_reset()
         self._look_at_s = now_s

@@ -51,6 +51,7 @@ class Trouble:
 
     life: str
     booted_at_s: float
+    size: int = 0
     target: int | None = None
     asked_at_s: float = 0.0  # when the target was seen to change
     progress_at_s: float = 0.0  # when actual last came nearer to it
@@ -90,10 +91,12 @@ def judge(
 ) -> tuple[Trouble, Judgement]:
     """Return what is remembered of the guest after this tick, and what may be done with it now."""
     if trouble is None or (trouble.life, trouble.booted_at_s) != (guest.life, guest.booted_at_s):
-        trouble = Trouble(guest.life, guest.booted_at_s, guest.target, now_s, now_s, best=guest.actual)
+        trouble = _unburdened(guest, now_s)
     trouble = _followed(trouble, guest, now_s, safeties)
     hands_off = _hands_off(guest, safeties)
     if hands_off is not None:
+        if not guest.driver_up:  # what looked like trouble was its going; the next one begins anew
+            return _unburdened(guest, now_s, untrusted=trouble.untrusted), hands_off
         return replace(trouble, progress_at_s=now_s, jammed_since_s=None, settled=None), hands_off
     charge = _charge_by_rss(guest) if trouble.untrusted else None
     if trouble.foreign_until_s > now_s:
@@ -107,6 +110,19 @@ def judge(
     by_figures = _by_figures(guest, now_s, stale_before_s, safeties)
     backs_off = trouble.backs_off_until_s > now_s or trouble.strikes > 0
     return trouble, _backing_off(trouble, now_s) if backs_off and by_figures.may_shrink else by_figures
+
+
+def _unburdened(guest: GuestSnapshot, now_s: float, *, untrusted: bool = False) -> Trouble:
+    return Trouble(
+        guest.life,
+        guest.booted_at_s,
+        guest.size,
+        guest.target,
+        now_s,
+        now_s,
+        best=guest.actual,
+        untrusted=untrusted,
+    )
 
 
 def _hands_off(guest: GuestSnapshot, safeties: Safeties) -> Judgement | None:
@@ -138,6 +154,8 @@ def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safet
 
 def _followed(trouble: Trouble, guest: GuestSnapshot, now_s: float, safeties: Safeties) -> Trouble:
     """Compare actual with what was asked for: progress, arrival, somebody else's hand, RSS."""
+    if guest.size != trouble.size:  # memory was plugged or unplugged: actual and QEMU's target follow
+        trouble = replace(trouble, size=guest.size, settled=None)
     if guest.target != trouble.target:
         gave = trouble.gave
         if (

@@ -266,3 +266,22 @@ async def test_an_agent_that_is_killed_while_a_guest_grows_costs_no_kill(
     await grown(one, 35, rate)
     await assert_unhurt(watch, guests)
     await until_within(guests)
+
+
+async def test_a_guest_whose_driver_was_away_is_one_of_them_again_at_once(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    guests = await fleet(lab)
+    start_agent(broker, **automatic())
+    await until_within(guests)
+    await watch.until_all_ok(*NAMES)
+    one = guests[0]
+    await one.command("driver unload")
+    await one.truth.until_actual(one.memory.__eq__, timeout_s=SOON_S, what="the balloon is gone")
+    await watch.until_health("one", "starting", "no-driver")
+    await one.command("driver load")
+    await watch.until_health("one", "ok")
+    await until_within(guests)  # not held for a minute as if somebody else had moved its balloon
+    assert "foreign-hand" not in {event["data"]["why"] for event in decisions(watch, "one")}
+    assert watch.state("one")["why"] != "foreign-hand"
+    await assert_unhurt(watch, guests)

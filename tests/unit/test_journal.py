@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from qmpballoon import journal
-from qmpballoon.journal import LOG, say, set_up
+from qmpballoon.journal import LOG, catch_up, say, set_up
 
 
 @pytest.fixture
@@ -69,9 +69,37 @@ def test_the_same_thing_again_and_again_is_counted(log: io.StringIO, monkeypatch
     assert log.getvalue().splitlines()[-1].endswith("session-lost vm=a")
 
 
+def test_the_log_ends_with_how_things_are(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    for word in ("ok", "stale", "ok", "stale", "ok"):
+        say("health", "as seen", vm="a", now=word)
+    catch_up()
+    assert log.getvalue().splitlines()[-1].endswith("health vm=a now=ok: as seen")
+    assert log.getvalue().count("health") == 3
+    now_s += 61
+    catch_up()
+    assert log.getvalue().splitlines()[-1].endswith("health vm=a now=ok withheld=1: as seen")
+    now_s += 61
+    catch_up()
+    assert log.getvalue().count("health") == 4
+
+
+def test_a_thing_that_never_ends_is_told_three_times_a_minute(
+    log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    for _ in range(600):
+        now_s += 1
+        say("session-lost", vm="a")
+        catch_up()
+    assert log.getvalue().count("session-lost") <= 3 * (600 // 60 + 1)
+
+
 def test_what_is_remembered_of_repeats_is_bounded(log: io.StringIO) -> None:
     for number in range(journal._MOST_KEYS + 50):
-        journal._repeats.told("word", str(number))
+        journal._repeats.heard("word", str(number))
     assert len(journal._repeats._seen) == journal._MOST_KEYS
     assert log.getvalue() == ""
 

@@ -128,6 +128,22 @@ def test_somebody_elses_hand_on_the_balloon_stops_ours() -> None:
     assert watched.after(40).why is None
 
 
+def test_a_driver_that_goes_is_nobodys_hand() -> None:
+    watched = Watched(a_guest(actual=512, available=300))
+    watched.after(1)
+    watched.after(2, target=500 * MIB, actual=500 * MIB)
+    assert watched.after(1, actual=1024 * MIB).why == "foreign-hand"  # it looks so until the driver is asked
+    assert watched.after(1, driver_up=False).why == "booting"
+    assert watched.after(1, driver_up=True).why is None
+
+
+def test_plugged_memory_is_nobodys_hand() -> None:
+    watched = Watched(a_guest(actual=512, available=300))
+    watched.after(1)
+    watched.after(2, target=500 * MIB, actual=500 * MIB)
+    assert watched.after(1, actual=756 * MIB, size=1280 * MIB).why is None
+
+
 def test_deflate_on_oom_is_nobodys_hand() -> None:
     watched = Watched(a_guest(actual=512, available=300, deflate_on_oom=True))
     watched.after(1)

@@ -70,7 +70,7 @@ def test_any_bytes_are_a_trace_or_a_documented_error(content: bytes) -> None:
     assert found.vms if isinstance(found, Trace) else found.problems
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trace=traces(), data=st.data())
 def test_a_trace_with_one_strange_value_is_a_trace_or_an_error_with_a_place(
     trace: Trace, data: st.DataObject
@@ -89,13 +89,13 @@ def test_a_trace_with_one_strange_value_is_a_trace_or_an_error_with_a_place(
         assert all(problem.reason for problem in found.problems)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(trace=traces())
 def test_what_is_written_is_read_again(trace: Trace) -> None:
     assert parse_trace(json.dumps(trace.document()).encode(), source="x.json") == trace
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(trace=traces(), name=st.sampled_from(SIMULATED), seed=st.integers(0, 9))
 def test_on_any_host_the_accounts_add_up_and_the_figures_are_figures(
     trace: Trace, name: str, seed: int
@@ -109,7 +109,7 @@ def test_on_any_host_the_accounts_add_up_and_the_figures_are_figures(
     assert figures.starved_vm_s <= trace.duration_s * len(trace.vms) + 1e-6
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(trace=traces(), name=st.sampled_from(("fixed", "proxmox", "mom", "qubes", "proportional")))
 def test_memory_for_all_kills_nobody_that_fits(trace: Trace, name: str) -> None:
     vms = tuple(

@@ -185,7 +185,8 @@ def moves(
         headroom, intended = entry.highest - entry.estimate.held, target - entry.estimate.held
         below_floor = entry.highest < entry.guest.floor
         pressed = entry.estimate.emergency or below_floor or 2 * headroom < intended
-        caching = entry.estimate.caching and more > 2 * entry.dead_band
+        rested = snapshot.now_s - entry.guest.asked_at_s >= CALM_S
+        caching = entry.estimate.caching and more > 2 * entry.dead_band and rested
         if more <= entry.dead_band or not (pressed or caching):
             continue
         lacking += more

@@ -10,6 +10,7 @@ from qmpballoon.policy.snapshot import GuestSnapshot, critical
 from qmpballoon.units import MIB, is_reached
 
 BURST_BYTES_PER_S: Final = 40 * MIB  # growth that must not come as a surprise
+BURST_OF_SIZE: Final = 0.04  # per second: the same for large guests
 LOOKS_BEFORE_DEATH: Final = 4  # at that growth, from where the guest is now to its last page
 GROWING_PER_S: Final = 0.01  # of what the guest holds
 THIN: Final = 2  # times the available memory at which a guest is in an emergency
@@ -85,4 +86,5 @@ def sampling_interval_s(
     available = guest.reading.available if guest.reading else None
     if available is None:
         return calm_s
-    return min(calm_s, max(fast_s, available / BURST_BYTES_PER_S / LOOKS_BEFORE_DEATH))
+    burst = max(BURST_BYTES_PER_S, BURST_OF_SIZE * guest.size)
+    return min(calm_s, max(fast_s, available / burst / LOOKS_BEFORE_DEATH))

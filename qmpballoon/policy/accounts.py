@@ -71,7 +71,7 @@ def _granted(guest: GuestSnapshot, wish: SetTarget, size: int) -> Decision:
         least = guest.least_relief
     if size == asked or size >= least:
         return replace(wish, target=guest.charge + size // PAGE * PAGE)
-    if wish.urgent and guest.target is not None and guest.target < guest.actual:
+    if wish.urgent and guest.target is not None and guest.target <= guest.actual - guest.least_relief:
         return replace(wish, target=guest.actual)  # costs nobody anything: what it has left, it keeps
     return Hold("awaits-memory")
 

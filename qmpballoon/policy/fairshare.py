@@ -38,7 +38,9 @@ from qmpballoon.policy.snapshot import (
 from qmpballoon.policy.water_fill import filled_in_tiers
 from qmpballoon.units import MIB
 
-POOL: Final = 0.04  # of the budget; entitles nobody: it is there for the next emergency
+POOL: Final = (
+    0.04  # of the budget, as far as the host has it; entitles nobody: it is there for the next emergency
+)
 BOOTS_WITHIN_S: Final = 20.0  # a guest without a driver for longer has none, and keeps its whole size
 SOON: Final = 64 * MIB  # what a guest delivers in half a second
 CALM_S: Final = 2.0  # between two rounds of giving while nobody is in a hurry
@@ -64,7 +66,7 @@ class FairShare:
         decisions: dict[VmName, Decision] = {
             guest.vm: Hold("no-figures") for guest in snapshot.guests if guest.vm not in known
         }
-        pool = int(snapshot.budget * POOL)
+        pool = int(min(snapshot.budget, snapshot.mem_total or snapshot.budget) * POOL)
         entitled = entitlements(known, snapshot, pool)
         decisions |= moves(known, entitled, snapshot, pool)
         return None, decisions

@@ -119,7 +119,7 @@ class Guard(Generic[S]):
             more = isinstance(wish, SetTarget) and guest.mode == "auto" and wish.target >= relieved.target
             return wish if more and wish is not None else relieved
         if guest.mode != "auto":
-            return Hold(guest.mode)
+            return Hold(judgement.why or guest.mode)
         if judgement.proportional:
             fair = max(guest.actual, guest.clamp(proportional(guest, snapshot)))
             if fair > max(guest.actual, guest.target or 0) + MARGIN:
@@ -205,12 +205,13 @@ def _as_judged(
     """Return the guest as the policy is to see it."""
     return replace(
         guest,
-        mode=guest.mode if judgement.may_grow or not guest.driver_up else "manual",
+        mode=guest.mode if (judgement.may_grow and judgement.comes) or not guest.driver_up else "manual",
         reading=None if judgement.proportional else guest.reading,
         asked_at_s=asked_at_s,
         estimate=estimate(past, guest, now_s, rules) if past is not None and guest.driver_up else None,
         gives_at_most=PROBE if judgement.probe else None if judgement.may_shrink else 0,
         charge_at_least=max(guest.charge_at_least, judgement.charge or 0),
+        comes=judgement.comes,
     )
 
 

@@ -10,7 +10,7 @@ from qmpballoon.policy.snapshot import GuestSnapshot, critical
 from qmpballoon.units import MIB, is_reached
 
 BURST_BYTES_PER_S: Final = 40 * MIB  # growth that must not come as a surprise
-BURST_OF_SIZE: Final = 0.04  # per second: the same for large guests
+BURST_OF_SIZE: Final = 1 / 32  # per second: the same for large guests
 LOOKS_BEFORE_DEATH: Final = 4  # at that growth, from where the guest is now to its last page
 GROWING_PER_S: Final = 0.01  # of what the guest holds
 THIN: Final = 2  # times the available memory at which a guest is in an emergency

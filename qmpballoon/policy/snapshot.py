@@ -84,6 +84,9 @@ class GuestSnapshot:
     estimate: Estimate | None = None  # the guard's; None where there is nothing to go by
     gives_at_most: int | None = None  # the guard's word: what may be taken from it now; None: no limit
     charge_at_least: int = 0  # the guard's word: what it holds in truth, as far as the host can see
+    comes: bool = (
+        True  # the guard's word; False: its balloon does not move, so what it was granted is not there
+    )
 
     def sample_age_s(self, now_s: float) -> float | None:
         """Return the age of the newest figures; None if there are none."""
@@ -99,7 +102,12 @@ class GuestSnapshot:
         """What it counts against the budget."""
         if not self.driver_up:
             return self.size
-        return max(self.actual, self.target or 0, self.charge_at_least)
+        return max(self.actual, self.granted, self.charge_at_least)
+
+    @property
+    def granted(self) -> int:
+        """The target, as far as it is on its way; 0 if there is none."""
+        return (self.target or 0) if self.comes else 0
 
     @property
     def critical(self) -> int:
@@ -164,7 +172,7 @@ class Snapshot:
     @property
     def promised(self) -> int:
         """What guests were granted and have not taken yet, in bytes."""
-        return sum(max(0, (guest.target or 0) - guest.actual) for guest in self.guests if guest.driver_up)
+        return sum(max(0, guest.granted - guest.actual) for guest in self.guests if guest.driver_up)
 
 
 @dataclass(frozen=True, slots=True)

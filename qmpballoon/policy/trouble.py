@@ -76,6 +76,7 @@ class Judgement:
     set_back: bool = False  # target = actual: it will not get there
     proportional: bool = False  # its figures say nothing: share by limits alone
     probe: bool = False  # shrink by PROBE at most, to see whether it moves again
+    comes: bool = True  # False: what it was granted does not come, and is not counted until it does
     charge: int | None = None  # in place of the usual one
     health: str | None = None  # untrusted, uncooperative, stuck
 
@@ -101,7 +102,7 @@ def judge(
     charge = _charge_by_rss(guest) if trouble.untrusted else None
     if trouble.foreign_until_s > now_s:
         return trouble, Judgement("foreign-hand", may_shrink=False, may_grow=False, charge=charge)
-    if safeties.jams and _is_jammed(trouble, guest, now_s):
+    if safeties.jams and _makes_no_progress(trouble, guest, now_s):
         return _jam(trouble, guest, now_s)
     if trouble.untrusted:
         return trouble, Judgement("untrusted", may_shrink=False, charge=charge, health="untrusted")
@@ -224,8 +225,9 @@ def _charge_by_rss(guest: GuestSnapshot) -> int | None:
     return None if guest.rss is None else max(guest.charge, min(guest.size, guest.rss - QEMU_ITSELF))
 
 
-def _is_jammed(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> bool:
-    if guest.target is None or guest.target >= guest.actual:
+def _makes_no_progress(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> bool:
+    """Tell whether the balloon is on its way and does not move; one that was there was moved by others."""
+    if guest.target is None or (guest.target > guest.actual and trouble.settled is not None):
         return False
     return (
         not is_reached(guest.actual, guest.target, guest.size)
@@ -234,13 +236,16 @@ def _is_jammed(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> bool:
 
 
 def _jam(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> tuple[Trouble, Judgement]:
+    since_s = trouble.progress_at_s if trouble.jammed_since_s is None else trouble.jammed_since_s
+    if guest.target is not None and guest.target > guest.actual:  # it was granted memory and does not take it
+        trouble = replace(trouble, jammed_since_s=since_s)
+        return trouble, Judgement("stuck", may_shrink=False, comes=False, health=_word(trouble, now_s))
     available = guest.reading.available if guest.reading else None
     part = None if available is None else available / max(1, guest.actual)
     if part is not None and part < NOTHING_LEFT:
         return replace(trouble, progress_at_s=now_s), Judgement(
             "nothing-left", may_shrink=False, set_back=True
         )
-    since_s = trouble.progress_at_s if trouble.jammed_since_s is None else trouble.jammed_since_s
     back_off_s = min(LAST_BACK_OFF_S, FIRST_BACK_OFF_S * 2**trouble.strikes)
     trouble = replace(
         trouble,

@@ -281,3 +281,18 @@ def test_floors_that_fit_are_kept_whatever_somebody_else_lacks() -> None:
     hungry = a_guest("hungry", actual=600, available=10, floor=300)
     decisions = decided(a_host(*idle, hungry, budget=2400, overload="host"))
     assert not any(isinstance(decisions[guest.vm], SetTarget) for guest in idle)
+
+
+def test_what_a_stuck_guest_was_granted_and_does_not_take_is_there_for_others() -> None:
+    stuck = a_guest("stuck", size=2048, actual=512, target=1500, available=40)
+    hungry = a_guest("hungry", actual=512, available=40)
+    guard: Guard[Any] = Guard(FairShare())
+    state: GuardState[Any] = guard.start()
+    grown = []
+    for second in range(8):
+        host = a_host(
+            *(at(guest, 100.0 + second) for guest in (stuck, hungry)), budget=2012, now_s=100.0 + second
+        )
+        state, decisions = guard.step(state, host)
+        grown.append(isinstance(decisions[hungry.vm], SetTarget))
+    assert grown == [False] * 5 + [True] * 3

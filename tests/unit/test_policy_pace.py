@@ -84,3 +84,10 @@ def test_a_guest_is_looked_at_four_times_before_a_burst_could_use_up_what_it_has
 
 def test_without_a_fast_interval_all_are_sampled_alike() -> None:
     assert sampling_interval_s(a_guest(MIB), None, calm_s=2.0, fast_s=0.0) == 2.0
+
+
+def test_a_large_guest_is_looked_at_as_if_its_burst_were_larger() -> None:
+    small = a_guest(320 * MIB, actual=2048 * MIB)
+    large = replace(small, size=8192 * MIB)
+    assert sampling_interval_s(small, small, calm_s=2.0, fast_s=0.2) == 2.0
+    assert sampling_interval_s(large, large, calm_s=2.0, fast_s=0.2) == 320 / 256 / 4

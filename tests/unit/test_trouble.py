@@ -181,3 +181,14 @@ def test_a_guest_that_gives_again_and_again_is_checked_by_rss_all_the_same() -> 
         watched.after(1, target=(actual - 50) * MIB)
         judgement = watched.after(3, actual=(actual - 50) * MIB)
     assert judgement.health == "untrusted"
+
+
+def test_a_grant_that_does_not_come_is_not_counted_until_it_does() -> None:
+    watched = Watched(a_guest(actual=512, available=40))
+    watched.after(1)
+    assert watched.after(5, target=700 * MIB).comes
+    judgement = watched.after(2)
+    assert (judgement.why, judgement.health, judgement.comes) == ("stuck", "stuck", False)
+    assert (judgement.may_grow, judgement.set_back) == (True, False)
+    assert watched.after(20).health == "uncooperative"
+    assert watched.after(1, actual=560 * MIB) == Judgement()

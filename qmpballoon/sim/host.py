@@ -174,7 +174,6 @@ class _Playing:
         added = SimulatedVm(vm, start=start, now_s=now_s, grace_s=self.host.grace_s)
         if start is not None:
             self._sample(added, now_s)
-            added.fresh_since_s = added.booted_at_s if added.reading else None
             added.next_sample_s = now_s + self.random.uniform(0.2, 1.0) * vm.stats_interval_s
         self.vms.append(added)
         self.by_name[added.name] = added

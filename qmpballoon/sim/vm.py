@@ -7,7 +7,7 @@ from typing import Final
 from qmpballoon.model import Figures, VmName
 from qmpballoon.policy.snapshot import GuestSnapshot, Reading
 from qmpballoon.sim.figures import STARVED, Need, VmTally
-from qmpballoon.sim.guest import NOT_REPORTED, Behaviour, GuestSpec, SimulatedGuest
+from qmpballoon.sim.guest import Behaviour, GuestSpec, SimulatedGuest
 from qmpballoon.sim.trace import Demand, TraceVm
 from qmpballoon.units import MIB, PAGE
 
@@ -60,7 +60,7 @@ class SimulatedVm:
         self.resets_s = [time_s for time_s in vm.resets_at_s if time_s > now_s]
         self.target: int | None = None
         self.reading: Reading | None = None
-        self.fresh_since_s: float | None = None
+        self.fresh_since_s = None if start is None else self.booted_at_s
         self.previous: GuestSnapshot | None = None  # at the sample before the newest
         self.thin = self.moving = False
         self.interval_s = vm.stats_interval_s  # until the next sample
@@ -69,7 +69,10 @@ class SimulatedVm:
         self.touched = vm.base
         self.starved = False
         self._at_s = now_s
+        self._lacked = 0  # of what it asks for, as of the last refresh
+        self._settled = False  # nothing changes before ``wake_s`` unless the balloon moves
         self._statistics = self.guest.statistics
+        self._snapshot: GuestSnapshot | None = None  # None: something may have changed since the last one
         self.refresh(now_s)
 
     @property
@@ -98,9 +101,12 @@ class SimulatedVm:
         """Bring the guest forward to now, count what passed, and find out when to look again."""
         guest, tally = self.guest, self.tally
         asked = self._asked.anonymous + self._asked.cache
-        lacked = asked - guest.anonymous - min(guest.caches, self._asked.cache)
-        tally.pass_time(now_s - self._at_s, starved=self.starved, asked=asked, lacked=lacked)
+        tally.pass_time(now_s - self._at_s, starved=self.starved, asked=asked, lacked=self._lacked)
         self._at_s = now_s
+        if self._settled and now_s < self.wake_s and guest.balloon == guest.wanted_balloon:
+            guest.advance(now_s)
+            return
+        self._snapshot = None
         if self.resets_s and now_s >= self.resets_s[0]:
             self._reset(now_s)
         guest.advance(now_s)
@@ -117,21 +123,23 @@ class SimulatedVm:
             tally.kills = guest.oom_kills
             self.kills_at_s.append(now_s)
             self._returns_at_s = now_s + guest.spec.restart_s
-        self.touched = max(self.touched, guest.spec.base + guest.anonymous + guest.caches)
-        self.touched = min(self.touched, self.has)
+        has, anonymous, available, caches = self.has, guest.anonymous, guest.available, guest.caches
+        self._lacked = self._asked.anonymous - anonymous + max(0, self._asked.cache - caches)
+        self.touched = min(max(self.touched, guest.spec.base + anonymous + caches), has)
         returns = self._returns_at_s is not None
         waits = self._returns_at_s is not None and now_s < self._returns_at_s
-        available = guest.available
-        starved = guest.up and (waits or available < STARVED * self.has)
+        starved = guest.up and (waits or available < STARVED * has)
         if starved != self.starved:
             self.starved = starved
             tally.starve(now_s, starved=starved)
-        if not guest.up or returns or guest.balloon != guest.wanted_balloon:
+        moves = not guest.up or returns or guest.balloon != guest.wanted_balloon
+        self._settled = not moves and self._slope == 0.0
+        if moves:
             self.wake_s = now_s + FINE_S
-        elif self._slope == 0.0:
+        elif self._settled:
             self.wake_s = self._segment_ends_s()
         else:
-            plenty = available > self._slope * _PLENTY_S + 2 * STARVED * self.has
+            plenty = available > self._slope * _PLENTY_S + 2 * STARVED * has
             self.wake_s = min(now_s + (COARSE_S if plenty else FINE_S), self._segment_ends_s())
         if self.resets_s:
             self.wake_s = min(self.wake_s, self.resets_s[0])
@@ -139,10 +147,10 @@ class SimulatedVm:
     def sample(self, now_s: float) -> bool:
         """Ask the guest for statistics; return whether fresh ones came."""
         guest = self.guest
-        guest.set_polling_interval(0)
-        guest.set_polling_interval(1_000_000)
         before = guest.actual
+        self._snapshot = None
         guest.advance(now_s)
+        guest.sample()
         if guest.statistics is self._statistics or not guest.driver_loaded:
             return False
         self._statistics = guest.statistics
@@ -156,6 +164,11 @@ class SimulatedVm:
 
     def snapshot(self) -> GuestSnapshot:
         """Return what an agent knows of it."""
+        if self._snapshot is None:
+            self._snapshot = self._new_snapshot()
+        return self._snapshot
+
+    def _new_snapshot(self) -> GuestSnapshot:
         guest, vm = self.guest, self.vm
         return GuestSnapshot(
             vm=self.name,
@@ -185,6 +198,8 @@ class SimulatedVm:
         changed = guest.target != before or (self.target is None and guest.target != guest.actual)
         self.target = guest.target
         self.wake_s = now_s + FINE_S
+        self._settled = False
+        self._snapshot = None
         return changed
 
     def _reset(self, now_s: float) -> None:
@@ -222,7 +237,7 @@ class SimulatedVm:
 
 
 def _figures(guest: SimulatedGuest) -> Figures:
-    reported = {key: None if value == NOT_REPORTED else value for key, value in guest.statistics.items()}
+    reported = guest.statistics
     return Figures(
         total=reported["stat-total-memory"],
         free=reported["stat-free-memory"],

@@ -174,8 +174,7 @@ def _as_judged(
     rules: EstimateRules,
 ) -> GuestSnapshot:
     """Return the guest as the policy is to see it."""
-    return replace(
-        guest,
+    return guest.judged(
         mode=guest.mode if judgement.may_grow or not guest.driver_up else "manual",
         reading=None if judgement.proportional else guest.reading,
         asked_at_s=asked_at_s,

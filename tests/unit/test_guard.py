@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -262,3 +262,12 @@ def test_a_contradicted_guest_that_is_on_its_way_up_is_not_set_back_again() -> N
         Hold("contradicted"),
         Hold("contradicted"),
     ]
+
+
+def test_a_judged_guest_keeps_all_but_the_words_of_the_guard() -> None:
+    words: dict[str, Any] = dict.fromkeys(
+        ("mode", "reading", "asked_at_s", "estimate", "gives_at_most", "charge_at_least")
+    )
+    names: dict[str, Any] = {field.name: field.name for field in fields(GuestSnapshot)}
+    judged = GuestSnapshot(**names).judged(**words)
+    assert {name: getattr(judged, name) for name in names} == names | words

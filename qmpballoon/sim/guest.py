@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from qmpballoon.model import Figures
 from qmpballoon.units import GIB, MIB, PAGE, round_up_to_page
 
 NOT_REPORTED: Final = 2**64 - 1
@@ -30,19 +31,19 @@ _SLOWER: Final = 16
 _MINOR_FAULTS_PER_S: Final = 40
 _NEVER: Final = math.inf
 
-_STATISTICS: Final = (
-    "stat-htlb-pgalloc",
-    "stat-swap-out",
-    "stat-available-memory",
-    "stat-htlb-pgfail",
-    "stat-free-memory",
-    "stat-minor-faults",
-    "stat-major-faults",
-    "stat-total-memory",
-    "stat-swap-in",
-    "stat-disk-caches",
-)
-_NOTHING_HAPPENED: Final = dict.fromkeys(_STATISTICS, 0)
+_STATISTICS: Final = {
+    "stat-htlb-pgalloc": "hugetlb_allocs",
+    "stat-swap-out": "swap_out",
+    "stat-available-memory": "available",
+    "stat-htlb-pgfail": "hugetlb_failures",
+    "stat-free-memory": "free",
+    "stat-minor-faults": "minor_faults",
+    "stat-major-faults": "major_faults",
+    "stat-total-memory": "total",
+    "stat-swap-in": "swap_in",
+    "stat-disk-caches": "caches",
+}
+"""QEMU's names, in its order, and ours."""
 
 
 class Behaviour(StrEnum):
@@ -103,7 +104,7 @@ class SimulatedGuest:
         self.wanted_balloon = 0
         self.polling_interval_s = 0
         self.last_update = 0
-        self.statistics: Mapping[str, int] = dict.fromkeys(_STATISTICS, NOT_REPORTED)
+        self.figures: Figures | None = None  # what the driver last reported
         self.oom_kills = 0
         self._told_balloon = 0  # what the driver last wrote into the device; a reset does not clear it
         self._steps_from = 0  # the balloon at the driver's last step, 0 after a reset
@@ -143,12 +144,25 @@ class SimulatedGuest:
     @property
     def available(self) -> int:
         """Bytes that the workload could still get, as Linux's MemAvailable."""
-        return max(0, self.size - self.balloon - self.spec.base - self.anonymous)
+        return self.memory()[1]
+
+    @property
+    def statistics(self) -> Mapping[str, int]:
+        """The figures as QEMU tells them."""
+        if self.figures is None:
+            return dict.fromkeys(_STATISTICS, NOT_REPORTED)
+        return {name: getattr(self.figures, ours) for name, ours in _STATISTICS.items()}
 
     @property
     def caches(self) -> int:
         """Bytes of page cache."""
-        return min(self._cache, self.available)
+        return self.memory()[2]
+
+    def memory(self) -> tuple[int, int, int]:
+        """Return what is anonymous, available and page cache, all three at once."""
+        anonymous = self.anonymous
+        available = max(0, self.size - self.balloon - self.spec.base - anonymous)
+        return anonymous, available, min(self._cache, available)
 
     @property
     def shortfall(self) -> int:
@@ -362,18 +376,12 @@ class SimulatedGuest:
         if self.behaviour is Behaviour.FROZEN_STATS and self.last_update:
             return
         total = self.size - self.spec.unseen - (0 if self.spec.deflate_on_oom else self.balloon)
-        available, caches = self.available, self.caches
+        anonymous, available, caches = self.memory()
         if self.behaviour is Behaviour.CLAIMS_ALL:
             available = caches = 0
         elif self.behaviour is Behaviour.CLAIMS_NONE:
             available, caches = total, 0
-        self.statistics = {
-            **_NOTHING_HAPPENED,
-            "stat-available-memory": available,
-            "stat-free-memory": available - caches,
-            "stat-total-memory": total,
-            "stat-disk-caches": caches,
-            "stat-minor-faults": int((self._clock_s - self._powered_at_s) * _MINOR_FAULTS_PER_S)
-            + self.anonymous // PAGE,
-        }
+        minor_faults = int((self._clock_s - self._powered_at_s) * _MINOR_FAULTS_PER_S)
+        minor_faults += anonymous // PAGE
+        self.figures = Figures(total, available - caches, available, caches, 0, 0, 0, minor_faults, 0, 0)
         self.last_update = int(self.epoch_s + self._clock_s + self._lag_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from qmpballoon.model import Figures, VmName
+from qmpballoon.model import VmName
 from qmpballoon.policy.snapshot import GuestSnapshot, Reading
 from qmpballoon.sim.figures import STARVED, Need, VmTally
 from qmpballoon.sim.guest import Behaviour, GuestSpec, SimulatedGuest
@@ -71,7 +71,7 @@ class SimulatedVm:
         self._at_s = now_s
         self._lacked = 0  # of what it asks for, as of the last refresh
         self._settled = False  # nothing changes before ``wake_s`` unless the balloon moves
-        self._statistics = self.guest.statistics
+        self._figures = self.guest.figures
         self._snapshot: GuestSnapshot | None = None  # None: something may have changed since the last one
         self.refresh(now_s)
 
@@ -93,19 +93,22 @@ class SimulatedVm:
     @property
     def need(self) -> Need:
         """What it asks for and has, as of the last refresh."""
-        guest = self.guest
-        used = min(self.has, guest.spec.base + guest.anonymous + guest.caches)
-        return Need(self.vm, guest.spec.base + self._asked.anonymous, self._asked.cache, self.has, used)
+        base, has, (anonymous, _, caches) = self.guest.spec.base, self.has, self.guest.memory()
+        used = min(has, base + anonymous + caches)
+        return Need(self.vm, base + self._asked.anonymous, self._asked.cache, has, used)
 
-    def refresh(self, now_s: float) -> None:
-        """Bring the guest forward to now, count what passed, and find out when to look again."""
+    def refresh(self, now_s: float) -> bool:
+        """Bring the guest forward to now, count what passed, and find out when to look again.
+
+        Return whether something may have changed; a settled guest only grows older.
+        """
         guest, tally = self.guest, self.tally
         asked = self._asked.anonymous + self._asked.cache
         tally.pass_time(now_s - self._at_s, starved=self.starved, asked=asked, lacked=self._lacked)
         self._at_s = now_s
         if self._settled and now_s < self.wake_s and guest.balloon == guest.wanted_balloon:
             guest.advance(now_s)
-            return
+            return False
         self._snapshot = None
         if self.resets_s and now_s >= self.resets_s[0]:
             self._reset(now_s)
@@ -123,7 +126,7 @@ class SimulatedVm:
             tally.kills = guest.oom_kills
             self.kills_at_s.append(now_s)
             self._returns_at_s = now_s + guest.spec.restart_s
-        has, anonymous, available, caches = self.has, guest.anonymous, guest.available, guest.caches
+        has, (anonymous, available, caches) = self.has, guest.memory()
         self._lacked = self._asked.anonymous - anonymous + max(0, self._asked.cache - caches)
         self.touched = min(max(self.touched, guest.spec.base + anonymous + caches), has)
         returns = self._returns_at_s is not None
@@ -143,6 +146,7 @@ class SimulatedVm:
             self.wake_s = min(now_s + (COARSE_S if plenty else FINE_S), self._segment_ends_s())
         if self.resets_s:
             self.wake_s = min(self.wake_s, self.resets_s[0])
+        return True
 
     def sample(self, now_s: float) -> bool:
         """Ask the guest for statistics; return whether fresh ones came."""
@@ -151,13 +155,14 @@ class SimulatedVm:
         self._snapshot = None
         guest.advance(now_s)
         guest.sample()
-        if guest.statistics is self._statistics or not guest.driver_loaded:
+        figures = guest.figures
+        if figures is None or figures is self._figures or not guest.driver_loaded:
             return False
-        self._statistics = guest.statistics
+        self._figures = figures
         if self.vm.behaviour is Behaviour.FROZEN_STATS:
             guest.set_behaviour(Behaviour.FROZEN_STATS)
         together = not guest.spec.deflate_on_oom or abs(guest.actual - before) <= _MOVED_AROUND
-        self.reading = Reading(_figures(guest), now_s, guest.actual if together else None)
+        self.reading = Reading(figures, now_s, guest.actual if together else None)
         if self.fresh_since_s is None:
             self.fresh_since_s = now_s
         return True
@@ -209,7 +214,7 @@ class SimulatedVm:
         self.booted_at_s = now_s
         self._returns_at_s = now_s + self.guest.spec.boot_s
         self.reading = self.fresh_since_s = self.previous = None
-        self._statistics = self.guest.statistics
+        self._figures = self.guest.figures
 
     def _demand(self, now_s: float) -> bool:
         """Compute what the workload asks for now; return whether that changed."""
@@ -234,19 +239,3 @@ class SimulatedVm:
     def _segment_ends_s(self) -> float:
         rows = self.vm.demand
         return rows[self._segment].at_s if self._segment < len(rows) else float("inf")
-
-
-def _figures(guest: SimulatedGuest) -> Figures:
-    reported = guest.statistics
-    return Figures(
-        total=reported["stat-total-memory"],
-        free=reported["stat-free-memory"],
-        available=reported["stat-available-memory"],
-        caches=reported["stat-disk-caches"],
-        swap_in=reported["stat-swap-in"],
-        swap_out=reported["stat-swap-out"],
-        major_faults=reported["stat-major-faults"],
-        minor_faults=reported["stat-minor-faults"],
-        hugetlb_allocs=reported["stat-htlb-pgalloc"],
-        hugetlb_failures=reported["stat-htlb-pgfail"],
-    )

@@ -132,14 +132,11 @@ def entitlements(known: Mapping[VmName, _Known], snapshot: Snapshot, pool: int) 
     """Return the size that each movable guest is entitled to now, in bytes."""
     others = sum(_counts(guest, snapshot.now_s) for guest in snapshot.guests if guest.vm not in known)
     total = snapshot.charged + snapshot.free - pool - others  # of the budget, or of what the host has
-
-    def tier(level: str) -> Mapping[VmName, int]:
-        return {vm: min(entry.guest.ceiling, _level(level, entry)) for vm, entry in known.items()}
-
     if not known:
         return {}
     shares = {vm: entry.guest.shares for vm, entry in known.items()}
-    return filled_in_tiers(tuple(tier(level) for level in "abcdefghi"), shares, total)
+    tiers = zip(*[_levels(entry) for entry in known.values()], strict=True)
+    return filled_in_tiers(tuple(dict(zip(known, tier, strict=True)) for tier in tiers), shares, total)
 
 
 def _counts(guest: GuestSnapshot, now_s: float) -> int:
@@ -151,45 +148,44 @@ def _counts(guest: GuestSnapshot, now_s: float) -> int:
     return min(guest.charge, guest.floor) if boots else guest.charge
 
 
-def _level(level: str, entry: _Known) -> int:
-    held = entry.estimate.held
-    match level:
-        case "a":
-            return min(entry.guest.floor, with_margin(held))
-        case "b":
-            return with_margin(held)
-        case "c":
-            return with_margin(held) + BURST_MARGIN
-        case "d":
-            return held * 3 // 2 if entry.estimate.emergency else 0
-        case "e":
-            return held * 110 // 100 + MARGIN + int(entry.estimate.trend)
-        case "f":
-            return entry.guest.floor
-        case "g":
-            return entry.estimate.uses
-        case "h":
-            return entry.estimate.uses + entry.cache
-        case _:
-            return max(entry.estimate.want, entry.estimate.uses + entry.cache)
+def _levels(entry: _Known) -> list[int]:
+    """Return the sizes up to which the guest is filled in tiers a to i."""
+    guest, estimate = entry.guest, entry.estimate
+    held, ceiling = estimate.held, guest.ceiling
+    needs = with_margin(held)
+    cached = estimate.uses + entry.cache
+    levels = (
+        min(guest.floor, needs),
+        needs,
+        needs + BURST_MARGIN,
+        held * 3 // 2 if estimate.emergency else 0,
+        held * 110 // 100 + MARGIN + int(estimate.trend),
+        guest.floor,
+        estimate.uses,
+        cached,
+        max(estimate.want, cached),
+    )
+    return [level if level < ceiling else ceiling for level in levels]
 
 
 def moves(
     known: Mapping[VmName, _Known], entitled: Mapping[VmName, int], snapshot: Snapshot, pool: int
 ) -> dict[VmName, Decision]:
     """Return who grows and who shrinks, given what each is entitled to."""
-    decisions: dict[VmName, Decision] = {vm: Hold("at-ease") for vm in known}
+    decisions: dict[VmName, Decision] = dict.fromkeys(known, Hold("at-ease"))
     lacking = 0
     hurry = False
     for vm, entry in known.items():
         target = entry.guest.clamp(entitled[vm])
         more = target - entry.highest
+        if more <= entry.dead_band:
+            continue
         headroom, intended = entry.highest - entry.estimate.held, target - entry.estimate.held
         below_floor = entry.highest < entry.guest.floor
         pressed = entry.estimate.emergency or below_floor or 2 * headroom < intended
         rested = snapshot.now_s - entry.guest.asked_at_s >= CALM_S
         caching = entry.estimate.caching and more > 2 * entry.dead_band and rested
-        if more <= entry.dead_band or not (pressed or caching):
+        if not (pressed or caching):
             continue
         lacking += more
         hurry = hurry or entry.estimate.emergency or entry.estimate.thin

@@ -32,9 +32,11 @@ class Pace:
 def is_thin(guest: GuestSnapshot) -> bool:
     """Tell whether the guest claims to be near an emergency, and the host cannot refute it."""
     reading = guest.reading
-    if reading is None or reading.available is None or is_refuted(guest):
+    available = reading.available if reading else None
+    if reading is None or available is None:
         return False
-    return reading.available < THIN * critical(guest.actual if reading.actual is None else reading.actual)
+    actual = guest.actual if reading.actual is None else reading.actual
+    return available < THIN * critical(actual) and not is_refuted(guest)
 
 
 def is_moving(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
@@ -81,10 +83,13 @@ def sampling_interval_s(
     """
     if not fast_s or not guest.driver_up or not guest.answers or guest.run_state != "running":
         return calm_s
-    if is_moving(guest, previous) or is_growing(guest, previous) or is_thin(guest):
-        return min(calm_s, fast_s)
+    soonest_s = min(calm_s, fast_s)
     available = guest.reading.available if guest.reading else None
-    if available is None:
-        return calm_s
-    burst = max(BURST_BYTES_PER_S, BURST_OF_SIZE * guest.size)
-    return min(calm_s, max(fast_s, available / burst / LOOKS_BEFORE_DEATH))
+    interval_s = calm_s
+    if available is not None:
+        burst = max(BURST_BYTES_PER_S, BURST_OF_SIZE * guest.size)
+        interval_s = min(calm_s, max(fast_s, available / burst / LOOKS_BEFORE_DEATH))
+    if interval_s == soonest_s:  # no need to ask further
+        return soonest_s
+    hurries = is_moving(guest, previous) or is_growing(guest, previous) or is_thin(guest)
+    return soonest_s if hurries else interval_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 from qmpballoon.model import Figures, VmName
@@ -19,24 +19,26 @@ class Reading:
     """A guest's figures of one moment, and what ``actual`` was at that moment.
 
     ``actual`` is None when the balloon moved so much around the sample that the two do not belong
-    together: then nothing may be computed from them both.
+    together: then nothing may be computed from them both. ``held`` is what the guest cannot give without
+    pain, in bytes; right with and without deflate-on-oom.
     """
 
     figures: Figures
     seen_at_s: float
     actual: int | None
+    held: int | None = field(init=False, repr=False, compare=False)  # computed once: it is asked for often
+
+    def __post_init__(self) -> None:
+        """Compute what is held."""
+        if self.actual is None or self.figures.available is None:
+            object.__setattr__(self, "held", None)
+        else:
+            object.__setattr__(self, "held", max(0, self.actual - self.figures.available))
 
     @property
     def available(self) -> int | None:
         """What the guest could still get without pain, in bytes, as it claims."""
         return self.figures.available
-
-    @property
-    def held(self) -> int | None:
-        """What the guest cannot give without pain, in bytes; right with and without deflate-on-oom."""
-        if self.actual is None or self.figures.available is None:
-            return None
-        return max(0, self.actual - self.figures.available)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,7 @@ class GuestSnapshot:
     estimate: Estimate | None = None  # the guard's; None where there is nothing to go by
     gives_at_most: int | None = None  # the guard's word: what may be taken from it now; None: no limit
     charge_at_least: int = 0  # the guard's word: what it holds in truth, as far as the host can see
-    comes: bool = (
-        True  # the guard's word; False: its balloon does not move, so what it was granted is not there
-    )
+    comes: bool = True  # the guard's word; False: its balloon does not move: what it was granted is not there
 
     def sample_age_s(self, now_s: float) -> float | None:
         """Return the age of the newest figures; None if there are none."""
@@ -108,6 +108,11 @@ class GuestSnapshot:
     def granted(self) -> int:
         """The target, as far as it is on its way; 0 if there is none."""
         return (self.target or 0) if self.comes else 0
+
+    @property
+    def promised(self) -> int:
+        """What it was granted and has not taken yet, in bytes."""
+        return max(0, self.granted - self.actual) if self.driver_up else 0
 
     @property
     def critical(self) -> int:
@@ -152,11 +157,13 @@ class Snapshot:
     held_back: int = 0  # of the budget: kept free by reclaim
     overload: str = "guests"  # what gives way when needs exceed the budget: guests | host
     elapsed_s: float = 2.0  # since the tick before
+    charged: int = field(init=False, repr=False, compare=False)  # the sum of charges in bytes
+    promised: int = field(init=False, repr=False, compare=False)  # granted and not taken yet, in bytes
 
-    @property
-    def charged(self) -> int:
-        """The sum of charges in bytes."""
-        return sum(guest.charge for guest in self.guests)
+    def __post_init__(self) -> None:
+        """Compute the sums, once: they are asked for often."""
+        object.__setattr__(self, "charged", sum([guest.charge for guest in self.guests]))
+        object.__setattr__(self, "promised", sum([guest.promised for guest in self.guests]))
 
     @property
     def free(self) -> int:
@@ -168,11 +175,6 @@ class Snapshot:
         if self.mem_available is None:
             return of_budget
         return min(of_budget, self.mem_available - self.reserve - self.promised)
-
-    @property
-    def promised(self) -> int:
-        """What guests were granted and have not taken yet, in bytes."""
-        return sum(max(0, guest.granted - guest.actual) for guest in self.guests if guest.driver_up)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,13 @@ def filled_in_tiers(tiers: tuple[Mapping[K, int], ...], shares: Mapping[K, int],
     gets = dict.fromkeys(tiers[0], 0)
     left = max(0, total)
     for levels in tiers:
-        more = water_fill({key: levels[key] - gets[key] for key in gets}, shares, left)
-        for key, size in more.items():
+        lacks = {key: levels[key] - has for key, has in gets.items() if levels[key] > has}
+        more = sum(lacks.values())
+        if more <= left:
+            gets.update({key: levels[key] for key in lacks})
+            left -= more
+            continue
+        for key, size in water_fill(lacks, shares, left).items():
             gets[key] += size
             left -= size
     return gets

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from qmpballoon.model import Figures
 from qmpballoon.units import GIB, MIB, PAGE, round_up_to_page
 
 NOT_REPORTED: Final = 2**64 - 1
@@ -28,19 +29,21 @@ _NOT_SERVED_S: Final = 8.0  # an intermittent driver rests so long out of every 
 _PERIOD_S: Final = 10.0
 _SLOWER: Final = 16
 _MINOR_FAULTS_PER_S: Final = 40
+_NEVER: Final = math.inf
 
-_STATISTICS: Final = (
-    "stat-htlb-pgalloc",
-    "stat-swap-out",
-    "stat-available-memory",
-    "stat-htlb-pgfail",
-    "stat-free-memory",
-    "stat-minor-faults",
-    "stat-major-faults",
-    "stat-total-memory",
-    "stat-swap-in",
-    "stat-disk-caches",
-)
+_STATISTICS: Final = {
+    "stat-htlb-pgalloc": "hugetlb_allocs",
+    "stat-swap-out": "swap_out",
+    "stat-available-memory": "available",
+    "stat-htlb-pgfail": "hugetlb_failures",
+    "stat-free-memory": "free",
+    "stat-minor-faults": "minor_faults",
+    "stat-major-faults": "major_faults",
+    "stat-total-memory": "total",
+    "stat-swap-in": "swap_in",
+    "stat-disk-caches": "caches",
+}
+"""QEMU's names, in its order, and ours."""
 
 
 class Behaviour(StrEnum):
@@ -101,7 +104,7 @@ class SimulatedGuest:
         self.wanted_balloon = 0
         self.polling_interval_s = 0
         self.last_update = 0
-        self.statistics: Mapping[str, int] = dict.fromkeys(_STATISTICS, NOT_REPORTED)
+        self.figures: Figures | None = None  # what the driver last reported
         self.oom_kills = 0
         self._told_balloon = 0  # what the driver last wrote into the device; a reset does not clear it
         self._steps_from = 0  # the balloon at the driver's last step, 0 after a reset
@@ -114,10 +117,8 @@ class SimulatedGuest:
         self._moved_from = 0
         self._moves_since_s = now_s
         self._released = False  # deflate-on-oom took memory back; the driver waits for a new target
-        self._boots_at_s: float | None = now_s if booted else now_s + self.spec.boot_s
-        self._poll_at_s: float | None = None
-        self._sample_at_s: float | None = None
-        self._workload_at_s: float | None = None
+        self._boots_at_s = now_s if booted else now_s + self.spec.boot_s
+        self._poll_at_s = self._sample_at_s = self._workload_at_s = _NEVER
         self.advance(now_s)
 
     @property
@@ -133,22 +134,35 @@ class SimulatedGuest:
     @property
     def up(self) -> bool:
         """Whether the guest has booted; its driver may be missing all the same."""
-        return self._boots_at_s is None
+        return self._boots_at_s == _NEVER
 
     @property
     def anonymous(self) -> int:
         """Bytes that the workload holds and cannot give: none while it boots or was killed."""
-        return 0 if self._boots_at_s is not None or self._workload_at_s is not None else self._anonymous
+        return self._anonymous if self._boots_at_s == self._workload_at_s == _NEVER else 0
 
     @property
     def available(self) -> int:
         """Bytes that the workload could still get, as Linux's MemAvailable."""
-        return max(0, self.size - self.balloon - self.spec.base - self.anonymous)
+        return self.memory()[1]
+
+    @property
+    def statistics(self) -> Mapping[str, int]:
+        """The figures as QEMU tells them."""
+        if self.figures is None:
+            return dict.fromkeys(_STATISTICS, NOT_REPORTED)
+        return {name: getattr(self.figures, ours) for name, ours in _STATISTICS.items()}
 
     @property
     def caches(self) -> int:
         """Bytes of page cache."""
-        return min(self._cache, self.available)
+        return self.memory()[2]
+
+    def memory(self) -> tuple[int, int, int]:
+        """Return what is anonymous, available and page cache, all three at once."""
+        anonymous = self.anonymous
+        available = max(0, self.size - self.balloon - self.spec.base - anonymous)
+        return anonymous, available, min(self._cache, available)
 
     @property
     def shortfall(self) -> int:
@@ -168,16 +182,15 @@ class SimulatedGuest:
             return
         until_s = self.now_s - self._lag_s
         while True:
-            times_s = (self._boots_at_s, self._workload_at_s, self._sample_at_s, self._poll_at_s)
-            due_s = min((time_s for time_s in times_s if time_s is not None), default=None)
-            if due_s is None or due_s > until_s:
+            due_s = min(self._boots_at_s, self._workload_at_s, self._sample_at_s, self._poll_at_s)
+            if due_s > until_s:
                 break
             self._clock_s = max(self._clock_s, due_s)
             self._move()
             if due_s == self._boots_at_s:
                 self._boot()
             elif due_s == self._workload_at_s:
-                self._workload_at_s = None
+                self._workload_at_s = _NEVER
                 self._serve_demand()
             elif due_s == self._sample_at_s:
                 self._receive_statistics()
@@ -200,11 +213,11 @@ class SimulatedGuest:
     def set_behaviour(self, behaviour: Behaviour) -> None:
         """Change how the guest takes to its balloon; the driver loads or unloads where that means so."""
         self.behaviour = behaviour
-        if self._boots_at_s is None and self._has_driver() != self.driver_loaded:
+        if self.up and self._has_driver() != self.driver_loaded:
             if self.driver_loaded:
                 self.driver_loaded = False
                 self._jump(0)
-                self._sample_at_s = None
+                self._sample_at_s = _NEVER
             else:
                 self._load_driver()
         self._start_moving()
@@ -221,8 +234,8 @@ class SimulatedGuest:
         """Reboot: the memory is back in full at once, and ``actual`` is untrue until the driver moves."""
         self.driver_loaded = False
         self.balloon = self._steps_from = 0
-        self._sample_at_s = None
-        self._workload_at_s = None
+        self._sample_at_s = _NEVER
+        self._workload_at_s = _NEVER
         self._powered_at_s = self._clock_s
         self._released = False
         self._boots_at_s = self._clock_s + self.spec.boot_s
@@ -240,11 +253,16 @@ class SimulatedGuest:
         was_off = self.polling_interval_s == 0
         self.polling_interval_s = interval_s
         if interval_s == 0:
-            self._poll_at_s = None
+            self._poll_at_s = _NEVER
         elif was_off:
             self._ask_for_statistics()
         else:
             self._poll_at_s = self._clock_s + interval_s
+
+    def sample(self) -> None:
+        """Take statistics at once, if the driver can; polls come in their own time."""
+        if self._can_sample():
+            self._receive_statistics()
 
     def next_step_s(self) -> float | None:
         """Return when ``actual`` changes next if nobody interferes, None if it does not."""
@@ -258,7 +276,7 @@ class SimulatedGuest:
             start_s = self._moves_since_s
             next_step = self._steps_from + (STEP if missing > 0 else -STEP)
             step = min(abs(missing), abs(next_step - self._moved_from))
-        elif self._boots_at_s is not None and self._has_driver() and self.wanted_balloon:
+        elif not self.up and self._has_driver() and self.wanted_balloon:
             start_s, missing, step = self._boots_at_s, self.wanted_balloon, min(STEP, self.wanted_balloon)
         else:
             return None
@@ -273,7 +291,7 @@ class SimulatedGuest:
         return self.spec.driver and self.behaviour is not Behaviour.NO_DRIVER
 
     def _boot(self) -> None:
-        self._boots_at_s = None
+        self._boots_at_s = _NEVER
         if self._has_driver():
             self._load_driver()
         self._serve_demand()
@@ -310,6 +328,8 @@ class SimulatedGuest:
         return periods * serves_s + min(rest_s, serves_s)
 
     def _move(self) -> None:
+        if self.balloon == self._steps_from == self.wanted_balloon:
+            return
         missing = self._goal() - self._moved_from
         if self.behaviour is Behaviour.STUCK or (not missing and self.balloon == self._steps_from):
             return
@@ -340,8 +360,8 @@ class SimulatedGuest:
             self._start_moving()
 
     def _ask_for_statistics(self) -> None:
-        if self._can_sample() and self._sample_at_s is None:
-            self._poll_at_s = None
+        if self._can_sample() and self._sample_at_s == _NEVER:
+            self._poll_at_s = _NEVER
             self._sample_at_s = self._clock_s + self.spec.sample_delay_s
         else:
             self._poll_at_s = self._clock_s + self.polling_interval_s
@@ -350,24 +370,18 @@ class SimulatedGuest:
         return self.driver_loaded and self.spec.statistics and self.behaviour is not Behaviour.FROZEN_STATS
 
     def _receive_statistics(self) -> None:
-        self._sample_at_s = None
+        self._sample_at_s = _NEVER
         if self.polling_interval_s:
             self._poll_at_s = self._clock_s + self.polling_interval_s
         if self.behaviour is Behaviour.FROZEN_STATS and self.last_update:
             return
         total = self.size - self.spec.unseen - (0 if self.spec.deflate_on_oom else self.balloon)
-        available, caches = self.available, self.caches
+        anonymous, available, caches = self.memory()
         if self.behaviour is Behaviour.CLAIMS_ALL:
             available = caches = 0
         elif self.behaviour is Behaviour.CLAIMS_NONE:
             available, caches = total, 0
-        values = {
-            "stat-available-memory": available,
-            "stat-free-memory": available - caches,
-            "stat-total-memory": total,
-            "stat-disk-caches": caches,
-            "stat-minor-faults": int((self._clock_s - self._powered_at_s) * _MINOR_FAULTS_PER_S)
-            + self.anonymous // PAGE,
-        }
-        self.statistics = {key: values.get(key, 0) for key in _STATISTICS}
+        minor_faults = int((self._clock_s - self._powered_at_s) * _MINOR_FAULTS_PER_S)
+        minor_faults += anonymous // PAGE
+        self.figures = Figures(total, available - caches, available, caches, 0, 0, 0, minor_faults, 0, 0)
         self.last_update = int(self.epoch_s + self._clock_s + self._lag_s)

@@ -119,6 +119,7 @@ class _Playing:
         self.tally = HostTally()
         self.vms: list[SimulatedVm] = []
         self.by_name: dict[VmName, SimulatedVm] = {}
+        self.floors = 0  # of all VMs that are there
         self.coming = sorted((vm for vm in trace.vms if vm.boots_at_s > 0), key=lambda vm: vm.boots_at_s)
         self.against_rules: list[str] = []
         self.steps: list[Step] = []
@@ -138,22 +139,19 @@ class _Playing:
         while self.coming and self.coming[0].boots_at_s <= now_s:
             self._add(self.coming.pop(0), None, now_s)
             new = True
-        has = 0
-        for vm in self.vms:
+        for vm in [vm for vm in self.vms if vm.next_sample_s <= now_s or vm.wake_s <= now_s]:
+            if vm.refresh(now_s):
+                self._check(vm)
             if vm.next_sample_s <= now_s:
                 self._sample(vm, now_s)
-                self._check(vm)
-            elif vm.wake_s <= now_s:
-                vm.refresh(now_s)
-                self._check(vm)
-            has += vm.has
+        has = sum([vm.guest.size - vm.guest.balloon for vm in self.vms])
         self.tally.pass_time(now_s - self.at_s, over=has - self.trace.budget)
         self.at_s = now_s
         thin = any(vm.thin for vm in self.vms)
         moving = thin or any(vm.moving for vm in self.vms)
         wait_s = min(
             self.host.pace.tick_s(thin=thin, moving=moving),
-            max(self.host.pace.thin_tick_s, min((vm.interval_s for vm in self.vms), default=0.0)),
+            max(self.host.pace.thin_tick_s, min([vm.interval_s for vm in self.vms], default=0.0)),
         )
         if new or now_s - self.last_tick_s >= wait_s - FINE_S / 2:
             self._tick(now_s)
@@ -174,15 +172,13 @@ class _Playing:
         added = SimulatedVm(vm, start=start, now_s=now_s, grace_s=self.host.grace_s)
         if start is not None:
             self._sample(added, now_s)
-            added.fresh_since_s = added.booted_at_s if added.reading else None
             added.next_sample_s = now_s + self.random.uniform(0.2, 1.0) * vm.stats_interval_s
         self.vms.append(added)
+        self.floors += vm.floor
         self.by_name[added.name] = added
 
     def _sample(self, vm: SimulatedVm, now_s: float) -> None:
-        vm.refresh(now_s)
-        fresh = vm.sample(now_s)
-        if fresh:
+        if vm.sample(now_s):
             seen = vm.snapshot()
             vm.thin, vm.moving = is_thin(seen), is_moving(seen, vm.previous)
             vm.interval_s = sampling_interval_s(
@@ -198,14 +194,14 @@ class _Playing:
         vm.next_sample_s = now_s + jitter * vm.interval_s
 
     def _tick(self, now_s: float) -> None:
-        guests = tuple(vm.snapshot() for vm in self.vms)
+        guests = tuple([vm.snapshot() for vm in self.vms])
         mem_total, budget = self.trace.mem_total, self.trace.budget
         snapshot = Snapshot(
             now_s=now_s,
             guests=guests,
             budget=budget,
             mem_total=mem_total,
-            mem_available=max(0, mem_total - sum(vm.rss for vm in self.vms)),
+            mem_available=max(0, mem_total - sum([guest.rss or 0 for guest in guests])),
             reserve=min(LARGEST_RESERVE, max(0, mem_total - budget) // 4),
             overload=self.host.overload,
             elapsed_s=min(now_s - self.last_tick_s, self.host.pace.calm_tick_s),
@@ -242,8 +238,7 @@ class _Playing:
 
     def _against_rules(self, guest: GuestSnapshot, decision: SetTarget, now_s: float) -> str | None:
         target = decision.target
-        floors_fit = sum(vm.vm.floor for vm in self.vms) <= self.trace.budget
-        if floors_fit and target < guest.floor - MIB and target < guest.actual:
+        if self.floors <= self.trace.budget and target < guest.floor - MIB and target < guest.actual:
             return f"was asked to go to {target // MIB} MiB, below its floor of {guest.floor // MIB} MiB"
         if target > guest.ceiling + MIB:
             return f"was asked to go to {target // MIB} MiB, over its ceiling of {guest.ceiling // MIB} MiB"
@@ -265,7 +260,7 @@ class _Playing:
         return None
 
     def _check_accounts(self, snapshot: Snapshot) -> None:
-        charged = sum(vm.charge for vm in self.vms)
+        charged = sum([vm.charge for vm in self.vms])
         if snapshot.charged != charged:
             raise AccountsBroken(f"the snapshot charges {snapshot.charged}, the simulator {charged}")
 

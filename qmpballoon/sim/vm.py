@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from qmpballoon.model import Figures, VmName
+from qmpballoon.model import VmName
 from qmpballoon.policy.snapshot import GuestSnapshot, Reading
 from qmpballoon.sim.figures import STARVED, Need, VmTally
-from qmpballoon.sim.guest import NOT_REPORTED, Behaviour, GuestSpec, SimulatedGuest
+from qmpballoon.sim.guest import Behaviour, GuestSpec, SimulatedGuest
 from qmpballoon.sim.trace import Demand, TraceVm
 from qmpballoon.units import MIB, PAGE
 
@@ -60,7 +60,7 @@ class SimulatedVm:
         self.resets_s = [time_s for time_s in vm.resets_at_s if time_s > now_s]
         self.target: int | None = None
         self.reading: Reading | None = None
-        self.fresh_since_s: float | None = None
+        self.fresh_since_s = None if start is None else self.booted_at_s
         self.previous: GuestSnapshot | None = None  # at the sample before the newest
         self.thin = self.moving = False
         self.interval_s = vm.stats_interval_s  # until the next sample
@@ -69,7 +69,10 @@ class SimulatedVm:
         self.touched = vm.base
         self.starved = False
         self._at_s = now_s
-        self._statistics = self.guest.statistics
+        self._lacked = 0  # of what it asks for, as of the last refresh
+        self._settled = False  # nothing changes before ``wake_s`` unless the balloon moves
+        self._figures = self.guest.figures
+        self._snapshot: GuestSnapshot | None = None  # None: something may have changed since the last one
         self.refresh(now_s)
 
     @property
@@ -90,17 +93,23 @@ class SimulatedVm:
     @property
     def need(self) -> Need:
         """What it asks for and has, as of the last refresh."""
-        guest = self.guest
-        used = min(self.has, guest.spec.base + guest.anonymous + guest.caches)
-        return Need(self.vm, guest.spec.base + self._asked.anonymous, self._asked.cache, self.has, used)
+        base, has, (anonymous, _, caches) = self.guest.spec.base, self.has, self.guest.memory()
+        used = min(has, base + anonymous + caches)
+        return Need(self.vm, base + self._asked.anonymous, self._asked.cache, has, used)
 
-    def refresh(self, now_s: float) -> None:
-        """Bring the guest forward to now, count what passed, and find out when to look again."""
+    def refresh(self, now_s: float) -> bool:
+        """Bring the guest forward to now, count what passed, and find out when to look again.
+
+        Return whether something may have changed; a settled guest only grows older.
+        """
         guest, tally = self.guest, self.tally
         asked = self._asked.anonymous + self._asked.cache
-        lacked = asked - guest.anonymous - min(guest.caches, self._asked.cache)
-        tally.pass_time(now_s - self._at_s, starved=self.starved, asked=asked, lacked=lacked)
+        tally.pass_time(now_s - self._at_s, starved=self.starved, asked=asked, lacked=self._lacked)
         self._at_s = now_s
+        if self._settled and now_s < self.wake_s and guest.balloon == guest.wanted_balloon:
+            guest.advance(now_s)
+            return False
+        self._snapshot = None
         if self.resets_s and now_s >= self.resets_s[0]:
             self._reset(now_s)
         guest.advance(now_s)
@@ -117,45 +126,54 @@ class SimulatedVm:
             tally.kills = guest.oom_kills
             self.kills_at_s.append(now_s)
             self._returns_at_s = now_s + guest.spec.restart_s
-        self.touched = max(self.touched, guest.spec.base + guest.anonymous + guest.caches)
-        self.touched = min(self.touched, self.has)
+        has, (anonymous, available, caches) = self.has, guest.memory()
+        self._lacked = self._asked.anonymous - anonymous + max(0, self._asked.cache - caches)
+        self.touched = min(max(self.touched, guest.spec.base + anonymous + caches), has)
         returns = self._returns_at_s is not None
         waits = self._returns_at_s is not None and now_s < self._returns_at_s
-        available = guest.available
-        starved = guest.up and (waits or available < STARVED * self.has)
+        starved = guest.up and (waits or available < STARVED * has)
         if starved != self.starved:
             self.starved = starved
             tally.starve(now_s, starved=starved)
-        if not guest.up or returns or guest.balloon != guest.wanted_balloon:
+        moves = not guest.up or returns or guest.balloon != guest.wanted_balloon
+        self._settled = not moves and self._slope == 0.0
+        if moves:
             self.wake_s = now_s + FINE_S
-        elif self._slope == 0.0:
+        elif self._settled:
             self.wake_s = self._segment_ends_s()
         else:
-            plenty = available > self._slope * _PLENTY_S + 2 * STARVED * self.has
+            plenty = available > self._slope * _PLENTY_S + 2 * STARVED * has
             self.wake_s = min(now_s + (COARSE_S if plenty else FINE_S), self._segment_ends_s())
         if self.resets_s:
             self.wake_s = min(self.wake_s, self.resets_s[0])
+        return True
 
     def sample(self, now_s: float) -> bool:
         """Ask the guest for statistics; return whether fresh ones came."""
         guest = self.guest
-        guest.set_polling_interval(0)
-        guest.set_polling_interval(1_000_000)
         before = guest.actual
+        self._snapshot = None
         guest.advance(now_s)
-        if guest.statistics is self._statistics or not guest.driver_loaded:
+        guest.sample()
+        figures = guest.figures
+        if figures is None or figures is self._figures or not guest.driver_loaded:
             return False
-        self._statistics = guest.statistics
+        self._figures = figures
         if self.vm.behaviour is Behaviour.FROZEN_STATS:
             guest.set_behaviour(Behaviour.FROZEN_STATS)
         together = not guest.spec.deflate_on_oom or abs(guest.actual - before) <= _MOVED_AROUND
-        self.reading = Reading(_figures(guest), now_s, guest.actual if together else None)
+        self.reading = Reading(figures, now_s, guest.actual if together else None)
         if self.fresh_since_s is None:
             self.fresh_since_s = now_s
         return True
 
     def snapshot(self) -> GuestSnapshot:
         """Return what an agent knows of it."""
+        if self._snapshot is None:
+            self._snapshot = self._new_snapshot()
+        return self._snapshot
+
+    def _new_snapshot(self) -> GuestSnapshot:
         guest, vm = self.guest, self.vm
         return GuestSnapshot(
             vm=self.name,
@@ -185,6 +203,8 @@ class SimulatedVm:
         changed = guest.target != before or (self.target is None and guest.target != guest.actual)
         self.target = guest.target
         self.wake_s = now_s + FINE_S
+        self._settled = False
+        self._snapshot = None
         return changed
 
     def _reset(self, now_s: float) -> None:
@@ -194,7 +214,7 @@ class SimulatedVm:
         self.booted_at_s = now_s
         self._returns_at_s = now_s + self.guest.spec.boot_s
         self.reading = self.fresh_since_s = self.previous = None
-        self._statistics = self.guest.statistics
+        self._figures = self.guest.figures
 
     def _demand(self, now_s: float) -> bool:
         """Compute what the workload asks for now; return whether that changed."""
@@ -219,19 +239,3 @@ class SimulatedVm:
     def _segment_ends_s(self) -> float:
         rows = self.vm.demand
         return rows[self._segment].at_s if self._segment < len(rows) else float("inf")
-
-
-def _figures(guest: SimulatedGuest) -> Figures:
-    reported = {key: None if value == NOT_REPORTED else value for key, value in guest.statistics.items()}
-    return Figures(
-        total=reported["stat-total-memory"],
-        free=reported["stat-free-memory"],
-        available=reported["stat-available-memory"],
-        caches=reported["stat-disk-caches"],
-        swap_in=reported["stat-swap-in"],
-        swap_out=reported["stat-swap-out"],
-        major_faults=reported["stat-major-faults"],
-        minor_faults=reported["stat-minor-faults"],
-        hugetlb_allocs=reported["stat-htlb-pgalloc"],
-        hugetlb_failures=reported["stat-htlb-pgfail"],
-    )

@@ -151,8 +151,8 @@ def test_nobody_is_entitled_to_more_than_its_want_while_another_lacks_its_floor(
     above = [
         vm
         for vm, entry in known.items()
-        if gets[vm] > max(entry.estimate.want, fairshare._level("e", entry), entry.estimate.held * 3 // 2)
-        and gets[vm] > fairshare._level("c", entry)
+        if gets[vm] > max(entry.estimate.want, fairshare._levels(entry)[4], entry.estimate.held * 3 // 2)
+        and gets[vm] > fairshare._levels(entry)[2]
     ]
     assert not (lacking and above)
 

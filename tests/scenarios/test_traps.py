@@ -279,9 +279,8 @@ def test_a_peak_that_is_remembered_before_page_cache_that_is_used_is_hoarded(
     apps = [a_vm(f"app{n}", (0, 150), (5, 150), (15, 600), (16, 600), (20, 150)) for n in range(2)]
     trace = a_trace(*apps, cached("files", 700), budget=1700, seconds=120)
     right = played(trace)
-    true = fairshare._level
-    together = {"g": "i", "h": "i"}
-    patch.setattr(fairshare, "_level", lambda level, entry: true(together.get(level) or level, entry))
+    true = fairshare._levels
+    patch.setattr(fairshare, "_levels", lambda entry: [*true(entry)[:-3], *true(entry)[-1:] * 3])
     wrong = played(trace)
     assert right.figures.oom_kills == 0
     assert right.figures.regret_mib < 0.7 * wrong.figures.regret_mib

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -351,12 +351,15 @@ class SupervisedVm:
         await seen.look()
         self._size = seen.size
         self._connection = "up"
+        loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
             self.touch()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._pause_s()):
-                    await self._wake.wait()
+            alarm = loop.call_later(self._pause_s(), self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                alarm.cancel()
             await self._turn(seen)
 
     async def _turn(self, seen: Attachment) -> None:

@@ -107,7 +107,7 @@ class SupervisedVm:
         self._health = "offline"
         self._watchers = 0
         self._wake = asyncio.Event()
-        # Worked out in fractions and read at every tick; all they depend on is frozen, so identity serves.
+        # Worked out in fractions and read at every tick; all they depend on is frozen.
         self._limits_of: tuple[Kept, VmSettings, int | None] = (Kept(), settings, None)
         self._limits = limits_of(*self._limits_of)
         self._new_life(None)
@@ -210,7 +210,7 @@ class SupervisedVm:
     def limits(self) -> Limits:
         """What is in force: the file's limits, narrowed by those set over MQTT."""
         of = (self._store.kept(self.vm), self.settings, self._size)
-        if any(one is not other for one, other in zip(of, self._limits_of, strict=True)):
+        if of != self._limits_of:
             self._limits, self._limits_of = limits_of(*of), of
         return self._limits
 
@@ -368,11 +368,13 @@ class SupervisedVm:
             self._look_at_s = now_s + LOOK_EVERY_S
             await seen.look()
             self._size = seen.size
-        elif seen.device is not None:
-            if not seen.driver_up:
-                await seen.look_at_driver()
-            if self._is_moving(now_s) or self._watchers:
-                await seen.look_at_actual()
+        else:
+            seen.look_at_process()
+            if seen.device is not None:
+                if not seen.driver_up:
+                    await seen.look_at_driver()
+                if self._is_moving(now_s) or self._watchers:
+                    await seen.look_at_actual()
         seen.stats_interval_s = self.settings.stats_interval_s
         hurried = self._sample_every_s() < self.settings.stats_interval_s
         fast = seen.driver_up and (hurried or self._health == "stale")  # somebody may have disarmed it
@@ -387,7 +389,6 @@ class SupervisedVm:
                     fast_s=self.settings.fast_interval_s,
                 )
                 self._before = guest
-        seen.look_at_process()
         if fast:
             self._on_fast()
 

@@ -250,6 +250,7 @@ class SupervisedVm:
         except ConnectionLost as reason:
             return reason
         finally:
+            seen.close()
             if self._attached is seen:  # else another socket of this QEMU serves it already
                 self._attached = None
         raise AssertionError("turns end with the session only")

@@ -246,7 +246,7 @@ class Session(QMPClient):
         if not line.endswith(b"\n"):
             raise EOFError(*([len(line)] if line else []))
         try:
-            message = json.loads(line)
+            message = json.loads(line.decode())
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict) or _is_too_deep(line, message):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Final
 
 from qmpballoon.errors import NoBalloon, QmpError
-from qmpballoon.host import hidden_of, rss_of
+from qmpballoon.host import ResidentMemory, hidden_of
 from qmpballoon.policy.snapshot import Reading
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.session import Session
@@ -39,6 +39,7 @@ class Attachment:
         self.rss_tells = True  # False: much of its memory is in huge pages or swapped out
         self.stats_interval_s = stats_interval_s  # may change while it lasts
         self._clock = clock
+        self._resident = ResidentMemory(session.pid) if session.pid else None
         self._doubts_driver_until_s = float("-inf")  # QEMU says "up" for some time after a reset
         self._unseen: int | None = None  # of actual, by the guest's total: constant while it runs
 
@@ -107,7 +108,12 @@ class Attachment:
 
     def look_at_process(self) -> None:
         """Read the resident memory of the QEMU process."""
-        self.rss = rss_of(self.session.pid) if self.session.pid else None
+        self.rss = self._resident.read() if self._resident else None
+
+    def close(self) -> None:
+        """Let go of the QEMU process: the session is over."""
+        if self._resident:
+            self._resident.close()
 
     async def sample(self, *, fast: bool) -> bool:
         """Take the guest's figures, asked for now if ``fast``; return whether there are new ones.

@@ -264,8 +264,10 @@ class Governor:
 
     def _renew_manual_target(self, vm: SupervisedVm, sends: asyncio.TaskGroup) -> None:
         """Send a manual target that this life has not got yet, once its driver can follow it."""
+        if vm.mode != "manual" or vm.vm in self._sending:
+            return
         target, record = self._store.kept(vm.vm).target, vm.record()
-        if vm.mode != "manual" or target is None or target == vm.target or vm.vm in self._sending:
+        if target is None or target == vm.target:
             return
         if record.health not in _FIT_FOR_A_TARGET:
             return

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -107,7 +107,7 @@ class SupervisedVm:
         self._health = "offline"
         self._watchers = 0
         self._wake = asyncio.Event()
-        # Worked out in fractions and read at every tick; all they depend on is frozen, so identity serves.
+        # Worked out in fractions and read at every tick; all they depend on is frozen.
         self._limits_of: tuple[Kept, VmSettings, int | None] = (Kept(), settings, None)
         self._limits = limits_of(*self._limits_of)
         self._new_life(None)
@@ -210,7 +210,7 @@ class SupervisedVm:
     def limits(self) -> Limits:
         """What is in force: the file's limits, narrowed by those set over MQTT."""
         of = (self._store.kept(self.vm), self.settings, self._size)
-        if any(one is not other for one, other in zip(of, self._limits_of, strict=True)):
+        if of != self._limits_of:
             self._limits, self._limits_of = limits_of(*of), of
         return self._limits
 
@@ -250,6 +250,7 @@ class SupervisedVm:
         except ConnectionLost as reason:
             return reason
         finally:
+            seen.close()
             if self._attached is seen:  # else another socket of this QEMU serves it already
                 self._attached = None
         raise AssertionError("turns end with the session only")
@@ -355,12 +356,15 @@ class SupervisedVm:
         await seen.look()
         self._size = seen.size
         self._connection = "up"
+        loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
             self.touch()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._pause_s()):
-                    await self._wake.wait()
+            alarm = loop.call_later(self._pause_s(), self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                alarm.cancel()
             await self._turn(seen)
 
     async def _turn(self, seen: Attachment) -> None:
@@ -369,11 +373,13 @@ class SupervisedVm:
             self._look_at_s = now_s + LOOK_EVERY_S
             await seen.look()
             self._size = seen.size
-        elif seen.device is not None:
-            if not seen.driver_up or self._health == "stale":
-                await seen.look_at_driver()
-            if self._is_moving(now_s) or self._watchers:
-                await seen.look_at_actual()
+        else:
+            seen.look_at_process()
+            if seen.device is not None:
+                if not seen.driver_up or self._health == "stale":
+                    await seen.look_at_driver()
+                if self._is_moving(now_s) or self._watchers:
+                    await seen.look_at_actual()
         if was_up and not seen.driver_up:
             self._starts_anew()
         seen.stats_interval_s = self.settings.stats_interval_s
@@ -390,7 +396,6 @@ class SupervisedVm:
                     fast_s=self.settings.fast_interval_s,
                 )
                 self._before = guest
-        seen.look_at_process()
         if fast:
             self._on_fast()
 

@@ -96,7 +96,8 @@ async def memory_size(session: Session) -> int:
     """
     summary = _fields(session, await session.request("query-memory-size-summary"))
     size = _bytes(session, summary.get("base-memory"))
-    for device in _rows(session, await session.request("query-memory-devices")):
+    plugged = summary.get("plugged-memory") != 0  # DIMMs among others; a machine that takes none has no key
+    for device in _rows(session, await session.request("query-memory-devices")) if plugged else ():
         if device.get("type") == "dimm":
             size += _bytes(session, _fields(session, device.get("data")).get("size"))
     if not _LEAST_MEMORY <= size <= MAX_SIZE:  # a share of it would be no size

@@ -97,11 +97,8 @@ class SocketWatch:
         self._stirred.set()
 
     def _watch_directories(self, inotify: Inotify) -> None:
-        wanted = {
-            directory
-            for pattern in self.globs
-            for directory in glob.iglob(os.path.dirname(os.path.abspath(pattern)))
-        }
+        parents = {os.path.dirname(os.path.abspath(pattern)) for pattern in self.globs}
+        wanted = {directory for parent in parents for directory in glob.iglob(parent)}
         for directory in self._watches.keys() - wanted:
             with suppress(OSError):  # the directory went, and the watch with it
                 inotify.rm_watch(self._watches.pop(directory))

@@ -59,6 +59,7 @@ class Session(QMPClient):
         self.pid = monitor.pid
         self.request_timeout_s = request_timeout_s
         self.hung = False
+        self._loop = asyncio.get_running_loop()
         self._connection = monitor.connection
         self._on_event = on_event
         self._serial = 0
@@ -129,25 +130,21 @@ class Session(QMPClient):
         message: dict[str, object] = {"execute": command, "id": self._serial}
         if arguments is not None:
             message["arguments"] = arguments
-        reply: asyncio.Future[Mapping[str, object] | None] = asyncio.get_running_loop().create_future()
-        self._replies[self._serial] = reply
         key = self._serial
+        reply = self._replies[key] = self._loop.create_future()
         allowed_s = self.request_timeout_s if timeout_s is None else timeout_s
+        hangs = self._loop.call_later(allowed_s, self._hangs, command, allowed_s)
         try:
             self._writer.write(json.dumps(message).encode())
-            async with asyncio.timeout(allowed_s):
-                answer = await reply
-            if answer is None:
-                raise self.reason
-        except TimeoutError:
-            self.hung = True
-            self._end(ConnectionLost(f"{self.path}: QEMU did not answer {command} within {allowed_s:g} s"))
-            raise self.reason from None
+            answer = await reply
         finally:
+            hangs.cancel()
             if self._replies.pop(key, None) is not None:
                 self._abandoned.add(key)
                 if len(self._abandoned) > MOST_ABANDONED:
                     self._end(ConnectionLost(f"{self.path}: {MOST_ABANDONED} replies are missing"))
+        if answer is None:
+            raise self.reason
         if "return" in answer:
             return answer["return"]
         error = answer.get("error")
@@ -249,7 +246,7 @@ class Session(QMPClient):
         if not line.endswith(b"\n"):
             raise EOFError(*([len(line)] if line else []))
         try:
-            message = json.loads(line)
+            message = json.loads(line.decode())
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict) or _is_too_deep(line, message):
@@ -293,7 +290,7 @@ class Session(QMPClient):
         name, details = message["event"], message.get("data", {})
         if not isinstance(name, str) or not isinstance(details, dict) or not _is_plain(details):
             raise ConnectionLost(f"{self.path}: this is no event: {_shortened(message)}")
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._loop.time()
         if now_s - self._unasked_since_s > 1:
             self._unasked, self._unasked_since_s = 0, now_s
         self._unasked += 1
@@ -311,6 +308,10 @@ class Session(QMPClient):
             self._abandoned.remove(key)
         else:
             raise ConnectionLost(f"{self.path}: a reply that nobody asked for: {_shortened(message)}")
+
+    def _hangs(self, command: str, allowed_s: float) -> None:
+        self.hung = True
+        self._end(ConnectionLost(f"{self.path}: QEMU did not answer {command} within {allowed_s:g} s"))
 
     def _end(self, reason: ConnectionLost) -> None:
         if self._reason is not None:

@@ -351,7 +351,7 @@ async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
         Faults(babble=Babble.NO_ID),
         Faults(half_reply_to=frozenset({"query-balloon"})),
         Faults(refuse=frozenset({"query-name"})),
-        Faults(refuse=frozenset({"query-memory-devices"})),
+        Faults(refuse=frozenset({"query-memory-size-summary"})),
         Faults(cut_after_bytes=30),
         Faults(event_flood=3000),
         Faults(reply_padding=5 * MIB),

@@ -12,6 +12,7 @@ import pytest
 
 from qmpballoon import host
 from qmpballoon.host import (
+    ResidentMemory,
     age_of,
     cgroup_limit,
     hidden_of,
@@ -118,6 +119,22 @@ def test_a_dead_process_has_no_life_though_its_parent_has_not_noticed(child: sub
     assert life_of(child.pid) is None
     assert rss_of(child.pid) is None
     assert not is_stopped(child.pid)
+
+
+def test_resident_memory_is_read_until_the_process_is_gone_or_the_file_closed(
+    child: subprocess.Popen[bytes],
+) -> None:
+    ours, gone = ResidentMemory(os.getpid()), ResidentMemory(child.pid)
+    assert gone.read()
+    child.kill()
+    child.wait()
+    assert gone.read() is None
+    assert ResidentMemory(child.pid).read() is None
+    gone.close()
+    assert ours.read()
+    ours.close()
+    ours.close()
+    assert ours.read() is None
 
 
 def test_a_stopped_process_is_told_from_a_running_one(child: subprocess.Popen[bytes]) -> None:

@@ -116,13 +116,10 @@ async def test_the_will_speaks_for_a_broken_connection_and_the_bridge_comes_back
 
 @pytest.mark.parametrize("scheme", ["mqtt", "ws"])
 async def test_nagle_is_off_on_the_real_socket(sockets_dir: Path, scheme: str) -> None:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
     # mosquitto 2.0.11 ends where its only listener speaks websockets, hence a second one.
-    options = [f"listener {port} {HOST}", "protocol websockets"]
-    async with LabBroker(sockets_dir, options=options) as broker:
-        bridge = a_bridge(brokers=(Broker(scheme, HOST, port if scheme == "ws" else broker.port),))
+    options = [f"listener 0 {sockets_dir}/mqtt.socket"]
+    async with LabBroker(sockets_dir, websockets=scheme == "ws", options=options) as broker:
+        bridge = a_bridge(brokers=(Broker(scheme, HOST, broker.port),))
         async with running(bridge):
             assert bridge.connection is not None
             assert bridge.connection.no_delay

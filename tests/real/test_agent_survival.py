@@ -24,7 +24,7 @@ async def test_a_killed_qemu_is_offline_and_its_next_life_gets_the_manual_target
     lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     web, free = await asyncio.gather(lab.guest("web"), lab.guest("free"))
-    start_agent(broker)
+    start_agent(broker, vm={"grace_s": 3})  # so long it is starting, and seen to be
     await watch.until_all_ok("web", "free")
     for vm, guest in (("web", web), ("free", free)):
         await watch.moved(vm, guest, 112 * MIB)

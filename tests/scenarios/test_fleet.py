@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -246,6 +247,25 @@ async def test_a_socket_replaced_at_the_same_path_is_another_life(
         await stage.until(lambda: stage.record("a").life == new_life)
         assert old_life != new_life
         await stage.until(lambda: not old._connections)
+
+
+@pytest.mark.parametrize("seen_gone", [True, False])
+async def test_a_socket_that_is_replaced_by_one_that_does_not_listen_yet_is_another(
+    seen_gone: bool, qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, path = Kernel(), qemus.path("a")
+    await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until_health("a", "ok")
+        path.unlink()  # the old one still lives and still talks to us
+        if seen_gone:
+            await stage.until(lambda: stage.fleet._endpoints[os.fspath(path)]._mark is None)
+        with socket.socket(socket.AF_UNIX) as slow:
+            slow.bind(os.fspath(path))
+            await stage.until_health("a", "offline")
+        life = kernel.new_life(path)
+        await qemus.start("a")
+        await stage.until(lambda: stage.record("a").life == life and stage.health("a") == "ok")
 
 
 async def test_a_socket_whose_rights_change_is_still_the_same(

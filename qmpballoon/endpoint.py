@@ -47,7 +47,7 @@ class Endpoint:
         self._fleet = fleet
         self._stirred = asyncio.Event()
         self._connection: asyncio.Task[None] | None = None
-        self._listening: frozenset[bytes] = frozenset()
+        self._bound: frozenset[bytes] = frozenset()
         self._remains: frozenset[bytes] = frozenset()  # of sessions that hung: QEMU has yet to see their end
         self._parked = False
         self._retry_s = FIRST_RETRY_S
@@ -64,8 +64,9 @@ class Endpoint:
         before, self._mark = self._mark, mark
         self._retry_s = FIRST_RETRY_S
         if mark is not None and self._connection is not None:
-            another_file = before is not None and before[:2] != mark[:2]
-            if another_file or socket_table(self.path).listening != self._listening:
+            another_file = before is None or before[:2] != mark[:2]
+            # The file may be there before its QEMU listens, and it is looked at only when it changes.
+            if another_file or socket_table(self.path).bound != self._bound:
                 say("socket-replaced", "the path has another socket now", socket=self.path)
                 self.kick()
         self._stirred.set()
@@ -119,7 +120,7 @@ class Endpoint:
             monitor.connection.close()
             await self._park(life)
             return
-        self._listening = socket_table(self.path).listening
+        self._bound = socket_table(self.path).bound
         vm: SupervisedVm | None = None
 
         def on_event(name: str, details: Mapping[str, object]) -> None:

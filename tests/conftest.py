@@ -1,8 +1,9 @@
-"""What all tests share: asyncio in debug mode, also in the programs that tests start, and short paths."""
+"""What all tests share: asyncio in debug mode, a Ctrl-C that is heard, also in programs, and short paths."""
 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 os.environ["PYTHONASYNCIODEBUG"] = "1"  # read by asyncio whenever it makes a loop
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
 
 
 @pytest.fixture

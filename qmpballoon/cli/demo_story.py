@@ -30,8 +30,8 @@ _TO_PLAY_WITH: Final = "test"  # always idle
 _TARGET: Final = 100 * MIB
 _AT_EASE: Final = 80 * MIB  # an idle guest holds less: 66 MiB, most of it its kernel's
 _BOOT_S: Final = 120.0
-_SEEN_S: Final = 20.0
-_SETTLE_S: Final = 40.0  # a busy machine's; a few seconds on an idle one
+_SEEN_S: Final = 60.0  # a busy machine's
+_SETTLE_S: Final = 90.0  # the same; a few seconds on an idle one
 _UNDER_WAY: Final = ("starting", "no-driver", "no-stats", "offline")
 _LOOK_S: Final = 0.01  # between two looks of the second monitors while the agent is away
 
@@ -197,7 +197,9 @@ class _Story:
         if answer["status"] != "ok" or not isinstance(result, Mapping):
             raise LabError(f"set-target was answered with {answer.payload}")
         after = await self._get(_BY_HAND)
-        true = await self._stage.guests[_BY_HAND].truth.actual()
+        true = await self._stage.guests[_BY_HAND].truth.until_actual(
+            _TARGET.__eq__, timeout_s=_SEEN_S, what="the last of it"
+        )
         self._teller.tell(
             f"< ok, reached in {took_s:.2f} s: {format_size(_number(before, 'actual'))} -> "
             f"{format_size(_number(result, 'actual'))}; a second monitor of its QEMU says {format_size(true)}"

@@ -21,9 +21,9 @@ from qmpballoon.units import MIB
 
 QEMU: Final = "qemu-system-x86_64"
 
-_START_S: Final = 20.0  # QEMU listens after 0.1 s on an idle machine
-_COMMAND_S: Final = 30.0
-_BOOT_S: Final = 90.0  # 2.6 s on an idle machine; the rest is for busy ones
+_START_S: Final = 60.0  # QEMU listens after 0.1 s on an idle machine
+_COMMAND_S: Final = 60.0
+_BOOT_S: Final = 180.0  # 2.6 s on an idle machine; the rest is for busy ones
 
 
 @dataclass(frozen=True, slots=True)

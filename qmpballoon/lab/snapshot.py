@@ -14,7 +14,7 @@ from qmpballoon.lab.require import LabError, find_program
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
 
-_SAVE_S: Final = 60.0
+_SAVE_S: Final = 180.0  # a second on an idle machine
 
 
 async def snapshot_of(machine: Machine, progress: Callable[[str], None] = lambda line: None) -> Path:

@@ -173,6 +173,8 @@ class Sampler:
         self._device = device
         self._clock = clock
         self._last: tuple[int, Figures] | None = None
+        self._forgotten = 0  # how often; what was read before the last time proves nothing
+        self._known_since = 0  # the ``_forgotten`` at which ``_last`` was read
 
     @property
     def ever_reported(self) -> bool:
@@ -203,15 +205,24 @@ class Sampler:
             await self._set_interval(self.found_s)
 
     def forget(self) -> None:
-        """Drop the sample: the guest was reset, and its old figures stand until the driver is back."""
+        """Drop the sample: the guest was reset, and its old figures stand until the driver is back.
+
+        Also those that came before the reset and were not read yet: what the next look finds is old.
+        """
         self.sample = None
+        self._forgotten += 1
 
     async def poll(self) -> None:
         """Read the statistics once; new ones are then in ``sample``."""
+        asked_at = self._forgotten
         found = await self._read()
+        if asked_at != self._forgotten:
+            return  # asked for before the guest was reset
         if found != self._last:
             self._last = found
-            self.sample = Sample(found[1], self._clock())
+            if asked_at == self._known_since:
+                self.sample = Sample(found[1], self._clock())
+        self._known_since = asked_at
 
     async def refresh(self, *, timeout_s: float) -> bool:
         """Ask the guest for figures at once and wait for them; return whether they came.

@@ -20,6 +20,7 @@ _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 _LONGEST_PATH: Final = 107  # sun_path is 108 bytes with its NUL: unix(7)
 _LISTENS: Final = b"00010000"  # the flag __SO_ACCEPTCON in /proc/net/unix
 _ACCEPTED: Final = b"03"  # the state SS_CONNECTED there; 02 is still in the backlog
+_BOUND: Final = b"01"  # to no other socket yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,12 @@ HELD_HINT: Final = (
 class SocketTable:
     """The kernel's marks (inodes of sockfs) for what is open on a socket's path.
 
-    Both are empty where the kernel does not tell: another network namespace, or a socket that was
+    All are empty where the kernel does not tell: another network namespace, or a socket that was
     bound under another name (a relative path, a link).
     """
 
     listening: frozenset[bytes]
+    bound: frozenset[bytes]  # those that listen, and those that are about to
     accepted: frozenset[bytes]  # by the server; those that wait in the backlog are not among them
 
 
@@ -86,6 +88,7 @@ def socket_table(path: str) -> SocketTable:
     rows = [row for row in (line.split(None, 7) for line in table.splitlines()[1:]) if row[7:] == [wanted]]
     return SocketTable(
         listening=frozenset(row[6] for row in rows if row[3] == _LISTENS),
+        bound=frozenset(row[6] for row in rows if row[5] == _BOUND),
         accepted=frozenset(row[6] for row in rows if row[5] == _ACCEPTED),
     )
 

@@ -17,7 +17,7 @@ from qmpballoon.sim.guest import GuestSpec
 from qmpballoon.sim.machine import MachineSpec
 from qmpballoon.units import MIB
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0  # for what takes less than a second on an idle machine
 SIZE = 256 * MIB
 
 

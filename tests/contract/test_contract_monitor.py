@@ -12,7 +12,7 @@ from signal import SIGKILL, SIGTERM
 from typing import Any
 
 import pytest
-from both_qemus import SIZE, Qemu, Start, Wire
+from both_qemus import PATIENCE_S, SIZE, Qemu, Start, Wire
 from conversations import DEVICE, INTERVAL
 from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
@@ -49,7 +49,7 @@ async def test_the_library_of_qemu_talks_to_it(qemu: Qemu) -> None:
         with client.listener(("STOP", "RESUME")) as listener:
             await client.execute("stop")
             await client.execute("cont")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 assert [(await listener.get())["event"] for _ in range(2)] == ["STOP", "RESUME"]
     finally:
         await client.disconnect()

@@ -15,14 +15,17 @@ from typing import Any, Final, TypeVar
 from mqtt_listener import Listener, listening
 
 from qmpballoon.lab.broker import LabBroker
+from qmpballoon.lab.guest import LabGuest
 from qmpballoon.lab.process import Program
 from qmpballoon.lab.waiting import eventually
+from qmpballoon.units import MIB
 
 T = TypeVar("T")
 
 HOST_NAME: Final = "edge-7"
 ROOT: Final = f"qmpballoon/{HOST_NAME}"
-PATIENCE_S: Final = 25.0  # for what takes a second or two on an idle machine
+PATIENCE_S: Final = 60.0  # for what takes a second or two on an idle machine
+MOVED_S: Final = 40.0  # for a balloon; less than the patience with the answer that tells of it
 
 Tables = Mapping[str, Any]
 
@@ -159,6 +162,10 @@ class AgentWatch:
         """Return the newest payload of a topic; None if none came."""
         return next(iter(self.heard(topic)[-1:]), None)
 
+    def states(self, vm: str, start: int = 0) -> list[dict[str, Any]]:
+        """Return all VM objects that were heard, from the ``start``-th message on."""
+        return [json.loads(payload) for payload in self.heard(f"vm/{vm}/state", start) if payload]
+
     def last_json(self, topic: str) -> Any:
         """Return it as JSON; None if none came, or an empty one."""
         payload = self.last(topic)
@@ -215,6 +222,20 @@ class AgentWatch:
         """Wait until this payload was heard on a topic below the root, from the ``start``-th message on."""
         await until(lambda: payload in self.heard(topic, start), what=f"{topic} says {payload!r}")
 
+    async def until_last(self, topic: str, payload: bytes) -> None:
+        """Wait until this is the newest payload of a topic below the root."""
+        await until(lambda: self.last(topic) == payload, what=f"{topic} is {payload!r}")
+
+    async def until_gone(self) -> int:
+        """Wait until the agent's end is known; return a ``start`` after all that it ever said."""
+        await self.until_last("status", b"offline")
+        return self.now
+
+    async def until_events(self, vm: str, *words: str) -> None:
+        """Wait until an event of each word was heard; an answer or a state may overtake it."""
+        for word in words:
+            await until(lambda word=word: self.events(vm, word), what=f"{vm}: the event {word}")  # type: ignore[misc]
+
     # ---- asking ----
 
     async def ask(self, vm: str | None, verb: str, **arguments: Any) -> dict[str, Any]:
@@ -255,6 +276,17 @@ class AgentWatch:
         assert answer["status"] == "ok", answer
         return answer["result"]
 
+    async def moved(self, vm: str, guest: LabGuest, target: int) -> None:
+        """Set a target and wait until the balloon stands there to the byte, and the agent has told so.
+
+        That a target is reached is answered, as it is defined, when the last step of 1 MiB may be to come.
+        """
+        result = await self.do(vm, "set-target", target=target, wait_s=MOVED_S)
+        assert result["reached"], result
+        assert abs(result["actual"] - target) <= MIB, result
+        await guest.truth.until_actual(target.__eq__, timeout_s=PATIENCE_S, what=f"the balloon of {vm} moves")
+        await self.until_state(vm, lambda state: state["actual"] == target, what="its actual is told")
+
     async def refused(self, vm: str | None, verb: str, **arguments: Any) -> str:
         """Ask, and return the error word of what must be refused."""
         return error_word(await self.ask(vm, verb, **arguments))
@@ -279,3 +311,14 @@ async def watching(broker: LabBroker, *, root: str = ROOT) -> AsyncIterator[Agen
 
 
 StartAgent = Callable[..., AgentProcess]
+
+
+async def started_online(
+    start_agent: StartAgent, broker: LabBroker, watch: AgentWatch, **tables: Tables
+) -> AgentProcess:
+    """Start an agent that finds its VMs only once it is online: no event of theirs goes unheard."""
+    agent = start_agent(broker, **{**tables, "discovery": {"sockets": []}})
+    await watch.until_said("status", b"online")
+    agent.configure(**tables)
+    agent.reload()
+    return agent

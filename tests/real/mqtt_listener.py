@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -18,11 +19,13 @@ from qmpballoon.lab.broker import HOST, LabBroker
 from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 from qmpballoon.mqtt.connection import Broker
 
-WAIT_S = 8.0
+WAIT_S = 60.0  # for what takes milliseconds on an idle machine
 
 
 class Listener:
     """Collects every message that comes, in order; ``client`` may publish."""
+
+    _markers = itertools.count(1)
 
     def __init__(self, client: aiomqtt.Client) -> None:
         self.client = client
@@ -52,6 +55,16 @@ class Listener:
         return await self.until(
             lambda message: message.topic.value == topic and payload in (None, message.payload), start
         )
+
+    async def caught_up(self) -> int:
+        """Wait for all that the broker had for us until now, what is retained too; return their number.
+
+        A message of our own that comes back tells: a broker keeps the order.
+        """
+        marker = f"marker/{next(self._markers)}"
+        await self.send(marker, b"here")
+        await self.on(marker)
+        return len(self.messages)
 
     async def ask(self, topic: str, payload: object, *, answered: str = "", **properties: Any) -> Any:
         """Send a request, return the answer that comes next on the response topic, read as JSON."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from agent_process import AgentWatch, StartAgent, until
+from agent_process import PATIENCE_S, AgentWatch, StartAgent, until
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.room import LabRoom
@@ -19,16 +19,19 @@ async def test_modes_last_as_long_as_they_were_asked_for(
     await watch.until_all_ok("one", "other")
     assert [watch.state(vm)["mode"] for vm in ("one", "other")] == ["manual", "observe"]
 
-    assert await watch.do("one", "set-mode", mode="observe", for_s=1) == {"mode": "observe", "for_s": 1}
-    await watch.until_state("one", lambda state: state["mode"] == "observe", what="observe")
+    start = watch.now
+    assert await watch.do("one", "set-mode", mode="observe", for_s=3) == {"mode": "observe", "for_s": 3}
+    await until(
+        lambda: [one for one in watch.states("one", start) if one["mode"] == "observe"], what="observe"
+    )
     await watch.until_state("one", lambda state: state["mode"] == "manual", what="manual again by itself")
     for mode in ("observe", "auto", "manual"):
         assert await watch.do("one", "set-mode", mode=mode) == {"mode": mode, "for_s": None}
         await watch.until_state("one", lambda state, mode=mode: state["mode"] == mode, what=mode)  # type: ignore[misc]
 
     # a target means manual, whatever the VM's mode was
-    assert (await watch.do("other", "set-target", target="120MiB", wait_s=20))["reached"]
-    state = await watch.until_state("other", lambda state: state["target"] is not None, what="a target")
+    await watch.moved("other", other, 120 * MIB)
+    state = watch.state("other")
     assert (state["mode"], state["target"]) == ("manual", 120 * MIB)
     await watch.do("other", "set-mode", mode="observe")
     assert await other.truth.actual() == 120 * MIB
@@ -58,8 +61,7 @@ async def test_a_host_that_observes_moves_nothing(
     agent.configure(policy={"mode": "manual"})
     agent.reload()
     await watch.until_state("one", lambda state: state["mode"] == "manual", what="its own mode counts again")
-    assert (await watch.do("one", "set-target", target="112MiB", wait_s=20))["reached"]
-    assert await guest.truth.actual() == 112 * MIB
+    await watch.moved("one", guest, 112 * MIB)
 
 
 async def test_limits_set_over_mqtt_narrow_those_of_the_file(
@@ -89,8 +91,7 @@ async def test_limits_set_over_mqtt_narrow_those_of_the_file(
     state = await watch.until_state(
         "one", lambda state: state["overridden"] == ["ceiling"], what="one is left"
     )
-    assert (await watch.do("one", "set-target", target="92MiB", wait_s=20))["reached"]
-    assert await guest.truth.actual() == 92 * MIB
+    await watch.moved("one", guest, 92 * MIB)
 
 
 async def test_a_new_configuration_is_taken_by_signal_and_request_and_a_bad_one_refused(
@@ -133,6 +134,6 @@ async def test_a_new_configuration_is_taken_by_signal_and_request_and_a_bad_one_
     await until(lambda: watch.last_json("vms") == [], what="an empty list")
     assert await watch.refused("one", "get") == "unknown-vm"
     probe = await asyncio.open_unix_connection(str(guest.socket))  # its monitor was left
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         assert b"QMP" in await probe[0].readline()
     probe[1].close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from agent_process import AgentWatch, StartAgent, until, watching
+from agent_process import PATIENCE_S, AgentWatch, StartAgent, until, watching
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.room import LabRoom
@@ -25,7 +25,8 @@ async def test_a_vm_is_called_as_configured_and_a_renamed_one_leaves_nothing_beh
     assert (watch.state("B_ro_1")["name"], watch.state("B_ro_1")["pid"]) == ("Büro 1", third.pid)
     socket = watch.state("web")["socket"]
     await watch.do("web", "set-limits", shares=5)
-    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+    mover = guest if socket == "web.qmp" else twin
+    await watch.moved("web", mover, 112 * MIB)
 
     agent.configure(vm={"match": [{"socket": f"{lab.directory}/{socket}", "rename": "front"}]})
     start = watch.now
@@ -36,20 +37,22 @@ async def test_a_vm_is_called_as_configured_and_a_renamed_one_leaves_nothing_beh
         await until(lambda vm=vm: watch.last(f"vm/{vm}/state") == b"", what="cleared")  # type: ignore[misc]
         await until(lambda vm=vm: watch.last(f"vm/{vm}/availability") == b"", what="cleared")  # type: ignore[misc]
     assert watch.state("web-2")["health"] == "ok"  # the other keeps the name that it has
-    assert not [one for one in watch.heard("vm/web/state", start) if one]
     assert await watch.refused("web", "get") == "unknown-vm"
-    mover = guest if socket == "web.qmp" else twin
+    for topic in ("vm/web/state", "vm/web/availability"):  # what was on its way comes before it is cleared
+        heard = watch.heard(topic, start)
+        assert not any(heard[heard.index(b"") :]), heard
     assert await mover.truth.actual() == 112 * MIB
     assert watch.state("front")["overridden"] == []  # limits, mode and target belong to the name
     async with watching(broker) as late:
         await late.until_health("front", "ok")
         await late.until_said("status", b"online")
+        await late.listener.caught_up()
         there = {one.topic.value.split("/")[3] for one in late.listener.messages if "/vm/" in one.topic.value}
     assert there == {"front", "web-2", "nameless"}
 
     pids = {vm: watch.state(vm)["pid"] for vm in there}
     agent.kill()
-    start = watch.now
+    start = await watch.until_gone()
     agent.start()
     await watch.until_said("status", b"online", start=start)
     await until(lambda: all(watch.heard(f"vm/{vm}/state", start) for vm in there), what="all states anew")
@@ -65,17 +68,15 @@ async def test_two_sockets_of_one_qemu_are_one_vm(
     agent = start_agent(broker)
     await watch.until_health("web", "ok")
     assert watch.state("web")["socket"] == "web.qmp"
-    await until(
-        lambda: (watch.last_json("host") or {}).get("vms") == {"total": 1, "online": 1}, what="one VM"
-    )
-    assert watch.last_json("host")["unidentified"] == []
+    for key, value in (("vms", {"total": 1, "online": 1}), ("unidentified", [])):
+        await until(lambda key=key, value=value: (watch.last_json("host") or {}).get(key) == value, what=key)  # type: ignore[misc]
     reader, writer = await asyncio.open_unix_connection(str(second))  # left alone: anybody may have it
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert b"QMP" in await reader.readline()
     writer.close()
     await writer.wait_closed()
 
-    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+    await watch.moved("web", guest, 112 * MIB)
     life = watch.state("web")["life"]
     for sockets, socket in (("z-*.qmp", "z-second.qmp"), ("*.qmp", "web.qmp")):
         agent.configure(discovery={"sockets": [f"{lab.directory}/{sockets}"]})
@@ -83,7 +84,7 @@ async def test_two_sockets_of_one_qemu_are_one_vm(
         await watch.until_state("web", lambda state, socket=socket: state["socket"] == socket, what=socket)  # type: ignore[misc]
         state = await watch.until_health("web", "ok")
         assert (state["life"], state["pid"], state["mode"]) == (life, guest.pid, "manual")
-        assert [row["vm"] for row in watch.last_json("vms")] == ["web"]
+        await until(lambda: [row["vm"] for row in watch.last_json("vms")] == ["web"], what="it in the list")
         assert await guest.truth.actual() == 112 * MIB
 
 
@@ -96,20 +97,20 @@ async def test_a_vm_that_is_gone_is_forgotten_in_time_and_leftovers_of_an_earlie
     await goes.terminate()
     await killed.kill()  # its socket is left, and so its name
     await until(lambda: watch.last("vm/goes/state") == b"", what="its state is cleared")
-    assert watch.last("vm/goes/availability") == b""
+    await watch.until_last("vm/goes/availability", b"")
     await until(
         lambda: [row["vm"] for row in watch.last_json("vms")] == ["killed", "stays"], what="two are left"
     )
-    assert watch.state("killed")["health"] == "offline"
+    await watch.until_health("killed", "offline")
 
     agent.kill()
-    await watch.until_said("status", b"offline")
+    await watch.until_gone()
     killed.socket.unlink()
     agent.configure(discovery={"sockets": [f"{lab.directory}/st*.qmp"]})
     agent.start()
     await until(lambda: watch.last("vm/killed/state") == b"", what="the leftover is cleared")
     await until(
-        lambda: watch.last_json("vms") and [row["vm"] for row in watch.last_json("vms")] == ["stays"],
+        lambda: [row["vm"] for row in watch.last_json("vms")] == ["stays"],
         what="one",
     )
     await watch.until_health("stays", "ok")

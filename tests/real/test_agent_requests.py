@@ -9,7 +9,7 @@ from typing import Any
 
 import aiomqtt
 import msgpack  # type: ignore[import-untyped]
-from agent_process import ROOT, AgentWatch, StartAgent, error_word, until
+from agent_process import PATIENCE_S, ROOT, AgentWatch, StartAgent, error_word, until
 
 from qmpballoon.lab.broker import HOST, LabBroker
 from qmpballoon.lab.room import LabRoom
@@ -105,19 +105,20 @@ async def test_one_transaction_has_one_effect_and_seventeen_are_too_many(
     lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     web, _ = await asyncio.gather(lab.guest("web"), lab.guest("bare", driver=False))
-    start_agent(broker)
+    start_agent(broker, vm={"qmp_timeout_s": 8})  # of eighteen requests none is given up before the last came
     await watch.until_health("web", "ok")
-    await watch.until_health("bare", "starting")
+    await watch.until_health("bare", "starting", "no-driver")
 
-    request = {"transaction": {"by": "two", "n": 1}, "target": "112MiB", "wait_s": 10}
+    request = {"transaction": {"by": "two", "n": 1}, "target": "112MiB", "wait_s": 40}
     await asyncio.gather(*(watch.send_raw("web", "request/set-target", request) for _ in range(2)))
     await until(lambda: len(watch.answers(request["transaction"])) == 2, what="both are answered")
     await watch.send_raw("web", "request/set-target", request)
     await until(lambda: len(watch.answers(request["transaction"])) == 3, what="a late one is answered too")
     same = [answer["result"] for answer in watch.answers(request["transaction"])]
     assert same == [same[0]] * 3
+    await web.truth.until_actual((112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes 16 MiB")
+    await watch.until_events("web", "decision")
     assert len(watch.events("web", "decision")) == 1
-    assert await web.truth.actual() == 112 * MIB
 
     targets = [f"{size}MiB" for size in range(100, 116)]
     waiting = [await watch.send("bare", "set-target", target=target, wait_s=600) for target in targets]
@@ -127,7 +128,7 @@ async def test_one_transaction_has_one_effect_and_seventeen_are_too_many(
     assert (await watch.do("bare", "get"))["target"] == 115 * MIB
 
     web.stop()  # a process that answers nothing: all that is asked of it waits
-    gets = [await watch.send("web", "get") for _ in range(18)]
+    gets = await asyncio.gather(*(watch.send("web", "get") for _ in range(18)))
     words = [error_word(answer) for answer in await asyncio.gather(*(watch.answer(one) for one in gets))]
     await watch.until_health("web", "unresponsive")
     web.cont()
@@ -147,7 +148,7 @@ async def test_properties_of_mqtt_5_are_honoured(
 
     await watch.listener.send(
         topic,
-        {"transaction": 7, "target": "112MiB", "wait_s": 10},
+        {"transaction": 7, "target": "112MiB", "wait_s": 40},
         ResponseTopic="replies/here",
         CorrelationData=b"\x00\x01",
     )
@@ -164,7 +165,7 @@ async def test_properties_of_mqtt_5_are_honoured(
 
     await watch.listener.send(
         topic,
-        msgpack.packb({"transaction": b"bytes?", "target": "100MiB", "wait_s": 10}),
+        msgpack.packb({"transaction": b"bytes?", "target": "100MiB", "wait_s": 40}),
         ContentType="application/msgpack",
         ResponseTopic="replies/packed",
     )
@@ -174,12 +175,12 @@ async def test_properties_of_mqtt_5_are_honoured(
 
     await watch.listener.send(
         topic,
-        msgpack.packb({"transaction": 9, "target": "96MiB", "wait_s": 10}),
+        msgpack.packb({"transaction": 9, "target": "96MiB", "wait_s": 40}),
         ResponseTopic="replies/known-by-its-first-byte",
     )
     answer = msgpack.unpackb((await watch.listener.on("replies/known-by-its-first-byte")).payload)
     assert answer["result"]["reached"] is True
-    assert await guest.truth.actual() == 96 * MIB
+    await guest.truth.until_actual((96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the last of 32 MiB")
 
 
 async def test_an_agent_speaks_mqtt_3_and_msgpack(
@@ -205,7 +206,7 @@ async def test_an_agent_speaks_mqtt_3_and_msgpack(
                     return dict(answer)
             raise AssertionError("the broker went away")
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             async for message in client.messages:
                 if (
                     message.topic.value == f"{ROOT}/vm/web/state"
@@ -213,9 +214,9 @@ async def test_an_agent_speaks_mqtt_3_and_msgpack(
                 ):
                     break
             topic = f"{ROOT}/vm/web/request/set-target"
-            await client.publish(topic, '{"transaction": 1, "target": "112MiB", "wait_s": 10}', qos=1)
+            await client.publish(topic, '{"transaction": 1, "target": "112MiB", "wait_s": 40}', qos=1)
             assert (await answer_of(1))["result"]["reached"] is True
-            packed = msgpack.packb({"transaction": 2, "target": "120MiB", "wait_s": 10})
+            packed = msgpack.packb({"transaction": 2, "target": "120MiB", "wait_s": 40})
             await client.publish(topic, packed, qos=1)
             assert (await answer_of(2))["result"]["reached"] is True
-    assert await guest.truth.actual() == 120 * MIB
+    await guest.truth.until_actual((120 * MIB).__eq__, timeout_s=PATIENCE_S, what="the last of 8 MiB")

@@ -8,9 +8,10 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from agent_process import AgentProcess, AgentWatch, StartAgent, until, watching
+from agent_process import PATIENCE_S, AgentProcess, AgentWatch, StartAgent, until, watching
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.guest import LabGuest
@@ -23,10 +24,10 @@ async def test_a_killed_qemu_is_offline_and_its_next_life_gets_the_manual_target
     lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     web, free = await asyncio.gather(lab.guest("web"), lab.guest("free"))
-    start_agent(broker)
+    start_agent(broker, vm={"grace_s": 3})  # so long it is starting, and seen to be
     await watch.until_all_ok("web", "free")
-    for vm in ("web", "free"):
-        assert (await watch.do(vm, "set-target", target="112MiB", wait_s=20))["reached"]
+    for vm, guest in (("web", web), ("free", free)):
+        await watch.moved(vm, guest, 112 * MIB)
     await watch.do("free", "set-mode", mode="observe")
     await watch.do("web", "set-limits", floor="50%")
     lives = {vm: watch.state(vm)["life"] for vm in ("web", "free")}
@@ -36,7 +37,7 @@ async def test_a_killed_qemu_is_offline_and_its_next_life_gets_the_manual_target
     for vm in ("web", "free"):
         state = await watch.until_health(vm, "offline")
         assert (state["actual"], state["run_state"], state["rss"], state["pid"]) == (None,) * 4
-        await watch.until_said(f"vm/{vm}/availability", b"offline")
+        await watch.until_last(f"vm/{vm}/availability", b"offline")
     assert (watch.state("web")["mode"], watch.state("web")["floor"]) == ("manual", 64 * MIB)
     assert await watch.refused("web", "set-target", target="100MiB") == "offline"
 
@@ -44,7 +45,9 @@ async def test_a_killed_qemu_is_offline_and_its_next_life_gets_the_manual_target
     await asyncio.gather(web.restart(), free.restart())
     await watch.until_health("free", "ok", life=lives["free"])
     await watch.until_health("web", "ok", life=lives["web"])
-    await web.truth.until_actual((112 * MIB).__eq__, timeout_s=20, what="the manual target is sent again")
+    await web.truth.until_actual(
+        (112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the manual target is sent again"
+    )
     state = await watch.until_state("web", lambda state: state["target"] == 112 * MIB, what="target")
     assert (state["mode"], state["floor"], state["overridden"]) == ("manual", 64 * MIB, ["floor"])
     states = [json.loads(payload) for payload in watch.heard("vm/web/state", start)]
@@ -62,8 +65,8 @@ async def test_a_killed_agent_comes_back_without_a_jump_of_any_balloon(
     one, two = await asyncio.gather(lab.guest("one"), lab.guest("two", qemu_name="the second"))
     agent = start_agent(broker, vm={"match": [{"name": "one", "rename": "first"}]})
     await watch.until_all_ok("first", "the_second")
-    assert (await watch.do("first", "set-target", target="112MiB", wait_s=20))["reached"]
-    assert (await watch.do("the_second", "set-target", target="100MiB", wait_s=20))["reached"]
+    await watch.moved("first", one, 112 * MIB)
+    await watch.moved("the_second", two, 100 * MIB)
     await watch.do("the_second", "set-mode", mode="observe")
     await watch.do("the_second", "set-limits", floor="64MiB", ceiling="110MiB", shares=5)
     # what is said last before the crash counts, and is on disk when it is answered
@@ -73,12 +76,11 @@ async def test_a_killed_agent_comes_back_without_a_jump_of_any_balloon(
     sampling = asyncio.create_task(sample(seen, one, two), name="ground truth")
     try:
         agent.kill()
-        await watch.until_said("status", b"offline")  # its last will
-        start = watch.now
+        start = await watch.until_gone()  # its last will
         agent.start()
         await watch.until_said("status", b"online", start=start)
-        await until(lambda: len(watch.heard("vm/first/state", start)) > 1, what="its state anew")
         for vm in ("first", "the_second"):
+            await until(lambda vm=vm: watch.states(vm, start), what="its state anew")  # type: ignore[misc]
             state = await watch.until_health(vm, "ok")
             kept = (
                 "life",
@@ -103,7 +105,7 @@ async def test_a_killed_agent_comes_back_without_a_jump_of_any_balloon(
         await late.until_said("status", b"online")
         await late.until_health("first", "ok")
         await until(
-            lambda: [row["vm"] for row in late.last_json("vms")] == ["first", "the_second"], what="list"
+            lambda: [row["vm"] for row in late.last_json("vms") or ()] == ["first", "the_second"], what="list"
         )
 
 
@@ -130,12 +132,12 @@ async def test_a_broker_that_is_away_stops_nothing_and_hears_the_truth_of_now_af
     async with watching(broker) as watch:
         await watch.until_health("web", "ok")
         await watch.until_said("status", b"online")
-        assert (await watch.do("web", "set-target", target="100MiB", wait_s=20))["reached"]
+        await watch.moved("web", guest, 100 * MIB)
 
     await broker.kill()
     for size in (110, 120, 128, 112):
         await guest.truth.set_target(size * MIB)
-        await guest.truth.until_actual((size * MIB).__eq__, timeout_s=20, what="it moves")
+        await guest.truth.until_actual((size * MIB).__eq__, timeout_s=PATIENCE_S, what="it moves")
     await guest.truth.execute("stop")
     other = await lab.guest("other")
     await agent.until_logged("vm=other")
@@ -159,21 +161,19 @@ async def test_an_agent_that_ends_says_offline_and_leaves_the_balloons(
     guest = await lab.guest("web")
     agent = start_agent(broker)
     await watch.until_health("web", "ok")
-    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+    await watch.moved("web", guest, 112 * MIB)
 
     second = start_agent(broker, name="second", arguments=("--host", "edge-7"))
-    assert await second.program.ended(timeout_s=20) == 2
+    assert await second.program.ended(timeout_s=PATIENCE_S) == 2
     assert "another agent named 'edge-7' runs" in second.log.read_text()
     assert await agent.terminate() == 0
-    await watch.until_said("status", b"offline")
-    assert watch.last("status") == b"offline"
+    start = await watch.until_gone()
     assert await guest.truth.actual() == 112 * MIB
 
-    start = watch.now
     agent.start()
     await watch.until_said("status", b"online", start=start)
     agent.program.signal(signal.SIGINT)
-    assert await agent.program.ended(timeout_s=20) == 130
+    assert await agent.program.ended(timeout_s=PATIENCE_S) == 130
     await until(lambda: watch.last("status") == b"offline", what="offline")
 
 
@@ -183,19 +183,20 @@ async def test_what_happened_to_vms_while_no_agent_ran_is_seen_by_the_next(
     dead, anew = await asyncio.gather(lab.guest("dead"), lab.guest("anew"))
     agent = start_agent(broker)
     await watch.until_all_ok("dead", "anew")
-    for vm in ("dead", "anew"):
-        assert (await watch.do(vm, "set-target", target="112MiB", wait_s=20))["reached"]
+    for vm, guest in (("dead", dead), ("anew", anew)):
+        await watch.moved(vm, guest, 112 * MIB)
     life = watch.state("anew")["life"]
     agent.kill()
-    await watch.until_said("status", b"offline")
+    start = await watch.until_gone()
     await asyncio.gather(dead.kill(), anew.restart())
-    start = watch.now
     agent.start()
     await watch.until_said("status", b"online", start=start)
     assert (await watch.until_health("dead", "offline"))["mode"] == "manual"
-    assert watch.last("vm/dead/availability") == b"offline"
+    await watch.until_last("vm/dead/availability", b"offline")
     await watch.until_health("anew", "ok", life=life)
-    await anew.truth.until_actual((112 * MIB).__eq__, timeout_s=20, what="the manual target is sent again")
+    await anew.truth.until_actual(
+        (112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the manual target is sent again"
+    )
     states = [json.loads(payload) for payload in watch.heard("vm/anew/state", start)]
     assert {one["target"] for one in states if one["health"] in ("offline", "starting")} == {None}
 
@@ -216,15 +217,23 @@ async def test_a_full_disk_costs_durability_and_nothing_else(
     guest = await lab.guest("web")
     agent = start_agent(broker, agent={"host": "edge-7", "state_dir": str(tiny_disk / "state")})
     await watch.until_health("web", "ok")
+    file = tiny_disk / "state" / "edge-7.json"
+
+    def kept() -> Any:
+        return json.loads(file.read_text())["vms"]["web"] if file.exists() else {}
+
+    await watch.do("web", "set-limits", shares=5)
+    await until(  # nothing is about to be put in place, which would free what it replaces
+        lambda: kept().get("shares") == 5 and list(file.parent.glob("*.new")) == [], what="all is on disk"
+    )
     filler = tiny_disk / "filler"
     with pytest.raises(OSError, match="No space"):
         filler.write_bytes(bytes(2**20))
-    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
-    assert await guest.truth.actual() == 112 * MIB
+    await watch.moved("web", guest, 112 * MIB)
     assert "No space left" in await agent.until_logged("state-not-saved")
     filler.unlink()
     await watch.do("web", "set-mode", mode="observe")
-    assert json.loads((tiny_disk / "state" / "edge-7.json").read_text())["vms"]["web"]["mode"] == "observe"
+    await until(lambda: kept().get("mode") == "observe", what="the new mode on disk")
     assert len(agent.logged("state-not-saved")) == 1
 
 
@@ -257,7 +266,7 @@ async def test_a_state_directory_that_cannot_be_one_is_said_and_ends_the_agent(
 ) -> None:
     (sockets_dir / "file").touch()
     agent = start_agent(None, agent={"host": "edge-7", "state_dir": f"{sockets_dir}/file"})
-    assert await agent.program.ended(timeout_s=20) == 1
+    assert await agent.program.ended(timeout_s=PATIENCE_S) == 1
     assert "cannot use the state directory" in agent.log.read_text()
 
 
@@ -272,4 +281,4 @@ async def test_what_is_kept_is_for_nobody_else_to_read(
     async def mode() -> int:
         return file.stat().st_mode & 0o777 if file.exists() else 0
 
-    assert await eventually(mode, bool, timeout_s=10, what="a file is written") == 0o600
+    assert await eventually(mode, bool, timeout_s=PATIENCE_S, what="a file is written") == 0o600

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_process import StartAgent
+from agent_process import PATIENCE_S, StartAgent
 
 
 class ServiceManager:
@@ -22,7 +22,7 @@ class ServiceManager:
 
     async def until(self, state: str) -> None:
         """Wait until a state is said, once more."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 message = await asyncio.get_running_loop().sock_recv(self.socket, 4096)
                 states = message.decode().splitlines()
@@ -41,7 +41,7 @@ def manager(sockets_dir: Path) -> Iterator[ServiceManager]:
 async def test_the_service_manager_hears_ready_alive_reloading_and_stopping(
     manager: ServiceManager, start_agent: StartAgent, sockets_dir: Path
 ) -> None:
-    environment = (f"NOTIFY_SOCKET={sockets_dir}/notify", "WATCHDOG_USEC=200000", "JOURNAL_STREAM=8:1")
+    environment = (f"NOTIFY_SOCKET={sockets_dir}/notify", "WATCHDOG_USEC=1000000", "JOURNAL_STREAM=8:1")
     agent = start_agent(None, before=("env", *environment))
     await manager.until("READY=1")
     await manager.until("WATCHDOG=1")
@@ -54,8 +54,8 @@ async def test_the_service_manager_hears_ready_alive_reloading_and_stopping(
     await manager.until("RELOADING=1")
     await manager.until("READY=1")
     assert "STOPPING=1" not in manager.heard
-    assert await agent.terminate() == 0
-    await manager.until("STOPPING=1")
+    status, _ = await asyncio.gather(agent.terminate(), manager.until("STOPPING=1"))
+    assert status == 0
     assert any(state.startswith("MONOTONIC_USEC=") for state in manager.heard)
     assert all(line.startswith("<") for line in agent.log.read_text().splitlines())  # a priority, no stamp
 

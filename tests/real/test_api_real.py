@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+from agent_process import PATIENCE_S
 from qemu.qmp import QMPClient
 
 import qmpballoon
@@ -23,9 +24,9 @@ async def polling_interval_s(guest: LabGuest) -> object:
 async def test_a_balloon_is_set_and_read_in_three_lines(lab: LabRoom) -> None:
     guest = await lab.guest("web")
     async with qmpballoon.connect(guest.socket) as vm:
-        await vm.ready(timeout_s=30)
-        assert await vm.set_target("112MiB", wait_s=20) == 112 * MIB
-        state = await vm.state()
+        await vm.ready(timeout_s=PATIENCE_S)
+        assert await vm.set_target("112MiB", wait_s=PATIENCE_S) == 112 * MIB
+        state = await vm.state(fresh_s=PATIENCE_S)
         assert abs(await guest.truth.actual() - 112 * MIB) <= MIB
         assert (vm.name, vm.pid, vm.qemu) == ("web", guest.pid, "7.2.22")
         assert (state.size, state.target, state.run_state) == (guest.memory, 112 * MIB, "running")
@@ -39,7 +40,7 @@ async def test_a_balloon_is_set_and_read_in_three_lines(lab: LabRoom) -> None:
         with pytest.raises(qmpballoon.InvalidSize):
             await vm.set_target("112M")
     assert await polling_interval_s(guest) == 0
-    assert await guest.truth.actual() == 112 * MIB
+    await guest.truth.until_actual((112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the last of 16 MiB")
 
 
 async def test_the_polling_interval_is_left_as_it_was_found(lab: LabRoom) -> None:
@@ -49,7 +50,7 @@ async def test_the_polling_interval_is_left_as_it_was_found(lab: LabRoom) -> Non
 
     async def fail() -> None:
         async with qmpballoon.connect(guest.socket) as vm:
-            await vm.ready(timeout_s=30)
+            await vm.ready(timeout_s=PATIENCE_S)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -69,7 +70,7 @@ async def test_a_guest_without_a_driver_is_not_ready_and_reaches_nothing(lab: La
         assert (raised.value.target, raised.value.state.actual) == (64 * MIB, bare.memory)
         assert raised.value.state.guest is None
         await bare.command("driver load")
-        state = await vm.wait_for(lambda state: state.actual == 64 * MIB, timeout_s=20)
+        state = await vm.wait_for(lambda state: state.actual == 64 * MIB, timeout_s=PATIENCE_S)
         assert state.balloon == 64 * MIB
         assert await bare.truth.actual() == 64 * MIB
     async with qmpballoon.connect(none.socket) as vm:
@@ -84,7 +85,7 @@ async def test_events_come_until_the_connection_is_lost(lab: LabRoom) -> None:
         await guest.truth.set_target(112 * MIB)  # another's hand; the event was not asked for yet
         await guest.truth.execute("stop")
         await guest.truth.execute("cont")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             seen = [event async for event in first_of(vm.events(), {"balloon-change", "stopped", "resumed"})]
         assert {"balloon-change", "stopped", "resumed"} <= {event.event for event in seen}
         [change, *_] = [event for event in seen if event.event == "balloon-change"]
@@ -101,7 +102,7 @@ async def test_events_come_until_the_connection_is_lost(lab: LabRoom) -> None:
 
 
 async def all_of(events: AsyncIterator[qmpballoon.Event]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         async for _ in events:
             pass
 
@@ -125,7 +126,7 @@ async def test_a_connection_waits_for_its_vm_and_says_who_holds_the_monitor(lab:
             pass
 
     async def connect() -> str:
-        async with qmpballoon.connect(path, timeout_s=20) as vm:
+        async with qmpballoon.connect(path, timeout_s=PATIENCE_S) as vm:
             return vm.name
 
     early = asyncio.create_task(connect(), name="connects before QEMU is there")

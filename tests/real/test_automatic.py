@@ -16,10 +16,10 @@ from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
 
 NAMES: Final = ("one", "two", "three", "four")
-BUDGET: Final = 348 * MIB  # 68 % of four guests of 128 MiB, whose kernels take 54 MiB each
+BUDGET: Final = 376 * MIB  # 73 % of four guests of 128 MiB, whose kernels take 54 MiB each
 NEED_MIB: Final = 55  # that one guest can have beside three idle ones, and not within an equal share
-GROWTH_MIB_PER_S: Final = 8
-SOON_S: Final = 30.0  # for what takes a few seconds on an idle machine
+GROWTH_MIB_PER_S: Final = 5  # from an equal share to its end in six seconds: so late may a busy agent be
+SOON_S: Final = 90.0  # for what takes a few seconds on an idle machine
 QUIET_S: Final = 5.0  # more than two calm ticks
 
 
@@ -87,7 +87,7 @@ async def until_quiet(watch: AgentWatch) -> None:
             seen, since_s = count, time.monotonic()
         return time.monotonic() - since_s > QUIET_S
 
-    await until(quiet, what=f"nothing is sent for {QUIET_S:g} s", timeout_s=60.0)
+    await until(quiet, what=f"nothing is sent for {QUIET_S:g} s", timeout_s=2 * SOON_S)
 
 
 async def test_memory_goes_to_who_needs_it_and_comes_back_and_nothing_is_sent_at_rest(
@@ -123,7 +123,7 @@ async def test_a_guest_without_driver_is_left_alone_and_the_others_go_on(
     guests = await fleet(lab)
     *others, last = guests
     await last.command("driver unload")
-    budget = last.memory + 260 * MIB
+    budget = last.memory + 300 * MIB
     start_agent(broker, **automatic(budget))
     await until_within(guests, budget)
 
@@ -147,7 +147,7 @@ async def test_a_manual_vm_is_not_moved_except_up_in_an_emergency(
     own, *others = guests
     start_agent(broker, **automatic(vm={"match": [{"name": "one", "mode": "manual"}]}))
     await watch.until_all_ok(*NAMES)
-    assert (await watch.do("one", "set-target", target="100MiB", wait_s=20))["reached"]
+    await watch.moved("one", own, 100 * MIB)
     await until_within(guests)
     await grown(others[0], 30)
     await assert_unhurt(watch, guests)
@@ -169,6 +169,7 @@ async def test_a_host_that_observes_publishes_what_it_would_do_and_moves_nothing
 ) -> None:
     guests = await fleet(lab)
     start_agent(broker, **automatic(policy={"mode": "observe"}))
+    await watch.until_all_ok(*NAMES)
     await until(lambda: decisions(watch), what="decisions that are not sent")
     told = [event["data"] for event in decisions(watch)]
     assert {decision["sent"] for decision in told} == {False}
@@ -182,15 +183,17 @@ async def test_a_host_reclaims_releases_changes_its_policy_and_gives_back_when_i
     lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
-    agent = start_agent(broker, **automatic(agent={"on_exit": "release"}))
-    await until_within(guests)
+    budget = 480 * MIB  # of which guests that are at ease leave more than is reclaimed: nobody needs a loan
+    agent = start_agent(broker, **automatic(budget, agent={"on_exit": "release"}))
+    await until_within(guests, budget)
     await watch.until_all_ok(*NAMES)
 
-    size = 32 * MIB
-    answer = await watch.do(None, "reclaim", size=size, deadline_s=20, hold_s=60)
+    size = 96 * MIB  # more than is free
+    answer = await watch.do(None, "reclaim", size=size, deadline_s=40, hold_s=600)
     assert answer["freed"] == size, answer
+    assert sum(answer["gave"].values()) > 0, answer
     assert answer["refused"] == {}
-    assert await total(guests) <= BUDGET - size
+    assert await total(guests) <= budget - size
     await until(
         lambda: (watch.last_json("host") or {}).get("holds"), what="the hold is listed", timeout_s=SOON_S
     )
@@ -206,7 +209,7 @@ async def test_a_host_reclaims_releases_changes_its_policy_and_gives_back_when_i
         what="the static split is asked for",
         timeout_s=SOON_S,
     )
-    share = BUDGET // len(guests)
+    share = budget // len(guests)
     for guest in guests:
         await guest.truth.until_actual(
             lambda actual: share - 8 * MIB <= actual <= share + MIB,  # less the pool for emergencies
@@ -223,7 +226,7 @@ async def test_a_guest_that_is_reset_boots_with_its_ceiling_and_is_squeezed_late
     lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
-    start_agent(broker, **automatic())
+    start_agent(broker, **automatic(vm={"grace_s": 3}))  # so long it keeps its ceiling at the least
     await until_within(guests)
     await watch.until_all_ok(*NAMES)
     one, two, *_ = guests
@@ -256,10 +259,10 @@ async def test_an_agent_that_is_killed_while_a_guest_grows_costs_no_kill(
     await until_within(guests)
     await watch.until_all_ok(*NAMES)
     one = guests[0]
-    rate = 2  # MiB/s: what it has available lasts for as long as an agent takes to start
+    rate = 1  # MiB/s: what it has available lasts for much longer than an agent takes to start
     await one.command(f"grow 35 {rate}")
     await eventually(
-        one.look, lambda look: look.held > 10 * MIB, timeout_s=SOON_S, what="it grows", interval_s=0.1
+        one.look, lambda look: look.held > 3 * MIB, timeout_s=SOON_S, what="it grows", interval_s=0.1
     )
     agent.kill()
     agent.start()

@@ -18,7 +18,7 @@ async def test_a_simulated_guest_starves_and_dies_where_a_real_one_does() -> Non
         sys.executable, CALIBRATE, "--json", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(500):
             out, complaint = await program.communicate()
     finally:
         if program.returncode is None:

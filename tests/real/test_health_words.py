@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from agent_process import PATIENCE_S, AgentWatch, StartAgent, until
+from agent_process import PATIENCE_S, AgentWatch, StartAgent, started_online, until
 from qemu.qmp import QMPClient
 
 from qmpballoon.lab.broker import LabBroker
@@ -22,17 +22,19 @@ async def test_a_vm_that_is_stopped_is_paused_and_well_again_when_it_goes_on(
     lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest, none = await asyncio.gather(lab.guest("web"), lab.empty_qemu("none", balloon=None, paused=False))
-    start_agent(broker)
+    start_agent(broker, vm={"stats_interval_s": 10})  # the pause is too short for the figures to be stale
     await watch.until_health("web", "ok")
     state = await watch.until_health("none", "no-balloon")
     assert (state["actual"], state["target"], state["size"]) == (None, None, none.memory)
-    assert watch.last("vm/none/availability") == b"online"
+    await watch.until_last("vm/none/availability", b"online")
+    await watch.until_last("vm/web/availability", b"online")
 
     await guest.truth.execute("stop")
     assert (await watch.until_health("web", "paused"))["run_state"] == "paused"
     assert watch.last("vm/web/availability") == b"online"
     await guest.truth.execute("cont")
     assert (await watch.until_health("web", "ok"))["run_state"] == "running"
+    await watch.until_events("web", "resumed")
     assert [event["event"] for event in watch.events("web") if event["event"] in ("stopped", "resumed")] == [
         "stopped",
         "resumed",
@@ -44,7 +46,7 @@ async def test_a_guest_without_its_driver_is_starting_until_a_driver_came(
     lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("bare", driver=False)
-    start_agent(broker)
+    await started_online(start_agent, broker, watch)
     state = await watch.until_health("bare", "starting")
     assert set(state["guest"].values()) == {None}
     host = await until(lambda: watch.last_json("host"), what="the host object")
@@ -61,7 +63,7 @@ async def test_deflate_on_oom_gives_memory_back_and_the_agent_tells(
     guest = await lab.guest("oom", balloon=BalloonDevice(deflate_on_oom=True))
     start_agent(broker)
     await watch.until_health("oom", "ok")
-    assert (await watch.do("oom", "set-target", target="80MiB", wait_s=20))["reached"]
+    await watch.moved("oom", guest, 80 * MIB)
     await guest.command("hold 50")
     assert await guest.truth.actual() > 80 * MIB
     state = await watch.until_state("oom", lambda state: state["actual"] > 80 * MIB, what="memory taken back")
@@ -75,10 +77,13 @@ async def test_figures_that_come_no_more_are_stale_until_new_ones_come(
     guest = await lab.guest("web")
     start_agent(broker, vm={"fast_interval_s": 0})
     await watch.until_health("web", "ok")
+    start = watch.now
     interval = {"path": await guest.truth.balloon_path(), "property": "guest-stats-polling-interval"}
     await guest.truth.execute("qom-set", {**interval, "value": 0})  # another's hand: nobody asks it now
-    state = await watch.until_health("web", "stale")
-    assert state["guest"]["available"] > 0  # the old figures, with their age
+    stale = await until(  # for a second: then they are asked for again
+        lambda: [state for state in watch.states("web", start) if state["health"] == "stale"], what="stale"
+    )
+    assert stale[0]["guest"]["available"] > 0  # the old figures, with their age
     assert watch.last("vm/web/availability") == b"online"
     assert (await watch.do("web", "get"))["health"] == "ok"  # it asks for new ones
     await watch.until_health("web", "ok")
@@ -103,7 +108,7 @@ async def test_a_vm_that_migrates_says_so_and_keeps_its_balloon(
         timeout_s=PATIENCE_S,
         what="its migration is over",
     )
-    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+    await watch.moved("web", guest, 112 * MIB)
 
 
 async def test_a_guest_that_is_reset_starts_anew_and_one_event_tells(
@@ -112,15 +117,15 @@ async def test_a_guest_that_is_reset_starts_anew_and_one_event_tells(
     guest = await lab.guest("web")
     start_agent(broker)
     life = (await watch.until_health("web", "ok"))["life"]
-    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+    await watch.moved("web", guest, 112 * MIB)
     await guest.truth.execute("system_reset")
     state = await watch.until_health("web", "starting")
     assert set(state["guest"].values()) == {None}
     await guest.booted(boots=1)
-    state = await watch.until_health("web", "ok", timeout_s=60)
+    state = await watch.until_health("web", "ok")
     assert state["life"] == life
     assert state["target"] == 112 * MIB  # QEMU keeps it over a reset
-    await guest.truth.until_actual((112 * MIB).__eq__, timeout_s=20, what="the target counts again")
+    await guest.truth.until_actual((112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the target counts again")
     assert len(watch.events("web", "reset")) == 1
     assert changes(watch, "web")[-2:] == [("ok", "starting"), ("starting", "ok")]
     assert watch.last("vm/web/availability") == b"online"
@@ -130,20 +135,21 @@ async def test_a_stopped_qemu_is_unresponsive_and_costs_nobody_else_anything(
     lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     hung, *others = await asyncio.gather(*(lab.guest(name) for name in ("hung", "one", "two")))
-    start_agent(broker, mqtt={"samples": True}, vm={"qmp_timeout_s": 0.5})
+    vm = {"qmp_timeout_s": 3, "stats_interval_s": 5}  # so much that only who is stopped is late
+    await started_online(start_agent, broker, watch, mqtt={"samples": True}, vm=vm)
     await watch.until_all_ok("hung", "one", "two")
     hung.stop()
     state = await watch.until_health("hung", "unresponsive")
-    assert watch.last("vm/hung/availability") == b"offline"
+    await watch.until_last("vm/hung/availability", b"offline")
     assert state["pid"] == hung.pid
     assert await watch.refused("hung", "set-target", target="112MiB", wait_s=5) == "offline"
     start = watch.now
     await until(lambda: len(watch.heard("samples", start)) >= 2, what="two more ticks")
-    assert (await watch.do("one", "set-target", target="112MiB", wait_s=20))["reached"]
-    for vm, guest in zip(("one", "two"), others, strict=True):
-        got = await watch.do(vm, "get")
+    await watch.moved("one", others[0], 112 * MIB)
+    for name, guest in zip(("one", "two"), others, strict=True):
+        got = await watch.do(name, "get")
         assert (got["health"], got["actual"]) == ("ok", await guest.truth.actual())
-        assert changes(watch, vm) == [("offline", "starting"), ("starting", "ok")]
+        assert changes(watch, name) == [("offline", "starting"), ("starting", "ok")]
     assert queued_on(hung) <= 1
 
     hung.cont()
@@ -166,7 +172,7 @@ async def test_a_monitor_that_another_holds_is_busy_until_he_leaves(
     await holder.connect(str(guest.socket))
     agent.start()
     state = await watch.until_health("web", "busy")
-    assert watch.last("vm/web/availability") == b"offline"
+    await watch.until_last("vm/web/availability", b"offline")
     assert state["actual"] is None
     assert await watch.refused("web", "get") == "offline"
     assert queued_on(guest) == 1
@@ -188,7 +194,7 @@ async def test_a_socket_that_another_qemu_replaced_is_another_life(
     first = await lab.guest("web")
     start_agent(broker)
     life = (await watch.until_health("web", "ok"))["life"]
-    assert (await watch.do("web", "set-target", target="112MiB", wait_s=20))["reached"]
+    await watch.moved("web", first, 112 * MIB)
     await watch.do("web", "set-mode", mode="observe")
 
     for path in lab.directory.glob("web.*"):
@@ -203,4 +209,4 @@ async def test_a_socket_that_another_qemu_replaced_is_another_life(
     async def alive() -> str:
         return await first.truth.status()
 
-    assert await eventually(alive, bool, timeout_s=5, what="the first QEMU answers") == "running"
+    assert await eventually(alive, bool, timeout_s=PATIENCE_S, what="the first QEMU answers") == "running"

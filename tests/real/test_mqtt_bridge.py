@@ -116,13 +116,10 @@ async def test_the_will_speaks_for_a_broken_connection_and_the_bridge_comes_back
 
 @pytest.mark.parametrize("scheme", ["mqtt", "ws"])
 async def test_nagle_is_off_on_the_real_socket(sockets_dir: Path, scheme: str) -> None:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
     # mosquitto 2.0.11 ends where its only listener speaks websockets, hence a second one.
-    options = [f"listener {port} {HOST}", "protocol websockets"]
-    async with LabBroker(sockets_dir, options=options) as broker:
-        bridge = a_bridge(brokers=(Broker(scheme, HOST, port if scheme == "ws" else broker.port),))
+    options = [f"listener 0 {sockets_dir}/mqtt.socket"]
+    async with LabBroker(sockets_dir, websockets=scheme == "ws", options=options) as broker:
+        bridge = a_bridge(brokers=(Broker(scheme, HOST, broker.port),))
         async with running(bridge):
             assert bridge.connection is not None
             assert bridge.connection.no_delay
@@ -136,7 +133,7 @@ async def test_tls_with_a_named_authority_and_a_clear_word_without(
         [find_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
          "-subj", "/CN=127.0.0.1",
          "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True, timeout=20,
+        check=True, capture_output=True, timeout=WAIT_S,
     )  # fmt: skip
     async with LabBroker(sockets_dir, options=[f"certfile {certificate}", f"keyfile {key}"]) as broker:
         place = (Broker("mqtts", HOST, broker.port),)
@@ -174,6 +171,7 @@ async def test_after_an_outage_the_broker_is_told_the_truth_of_now(
         assert (len(outbox._events), len(outbox._slots), len(outbox._fleeting)) == (0, 3, 0)
         await mosquitto.start()
         assert await bridge.wait_connected(WAIT_S)
+        await until(bridge._seen_status.is_set, "the broker has all that was said")
         async with listening(mosquitto.port) as listener:
             assert (await listener.on(STATE)).payload == b'{"actual":19999}'
             await listener.send("marker", b"x")
@@ -351,8 +349,8 @@ async def test_home_assistants_birth_brings_everything_again(
     bridge = a_bridge(mosquitto, birth_topic="homeassistant/status")
     bridge.retain(STATE, lambda: {"actual": 5})
     async with running(bridge), listening(mosquitto.port) as listener:
-        await listener.on(bridge.topics.status, b"online")
-        start = len(listener.messages)
+        await until(bridge._seen_status.is_set, "the broker has all that was said")
+        start = await listener.caught_up()
         await listener.send("homeassistant/status", b"offline")
         await listener.send("homeassistant/status", b"online")
         await listener.on(bridge.topics.status, b"online", start=start)
@@ -379,7 +377,7 @@ async def test_leftovers_of_an_earlier_run_are_cleared_and_what_is_announced_is_
     assert told[0] == {gone, STATE, bridge.topics.status}
     assert told[-1] == {STATE, bridge.topics.status}
     async with listening(mosquitto.port) as late:
-        await late.on(STATE)
+        await late.caught_up()
         assert gone not in {one.topic.value for one in late.messages}
 
 
@@ -389,7 +387,7 @@ async def test_a_broker_that_hangs_costs_nothing_but_a_bounded_farewell(
     monkeypatch.setattr(bridge_module, "FAREWELL_S", 0.2)
     bridge = a_bridge(mosquitto)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             async with running(bridge):
                 mosquitto.stop()
                 for number in range(2000):
@@ -437,7 +435,7 @@ async def test_many_connections_leave_no_descriptors_and_no_tasks(mosquitto: Lab
             cut(bridge)
             assert await bridge.wait_connected(WAIT_S)
         await until(lambda: len(asyncio.all_tasks()) <= tasks, "the tasks of lost connections end")
-        assert len(os.listdir("/proc/self/fd")) <= descriptors
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, "their descriptors are closed")
 
 
 async def test_a_socket_that_breaks_while_it_should_be_written_to_is_let_alone(mosquitto: LabBroker) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
 import pytest
-from mqtt_listener import Listener, listening, property_of, running, settings_for
+from mqtt_listener import WAIT_S, Listener, listening, property_of, running, settings_for
 
 from qmpballoon.errors import NoBalloon
 from qmpballoon.lab.broker import LabBroker
@@ -217,11 +217,11 @@ async def test_a_mistake_of_the_agent_is_answered_and_ends_the_bridge_loudly(
     async with listening(mosquitto.port) as listener:
         bridge = agent.bridge(mosquitto)
         task = asyncio.create_task(bridge.run(), name="bridge")
-        assert await bridge.wait_connected(8)
+        assert await bridge.wait_connected(WAIT_S)
         assert code(await listener.ask(GET, {})) == "internal"
         await listener.on(f"{ROOT}/status", b"offline")
         with pytest.raises(ExceptionGroup) as raised:
-            await asyncio.wait_for(task, 8)
+            await asyncio.wait_for(task, WAIT_S)
     assert raised.group_contains(ZeroDivisionError)
 
 
@@ -234,7 +234,7 @@ async def test_an_answer_survives_a_lost_connection(mosquitto: LabBroker, agent:
         assert bridge.connection is not None
         bridge._online.clear()
         bridge.connection._client.socket().shutdown(2)  # type: ignore[union-attr]
-        assert await bridge.wait_connected(8)
+        assert await bridge.wait_connected(WAIT_S)
         start = len(listener.messages)
         agent.may_go.set()
         answer = await listener.on(GET.replace("request", "response"), start=start)

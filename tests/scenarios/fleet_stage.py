@@ -29,7 +29,7 @@ from qmpballoon.sim.server import SimulatedQemu
 from qmpballoon.store import Store
 from qmpballoon.vm import SupervisedVm
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0  # for what takes milliseconds on an idle machine
 _NO_SUCH_PID = 2**22  # more than any Linux gives
 QUICK = VmSettings(stats_interval_s=1, fast_interval_s=0.005, grace_s=0.0, qmp_timeout_s=5.0)
 

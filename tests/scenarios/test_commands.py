@@ -89,6 +89,7 @@ async def test_what_is_not_there_has_its_own_word(stage: Stage) -> None:
 
 
 async def test_a_target_is_taken_at_once(stage: Stage, qemu: SimulatedQemu) -> None:
+    qemu.set_behaviour(Behaviour.STUCK)  # QEMU takes it, and nothing moves meanwhile
     answer = await stage.ask("a", "set-target", target=128 * MIB + 1)
     assert answer["target"] == 128 * MIB + 4096 == qemu.guest.target
     assert answer["reached"] is False
@@ -100,7 +101,7 @@ async def test_a_target_is_taken_at_once(stage: Stage, qemu: SimulatedQemu) -> N
 
 
 async def test_a_target_that_is_waited_for_is_reached(stage: Stage, qemu: SimulatedQemu) -> None:
-    answer = await stage.ask("a", "set-target", target="50%", wait_s=5)
+    answer = await stage.ask("a", "set-target", target="50%", wait_s=PATIENCE_S)
     assert (answer["target"], answer["reached"]) == (128 * MIB, True)
     assert is_reached(answer["actual"], 128 * MIB, 256 * MIB)
     assert is_reached(qemu.guest.actual, 128 * MIB, 256 * MIB)
@@ -109,7 +110,7 @@ async def test_a_target_that_is_waited_for_is_reached(stage: Stage, qemu: Simula
 async def test_an_actual_of_before_is_not_taken_for_reached(stage: Stage, qemu: SimulatedQemu) -> None:
     """Moved there and back: between two looks the agent has the old actual."""
     stage.vm("a").settings = replace(QUICK, fast_interval_s=0.0, stats_interval_s=3600)
-    await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+    await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
     qemu.execute("balloon", {"value": 100 * MIB})  # by another hand; the event comes up to a second late
     await stage.until(lambda: qemu.guest.actual == 100 * MIB)
     stage.vm("a").on_qmp_event("BALLOON_CHANGE", {"actual": 200 * MIB})  # late, and all it has seen
@@ -154,8 +155,8 @@ async def test_a_newer_target_supersedes_the_one_that_is_waited_for(
 
 async def test_of_two_targets_at_once_one_is_superseded_and_one_is_reached(stage: Stage) -> None:
     answers = await asyncio.gather(
-        stage.ask("a", "set-target", target=128 * MIB, wait_s=5),
-        stage.ask("a", "set-target", target=200 * MIB, wait_s=5),
+        stage.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S),
+        stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S),
         return_exceptions=True,
     )
     older, newer = answers
@@ -171,7 +172,7 @@ async def test_the_same_target_sent_again_supersedes_nothing(stage: Stage) -> No
     actuator, vm = stage.commands._actuator, stage.vm("a")
     serial = await actuator.send(vm, 200 * MIB, why="manual")
     await actuator.send(vm, 200 * MIB, why="manual")
-    assert (await actuator.reached(vm, serial, 200 * MIB, wait_s=5)).is_at(200 * MIB)
+    assert (await actuator.reached(vm, serial, 200 * MIB, wait_s=PATIENCE_S)).is_at(200 * MIB)
 
 
 async def test_a_target_that_a_new_life_never_got_is_superseded(
@@ -185,7 +186,7 @@ async def test_a_target_that_a_new_life_never_got_is_superseded(
     await qemus.start("a")
     await stage.until(lambda: stage.record("a").life == life and stage.health("a") == "ok")
     with pytest.raises(QmpBalloonError, match="QEMU was started anew") as caught:
-        await actuator.reached(vm, serial, 128 * MIB, wait_s=5)
+        await actuator.reached(vm, serial, 128 * MIB, wait_s=PATIENCE_S)
     assert caught.value.code == "superseded"
 
 
@@ -224,7 +225,7 @@ async def test_a_vm_whose_monitor_is_held_is_offline_to_requests(
     sockets_dir: Path, qemus: Qemus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch, settings=replace(QUICK, qmp_timeout_s=0.1)) as stage:
+    async with staged(sockets_dir, monkeypatch, settings=replace(QUICK, qmp_timeout_s=0.5)) as stage:
         await stage.until_health("a", "ok")
         other = session_with(qemu.path)
         greeting = asyncio.create_task(other.__aenter__())
@@ -239,7 +240,7 @@ async def test_a_vm_whose_monitor_is_held_is_offline_to_requests(
 
 
 async def test_what_qemu_refuses_has_no_later_effect(stage: Stage, qemu: SimulatedQemu) -> None:
-    await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+    await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
     before = stage.store.kept(A)
     qemu.faults = Faults(refuse=frozenset({"balloon"}))
     assert await refusal(stage, "a", "set-target", target=128 * MIB) == "qmp-error"
@@ -252,7 +253,7 @@ async def test_what_qemu_refuses_has_no_later_effect(stage: Stage, qemu: Simulat
 async def test_a_qemu_that_is_lost_while_it_is_told_a_target_leaves_the_mode_and_the_target_of_before(
     mode: str, stage: Stage, qemu: SimulatedQemu
 ) -> None:
-    await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+    await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
     await stage.ask("a", "set-mode", mode=mode)
     before = stage.store.kept(A)
     qemu.faults = Faults(half_reply_to=frozenset({"balloon"}))
@@ -330,7 +331,7 @@ async def test_a_full_disk_does_not_stop_a_command(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store_module, "write_draft", refuses)
-    assert (await stage.ask("a", "set-target", target=128 * MIB, wait_s=5))["reached"]
+    assert (await stage.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S))["reached"]
     assert is_reached(qemu.guest.actual, 128 * MIB, 256 * MIB)
 
 
@@ -456,7 +457,7 @@ async def test_many_slow_requests_delay_no_other_vm(
         await stage.until(lambda: stage.health("slow") == stage.health("quick") == "ok")
         waiting = asyncio.create_task(refusal(stage, "slow", "set-target", target=128 * MIB, wait_s=600))
         async with asyncio.timeout(PATIENCE_S):
-            assert (await stage.ask("quick", "set-target", target=128 * MIB, wait_s=5))["reached"]
+            assert (await stage.ask("quick", "set-target", target=128 * MIB, wait_s=PATIENCE_S))["reached"]
         assert not waiting.done()
         waiting.cancel()
         await asyncio.wait((waiting,))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fleet_stage import QUICK, Kernel, Qemus, qemus_in, staged
+from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
 from scripted_peer import Line, peer
 
 from qmpballoon.config import DiscoverySettings, VmMatch
@@ -203,7 +204,7 @@ async def test_a_killed_qemu_is_offline_and_a_new_one_is_a_new_life(
     first = await qemus.start("a")
     async with staged(sockets_dir, monkeypatch, kernel) as stage:
         old = (await stage.until_health("a", "ok")).life
-        await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+        await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
         first.die()  # the file stays: ECONNREFUSED from now on
         record = await stage.until_health("a", "offline")
         assert (record.run_state, record.actual, record.rss, record.pid, record.sample) == (None,) * 5
@@ -223,7 +224,7 @@ async def test_the_same_life_after_a_restart_is_taken_up_as_it_stands(
     qemu = await qemus.start("a")
     async with staged(sockets_dir, monkeypatch, kernel) as stage:
         await stage.until_health("a", "ok")
-        await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+        await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
     qemu.guest.set_target(180 * MIB)  # somebody else's hand, meanwhile
     async with staged(sockets_dir, monkeypatch, kernel, governed=True) as again:
         record = await again.until_health("a", "ok")
@@ -246,6 +247,25 @@ async def test_a_socket_replaced_at_the_same_path_is_another_life(
         await stage.until(lambda: stage.record("a").life == new_life)
         assert old_life != new_life
         await stage.until(lambda: not old._connections)
+
+
+@pytest.mark.parametrize("seen_gone", [True, False])
+async def test_a_socket_that_is_replaced_by_one_that_does_not_listen_yet_is_another(
+    seen_gone: bool, qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, path = Kernel(), qemus.path("a")
+    await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch, kernel) as stage:
+        await stage.until_health("a", "ok")
+        path.unlink()  # the old one still lives and still talks to us
+        if seen_gone:
+            await stage.until(lambda: stage.fleet._endpoints[os.fspath(path)]._mark is None)
+        with socket.socket(socket.AF_UNIX) as slow:
+            slow.bind(os.fspath(path))
+            await stage.until_health("a", "offline")
+        life = kernel.new_life(path)
+        await qemus.start("a")
+        await stage.until(lambda: stage.record("a").life == life and stage.health("a") == "ok")
 
 
 async def test_a_socket_whose_rights_change_is_still_the_same(
@@ -326,10 +346,10 @@ async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
         assert "a" in stage.fleet.vms  # its process is there
         kernel.dies(life)
         stage.fleet.forget_the_gone()
-        stage.later_s += 86_399
+        stage.later_s += 86_300
         stage.fleet.forget_the_gone()
         assert "a" in stage.fleet.vms
-        stage.later_s += 2
+        stage.later_s += 100
         stage.fleet.forget_the_gone()
         assert "a" not in stage.fleet.vms
         assert stage.gone == ["a"]
@@ -363,7 +383,7 @@ async def test_a_bad_qemu_delays_nobody_else(
 ) -> None:
     bad = await qemus.start("bad", faults=fault)
     await qemus.start("good")
-    settings = replace(QUICK, qmp_timeout_s=0.1)
+    settings = replace(QUICK, qmp_timeout_s=1.0)
     async with staged(sockets_dir, monkeypatch, settings=settings) as stage:
         sample = (await stage.until_health("good", "ok")).sample
         with stage.vm("good").watched():

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fleet_stage import QUICK, Kernel, Qemus, qemus_in, staged
+from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
 
 from qmpballoon import governor as governor_module
 from qmpballoon.config import HostSettings, PolicySettings, VmMatch
@@ -69,7 +69,7 @@ async def test_a_new_life_gets_its_manual_target_when_its_driver_is_up_and_the_g
     settings = replace(QUICK, grace_s=100.0)
     async with staged(sockets_dir, monkeypatch, kernel, settings, governed=True, policy=MANUAL) as stage:
         await stage.until_health("a", "ok")
-        await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+        await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
         first.die()
         kernel.age_s = 1.0
         life = kernel.new_life(qemus.path("a"))
@@ -92,7 +92,7 @@ async def test_a_manual_target_that_its_limits_no_longer_allow_is_not_sent(
     first = await qemus.start("a")
     async with staged(sockets_dir, monkeypatch, kernel, governed=True, policy=MANUAL) as stage:
         await stage.until_health("a", "ok")
-        await stage.ask("a", "set-target", target=200 * MIB, wait_s=5)
+        await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
         first.die()
         kernel.new_life(qemus.path("a"))
         second = await qemus.start("a", guest=GuestSpec(size=128 * MIB))
@@ -127,6 +127,7 @@ async def test_the_host_is_told_with_every_tick(
         await stage.until(lambda: stage.health("a") == stage.health("b") == "ok")
         gone.die()
         await stage.until_health("b", "offline")
+        stage.hosts.clear()
         await stage.until(lambda: stage.hosts and stage.hosts[-1].vms_online == 1)
         record = stage.hosts[-1]
         assert (record.mode, record.vms_total, record.budget) == ("manual", 2, 1024 * MIB)

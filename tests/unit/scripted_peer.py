@@ -13,7 +13,7 @@ from typing import Any
 from qmpballoon.qmp.monitor import open_monitor
 from qmpballoon.qmp.session import EventSink, Session
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0  # for what takes milliseconds on an idle machine
 GREETING = (
     b'{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""},'
     b' "capabilities": ["oob"]}}\r\n'

@@ -291,6 +291,45 @@ async def test_after_a_reset_old_figures_count_no_more(sockets_dir: Path) -> Non
         assert sampler.sample.figures.available == 7
 
 
+async def test_figures_that_came_before_a_reset_and_are_read_after_it_are_old(sockets_dir: Path) -> None:
+    device = ScriptedStats()
+    async with sampling(sockets_dir / "a.qmp", device) as sampler:
+        await sampler.start(2)
+        device.report(1000, 5)
+        await sampler.poll()
+        device.report(1001, 6)  # nobody looks
+        sampler.forget()
+        for _ in range(2):
+            await sampler.poll()
+            assert sampler.sample is None
+        device.report(1010, 7)
+        await sampler.poll()
+        assert sampler.sample is not None
+        assert sampler.sample.figures.available == 7
+
+
+async def test_figures_that_were_asked_for_before_a_reset_prove_nothing(sockets_dir: Path) -> None:
+    device = ScriptedStats()
+    async with sampling(sockets_dir / "a.qmp", device) as sampler:
+        await sampler.start(2)
+        device.report(1000, 5)
+        device.asked.clear()
+        device.may_answer.clear()
+        asked = asyncio.create_task(sampler.poll(), name="a look")
+        await device.asked.wait()
+        sampler.forget()
+        device.may_answer.set()
+        await asked
+        assert sampler.sample is None
+        device.report(1001, 6)  # it came before the reset, too, as far as anybody can tell
+        await sampler.poll()
+        assert sampler.sample is None
+        device.report(1010, 7)
+        await sampler.poll()
+        assert sampler.sample is not None
+        assert sampler.sample.figures.available == 7
+
+
 async def test_an_interval_that_is_armed_already_is_armed_anew_to_be_asked_now(sockets_dir: Path) -> None:
     """Setting the value that is there asks nothing: the 0 between is needed."""
     device = ScriptedStats(interval_s=2)

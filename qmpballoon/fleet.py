@@ -21,7 +21,7 @@ from qmpballoon.model import Life, VmName
 from qmpballoon.mqtt.topics import safe_level
 from qmpballoon.qmp.discovery import SocketMark, SocketWatch
 from qmpballoon.store import KnownSocket, Store
-from qmpballoon.vm import Identity, OnEvent, OnRecord, SupervisedVm
+from qmpballoon.vm import Identity, OnEvent, OnFast, OnRecord, SupervisedVm
 
 _LONGEST_NAME: Final = 64
 
@@ -38,7 +38,7 @@ class Fleet:
         on_event: OnEvent,
         on_gone: Callable[[VmName], None],
         on_new: Callable[[SupervisedVm], None] = lambda vm: None,
-        on_fast: Callable[[], None] = lambda: None,
+        on_fast: OnFast = lambda thin: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.vms: dict[VmName, SupervisedVm] = {}

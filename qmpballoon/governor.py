@@ -33,7 +33,7 @@ from qmpballoon.units import MIB, is_reached, round_up_to_page
 from qmpballoon.vm import OnEvent, SupervisedVm
 
 TICK_S: Final = 2.0
-SHORTEST_TICK_S: Final = 0.1
+SHORTEST_TICK_S: Final = 0.1  # between two ticks, unless a guest is thin
 MOST_OF_A_CORE: Final = 0.1  # for ticks; with hundreds of VMs they come less often than they could
 _FIT_FOR_A_TARGET: Final = ("ok", "stale", "no-stats")  # its driver is up and the grace time is over
 _SLEPT_S: Final = 10.0  # a host that slept for so long has no fresh samples
@@ -64,6 +64,7 @@ class Governor:
         self._boot_id = boot_id()
         self._asleep_s = _asleep_s()
         self._nudged = asyncio.Event()
+        self._pressed = asyncio.Event()
         self._sending: dict[VmName, asyncio.Task[None]] = {}
         self._troubled: set[VmName] = set()  # whose ``why`` is a word of trouble
         self._observed: dict[VmName, int] = {}  # the last target that observe would have sent
@@ -122,25 +123,26 @@ class Governor:
 
     # ── the tick ─────────────────────────────────────────────────────────────────────────────────
 
-    def nudge(self) -> None:
-        """Tick soon: something happened that may not wait."""
+    def nudge(self, *, at_once: bool = False) -> None:
+        """Tick soon, as something happened that may not wait; ``at_once``: a guest may be about to die."""
         self._nudged.set()
+        if at_once:
+            self._pressed.set()
 
     async def run(self) -> None:
         """Tick for as long as the agent runs."""
         async with asyncio.TaskGroup() as sends:
             while True:
                 self._nudged.clear()
-                began_s = time.thread_time()
+                self._pressed.clear()
+                began_s, spent_s = time.monotonic(), time.thread_time()
                 self._tick(sends)
-                spent_s = time.thread_time() - began_s
+                spent_s = time.thread_time() - spent_s
                 self.ticked.set()
                 self.ticked = asyncio.Event()
-                rest_s = min(TICK_S, max(SHORTEST_TICK_S, spent_s / MOST_OF_A_CORE))
-                await asyncio.sleep(rest_s)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S - rest_s):
-                        await self._nudged.wait()
+                await asyncio.sleep(min(TICK_S, spent_s / MOST_OF_A_CORE))
+                await _set_by(self._pressed, began_s + SHORTEST_TICK_S)
+                await _set_by(self._nudged, began_s + TICK_S)
 
     def _tick(self, sends: asyncio.TaskGroup) -> None:
         now_s = time.monotonic()
@@ -311,6 +313,13 @@ class Governor:
             say("host-slept", "all samples count as stale", seconds=round(slept_s))
             for vm in self._fleet.vms.values():
                 vm.age_sample(slept_s)
+
+
+async def _set_by(event: asyncio.Event, at_s: float) -> None:
+    """Wait for an event until a moment of the monotonic clock at most."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, at_s - time.monotonic())):
+            await event.wait()
 
 
 def boot_time_s() -> float:

@@ -23,7 +23,7 @@ from qmpballoon.host import age_of, life_of, rss_of
 from qmpballoon.journal import say
 from qmpballoon.limits import limits_of
 from qmpballoon.model import Event, Life, Limits, VmName, VmRecord, utc_now
-from qmpballoon.policy.pace import sampling_interval_s
+from qmpballoon.policy.pace import is_thin, sampling_interval_s
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.session import Session
@@ -55,6 +55,7 @@ _ALTERS: Final = _PUBLISHED | {"MIGRATION", "DEVICE_DELETED", "MEMORY_DEVICE_SIZ
 
 OnRecord = Callable[[VmRecord], None]
 OnEvent = Callable[[VmName, Event], None]
+OnFast = Callable[[bool], None]  # a guest that is thin, growing or being moved was looked at; is it thin?
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class SupervisedVm:
         *,
         on_record: OnRecord,
         on_event: OnEvent,
-        on_fast: Callable[[], None] = lambda: None,
+        on_fast: OnFast = lambda thin: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.vm = vm
@@ -99,7 +100,7 @@ class SupervisedVm:
         self._store = store
         self._on_record = on_record
         self._on_event = on_event
-        self._on_fast = on_fast  # a guest that is thin, growing or being moved was looked at
+        self._on_fast = on_fast
         self._clock = clock
         self._attached: Attachment | None = None
         self._rss_of_silent: int | None = None
@@ -385,6 +386,7 @@ class SupervisedVm:
         seen.stats_interval_s = self.settings.stats_interval_s
         hurried = self._sample_every_s() < self.settings.stats_interval_s
         fast = seen.driver_up and (hurried or self._health == "stale")  # somebody may have disarmed it
+        thin = False
         if await seen.sample(fast=fast):
             self._note_sample(seen)
             guest = self.snapshot()
@@ -396,8 +398,9 @@ class SupervisedVm:
                     fast_s=self.settings.fast_interval_s,
                 )
                 self._before = guest
+                thin = is_thin(guest)
         if fast:
-            self._on_fast()
+            self._on_fast(thin)
 
     def _note_sample(self, seen: Attachment) -> None:
         if seen.sampler is not None and seen.sampler.sample is not None and self._fresh_since_s is None:

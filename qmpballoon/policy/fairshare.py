@@ -43,6 +43,7 @@ POOL: Final = (
 )
 BOOTS_WITHIN_S: Final = 20.0  # a guest without a driver for longer has none, and keeps its whole size
 SOON: Final = 64 * MIB  # what a guest delivers in half a second
+GIVES_AGAIN_S: Final = 1.0  # a guest that was just asked
 CALM_S: Final = 2.0  # between two rounds of giving while nobody is in a hurry
 BURST_MARGIN: Final = 16 * MIB  # beyond MARGIN: 0.6 s of a burst of 40 MiB/s, until it is seen and relieved
 
@@ -111,8 +112,13 @@ class _Known:
         """How far it is above its ceiling; a target there is never asked for."""
         return max(0, self.lowest - self.guest.ceiling)
 
-    def worth_giving(self, *, over: bool, hurry: bool) -> int:
-        """Return the same for now: half of it in a hurry, and hardly anything where the budget is broken."""
+    def worth_giving(self, now_s: float, *, over: bool, hurry: bool) -> int:
+        """Return the same for now: half of it in a hurry, and hardly anything where the budget is broken.
+
+        From a guest that was asked a moment ago that would be crumbs: others may have more, or it has soon.
+        """
+        if now_s - self.guest.asked_at_s < GIVES_AGAIN_S:
+            return self.least_gift
         return MIB if over else self.least_gift // 2 if hurry else self.least_gift
 
     def may_give(self, *, over: bool) -> int:
@@ -232,7 +238,7 @@ def gifts(
     surplus = {
         vm: size
         for vm, size in surplus.items()
-        if size >= max(known[vm].worth_giving(over=over, hurry=hurry), known[vm].over_ceiling)
+        if size >= max(known[vm].worth_giving(snapshot.now_s, over=over, hurry=hurry), known[vm].over_ceiling)
     }
     rested = all(snapshot.now_s - known[vm].guest.asked_at_s >= CALM_S for vm in surplus)
     if not surplus or not (hurry or rested):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from qmpballoon.model import LEVELS, VmRecord
+from qmpballoon.policy.accounts import with_margin
 from qmpballoon.policy.snapshot import Snapshot
 from qmpballoon.units import MIB
 
@@ -26,7 +27,7 @@ def needs(snapshot: Snapshot) -> int:
     return sum(
         guest.charge
         if guest.reading is None or guest.reading.held is None
-        else guest.reading.held * 105 // 100 + 8 * MIB
+        else max(guest.charge_at_least, with_margin(guest.reading.held))
         for guest in snapshot.guests
     )
 

@@ -163,7 +163,7 @@ class Commands:
         if governor.mode == "observe":
             raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
         now_s = time.monotonic()
-        before = governor.snapshot(now_s)
+        before = governor.snapshot()
         size = amount.of(before.budget)
         deadline_s = now_s + _seconds(arguments.get("deadline_s"), RECLAIM_WITHIN_S)
         hold_s = _seconds(arguments.get("hold_s"), HELD_FOR_S)
@@ -172,11 +172,11 @@ class Commands:
         lacking = size
         with suppress(TimeoutError):
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - now_s):
-                while (lacking := max(0, -governor.snapshot(time.monotonic()).free)) > 0:
+                while (lacking := max(0, -governor.snapshot().free)) > 0:
                     await governor.ticked.wait()
         governor.holds.keep_until(hold, time.monotonic() + hold_s)  # once it is free, not while it comes
         had = {guest.vm: guest.actual for guest in before.guests}
-        has = {guest.vm: guest.actual for guest in governor.snapshot(time.monotonic()).guests}
+        has = {guest.vm: guest.actual for guest in governor.snapshot().guests}
         gave = {vm: had[vm] - has[vm] for vm in had if vm in has and had[vm] > has[vm]}
         reasons = {guest.vm: guest.mode for guest in before.guests if guest.mode != "auto"}
         reasons |= governor.why_refused()

@@ -25,7 +25,7 @@ from qmpballoon.journal import say
 from qmpballoon.limits import checked_target
 from qmpballoon.model import Event, HostRecord, VmName, utc_now
 from qmpballoon.policy.catalogue import guarded
-from qmpballoon.policy.guard import Guard, GuardState
+from qmpballoon.policy.guard import Guard, GuardState, as_charged
 from qmpballoon.policy.snapshot import Decision, Hold, SetTarget, Snapshot
 from qmpballoon.policy.water_fill import water_fill
 from qmpballoon.store import Store, boot_id
@@ -153,7 +153,7 @@ class Governor:
         whole = now_s - self._host_at_s >= TICK_S / 2
         if whole:
             self._watch.look(self.configuration.host)
-        snapshot = self.snapshot(now_s, elapsed_s)
+        snapshot = self._seen(now_s, elapsed_s)
         self._state, decisions = self._guard.step(self._state, snapshot)
         self._note_health()
         for name, decision in decisions.items():
@@ -164,12 +164,17 @@ class Governor:
             self._host_at_s = now_s
             self.holds.expire(now_s)
             self._fleet.forget_the_gone()
+            snapshot = as_charged(snapshot, self._state)
             self._watch.judge(snapshot, lent=self._state.lent)
             self._on_host(self.host(snapshot))
             self._on_tick()
 
-    def snapshot(self, now_s: float, elapsed_s: float = TICK_S) -> Snapshot:
-        """Return what a policy sees of the host now; while the host only observes, all VMs as automatic."""
+    def snapshot(self) -> Snapshot:
+        """Return the host now, its guests charged as the guard judged them at the last tick."""
+        return as_charged(self._seen(time.monotonic(), TICK_S), self._state)
+
+    def _seen(self, now_s: float, elapsed_s: float) -> Snapshot:
+        """Return what the guard sees of the host; while the host only observes, all VMs as automatic."""
         guests = [guest for vm in self._fleet.vms.values() if (guest := vm.snapshot()) is not None]
         if self.mode == "observe":
             guests = [replace(guest, mode="auto") for guest in guests]
@@ -190,7 +195,7 @@ class Governor:
         """Return the host's figures, by a snapshot of now if there is one already."""
         now_s = time.monotonic()
         return self._watch.record(
-            snapshot or self.snapshot(now_s),
+            snapshot or self.snapshot(),
             [vm.record() for vm in self._fleet.vms.values()],
             policy=self.policy_name,
             mode=self.mode,
@@ -280,7 +285,7 @@ class Governor:
 
     def release_all(self) -> dict[SupervisedVm, int]:
         """Return how far each automatic VM may grow within the host's reserve, for a clean stop."""
-        snapshot = self.snapshot(time.monotonic())
+        snapshot = self.snapshot()
         if snapshot.mem_available is None or self.mode == "observe":  # then all VMs look automatic
             return {}
         guests = {

@@ -194,6 +194,19 @@ def _held(guest: GuestSnapshot, past: Past | None) -> int:
     return guest.floor if past is None else with_margin(past.held)
 
 
+def as_charged(snapshot: Snapshot, state: GuardState[S]) -> Snapshot:
+    """Return the host with its guests charged as they were judged at the last step."""
+    guests = (
+        replace(
+            guest, charge_at_least=max(guest.charge_at_least, judgement.charge or 0), comes=judgement.comes
+        )
+        if (judgement := state.judgements.get(guest.vm)) is not None
+        else guest
+        for guest in snapshot.guests
+    )
+    return replace(snapshot, guests=tuple(guests))
+
+
 def _as_judged(
     guest: GuestSnapshot,
     judgement: Judgement,

@@ -55,24 +55,6 @@ def is_growing(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
     return passed_s > 0 and now.held - before.held > GROWING_PER_S * before.held * passed_s
 
 
-def is_new(guest: GuestSnapshot) -> bool:
-    """Tell whether the guest's figures have been fresh for less than its grace time, or not yet."""
-    if guest.reading is None or guest.fresh_since_s is None:
-        return True
-    return guest.reading.seen_at_s - guest.fresh_since_s < guest.grace_s
-
-
-def wants_fast(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
-    """Tell whether the guest is to be sampled fast: it is thin, growing, new or being moved.
-
-    ``previous`` is the guest at the sample before, None if there was none. A guest that cannot be
-    sampled, or that does not follow its target, is not looked at more often for that.
-    """
-    if not guest.driver_up or not guest.answers or guest.run_state != "running":
-        return False
-    return is_thin(guest) or is_moving(guest, previous) or is_growing(guest, previous) or is_new(guest)
-
-
 def sampling_interval_s(
     guest: GuestSnapshot, previous: GuestSnapshot | None, *, calm_s: float, fast_s: float
 ) -> float:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+import pytest
 from agent_process import AgentWatch, StartAgent, until
 
 from qmpballoon.lab.broker import LabBroker
@@ -288,3 +290,27 @@ async def test_a_guest_whose_driver_was_away_is_one_of_them_again_at_once(
     assert "foreign-hand" not in {event["data"]["why"] for event in decisions(watch, "one")}
     assert watch.state("one")["why"] != "foreign-hand"
     await assert_unhurt(watch, guests)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may lock so much memory")
+async def test_memory_that_is_locked_on_the_host_is_no_gift(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    size = 256 * MIB
+    locked = await lab.guest("locked", memory=size, fresh=True, arguments=("-overcommit", "mem-lock=on"))
+    start_agent(broker, **automatic(160 * MIB))
+    await locked.truth.until_actual(
+        lambda actual: actual <= 160 * MIB, timeout_s=SOON_S, what="it gives, as it seems"
+    )
+    state = await watch.until_health("locked", "untrusted")  # its RSS had 15 s to follow
+    assert state["rss"] > size
+    assert state["mode"] == "auto"
+    asked = len(decisions(watch, "locked"))
+    host = await until(
+        lambda: found if (found := watch.last_json("host")) and found["level"] != "ok" else None,
+        what="the host counts what is resident, not what was promised",
+        timeout_s=SOON_S,
+    )
+    assert host["budget"] == 160 * MIB
+    await until_quiet(watch)
+    assert len(decisions(watch, "locked")) == asked  # and is not asked for more

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qmpballoon.model import Figures, VmName
-from qmpballoon.policy.pace import Pace, sampling_interval_s, wants_fast
+from qmpballoon.policy.pace import Pace, sampling_interval_s
 from qmpballoon.policy.snapshot import GuestSnapshot, Reading
 from qmpballoon.units import MIB
 
@@ -24,45 +24,43 @@ def a_guest(available: int = 300 * MIB, *, at_s: float = 100.0, actual: int = 51
     )
 
 
+def is_sampled_fast(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
+    return sampling_interval_s(guest, previous, calm_s=0.3, fast_s=0.2) == 0.2
+
+
 def test_a_guest_at_rest_is_sampled_rarely() -> None:
-    assert not wants_fast(a_guest(), a_guest(at_s=98.0))
+    assert not is_sampled_fast(a_guest(), a_guest(at_s=98.0))
 
 
 def test_a_thin_guest_is_sampled_fast() -> None:
-    assert wants_fast(a_guest(60 * MIB), a_guest(60 * MIB, at_s=98.0))
-    assert not wants_fast(a_guest(64 * MIB), a_guest(64 * MIB, at_s=98.0))
+    assert is_sampled_fast(a_guest(60 * MIB), a_guest(60 * MIB, at_s=98.0))
+    assert not is_sampled_fast(a_guest(64 * MIB), a_guest(64 * MIB, at_s=98.0))
 
 
 def test_a_guest_that_grows_by_more_than_a_percent_a_second_is_sampled_fast() -> None:
     before = a_guest(312 * MIB, at_s=98.0)  # holds 200 MiB: 1 % in 2 s is 4 MiB
-    assert wants_fast(a_guest(307 * MIB), before)
-    assert not wants_fast(a_guest(309 * MIB), before)
+    assert is_sampled_fast(a_guest(307 * MIB), before)
+    assert not is_sampled_fast(a_guest(309 * MIB), before)
 
 
 def test_growth_is_a_rate_whatever_lies_between_two_samples() -> None:
-    assert wants_fast(a_guest(311 * MIB), a_guest(312 * MIB, at_s=99.8))
-    assert not wants_fast(a_guest(311 * MIB), a_guest(312 * MIB, at_s=98.0))
+    assert is_sampled_fast(a_guest(311 * MIB), a_guest(312 * MIB, at_s=99.8))
+    assert not is_sampled_fast(a_guest(311 * MIB), a_guest(312 * MIB, at_s=98.0))
 
 
 def test_a_moving_balloon_is_watched_and_one_that_does_not_follow_is_not() -> None:
     asked = replace(a_guest(), target=400 * MIB)
-    assert wants_fast(asked, a_guest(at_s=99.8))
-    assert wants_fast(replace(asked, actual=500 * MIB), replace(asked, actual=510 * MIB))
-    assert not wants_fast(asked, replace(asked, reading=a_guest(at_s=98.0).reading))
-    assert not wants_fast(replace(asked, target=512 * MIB), a_guest(at_s=99.8))
-
-
-def test_a_new_guest_is_sampled_fast_for_its_grace_time() -> None:
-    assert wants_fast(replace(a_guest(), reading=None, fresh_since_s=None), None)
-    assert wants_fast(replace(a_guest(), fresh_since_s=97.5), a_guest(at_s=98.0))
-    assert not wants_fast(replace(a_guest(), fresh_since_s=97.0), a_guest(at_s=98.0))
+    assert is_sampled_fast(asked, a_guest(at_s=99.8))
+    assert is_sampled_fast(replace(asked, actual=500 * MIB), replace(asked, actual=510 * MIB))
+    assert not is_sampled_fast(asked, replace(asked, reading=a_guest(at_s=98.0).reading))
+    assert not is_sampled_fast(replace(asked, target=512 * MIB), a_guest(at_s=99.8))
 
 
 def test_a_guest_that_cannot_be_sampled_is_not_asked_more_often() -> None:
     thin = a_guest(MIB)
-    assert not wants_fast(replace(thin, driver_up=False), None)
-    assert not wants_fast(replace(thin, answers=False), None)
-    assert not wants_fast(replace(thin, run_state="paused"), None)
+    assert not is_sampled_fast(replace(thin, driver_up=False), None)
+    assert not is_sampled_fast(replace(thin, answers=False), None)
+    assert not is_sampled_fast(replace(thin, run_state="paused"), None)
 
 
 def test_ticks_come_sooner_while_somebody_moves_and_soonest_while_somebody_is_thin() -> None:

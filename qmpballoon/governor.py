@@ -1,8 +1,8 @@
 """The tick: looks at the whole host, lets the policy decide, and sees to it that it is done.
 
-A tick comes every two seconds, and as often as ten times a second while guests are thin, growing or
-being moved, whenever one of them was looked at. Whatever a slow VM does, it delays no other: each has at
-most one target on its way, in a task of its own.
+A tick comes every two seconds, as often as ten times a second while guests are thin, growing or being
+moved, whenever one of them was looked at, and at once where one turns thin. Whatever a slow VM does, it
+delays no other: each has at most one target on its way, in a task of its own.
 """
 
 from __future__ import annotations

@@ -128,22 +128,22 @@ class ResidentMemory:
     """What ``rss_of`` tells, again and again: a file kept open is read in a seventh of the time."""
 
     def __init__(self, pid: int) -> None:
-        try:
-            self._handle: int | None = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._handle = None
+        self._path = f"/proc/{pid}/statm"
+        self._handle: int | None = None
+        self._closed = False
 
     def read(self) -> int | None:
         """Return the resident memory in bytes, None if the process is gone."""
-        if self._handle is None:
-            return None
         try:
-            return _resident(os.pread(self._handle, _LONGEST_STATM, 0))
+            if self._handle is None and not self._closed:
+                self._handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            return None if self._handle is None else _resident(os.pread(self._handle, _LONGEST_STATM, 0))
         except OSError:
             return None
 
     def close(self) -> None:
         """Close the file; nothing is read any more."""
+        self._closed = True
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

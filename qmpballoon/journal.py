@@ -21,7 +21,7 @@ from typing import Final, TextIO
 LOG: Final = logging.getLogger("qmpballoon")
 
 _REPEATS: Final = 3  # of one word about one VM ...
-_WINDOW_S: Final = 60.0  # ... in so long; the rest is counted and told with the next line
+_WINDOW_S: Final = 60.0  # ... in so long; the rest is counted, and its last line told afterwards
 _MOST_KEYS: Final = 4096
 _PRIORITIES: Final = {
     logging.DEBUG: 7,

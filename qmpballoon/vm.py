@@ -23,7 +23,7 @@ from qmpballoon.host import age_of, life_of, rss_of
 from qmpballoon.journal import say
 from qmpballoon.limits import limits_of
 from qmpballoon.model import Event, Life, Limits, VmName, VmRecord, utc_now
-from qmpballoon.policy.pace import is_thin, sampling_interval_s
+from qmpballoon.policy.pace import presses, sampling_interval_s
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.session import Session
@@ -55,7 +55,7 @@ _ALTERS: Final = _PUBLISHED | {"MIGRATION", "DEVICE_DELETED", "MEMORY_DEVICE_SIZ
 
 OnRecord = Callable[[VmRecord], None]
 OnEvent = Callable[[VmName, Event], None]
-OnFast = Callable[[bool], None]  # a guest that is thin, growing or being moved was looked at; is it thin?
+OnFast = Callable[[bool], None]  # a guest that is thin, growing or being moved was looked at; at once?
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,7 @@ class SupervisedVm:
         self._booted_at_s = now_s - ((age_of(life) or 0.0) if life else 0.0)
         self._fresh_since_s: float | None = None
         self._needs_grace = True
+        self._driver_was_up = False
         self._moving_until_s = now_s
         self._look_at_s = now_s
         self._reset_seen_at_s = -ONE_RESET_S
@@ -283,8 +284,7 @@ class SupervisedVm:
     async def refreshed(self, *, timeout_s: float) -> VmRecord:
         """Ask for everything anew and return it; figures that do not come in time stay as they are."""
         seen = self._serving()
-        await seen.look()
-        self._size = seen.size
+        await self._look(seen)
         if seen.sampler is not None and seen.driver_up:
             await seen.sampler.refresh(timeout_s=timeout_s)
             self._note_sample(seen)
@@ -306,7 +306,8 @@ class SupervisedVm:
                 return
             seen = self._attached
             if seen is not None:
-                if self.target is not None and actual > self.target + MIB:
+                empty = self._size is not None and actual >= self._size - 2 * MIB
+                if empty and self.target is not None and actual > self.target + 2 * MIB:
                     self._look_at_s = now_s  # perhaps the driver went
                     self._wake.set()
                 seen.actual = actual
@@ -354,8 +355,7 @@ class SupervisedVm:
 
     async def _turns(self, seen: Attachment) -> None:
         self._look_at_s = self._clock() + LOOK_EVERY_S
-        await seen.look()
-        self._size = seen.size
+        await self._look(seen)
         self._connection = "up"
         loop = asyncio.get_running_loop()
         while True:
@@ -369,11 +369,10 @@ class SupervisedVm:
             await self._turn(seen)
 
     async def _turn(self, seen: Attachment) -> None:
-        now_s, was_up = self._clock(), seen.driver_up
+        now_s = self._clock()
         if now_s >= self._look_at_s:
             self._look_at_s = now_s + LOOK_EVERY_S
-            await seen.look()
-            self._size = seen.size
+            await self._look(seen)
         else:
             seen.look_at_process()
             if seen.device is not None:
@@ -381,12 +380,11 @@ class SupervisedVm:
                     await seen.look_at_driver()
                 if self._is_moving(now_s) or self._watchers:
                     await seen.look_at_actual()
-        if was_up and not seen.driver_up:
-            self._starts_anew()
+        self._note_driver(seen)
         seen.stats_interval_s = self.settings.stats_interval_s
         hurried = self._sample_every_s() < self.settings.stats_interval_s
         fast = seen.driver_up and (hurried or self._health == "stale")  # somebody may have disarmed it
-        thin = False
+        at_once = False
         if await seen.sample(fast=fast):
             self._note_sample(seen)
             guest = self.snapshot()
@@ -397,10 +395,23 @@ class SupervisedVm:
                     calm_s=self.settings.stats_interval_s,
                     fast_s=self.settings.fast_interval_s,
                 )
-                self._before = guest
-                thin = is_thin(guest)
-        if fast:
-            self._on_fast(thin)
+                at_once, self._before = presses(guest, self._before), guest
+        if fast or at_once:
+            self._on_fast(at_once)
+
+    async def _look(self, seen: Attachment) -> None:
+        await seen.look()
+        self._note_driver(seen)
+        before, self._size = self._size, seen.size
+        if before is None or self._size is None or before == self._size or self.target is None:
+            return
+        self.target += self._size - before  # memory was plugged or unplugged, and QEMU's target follows
+        self._store.keep(self.vm, lazily=True, life=str(self.life), sent=self.target)
+
+    def _note_driver(self, seen: Attachment) -> None:
+        if self._driver_was_up and not seen.driver_up:
+            self._starts_anew()
+        self._driver_was_up = seen.driver_up
 
     def _note_sample(self, seen: Attachment) -> None:
         if seen.sampler is not None and seen.sampler.sample is not None and self._fresh_since_s is None:

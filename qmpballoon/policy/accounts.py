@@ -16,6 +16,7 @@ from qmpballoon.units import MIB, PAGE
 
 LOAN: Final = 0.25  # of what the host has beyond the budget
 MARGIN: Final = 8 * MIB
+CLEAR: Final = 1.1  # times the available memory that is an emergency: nobody is shrunk below that
 BOOTING_GROWS: Final = 1.25  # times what a booting guest has resident now: until it can be asked
 
 
@@ -53,13 +54,22 @@ def with_margin(held: int) -> int:
     return held * 105 // 100 + MARGIN
 
 
+def clear_of_emergency(guest: GuestSnapshot, times: float = CLEAR) -> int:
+    """Return the headroom that keeps a guest out of an emergency for some seconds, in bytes.
+
+    ``times`` the available memory at which it would be in one, and what it grows by meanwhile.
+    """
+    trend = guest.estimate.trend if guest.estimate is not None else 0.0
+    return max(MARGIN, int(times * guest.critical)) + int(TREND_LOOKS_AHEAD_S * trend)
+
+
 def _saves(guest: GuestSnapshot, asked: int) -> int:
     """Return how much of a grow brings the guest out of its emergency for some seconds: no more is lent."""
     known = guest.estimate
     if known is None:
         return asked
-    safe = int(EMERGENCY_EASES_AT * guest.critical + TREND_LOOKS_AHEAD_S * known.trend)
-    return max(0, min(asked, known.held + safe - guest.charge))
+    safe = known.held + clear_of_emergency(guest, EMERGENCY_EASES_AT)
+    return max(0, min(asked, safe - guest.charge))
 
 
 def _granted(guest: GuestSnapshot, wish: SetTarget, size: int) -> Decision:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from qmpballoon.model import VmName
-from qmpballoon.policy.accounts import MARGIN, with_margin
-from qmpballoon.policy.estimate import EMERGENCY_EASES_AT, TREND_LOOKS_AHEAD_S
+from qmpballoon.policy.accounts import CLEAR, MARGIN, clear_of_emergency, with_margin
+from qmpballoon.policy.estimate import EMERGENCY_EASES_AT
 from qmpballoon.policy.snapshot import (
     Decision,
     Decisions,
@@ -33,7 +33,6 @@ from qmpballoon.policy.snapshot import (
     Hold,
     SetTarget,
     Snapshot,
-    critical,
 )
 from qmpballoon.policy.water_fill import filled_in_tiers
 from qmpballoon.units import MIB
@@ -81,11 +80,6 @@ class _Known:
     estimate: Estimate
 
     @property
-    def highest(self) -> int:
-        """What it has, or will have when the last target is reached, whichever is more."""
-        return max(self.guest.actual, self.guest.target or 0)
-
-    @property
     def lowest(self) -> int:
         """What it has, or will have when the last target is reached, whichever is less."""
         return min(self.guest.actual, self.guest.target or self.guest.actual)
@@ -102,7 +96,7 @@ class _Known:
 
     @property
     def dead_band(self) -> int:
-        """A smaller grow is not worth a command; half of it is to a guest that is thin."""
+        """A smaller grow is not worth a command; to a guest that is thin half of it, or less, is."""
         if self.estimate.emergency:
             return self.guest.least_relief
         return self.least_gift // 2 if self.estimate.thin else self.least_gift
@@ -113,7 +107,7 @@ class _Known:
         return max(0, self.lowest - self.guest.ceiling)
 
     def worth_giving(self, now_s: float, *, over: bool, hurry: bool) -> int:
-        """Return the same for now: half of it in a hurry, and hardly anything where the budget is broken.
+        """Return the least gift for now: half of it in a hurry, hardly anything where the budget is broken.
 
         From a guest that was asked a moment ago that would be crumbs: others may have more, or it has soon.
         """
@@ -126,12 +120,14 @@ class _Known:
 
         Well clear of it, unless the host is over its budget.
         """
-        clear_of_it = 1.1 if over else EMERGENCY_EASES_AT
-        keeps = max(MARGIN, int(clear_of_it * critical(self.guest.actual)))
-        keeps += int(TREND_LOOKS_AHEAD_S * self.estimate.trend)
+        keeps = clear_of_emergency(self.guest, CLEAR if over else EMERGENCY_EASES_AT)
         gives = max(0, int(0.9 * (self.lowest - self.estimate.held - keeps)))
         limit = self.guest.gives_at_most
         return gives if limit is None else min(gives, limit)
+
+    def worth_a_command(self, *, over: bool) -> int:
+        """Return what to take at least, where so much is there, also if it is entitled to a little of it."""
+        return min(self.least_gift, SOON, self.may_give(over=over), self.lowest - self.guest.floor)
 
 
 def entitlements(known: Mapping[VmName, _Known], snapshot: Snapshot, pool: int) -> Mapping[VmName, int]:
@@ -183,11 +179,11 @@ def moves(
     hurry = False
     for vm, entry in known.items():
         target = entry.guest.clamp(entitled[vm])
-        more = target - entry.highest
+        more = target - entry.guest.highest
         if more <= entry.dead_band:
             continue
-        headroom, intended = entry.highest - entry.estimate.held, target - entry.estimate.held
-        below_floor = entry.highest < entry.guest.floor
+        headroom, intended = entry.guest.highest - entry.estimate.held, target - entry.estimate.held
+        below_floor = entry.guest.highest < entry.guest.floor
         pressed = entry.estimate.emergency or below_floor or 2 * headroom < intended
         rested = snapshot.now_s - entry.guest.asked_at_s >= CALM_S
         caching = entry.estimate.caching and more > 2 * entry.dead_band and rested
@@ -248,7 +244,7 @@ def gifts(
     given: dict[VmName, Decision] = {}
     for vm in sorted(surplus, key=lambda name: (-surplus[name], name)):
         part = min(surplus[vm], max(SOON, -(-surplus[vm] * wanted // there), known[vm].over_ceiling))
-        part = max(part, min(known[vm].least_gift, known[vm].may_give(over=over)))
+        part = max(part, known[vm].worth_a_command(over=over))
         given[vm] = SetTarget(known[vm].lowest - part, "give")
         left -= part
         if left <= 0:

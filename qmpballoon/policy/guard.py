@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Generic
 
 from qmpballoon.model import VmName
-from qmpballoon.policy.accounts import MARGIN, paid_for, with_margin
+from qmpballoon.policy.accounts import MARGIN, clear_of_emergency, paid_for, with_margin
 from qmpballoon.policy.estimate import EstimateRules, Past, estimate, observe
 from qmpballoon.policy.snapshot import (
     Decision,
@@ -94,7 +94,10 @@ class Guard(Generic[S]):
             ),
         )
         inner, wishes = self.policy.step(state.inner, seen)
-        wishes = {guest.vm: self._allowed(guest, judgements[guest.vm], wishes, seen) for guest in seen.guests}
+        wishes = {
+            guest.vm: self._allowed(guest, snapshot.guests[index].mode, judgements[guest.vm], wishes, seen)
+            for index, guest in enumerate(seen.guests)
+        }
         decisions, lent = paid_for(wishes, seen, accounts=self.safeties.accounts)
         after = GuardState(inner, troubles, pasts, judgements, stale_before_s, lent)
         return after, decisions
@@ -102,30 +105,36 @@ class Guard(Generic[S]):
     def _allowed(
         self,
         guest: GuestSnapshot,
+        mode: str,
         judgement: Judgement,
         wishes: Decisions,
         snapshot: Snapshot,
     ) -> Decision:
-        """Return what of a policy's wish may be done with the guest in its state."""
+        """Return what of a policy's wish may be done with the guest in its state.
+
+        ``mode`` is the guest's own; the one that the policy was shown may be another.
+        """
         if guest.mode == "observe" and not (judgement.set_back or judgement.why):
             return wishes.get(guest.vm, Hold("observe"))  # published, and never sent by the governor
         if judgement.why == "booting" and guest.answers and guest.mode == "auto":
             return self._left_at_ceiling(guest)
         if not judgement.may_grow and not judgement.set_back:
             return Hold(judgement.why or "held")
-        relieved = self._relief(guest)
+        relieved = self._relief(guest, judgement)
         if relieved is not None:
             wish = wishes.get(guest.vm)
             more = isinstance(wish, SetTarget) and guest.mode == "auto" and wish.target >= relieved.target
             return wish if more and wish is not None else relieved
-        if guest.mode != "auto":
-            return Hold(judgement.why or guest.mode)
+        if mode != "auto":
+            return Hold(mode)
         if judgement.proportional:
             fair = max(guest.actual, guest.clamp(proportional(guest, snapshot)))
-            if fair > max(guest.actual, guest.target or 0) + MARGIN:
+            if fair > guest.highest + MARGIN:
                 return SetTarget(fair, judgement.why or "proportional")
-        if judgement.set_back and guest.target is not None and guest.target < guest.actual:
+        if _will_not_come(guest, judgement):
             return SetTarget(guest.actual, judgement.why or "set-back")
+        if guest.mode != "auto":
+            return Hold(judgement.why or guest.mode)
         wish = wishes.get(guest.vm, Hold("no-decision"))
         if isinstance(wish, Hold):
             return Hold(judgement.why) if judgement.why else wish
@@ -140,17 +149,22 @@ class Guard(Generic[S]):
         nothing to do never writes it. Seen with QEMU 7.2 and Linux 6.1.
         """
         target = min(guest.ceiling, guest.size - BOOT_BALLOON)
-        if guest.target is None or guest.target >= target:
+        untrue = (
+            guest.target == guest.size != guest.actual
+        )  # it would stay so, with nothing for the driver to do
+        if guest.target is None or (guest.target >= target and not untrue):
             return Hold("booting")
         return SetTarget(target, "booting")
 
-    def _relief(self, guest: GuestSnapshot) -> SetTarget | None:
+    def _relief(self, guest: GuestSnapshot, judgement: Judgement) -> SetTarget | None:
         """Return what an emergency asks for, whatever the mode; None if there is none."""
         known = guest.estimate
         if not self.safeties.emergencies or known is None or not known.emergency or guest.mode == "observe":
             return None
         target = min(guest.ceiling, max(known.held * 3 // 2, known.held + 2 * guest.critical))
-        if target - max(guest.actual, guest.target or 0) < guest.least_relief:
+        if judgement.saves_only:  # until it takes something, it is granted no more than that
+            target = min(target, guest.actual + PROBE)
+        if target - guest.highest < guest.least_relief:
             return None
         return SetTarget(target, "emergency", urgent=True)
 
@@ -159,7 +173,7 @@ class Guard(Generic[S]):
             return Hold(judgement.why or "held")
         least = guest.floor
         if self.safeties.emergencies and guest.estimate is not None:
-            least = max(least, guest.estimate.held + max(MARGIN, guest.actual * 6 // 100))
+            least = max(least, guest.estimate.held + clear_of_emergency(guest))
         if judgement.probe:
             least = max(least, guest.actual - PROBE)
         target = max(wish.target, least)
@@ -171,21 +185,18 @@ class Guard(Generic[S]):
 def _with_floors_that_fit(snapshot: Snapshot, pasts: Mapping[VmName, Past]) -> Snapshot:
     """Return the host with floors that its budget can keep, lowered by the same part where it cannot.
 
-    They are lowered as far as they fit beside what guests hold: otherwise memory that lies idle below one
-    guest's floor would cost another its life.
+    What a guest holds of its floor it keeps: memory that lies idle below one guest's floor would otherwise
+    cost another its life.
     """
     if sum(guest.floor for guest in snapshot.guests) <= snapshot.budget:
         return snapshot
-    held = [_held(guest, pasts.get(guest.vm)) for guest in snapshot.guests]
-    above = sum(max(0, size - guest.floor) for guest, size in zip(snapshot.guests, held, strict=True))
     claims = [
-        Claim(least=min(guest.floor, size), most=guest.floor, shares=guest.floor)
-        for guest, size in zip(snapshot.guests, held, strict=True)
+        Claim(least=min(guest.floor, _held(guest, pasts.get(guest.vm))), most=guest.floor, shares=guest.floor)
+        for guest in snapshot.guests
     ]
-    floors = split(snapshot.budget - above, claims)
     lowered = (
         replace(guest, floor=max(PAGE, floor - floor % max(PAGE, guest.size // FLOOR_STEPS)))
-        for guest, floor in zip(snapshot.guests, floors, strict=True)
+        for guest, floor in zip(snapshot.guests, split(snapshot.budget, claims), strict=True)
     )
     return replace(snapshot, guests=tuple(lowered))
 
@@ -197,10 +208,8 @@ def _held(guest: GuestSnapshot, past: Past | None) -> int:
 def as_charged(snapshot: Snapshot, state: GuardState[S]) -> Snapshot:
     """Return the host with its guests charged as they were judged at the last step."""
     guests = (
-        replace(
-            guest, charge_at_least=max(guest.charge_at_least, judgement.charge or 0), comes=judgement.comes
-        )
-        if (judgement := state.judgements.get(guest.vm)) is not None
+        replace(guest, charge_at_least=max(guest.charge_at_least, judgement.charge))
+        if (judgement := state.judgements.get(guest.vm)) is not None and judgement.charge is not None
         else guest
         for guest in snapshot.guests
     )
@@ -218,14 +227,23 @@ def _as_judged(
     """Return the guest as the policy is to see it."""
     return replace(
         guest,
-        mode=guest.mode if (judgement.may_grow and judgement.comes) or not guest.driver_up else "manual",
+        mode=guest.mode if _is_for_the_policy(guest, judgement) else "manual",
         reading=None if judgement.proportional else guest.reading,
         asked_at_s=asked_at_s,
         estimate=estimate(past, guest, now_s, rules) if past is not None and guest.driver_up else None,
         gives_at_most=PROBE if judgement.probe else None if judgement.may_shrink else 0,
         charge_at_least=max(guest.charge_at_least, judgement.charge or 0),
-        comes=judgement.comes,
     )
+
+
+def _will_not_come(guest: GuestSnapshot, judgement: Judgement) -> bool:
+    if guest.target is None or not judgement.set_back:
+        return False
+    return guest.target < guest.actual or (judgement.saves_only and guest.target > guest.actual)
+
+
+def _is_for_the_policy(guest: GuestSnapshot, judgement: Judgement) -> bool:
+    return not guest.driver_up or (judgement.may_grow and not judgement.saves_only)
 
 
 def proportional(guest: GuestSnapshot, snapshot: Snapshot) -> int:

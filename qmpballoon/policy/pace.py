@@ -39,6 +39,13 @@ def is_thin(guest: GuestSnapshot) -> bool:
     return available < THIN * critical(actual) and not is_refuted(guest)
 
 
+def presses(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
+    """Tell whether the guest's new sample is to be acted upon at once: it is thin, anew or the more so."""
+    if not is_thin(guest):
+        return False
+    return previous is None or not is_thin(previous) or is_growing(guest, previous)
+
+
 def is_moving(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
     """Tell whether the balloon is on its way: a target that is not reached, new or with progress since."""
     if guest.target is None or is_reached(guest.actual, guest.target, guest.size):

@@ -86,7 +86,6 @@ class GuestSnapshot:
     estimate: Estimate | None = None  # the guard's; None where there is nothing to go by
     gives_at_most: int | None = None  # the guard's word: what may be taken from it now; None: no limit
     charge_at_least: int = 0  # the guard's word: what it holds in truth, as far as the host can see
-    comes: bool = True  # the guard's word; False: its balloon does not move: what it was granted is not there
 
     def sample_age_s(self, now_s: float) -> float | None:
         """Return the age of the newest figures; None if there are none."""
@@ -102,17 +101,17 @@ class GuestSnapshot:
         """What it counts against the budget."""
         if not self.driver_up:
             return self.size
-        return max(self.actual, self.granted, self.charge_at_least)
+        return max(self.highest, self.charge_at_least)
 
     @property
-    def granted(self) -> int:
-        """The target, as far as it is on its way; 0 if there is none."""
-        return (self.target or 0) if self.comes else 0
+    def highest(self) -> int:
+        """What it has, or will have when the last target is reached, whichever is more."""
+        return max(self.actual, self.target or 0)
 
     @property
     def promised(self) -> int:
         """What it was granted and has not taken yet, in bytes."""
-        return max(0, self.granted - self.actual) if self.driver_up else 0
+        return max(0, (self.target or 0) - self.actual) if self.driver_up else 0
 
     @property
     def critical(self) -> int:
@@ -128,7 +127,7 @@ class GuestSnapshot:
         """
         if self.estimate is None:
             return LEAST_RELIEF
-        headroom = max(self.actual, self.target or 0) - self.estimate.held
+        headroom = self.highest - self.estimate.held
         return max(LEAST_RELIEF, min((headroom - self.critical) // 2, int(self.estimate.trend)))
 
     def clamp(self, target: int) -> int:

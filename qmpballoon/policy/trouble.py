@@ -64,6 +64,7 @@ class Trouble:
     settled: int | None = None  # actual when the last target was reached
     gave: tuple[float, int, int] | None = None  # when, actual and RSS before a shrink that RSS must follow
     untrusted: bool = False
+    takes_nothing: bool = False  # the last jam was a grant that did not come
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Judgement:
     set_back: bool = False  # target = actual: it will not get there
     proportional: bool = False  # its figures say nothing: share by limits alone
     probe: bool = False  # shrink by PROBE at most, to see whether it moves again
-    comes: bool = True  # False: what it was granted does not come, and is not counted until it does
+    saves_only: bool = False  # grows in an emergency alone, and by PROBE at most: grants do not come
     charge: int | None = None  # in place of the usual one
     health: str | None = None  # untrusted, uncooperative, stuck
 
@@ -94,18 +95,26 @@ def judge(
     if trouble is None or (trouble.life, trouble.booted_at_s) != (guest.life, guest.booted_at_s):
         trouble = _unburdened(guest, now_s)
     trouble = _followed(trouble, guest, now_s, safeties)
+    trouble, judgement = _judged(trouble, guest, now_s, stale_before_s, safeties)
+    if trouble.untrusted:
+        judgement = replace(judgement, charge=_charge_by_rss(guest))
+    return trouble, judgement
+
+
+def _judged(
+    trouble: Trouble, guest: GuestSnapshot, now_s: float, stale_before_s: float, safeties: Safeties
+) -> tuple[Trouble, Judgement]:
     hands_off = _hands_off(guest, safeties)
     if hands_off is not None:
         if not guest.driver_up:  # what looked like trouble was its going; the next one begins anew
             return _unburdened(guest, now_s, untrusted=trouble.untrusted), hands_off
         return replace(trouble, progress_at_s=now_s, jammed_since_s=None, settled=None), hands_off
-    charge = _charge_by_rss(guest) if trouble.untrusted else None
     if trouble.foreign_until_s > now_s:
-        return trouble, Judgement("foreign-hand", may_shrink=False, may_grow=False, charge=charge)
+        return trouble, Judgement("foreign-hand", may_shrink=False, may_grow=False)
     if safeties.jams and _makes_no_progress(trouble, guest, now_s):
         return _jam(trouble, guest, now_s)
     if trouble.untrusted:
-        return trouble, Judgement("untrusted", may_shrink=False, charge=charge, health="untrusted")
+        return trouble, Judgement("untrusted", may_shrink=False, health="untrusted")
     if trouble.contradicted_until_s > now_s:
         return trouble, _CONTRADICTED
     by_figures = _by_figures(guest, now_s, stale_before_s, safeties)
@@ -156,7 +165,7 @@ def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safet
 def _followed(trouble: Trouble, guest: GuestSnapshot, now_s: float, safeties: Safeties) -> Trouble:
     """Compare actual with what was asked for: progress, arrival, somebody else's hand, RSS."""
     if guest.size != trouble.size:  # memory was plugged or unplugged: actual and QEMU's target follow
-        trouble = replace(trouble, size=guest.size, settled=None)
+        trouble = replace(trouble, size=guest.size, settled=None, foreign_until_s=0.0)
     if guest.target != trouble.target:
         gave = trouble.gave
         if (
@@ -185,6 +194,7 @@ def _followed(trouble: Trouble, guest: GuestSnapshot, now_s: float, safeties: Sa
                 jammed_since_s=None,
                 strikes=0,
                 backs_off_until_s=0.0,
+                takes_nothing=False,
             )
         if is_reached(guest.actual, guest.target, guest.size):
             if trouble.settled != guest.actual:
@@ -236,33 +246,32 @@ def _makes_no_progress(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> 
 
 
 def _jam(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> tuple[Trouble, Judgement]:
-    since_s = trouble.progress_at_s if trouble.jammed_since_s is None else trouble.jammed_since_s
-    if guest.target is not None and guest.target > guest.actual:  # it was granted memory and does not take it
-        trouble = replace(trouble, jammed_since_s=since_s)
-        return trouble, Judgement("stuck", may_shrink=False, comes=False, health=_word(trouble, now_s))
+    grows = guest.target is not None and guest.target > guest.actual
     available = guest.reading.available if guest.reading else None
-    part = None if available is None else available / max(1, guest.actual)
+    part = None if grows or available is None else available / max(1, guest.actual)
     if part is not None and part < NOTHING_LEFT:
         return replace(trouble, progress_at_s=now_s), Judgement(
             "nothing-left", may_shrink=False, set_back=True
         )
-    back_off_s = min(LAST_BACK_OFF_S, FIRST_BACK_OFF_S * 2**trouble.strikes)
     trouble = replace(
         trouble,
-        jammed_since_s=since_s,
+        jammed_since_s=trouble.progress_at_s if trouble.jammed_since_s is None else trouble.jammed_since_s,
         strikes=min(trouble.strikes + 1, 10),
-        backs_off_until_s=now_s + back_off_s,
+        backs_off_until_s=now_s + min(LAST_BACK_OFF_S, FIRST_BACK_OFF_S * 2**trouble.strikes),
         progress_at_s=now_s,
+        takes_nothing=grows,
     )
     if part is not None and part > CONTRADICTED:
         return replace(trouble, contradicted_until_s=now_s + CONTRADICTED_FOR_S), _CONTRADICTED
-    return trouble, Judgement("stuck", may_shrink=False, set_back=True, health=_word(trouble, now_s))
+    word = _word(trouble, now_s)
+    return trouble, Judgement("stuck", may_shrink=False, set_back=True, saves_only=grows, health=word)
 
 
 def _backing_off(trouble: Trouble, now_s: float) -> Judgement:
+    word, saves_only = _word(trouble, now_s), trouble.takes_nothing
     if trouble.backs_off_until_s > now_s:
-        return Judgement("backs-off", may_shrink=False, health=_word(trouble, now_s))
-    return Judgement("probe", probe=True, health=_word(trouble, now_s))
+        return Judgement("backs-off", may_shrink=False, saves_only=saves_only, health=word)
+    return Judgement("probe", probe=True, health=word)
 
 
 def _word(trouble: Trouble, now_s: float) -> str:

@@ -49,7 +49,7 @@ WORDS: Final[Mapping[str, Word]] = {
         "The guest was asked for memory that it turned out not to have, and keeps what it has.", _NOTHING
     ),
     "stuck": Word(
-        "The balloon did not move for 5 s: no memory is asked for, and none counted that was granted.",
+        "The balloon did not move for 5 s: its target is set back, and it is left alone for a while.",
         "Look at the guest: its driver may hang, or its memory be locked.",
     ),
     "backs-off": Word(

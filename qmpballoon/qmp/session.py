@@ -310,7 +310,8 @@ class Session(QMPClient):
             raise ConnectionLost(f"{self.path}: a reply that nobody asked for: {_shortened(message)}")
 
     def _hangs(self, command: str, allowed_s: float) -> None:
-        self.hung = True
+        if self._reason is None:
+            self.hung = True
         self._end(ConnectionLost(f"{self.path}: QEMU did not answer {command} within {allowed_s:g} s"))
 
     def _end(self, reason: ConnectionLost) -> None:

@@ -306,11 +306,10 @@ async def test_memory_that_is_locked_on_the_host_is_no_gift(
     assert state["rss"] > size
     assert state["mode"] == "auto"
     asked = len(decisions(watch, "locked"))
-    host = await until(
-        lambda: found if (found := watch.last_json("host")) and found["level"] != "ok" else None,
+    await until(
+        lambda: (watch.last_json("host") or {}).get("used", 0) > 160 * MIB,
         what="the host counts what is resident, not what was promised",
         timeout_s=SOON_S,
     )
-    assert host["budget"] == 160 * MIB
     await until_quiet(watch)
     assert len(decisions(watch, "locked")) == asked  # and is not asked for more

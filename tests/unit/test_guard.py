@@ -283,16 +283,42 @@ def test_floors_that_fit_are_kept_whatever_somebody_else_lacks() -> None:
     assert not any(isinstance(decisions[guest.vm], SetTarget) for guest in idle)
 
 
-def test_what_a_stuck_guest_was_granted_and_does_not_take_is_there_for_others() -> None:
+def test_what_a_stuck_guest_was_granted_and_does_not_take_is_withdrawn_for_others() -> None:
     stuck = a_guest("stuck", size=2048, actual=512, target=1500, available=40)
     hungry = a_guest("hungry", actual=512, available=40)
     guard: Guard[Any] = Guard(FairShare())
     state: GuardState[Any] = guard.start()
     grown = []
-    for second in range(8):
-        host = a_host(
-            *(at(guest, 100.0 + second) for guest in (stuck, hungry)), budget=2012, now_s=100.0 + second
-        )
-        state, decisions = guard.step(state, host)
+    for now_s in range(100, 108):
+        guests = (at(guest, now_s) for guest in (stuck, hungry))
+        state, decisions = guard.step(state, a_host(*guests, budget=2012, now_s=now_s))
         grown.append(isinstance(decisions[hungry.vm], SetTarget))
-    assert grown == [False] * 5 + [True] * 3
+        if isinstance(withdrawn := decisions[stuck.vm], SetTarget):
+            assert withdrawn == SetTarget(512 * MIB, "stuck")
+            stuck = replace(stuck, target=withdrawn.target)
+    assert grown == [False] * 6 + [True] * 2
+
+
+def test_a_stuck_guest_in_an_emergency_is_granted_a_probe_until_it_takes_something() -> None:
+    stuck = a_guest("stuck", size=2048, actual=512, target=700, available=40)
+    guests = [at(stuck, now_s) for now_s in (100.0, 105.0)]
+    guests.append(
+        at(replace(stuck, target=512 * MIB, reading=a_guest(actual=512, available=10).reading), 106.0)
+    )
+    guests.append(at(guests[-1], 106.5, target=524 * MIB))
+    guests.append(at(guests[-1], 107.0, actual=520 * MIB))
+    decisions = followed(guests, [100.0, 105.0, 106.0, 106.5, 107.0], FairShare(), budget=8192)
+    assert decisions[1:3] == [
+        SetTarget(512 * MIB, "stuck"),
+        SetTarget(512 * MIB + PROBE, "emergency", urgent=True),
+    ]
+    assert not isinstance(decisions[3], SetTarget)
+    assert isinstance(decisions[4], SetTarget)
+    assert decisions[4].target > 700 * MIB
+
+
+def test_no_policy_takes_a_guest_back_into_the_emergency_that_it_was_relieved_of() -> None:
+    relieved = a_guest("a", actual=112, available=44, floor=32)
+    decision = decided(a_host(relieved, budget=96, overload="host"), Wishes({"a": 64}))["a"]
+    assert isinstance(decision, SetTarget)
+    assert decision.target - 68 * MIB > relieved.critical

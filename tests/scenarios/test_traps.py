@@ -226,7 +226,7 @@ def test_a_stuck_vm_that_may_not_grow_is_killed(patch: pytest.MonkeyPatch) -> No
     def judge(*known: Any, **switches: Any) -> tuple[Trouble, Judgement]:
         after, judgement = true(*known, **switches)
         jammed = judgement.why in ("stuck", "backs-off", "contradicted")
-        return after, replace(judgement, may_grow=judgement.may_grow and not jammed)
+        return after, replace(judgement, may_grow=False, set_back=False) if jammed else judgement
 
     right = played(trace)
     swapped(patch, "judge", judge)

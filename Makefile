@@ -16,7 +16,7 @@ demo: ## real guests, a real broker and the agent on this machine; cleans up aft
 
 test: check ## everything that check does, then scenarios, real guests and a real broker; PYTEST_ARGS="-k name"
 	@scripts/setup dev lab
-	$(PYTHON_BIN)/pytest -n 2 tests --ignore=tests/unit --ignore=tests/property $(PYTEST_ARGS)
+	$(PYTHON_BIN)/pytest -n 3 --dist worksteal tests --ignore=tests/unit --ignore=tests/property $(PYTEST_ARGS)
 
 check: ## lint, types, unit and property tests: under 30 s, no guests
 	@scripts/setup dev

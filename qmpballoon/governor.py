@@ -285,7 +285,7 @@ class Governor:
 
     def release_all(self) -> dict[SupervisedVm, int]:
         """Return how far each automatic VM may grow within the host's reserve, for a clean stop."""
-        snapshot = self.snapshot()
+        snapshot = self._seen(time.monotonic(), TICK_S)
         if snapshot.mem_available is None or self.mode == "observe":  # then all VMs look automatic
             return {}
         guests = {

@@ -247,6 +247,7 @@ class SupervisedVm:
         seen = self._attached = Attachment(
             session, stats_interval_s=self.settings.stats_interval_s, clock=self._clock
         )
+        self._driver_was_up = False
         try:
             await session.while_running(self._turns(seen))
         except ConnectionLost as reason:
@@ -403,10 +404,20 @@ class SupervisedVm:
         await seen.look()
         self._note_driver(seen)
         before, self._size = self._size, seen.size
-        if before is None or self._size is None or before == self._size or self.target is None:
+        if before is not None and self._size is not None and seen.actual is not None:
+            self._note_plugged(self._size - before, seen.actual)
+
+    def _note_plugged(self, more: int, actual: int) -> None:
+        """Move the target as QEMU did when memory was plugged or unplugged; not if it was sent afterwards."""
+        before = self.target
+        if not more or before is None or before + more <= 0:
             return
-        self.target += self._size - before  # memory was plugged or unplugged, and QEMU's target follows
-        self._store.keep(self.vm, lazily=True, life=str(self.life), sent=self.target)
+        if abs(actual - before - more) > abs(actual - before):
+            return
+        self.target = before + more
+        kept = self._store.kept(self.vm)
+        manual = {"target": self.target} if kept.target == before else {}
+        self._store.keep(self.vm, lazily=True, life=str(self.life), sent=self.target, **manual)
 
     def _note_driver(self, seen: Attachment) -> None:
         if self._driver_was_up and not seen.driver_up:

@@ -111,9 +111,10 @@ class _Known:
 
         From a guest that was asked a moment ago that would be crumbs: others may have more, or it has soon.
         """
-        if now_s - self.guest.asked_at_s < GIVES_AGAIN_S:
-            return self.least_gift
-        return MIB if over else self.least_gift // 2 if hurry else self.least_gift
+        again = now_s - self.guest.asked_at_s < GIVES_AGAIN_S
+        least = self.least_gift if again or not (over or hurry) else MIB if over else self.least_gift // 2
+        limit = self.guest.gives_at_most  # a probe is worth a command, however large the guest
+        return least if limit is None else max(MIB, min(least, limit))
 
     def may_give(self, *, over: bool) -> int:
         """Return what can be taken at once without bringing it into an emergency itself.

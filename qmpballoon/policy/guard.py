@@ -114,20 +114,20 @@ class Guard(Generic[S]):
 
         ``mode`` is the guest's own; the one that the policy was shown may be another.
         """
-        if guest.mode == "observe" and not (judgement.set_back or judgement.why):
+        if mode == "observe" and not (judgement.set_back or judgement.why):
             return wishes.get(guest.vm, Hold("observe"))  # published, and never sent by the governor
         if judgement.why == "booting" and guest.answers and guest.mode == "auto":
             return self._left_at_ceiling(guest)
         if not judgement.may_grow and not judgement.set_back:
             return Hold(judgement.why or "held")
-        relieved = self._relief(guest, judgement)
+        relieved = self._relief(guest, judgement) if mode != "observe" else None
         if relieved is not None:
             wish = wishes.get(guest.vm)
             more = isinstance(wish, SetTarget) and guest.mode == "auto" and wish.target >= relieved.target
             return wish if more and wish is not None else relieved
         if mode != "auto":
             return Hold(mode)
-        if judgement.proportional:
+        if judgement.proportional and not judgement.saves_only:
             fair = max(guest.actual, guest.clamp(proportional(guest, snapshot)))
             if fair > guest.highest + MARGIN:
                 return SetTarget(fair, judgement.why or "proportional")
@@ -159,7 +159,7 @@ class Guard(Generic[S]):
     def _relief(self, guest: GuestSnapshot, judgement: Judgement) -> SetTarget | None:
         """Return what an emergency asks for, whatever the mode; None if there is none."""
         known = guest.estimate
-        if not self.safeties.emergencies or known is None or not known.emergency or guest.mode == "observe":
+        if not self.safeties.emergencies or known is None or not known.emergency:
             return None
         target = min(guest.ceiling, max(known.held * 3 // 2, known.held + 2 * guest.critical))
         if judgement.saves_only:  # until it takes something, it is granted no more than that
@@ -239,7 +239,8 @@ def _as_judged(
 def _will_not_come(guest: GuestSnapshot, judgement: Judgement) -> bool:
     if guest.target is None or not judgement.set_back:
         return False
-    return guest.target < guest.actual or (judgement.saves_only and guest.target > guest.actual)
+    # What is no more than a probe may stay: it costs little, and tells when the guest takes something again.
+    return guest.target < guest.actual or (judgement.saves_only and guest.target > guest.actual + PROBE)
 
 
 def _is_for_the_policy(guest: GuestSnapshot, judgement: Judgement) -> bool:

@@ -96,6 +96,8 @@ def judge(
         trouble = _unburdened(guest, now_s)
     trouble = _followed(trouble, guest, now_s, safeties)
     trouble, judgement = _judged(trouble, guest, now_s, stale_before_s, safeties)
+    if trouble.takes_nothing and now_s < trouble.backs_off_until_s:  # whatever else is wrong with it
+        judgement = replace(judgement, saves_only=True)
     if trouble.untrusted:
         judgement = replace(judgement, charge=_charge_by_rss(guest))
     return trouble, judgement
@@ -264,13 +266,13 @@ def _jam(trouble: Trouble, guest: GuestSnapshot, now_s: float) -> tuple[Trouble,
     if part is not None and part > CONTRADICTED:
         return replace(trouble, contradicted_until_s=now_s + CONTRADICTED_FOR_S), _CONTRADICTED
     word = _word(trouble, now_s)
-    return trouble, Judgement("stuck", may_shrink=False, set_back=True, saves_only=grows, health=word)
+    return trouble, Judgement("stuck", may_shrink=False, set_back=True, health=word)
 
 
 def _backing_off(trouble: Trouble, now_s: float) -> Judgement:
-    word, saves_only = _word(trouble, now_s), trouble.takes_nothing
+    word = _word(trouble, now_s)
     if trouble.backs_off_until_s > now_s:
-        return Judgement("backs-off", may_shrink=False, saves_only=saves_only, health=word)
+        return Judgement("backs-off", may_shrink=False, health=word)
     return Judgement("probe", probe=True, health=word)
 
 

@@ -192,6 +192,11 @@ def test_a_grant_that_does_not_come_is_set_back_and_only_emergencies_are_granted
     judgement = watched.after(1)
     assert (judgement.why, judgement.health, judgement.set_back) == ("stuck", "stuck", True)
     assert (judgement.may_grow, judgement.saves_only) == (True, True)
+    hung = Watched(a_guest(actual=512, available=40))
+    hung.after(1)
+    hung.after(6, fresh=False, target=700 * MIB)
+    judgement = hung.after(2, fresh=False, target=512 * MIB)  # its figures stopped with its balloon
+    assert (judgement.why, judgement.saves_only) == ("stale", True)
     judgement = watched.after(4, target=512 * MIB)
     assert (judgement.why, judgement.saves_only) == ("backs-off", True)
     watched.after(10, target=524 * MIB)

@@ -78,13 +78,13 @@ async def assert_unhurt(watch: AgentWatch, guests: Sequence[LabGuest]) -> None:
     assert not any(counts.values()), "\n".join([str(counts), *story])
 
 
-async def until_quiet(watch: AgentWatch) -> None:
-    """Wait until nothing has been sent to any VM for ``QUIET_S``."""
+async def until_quiet(watch: AgentWatch, *names: str) -> None:
+    """Wait until nothing has been sent to any of these VMs for ``QUIET_S``."""
     seen, since_s = -1, time.monotonic()
 
     def quiet() -> bool:
         nonlocal seen, since_s
-        count = len(decisions(watch))
+        count = len(decisions(watch, *names))
         if count != seen:
             seen, since_s = count, time.monotonic()
         return time.monotonic() - since_s > QUIET_S
@@ -311,5 +311,23 @@ async def test_memory_that_is_locked_on_the_host_is_no_gift(
         what="the host counts what is resident, not what was promised",
         timeout_s=SOON_S,
     )
-    await until_quiet(watch)
+    await until_quiet(watch, "locked")
     assert len(decisions(watch, "locked")) == asked  # and is not asked for more
+
+
+async def test_memory_that_is_plugged_stays_with_a_manual_guest(
+    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    size, target, more = 192 * MIB, 160 * MIB, 128 * MIB
+    guest = await lab.guest("web", memory=size, fresh=True, arguments=("-m", "slots=2,maxmem=1G"))
+    start_agent(broker)
+    await watch.until_health("web", "ok")
+    await watch.moved("web", guest, target)
+    await guest.truth.execute("object-add", {"qom-type": "memory-backend-ram", "id": "m0", "size": more})
+    await guest.truth.execute("device_add", {"driver": "pc-dimm", "id": "dimm0", "memdev": "m0"})
+    state = await watch.until_state("web", lambda state: state["size"] == size + more, what="it is seen")
+    assert (state["mode"], state["target"]) == ("manual", target + more)
+    await until_quiet(watch, "web")
+    assert [event["data"]["to"] for event in decisions(watch, "web")] == [target]  # nothing was sent for it
+    assert await guest.truth.actual() == target + more
+    assert watch.state("web")["health"] == "ok"

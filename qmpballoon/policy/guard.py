@@ -149,9 +149,7 @@ class Guard(Generic[S]):
         nothing to do never writes it. Seen with QEMU 7.2 and Linux 6.1.
         """
         target = min(guest.ceiling, guest.size - BOOT_BALLOON)
-        untrue = (
-            guest.target == guest.size != guest.actual
-        )  # it would stay so, with nothing for the driver to do
+        untrue = guest.target == guest.size != guest.actual  # told before a reset
         if guest.target is None or (guest.target >= target and not untrue):
             return Hold("booting")
         return SetTarget(target, "booting")

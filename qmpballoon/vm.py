@@ -22,17 +22,14 @@ from qmpballoon.health import BOOT_S, Connection, Signs, health_of
 from qmpballoon.host import age_of, life_of, rss_of
 from qmpballoon.journal import say
 from qmpballoon.limits import limits_of
+from qmpballoon.lookout import Lookout
 from qmpballoon.model import Event, Life, Limits, VmName, VmRecord, utc_now
-from qmpballoon.policy.pace import presses, sampling_interval_s
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.session import Session
 from qmpballoon.store import Kept, Store
 from qmpballoon.units import MAX_SIZE, MIB, is_reached
 
-LOOK_EVERY_S: Final = 10.0  # at what no event tells: migration, plugged memory, a driver that went
-MOVING_FOR_S: Final = 30.0  # after a target was sent; a guest that is not there by then is not hurrying
-WATCHED_EVERY_S: Final = 0.05  # somebody waits for the target to be reached
 ONE_RESET_S: Final = 1.0  # RESET comes twice for one reset, 50 ms apart
 
 _PUBLISHED: Final = frozenset(
@@ -106,7 +103,7 @@ class SupervisedVm:
         self._rss_of_silent: int | None = None
         self._connection: Connection = "offline"
         self._health = "offline"
-        self._watchers = 0
+        self._lookout = Lookout(settings, clock)
         self._wake = asyncio.Event()
         # Worked out in fractions and read at every tick; all they depend on is frozen.
         self._limits_of: tuple[Kept, VmSettings, int | None] = (Kept(), settings, None)
@@ -128,12 +125,9 @@ class SupervisedVm:
         self._fresh_since_s: float | None = None
         self._needs_grace = True
         self._driver_was_up = False
-        self._moving_until_s = now_s
-        self._look_at_s = now_s
+        self._lookout.begin(self.settings)
         self._reset_seen_at_s = -ONE_RESET_S
-        self._before: GuestSnapshot | None = None  # at the sample before
         self._last_seen: GuestSnapshot | None = None
-        self._interval_s = float(self.settings.stats_interval_s)  # until the next sample
 
     # ── what others see ──────────────────────────────────────────────────────────────────────────
 
@@ -224,12 +218,12 @@ class SupervisedVm:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Look often while somebody waits for this VM."""
-        self._watchers += 1
+        self._lookout.watchers += 1
         self._wake.set()
         try:
             yield
         finally:
-            self._watchers -= 1
+            self._lookout.watchers -= 1
 
     # ── what the endpoint, the actuator and the governor say ─────────────────────────────────────
 
@@ -277,7 +271,7 @@ class SupervisedVm:
             raise
         self.target, self.why = target, why
         self._store.keep(self.vm, lazily=self.mode == "auto", life=str(self.life), sent=target)
-        self._moving_until_s = self._clock() + MOVING_FOR_S
+        self._lookout.target_sent()
         self._wake.set()
         self.touch()
         return serial
@@ -309,11 +303,11 @@ class SupervisedVm:
             if seen is not None:
                 empty = self._size is not None and actual >= self._size - 2 * MIB
                 if empty and self.target is not None and actual > self.target + 2 * MIB:
-                    self._look_at_s = now_s  # perhaps the driver went
+                    self._lookout.look_soon()  # perhaps the driver went
                     self._wake.set()
                 seen.actual = actual
         elif name in _ALTERS:
-            self._look_at_s = now_s
+            self._lookout.look_soon()
             self._wake.set()
         if name in _PUBLISHED:
             self._on_event(self.vm, translated(name, details))
@@ -355,14 +349,15 @@ class SupervisedVm:
             self._needs_grace = self._clock() - self._booted_at_s < BOOT_S
 
     async def _turns(self, seen: Attachment) -> None:
-        self._look_at_s = self._clock() + LOOK_EVERY_S
+        self._lookout.looked()
         await self._look(seen)
         self._connection = "up"
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
             self.touch()
-            alarm = loop.call_later(self._pause_s(), self._wake.set)
+            pause_s = self._lookout.pause_s(self.settings, hurried=self._is_hurried())
+            alarm = loop.call_later(pause_s, self._wake.set)
             try:
                 await self._wake.wait()
             finally:
@@ -370,33 +365,27 @@ class SupervisedVm:
             await self._turn(seen)
 
     async def _turn(self, seen: Attachment) -> None:
-        now_s = self._clock()
-        if now_s >= self._look_at_s:
-            self._look_at_s = now_s + LOOK_EVERY_S
+        if self._lookout.is_look_due:
+            self._lookout.looked()
             await self._look(seen)
         else:
             seen.look_at_process()
             if seen.device is not None:
                 if not seen.driver_up or self._health == "stale":
                     await seen.look_at_driver()
-                if self._is_moving(now_s) or self._watchers:
+                if self._is_moving() or self._lookout.watchers:
                     await seen.look_at_actual()
         self._note_driver(seen)
         seen.stats_interval_s = self.settings.stats_interval_s
-        hurried = self._sample_every_s() < self.settings.stats_interval_s
-        fast = seen.driver_up and (hurried or self._health == "stale")  # somebody may have disarmed it
+        every_s = self._lookout.sample_every_s(self.settings, hurried=self._is_hurried())
+        often = every_s < self.settings.stats_interval_s
+        fast = seen.driver_up and (often or self._health == "stale")  # somebody may have disarmed it
         at_once = False
         if await seen.sample(fast=fast):
             self._note_sample(seen)
             guest = self.snapshot()
             if guest is not None:
-                self._interval_s = sampling_interval_s(
-                    guest,
-                    self._before,
-                    calm_s=self.settings.stats_interval_s,
-                    fast_s=self.settings.fast_interval_s,
-                )
-                at_once, self._before = presses(guest, self._before), guest
+                at_once = self._lookout.sampled(guest, self.settings)
         if fast or at_once:
             self._on_fast(at_once)
 
@@ -432,7 +421,7 @@ class SupervisedVm:
         """The driver is gone: what the guest told is no more, and when it is back there is a grace time."""
         self._fresh_since_s = None
         self._needs_grace = True
-        self._interval_s, self._before = float(self.settings.stats_interval_s), None
+        self._lookout.forget_samples(self.settings)
 
     def _was_reset(self, now_s: float) -> None:
         """The guest boots again: its figures are those from before, its driver is gone."""
@@ -440,7 +429,7 @@ class SupervisedVm:
         self._starts_anew()
         if self._attached is not None:
             self._attached.was_reset()
-        self._look_at_s = now_s
+        self._lookout.look_soon()
         self._wake.set()
 
     # ── small judgements ─────────────────────────────────────────────────────────────────────────
@@ -450,25 +439,16 @@ class SupervisedVm:
             raise ConnectionLost(f"{self.vm} is {self._connection}: its monitor does not answer")
         return self._attached
 
-    def _is_moving(self, now_s: float) -> bool:
+    def _is_moving(self) -> bool:
         seen = self._attached
         if seen is None or seen.actual is None or seen.size is None:
             return False
-        if self.target is None or now_s > self._moving_until_s:
+        if self.target is None or not self._lookout.may_be_moving:
             return False
         return not is_reached(seen.actual, self.target, seen.size)
 
-    def _sample_every_s(self) -> float:
-        """Return how long to wait between samples: less while the guest moves, boots or is waited for."""
-        calm_s, fast_s = float(self.settings.stats_interval_s), self.settings.fast_interval_s
-        if fast_s and (self._watchers or self._is_moving(self._clock()) or self._health == "starting"):
-            return min(calm_s, fast_s)
-        return self._interval_s
-
-    def _pause_s(self) -> float:
-        if self._watchers:
-            return WATCHED_EVERY_S
-        return max(0.0, min(self._sample_every_s(), self._look_at_s - self._clock()))
+    def _is_hurried(self) -> bool:
+        return self._is_moving() or self._health == "starting"
 
     def _signs(self) -> Signs:
         now_s, seen = self._clock(), self._attached

@@ -28,6 +28,7 @@ MAY_IMPORT = {  # of our own; "" is what holds for the others: everything that i
     "charge": {"policy", "units", "model"},
     "attachment": {"host", "policy", "qmp", "units", "errors", "model"},
     "holds": {"units", "errors"},
+    "lookout": {"config", "policy"},
     "limits": {"config", "store", "units", "errors", "model"},
     "host_watch": {"charge", "config", "host", "journal", "policy", "units", "model"},
     "journal": set(),
@@ -36,7 +37,7 @@ MAY_IMPORT = {  # of our own; "" is what holds for the others: everything that i
     "api": {"units", "errors", "model", "host", "qmp"},
 }
 AGENT = {"attachment", "vm", "endpoint", "fleet", "actuator", "governor", "commands", "store"}
-AGENT |= {"limits", "holds", "host_watch", "charge", "health", "journal", "systemd"}
+AGENT |= {"limits", "lookout", "holds", "host_watch", "charge", "health", "journal", "systemd"}
 LIBRARY = {"api", "host", "qmp", "mqtt", "config", "policy", "units", "errors", "model"}
 MAY_IMPORT |= dict.fromkeys(("vm", "endpoint", "fleet", "actuator", "governor", "commands"), AGENT | LIBRARY)
 MAY_IMPORT |= {"agent": AGENT | LIBRARY | {""}, "lab": LIBRARY | {"lab", "sim"}}

@@ -76,7 +76,7 @@ class Agent:
             on_event=self._on_event,
             on_gone=self._on_gone,
             on_new=lambda vm: self._governor.apply_mode(vm),
-            on_fast=lambda thin: self._governor.nudge(at_once=thin),
+            on_fast=lambda at_once: self._governor.nudge(at_once=at_once),
         )
         self._governor = Governor(
             self._fleet,

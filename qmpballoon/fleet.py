@@ -38,7 +38,7 @@ class Fleet:
         on_event: OnEvent,
         on_gone: Callable[[VmName], None],
         on_new: Callable[[SupervisedVm], None] = lambda vm: None,
-        on_fast: OnFast = lambda thin: None,
+        on_fast: OnFast = lambda at_once: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.vms: dict[VmName, SupervisedVm] = {}

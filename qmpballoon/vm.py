@@ -79,7 +79,7 @@ class SupervisedVm:
         *,
         on_record: OnRecord,
         on_event: OnEvent,
-        on_fast: OnFast = lambda thin: None,
+        on_fast: OnFast = lambda at_once: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.vm = vm

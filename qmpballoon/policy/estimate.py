@@ -125,12 +125,12 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
     """Return what the guest has and needs now."""
     held, age_s = past.held, max(0.0, now_s - past.seen_at_s)
     trend = past.trend * TREND_KEEPS**age_s
-    uses = 1.2 * held + 16 * MIB + min(TREND_LOOKS_AHEAD_S * trend, held)
+    uses = _with_headroom(held) + min(TREND_LOOKS_AHEAD_S * trend, held)
     if now_s - guest.booted_at_s < YOUNG_FOR_S:
         uses = max(uses, YOUNG_NEEDS * held)
-    want = max(uses, 1.2 * past.average + 16 * MIB)
+    want = max(uses, _with_headroom(past.average))
     if now_s - past.collapsed_at_s < COLLAPSE_KEPT_S:
-        want = max(want, 1.2 * past.before_collapse + 16 * MIB)
+        want = max(want, _with_headroom(past.before_collapse))
     if rules.remember_peaks:
         want = max(want, 1.1 * past.peak * (1 - PEAK_FADES * min(1.0, age_s / 60)))
     available = max(0, guest.actual - held)
@@ -149,6 +149,10 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
         caches=min(caches, available),
         caching=free < guest.actual // 10,
     )
+
+
+def _with_headroom(held: float) -> float:
+    return 1.2 * held + 16 * MIB
 
 
 def corroborated(held: int, guest: GuestSnapshot) -> int:

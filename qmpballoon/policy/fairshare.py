@@ -37,9 +37,7 @@ from qmpballoon.policy.snapshot import (
 from qmpballoon.policy.water_fill import filled_in_tiers
 from qmpballoon.units import MIB
 
-POOL: Final = (
-    0.04  # of the budget, as far as the host has it; entitles nobody: it is there for the next emergency
-)
+POOL: Final = 0.04  # of the budget that the host has; entitles nobody: it is for the next emergency
 BOOTS_WITHIN_S: Final = 20.0  # a guest without a driver for longer has none, and keeps its whole size
 SOON: Final = 64 * MIB  # what a guest delivers in half a second
 GIVES_AGAIN_S: Final = 1.0  # a guest that was just asked
@@ -111,8 +109,9 @@ class _Known:
 
         From a guest that was asked a moment ago that would be crumbs: others may have more, or it has soon.
         """
-        again = now_s - self.guest.asked_at_s < GIVES_AGAIN_S
-        least = self.least_gift if again or not (over or hurry) else MIB if over else self.least_gift // 2
+        least = MIB if over else self.least_gift // 2 if hurry else self.least_gift
+        if now_s - self.guest.asked_at_s < GIVES_AGAIN_S:
+            least = self.least_gift
         limit = self.guest.gives_at_most  # a probe is worth a command, however large the guest
         return least if limit is None else max(MIB, min(least, limit))
 

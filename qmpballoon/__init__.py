@@ -24,7 +24,7 @@ from qmpballoon.errors import (
     QmpError,
     Unreachable,
 )
-from qmpballoon.model import Event, GuestStats, VmState
+from qmpballoon.model.records import Event, GuestStats, VmState
 from qmpballoon.units import Size, parse_size
 
 __version__ = "0.1.0"

@@ -20,13 +20,14 @@ from qmpballoon.errors import (
     QmpError,
     Unreachable,
 )
-from qmpballoon.host import is_stopped
-from qmpballoon.model import Event, VmState, utc_now
+from qmpballoon.model.records import Event, VmState, utc_now
+from qmpballoon.model.tolerance import is_reached
+from qmpballoon.procfs import is_stopped
 from qmpballoon.qmp import balloon
+from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.monitor import open_monitor, socket_table
-from qmpballoon.qmp.session import Session
-from qmpballoon.units import Size, format_size, is_reached, parse_size, round_up_to_page
+from qmpballoon.units import Size, format_size, parse_size, round_up_to_page
 
 _REQUEST_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.05

@@ -24,10 +24,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from qmpballoon.model import VmState
+from qmpballoon.model.records import VmState
 
 ERROR_WORDS: Final = (
     "malformed",

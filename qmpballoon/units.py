@@ -143,16 +143,6 @@ def round_up_to_page(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
 
-def tolerance(size: int) -> int:
-    """Return how far from the target, in bytes, still counts as reached for a VM of ``size`` bytes."""
-    return max(MIB, size // 200)
-
-
-def is_reached(actual: int, target: int, size: int) -> bool:
-    """Tell whether ``actual`` is as near to ``target`` as counts as reached (all in bytes)."""
-    return abs(actual - target) <= tolerance(size)
-
-
 def _in_range(number: Fraction, text: str) -> int:
     size = round(number)
     if number <= 0 or size < 1:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from qmpballoon.lab.require import find_program
-from qmpballoon.sim.command import numbered
+from qmpballoon.sim.qemu.command import numbered
 
 AGENT_HOST: Final = "bench"
 INTERVAL_S: Final = 1  # QEMU's least, so that there are many samples in a short time
@@ -142,7 +142,7 @@ async def _running(*command: str | Path) -> AsyncGenerator[Process, None]:
 async def pretended_qemus(directory: Path, count: int) -> AsyncGenerator[list[str], None]:
     """Run so many pretended QEMUs, each its own process; give their sockets."""
     path = directory / f"vm{count}.qmp"
-    command = (sys.executable, "-m", "qmpballoon.sim.server", path, "--count", str(count), "--fork")
+    command = (sys.executable, "-m", "qmpballoon.sim.qemu.server", path, "--count", str(count), "--fork")
     async with _running(*command) as process:
         await process.said(lambda line: line == "ready")
         yield [str(numbered(path, number, count)) for number in range(count)]

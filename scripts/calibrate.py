@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
 from qmpballoon.lab.guest import BalloonDevice, LabGuest
+from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.require import LabError
-from qmpballoon.lab.room import LabRoom
 from qmpballoon.sim.guest import GuestSpec, SimulatedGuest
 from qmpballoon.units import MIB
 
@@ -325,7 +325,7 @@ async def compared() -> list[Compared]:
     Raises:
         LabError: the real guests cannot be started, or did not do what the script says.
     """
-    async with LabRoom(progress=lambda line: print(line, file=sys.stderr)) as room:
+    async with Lab(progress=lambda line: print(line, file=sys.stderr)) as room:
         few = asyncio.Semaphore(AT_ONCE)
 
         async def play(scene: Scene, deflate_on_oom: bool) -> list[Compared]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qmpballoon.model import Figures, VmName
+from qmpballoon.model.names import VmId
+from qmpballoon.model.records import Figures
 from qmpballoon.policy.snapshot import GuestSnapshot, Reading, Snapshot
 from qmpballoon.units import GIB, MIB
 
@@ -36,7 +37,7 @@ def a_guest(
         reading = Reading(figures, seen_at_s, actual * MIB)
     settled: dict[str, Any] = {"life": "1-1", "booted_at_s": 0.0, "fresh_since_s": 5.0} | more
     return GuestSnapshot(
-        vm=VmName(vm),
+        vm=VmId(vm),
         size=size * MIB,
         actual=actual * MIB,
         target=None if target is None else target * MIB,

@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import replace
 from typing import Final
 
-from qmpballoon import journal
+from qmpballoon import log
 from qmpballoon.cli.program import DONE
 from qmpballoon.config import MODES, POLICIES, Configuration, default_text, defaults, load, override
 
@@ -72,9 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
     configuration = configured(arguments)
     import uvloop
 
-    from qmpballoon.agent import run as rule  # after the options are right: it brings MQTT and all the rest
+    from qmpballoon.agent.app import (
+        run as rule,  # after the options are right: it brings MQTT and all the rest
+    )
 
-    journal.set_up(verbose=arguments.verbose)
+    log.set_up(verbose=arguments.verbose)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(rule(configuration, reload=lambda: configured(arguments)))
 

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Iterator
 from typing import Final
 
-from qmpballoon.cli import terminal
+from qmpballoon import terminal
 from qmpballoon.cli.program import DONE, WRONG_USAGE
 from qmpballoon.config import CgroupBudget, Configuration, load, read_password
 from qmpballoon.errors import ConfigurationError
-from qmpballoon.host import read_host
+from qmpballoon.procfs import read_host
 from qmpballoon.units import format_size
 
 EXAMPLES: Final = """\

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from typing import Final
 
-from qmpballoon.cli import terminal
+from qmpballoon import terminal
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import DONE, FAILED, INTERRUPTED
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it and return the exit code."""
-    from qmpballoon.cli.demo_story import BrokerGone, tell_story  # brings MQTT: not for --help
+    from qmpballoon.lab.demo.story import BrokerGone, tell_story  # brings MQTT: not for --help
     from qmpballoon.lab.require import LabError
 
     try:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Final, NoReturn, Protocol, cast
 
-from qmpballoon.cli.terminal import complain
 from qmpballoon.errors import (
     AnotherAgentRuns,
     ConfigurationError,
@@ -25,6 +24,7 @@ from qmpballoon.errors import (
     QmpBalloonError,
     Unreachable,
 )
+from qmpballoon.terminal import complain
 
 DONE: Final = 0
 FAILED: Final = 1

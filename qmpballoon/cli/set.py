@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from qmpballoon import terminal
 from qmpballoon.api import Vm
-from qmpballoon.cli import terminal
 from qmpballoon.cli.arguments import seconds, size
 from qmpballoon.cli.program import DONE, exit_code
 from qmpballoon.cli.sockets import ARGUMENT_HELP, connected, find_sockets
 from qmpballoon.cli.status import guest_as_json
 from qmpballoon.errors import NotReached, OutOfRange, QmpBalloonError
-from qmpballoon.model import VmState
+from qmpballoon.model.records import VmState
 from qmpballoon.units import MIB, Amount, format_size, round_up_to_page
 
 EXAMPLES: Final = """\

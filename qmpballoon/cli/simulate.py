@@ -13,11 +13,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Final
 
-from qmpballoon.cli import terminal
+from qmpballoon import terminal
 from qmpballoon.cli.program import DONE
 from qmpballoon.errors import ConfigurationError, OutOfRange, Problem, QmpBalloonError
-from qmpballoon.model import VmName
-from qmpballoon.policy.catalogue import BARE, SIMULATED, simulated
+from qmpballoon.model.names import VmId
+from qmpballoon.policy.registry import BARE, SIMULATED, simulated
 from qmpballoon.sim.drawing import draw
 from qmpballoon.sim.host import Host, Run, Step, play
 from qmpballoon.sim.trace import Trace, read_trace
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         return DONE
     if arguments.why is not None:
         for one in runs:
-            for line in why(one, VmName(arguments.why)):
+            for line in why(one, VmId(arguments.why)):
                 print(terminal.clean(line))
     for line in _table(runs):
         print(line)
@@ -121,7 +121,7 @@ class _Job:
         )
 
 
-def why(run: Run, vm: VmName) -> Iterator[str]:
+def why(run: Run, vm: VmId) -> Iterator[str]:
     """Yield a line for each thing that happened to a VM: moves, holds, kills; for a person."""
     kills = [(at_s, "killed: the guest's kernel ran out of memory") for at_s in run.kills[vm]]
     told = [(step.at_s, _told(step)) for step in run.steps if step.vm == vm]

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final
 
+from qmpballoon import terminal
 from qmpballoon.api import Vm
-from qmpballoon.cli import terminal
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import CANNOT_REACH, DONE
 from qmpballoon.cli.sockets import ARGUMENT_HELP, Found, connected, find_sockets, somebody_listens
 from qmpballoon.errors import ConnectionLost, MonitorBusy, NoBalloon, QmpBalloonError
-from qmpballoon.health import BOOT_S, FIRST_SAMPLE_S, Signs, health_of
-from qmpballoon.host import age_of, life_of, rss_of
-from qmpballoon.model import GuestStats, VmState
+from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, Signs, health_of
+from qmpballoon.model.records import GuestStats, VmState
+from qmpballoon.procfs import age_of, life_of, rss_of
 from qmpballoon.qmp.monitor import HELD_HINT
 from qmpballoon.units import format_size
 

@@ -10,15 +10,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from qmpballoon import terminal
 from qmpballoon.api import Vm
-from qmpballoon.cli import terminal
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import DONE
 from qmpballoon.cli.sockets import ARGUMENT_HELP, Found, connected, find_sockets
 from qmpballoon.cli.status import state_as_json
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError
-from qmpballoon.host import rss_of
-from qmpballoon.model import VmState, rfc3339, utc_now
+from qmpballoon.model.records import VmState, rfc3339, utc_now
+from qmpballoon.procfs import rss_of
 from qmpballoon.units import format_size
 
 EXAMPLES: Final = """\

@@ -6,8 +6,8 @@ finds the lines of its keys; ``printed`` draws the default file; ``matching`` sa
 one VM; ``outside`` is the only one that touches the environment and the file system.
 """
 
+from qmpballoon.config.environment import Surroundings, read_password, surroundings_from, surroundings_here
 from qmpballoon.config.matching import reloaded, rename_for, restart_needed, vm_settings
-from qmpballoon.config.outside import Surroundings, read_password, surroundings_from, surroundings_here
 from qmpballoon.config.printed import default_text
 from qmpballoon.config.reader import defaults, load, override, parse
 from qmpballoon.config.tree import (
@@ -22,7 +22,7 @@ from qmpballoon.config.tree import (
     VmSettings,
 )
 from qmpballoon.config.values import BrokerUrl, CgroupBudget
-from qmpballoon.model import MODES, POLICIES
+from qmpballoon.model.records import MODES, POLICIES
 
 __all__ = [
     "MODES",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from qmpballoon.config.outside import Surroundings
+from qmpballoon.config.environment import Surroundings
 from qmpballoon.config.reader import defaults
 from qmpballoon.config.tree import TABLES, Key, VmMatch, keys
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from qmpballoon.config import values
-from qmpballoon.config.contradictions import contradictions
-from qmpballoon.config.locator import LONGEST_KEY, KeyTooLong, Path, key_line, key_lines
-from qmpballoon.config.outside import Surroundings, absolute, read_text, surroundings_here
+from qmpballoon.config.cross_checks import contradictions
+from qmpballoon.config.environment import Surroundings, absolute, read_text, surroundings_here
+from qmpballoon.config.toml_lines import LONGEST_KEY, KeyTooLong, Path, key_line, key_lines
 from qmpballoon.config.tree import (
     TABLES,
     AgentSettings,

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from qmpballoon.config import values
 from qmpballoon.config.values import BrokerUrl, CgroupBudget
-from qmpballoon.model import MODES, POLICIES
+from qmpballoon.model.records import MODES, POLICIES
 from qmpballoon.units import Amount, parse_amount
 
 Budget: TypeAlias = Amount | CgroupBudget

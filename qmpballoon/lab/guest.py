@@ -14,8 +14,8 @@ from typing import Final, Self
 from qmpballoon.lab.image import GuestImage, blank_disk
 from qmpballoon.lab.process import Program, tail
 from qmpballoon.lab.require import LabError
+from qmpballoon.lab.second_monitor import SecondMonitor
 from qmpballoon.lab.serial import SerialPort
-from qmpballoon.lab.truth import GroundTruth
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
 
@@ -142,7 +142,7 @@ class LabGuest:
         self._truth_socket = directory / f"{name}.truth"
         self._serial_socket = directory / f"{name}.serial"
         self._program: Program | None = None
-        self._truth: GroundTruth | None = None
+        self._truth: SecondMonitor | None = None
         self._serial: SerialPort | None = None
 
     # ---- life ----
@@ -156,7 +156,7 @@ class LabGuest:
         """
         try:
             self._program = Program([QEMU, *self._arguments()], log=self._log)
-            self._truth = GroundTruth(self._truth_socket)
+            self._truth = SecondMonitor(self._truth_socket)
             await self._until_listening()
             if self.machine.image is not None:
                 self._serial = await SerialPort.open(self._serial_socket)
@@ -243,7 +243,7 @@ class LabGuest:
         return self.machine.memory
 
     @property
-    def truth(self) -> GroundTruth:
+    def truth(self) -> SecondMonitor:
         """The second monitor.
 
         Raises:

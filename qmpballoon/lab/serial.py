@@ -12,7 +12,7 @@ _LONGEST_LINE: Final = 4096  # of noise without an end; an answer has about 200 
 
 
 class SerialPort(asyncio.Protocol):
-    """Commands to the guest and their answers, matched by a tag, so that a late answer harms nobody.
+    """Service to the guest and their answers, matched by a tag, so that a late answer harms nobody.
 
     ``boots`` counts the boots that were seen to end; ``heard`` is set by every line.
     """

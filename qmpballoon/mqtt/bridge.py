@@ -32,10 +32,10 @@ from qmpballoon.mqtt.connection import (
     reason_code,
 )
 from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
-from qmpballoon.mqtt.desk import Arrival, Desk, Handle
 from qmpballoon.mqtt.outbox import Make, Outbox, Publication
-from qmpballoon.mqtt.payloads import CONTENT_TYPES, Format, encode
 from qmpballoon.mqtt.topics import Topics
+from qmpballoon.protocol.payloads import CONTENT_TYPES, Format, encode
+from qmpballoon.protocol.requests import Arrival, Handle, Requests
 
 ECHO_TIMEOUT_S: Final = 5.0
 FAREWELL_S: Final = 2.0
@@ -106,7 +106,7 @@ class Bridge:
         self._wake = asyncio.Event()
         self._outbox = Outbox(self._wake.set, self.topics.status)
         self._outbox.retain(self.topics.status, lambda: "online")
-        self._desk = Desk(self.topics, handle, knows_vm, self._outbox.answer, clock)
+        self._desk = Requests(self.topics, handle, knows_vm, self._outbox.answer, clock)
         self._announced = set(announced_before)
         self._announced_changed = False
         self._on_announced = on_announced

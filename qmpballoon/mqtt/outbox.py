@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from qmpballoon.mqtt.payloads import Format
+from qmpballoon.protocol.payloads import Format
 
 Make: TypeAlias = Callable[[], object]
 """Makes a topic's value now: an object of JSON values, or a bare word as text."""

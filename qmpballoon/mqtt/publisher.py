@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
-from qmpballoon.model import Event, HostRecord, VmName, VmRecord, utc_now
-from qmpballoon.mqtt.objects import Agent, event_object, host_object, samples_object, vm_object, vms_list
+from qmpballoon.model.names import VmId
+from qmpballoon.model.records import Event, HostRecord, VmRecord, utc_now
+from qmpballoon.mqtt.dead_band import due_at_s, host_changed, vm_changed
 from qmpballoon.mqtt.outbox import Make
-from qmpballoon.mqtt.significance import due_at_s, host_changed, vm_changed
 from qmpballoon.mqtt.topics import Topics
+from qmpballoon.protocol.objects import Agent, event_object, host_object, samples_object, vm_object, vms_list
 
 
 class Retained(Protocol):
@@ -75,8 +76,8 @@ class Publisher:
         self._clock = clock
         self._began_at_s = clock()
         self._sequence = itertools.count(1)
-        self._vms: dict[VmName, VmRecord] = {}
-        self._published_vms: dict[VmName, VmRecord] = {}
+        self._vms: dict[VmId, VmRecord] = {}
+        self._published_vms: dict[VmId, VmRecord] = {}
         self._host: HostRecord | None = None
         self._published_host: HostRecord | None = None
         self._slots: dict[_Key, _Slot] = {}
@@ -97,7 +98,7 @@ class Publisher:
         changed = vm_changed(self._published_vms.get(record.vm), record)
         self._schedule(("vm", record.vm), changed=changed)
 
-    def vm_gone(self, vm: VmName) -> None:
+    def vm_gone(self, vm: VmId) -> None:
         """Forget a VM: its retained topics are cleared."""
         if self._vms.pop(vm, None) is None:
             return
@@ -112,7 +113,7 @@ class Publisher:
         self._host = record
         self._schedule(_HOST, changed=host_changed(self._published_host, record))
 
-    def event(self, vm: VmName | None, event: Event) -> None:
+    def event(self, vm: VmId | None, event: Event) -> None:
         """Publish an event of a VM, or of the host where ``vm`` is None."""
         self._bridge.event(self._bridge.topics.event(vm), event_object(vm, event))
 
@@ -184,7 +185,7 @@ class Publisher:
         elif key == _VMS:
             self._bridge.retain(self._bridge.topics.vms, lambda: vms_list(self._vms.values()))
         else:
-            vm = VmName(key[1])
+            vm = VmId(key[1])
             self._published_vms[vm] = self._vms[vm]
             self._bridge.retain(self._bridge.topics.state(vm), lambda: self._make_vm(vm))
 
@@ -193,10 +194,10 @@ class Publisher:
             return self._host is not None and host_changed(self._published_host, self._host)
         if key == _VMS:
             return True
-        vm = VmName(key[1])
+        vm = VmId(key[1])
         return vm_changed(self._published_vms.get(vm), self._vms[vm])
 
-    def _make_vm(self, vm: VmName) -> object:
+    def _make_vm(self, vm: VmId) -> object:
         record = self._vms[vm]
         self._published_vms[vm] = record
         return vm_object(record, self._agent.host, self._clock(), utc_now())

@@ -1,8 +1,6 @@
 """The topics of one agent, and what a message on one of them asks for. Pure.
 
-A host and a VM stand in topics under a name made safe by `safe_level`: some brokers cut a client
-off for a space or turn a dot into a level (NATS, RabbitMQ), and Home Assistant's discovery takes
-only ``[A-Za-z0-9_-]``.
+A host and a VM stand in topics under a name made safe by `safe_name`.
 """
 
 from __future__ import annotations
@@ -11,21 +9,16 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-LONGEST_LEVEL: Final = 64
+from qmpballoon.model.names import safe_name
+
 LONGEST_TOPIC: Final = 65535  # bytes of UTF-8, MQTT 5 section 1.5.4
 MOST_LEVELS: Final = 100
 _LONGEST_MIRRORED: Final = 128
 
-_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
 _NON_CHARACTERS: Final = "".join(
     chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)
 )
 _NEVER_IN_TOPICS: Final = re.compile(f"[#+\\x00-\\x1f\\x7f-\\x9f\ufdd0-\ufdef{_NON_CHARACTERS}]")
-
-
-def safe_level(name: str) -> str:
-    """Return ``name`` as one topic level: outside ``A-Za-z0-9_-`` becomes ``_``, 1 to 64 characters."""
-    return _UNSAFE.sub("_", name[:LONGEST_LEVEL]) or "_"
 
 
 def is_publishable(topic: str) -> bool:
@@ -62,7 +55,7 @@ class Topics:
         if not is_publishable(base) or base.startswith(("/", "$")) or base.endswith("/"):
             raise ValueError(f"{base!r} cannot be the base of topics: no wildcards, no / at its ends, no $")
         self.base: Final = base
-        self.host: Final = safe_level(host)
+        self.host: Final = safe_name(host)
         self.root: Final = f"{base}/{self.host}"
         self.status: Final = f"{self.root}/status"
         self.host_object: Final = f"{self.root}/host"
@@ -130,4 +123,4 @@ def mirrored(level: str) -> str:
     """Return a level that a stranger chose as it may stand in a topic and an answer of ours."""
     if len(level) <= _LONGEST_MIRRORED and level.isprintable() and not set(level) & set(" /+#"):
         return level
-    return safe_level(level)
+    return safe_name(level)

@@ -22,9 +22,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from qmpballoon.model import VmName
-from qmpballoon.policy.accounts import CLEAR, MARGIN, clear_of_emergency, with_margin
+from qmpballoon.model.names import VmId
+from qmpballoon.policy.allocation import CLEAR, MARGIN, clear_of_emergency, with_margin
 from qmpballoon.policy.estimate import EMERGENCY_EASES_AT
+from qmpballoon.policy.sharing import filled_in_tiers
 from qmpballoon.policy.snapshot import (
     Decision,
     Decisions,
@@ -34,7 +35,6 @@ from qmpballoon.policy.snapshot import (
     SetTarget,
     Snapshot,
 )
-from qmpballoon.policy.water_fill import filled_in_tiers
 from qmpballoon.units import MIB
 
 POOL: Final = 0.04  # of the budget that the host has; entitles nobody: it is for the next emergency
@@ -61,7 +61,7 @@ class FairShare:
             for guest in snapshot.guests
             if guest.mode == "auto" and guest.driver_up and guest.estimate is not None
         }
-        decisions: dict[VmName, Decision] = {
+        decisions: dict[VmId, Decision] = {
             guest.vm: Hold("no-figures") for guest in snapshot.guests if guest.vm not in known
         }
         pool = int(min(snapshot.budget, snapshot.mem_total or snapshot.budget) * POOL)
@@ -130,7 +130,7 @@ class _Known:
         return min(self.least_gift, SOON, self.may_give(over=over), self.lowest - self.guest.floor)
 
 
-def entitlements(known: Mapping[VmName, _Known], snapshot: Snapshot, pool: int) -> Mapping[VmName, int]:
+def entitlements(known: Mapping[VmId, _Known], snapshot: Snapshot, pool: int) -> Mapping[VmId, int]:
     """Return the size that each movable guest is entitled to now, in bytes."""
     others = sum(_counts(guest, snapshot.now_s) for guest in snapshot.guests if guest.vm not in known)
     total = snapshot.charged + snapshot.free - pool - others  # of the budget, or of what the host has
@@ -171,10 +171,10 @@ def _levels(entry: _Known) -> list[int]:
 
 
 def moves(
-    known: Mapping[VmName, _Known], entitled: Mapping[VmName, int], snapshot: Snapshot, pool: int
-) -> dict[VmName, Decision]:
+    known: Mapping[VmId, _Known], entitled: Mapping[VmId, int], snapshot: Snapshot, pool: int
+) -> dict[VmId, Decision]:
     """Return who grows and who shrinks, given what each is entitled to."""
-    decisions: dict[VmName, Decision] = dict.fromkeys(known, Hold("at-ease"))
+    decisions: dict[VmId, Decision] = dict.fromkeys(known, Hold("at-ease"))
     lacking = 0
     hurry = False
     for vm, entry in known.items():
@@ -211,14 +211,14 @@ def _why(estimate: Estimate, *, pressed: bool) -> str:
 
 
 def gifts(
-    known: Mapping[VmName, _Known],
-    entitled: Mapping[VmName, int],
-    decisions: Mapping[VmName, Decision],
+    known: Mapping[VmId, _Known],
+    entitled: Mapping[VmId, int],
+    decisions: Mapping[VmId, Decision],
     wanted: int,
     *,
     hurry: bool,
     snapshot: Snapshot,
-) -> dict[VmName, Decision]:
+) -> dict[VmId, Decision]:
     """Return who gives how much, so that ``wanted`` bytes come together, by those who have most.
 
     In a hurry all of it at once, and each so little that it comes soon; otherwise a quarter, and no more
@@ -241,7 +241,7 @@ def gifts(
         return {}
     there = sum(surplus.values())
     left = wanted * 5 // 4 if hurry else max(wanted // 4, MARGIN)
-    given: dict[VmName, Decision] = {}
+    given: dict[VmId, Decision] = {}
     for vm in sorted(surplus, key=lambda name: (-surplus[name], name)):
         part = min(surplus[vm], max(SOON, -(-surplus[vm] * wanted // there), known[vm].over_ceiling))
         part = max(part, known[vm].worth_a_command(over=over))

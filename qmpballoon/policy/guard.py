@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Generic
 
-from qmpballoon.model import VmName
-from qmpballoon.policy.accounts import MARGIN, clear_of_emergency, paid_for, with_margin
+from qmpballoon.model.names import VmId
+from qmpballoon.policy.allocation import MARGIN, clear_of_emergency, paid_for, with_margin
+from qmpballoon.policy.cooperation import LATE_TICK_S, PROBE, Cooperation, Judgement, Safeties, judge
 from qmpballoon.policy.estimate import EstimateRules, Past, estimate, observe
+from qmpballoon.policy.sharing import Claim, split
 from qmpballoon.policy.snapshot import (
     Decision,
     Decisions,
@@ -25,8 +27,6 @@ from qmpballoon.policy.snapshot import (
     SetTarget,
     Snapshot,
 )
-from qmpballoon.policy.split import Claim, split
-from qmpballoon.policy.trouble import LATE_TICK_S, PROBE, Judgement, Safeties, Trouble, judge
 from qmpballoon.units import MIB, PAGE
 
 BOOT_BALLOON: Final = MIB  # left in a booting guest's balloon
@@ -38,9 +38,9 @@ class GuardState(Generic[S]):
     """The policy's state, what is remembered of each guest, and the last judgements."""
 
     inner: S
-    troubles: Mapping[VmName, Trouble] = field(default_factory=dict)
-    pasts: Mapping[VmName, Past] = field(default_factory=dict)
-    judgements: Mapping[VmName, Judgement] = field(default_factory=dict)
+    cooperation: Mapping[VmId, Cooperation] = field(default_factory=dict)
+    pasts: Mapping[VmId, Past] = field(default_factory=dict)
+    judgements: Mapping[VmId, Judgement] = field(default_factory=dict)
     stale_before_s: float = float("-inf")
     lent: int = 0  # bytes over the budget that are lent to guests in need
 
@@ -66,10 +66,10 @@ class Guard(Generic[S]):
         """Return the next state and what to do."""
         now_s = snapshot.now_s
         stale_before_s = now_s if snapshot.elapsed_s > LATE_TICK_S else state.stale_before_s
-        troubles, judgements, pasts = {}, {}, {}
+        cooperation, judgements, pasts = {}, {}, {}
         for guest in snapshot.guests:
-            troubles[guest.vm], judgements[guest.vm] = judge(
-                state.troubles.get(guest.vm),
+            cooperation[guest.vm], judgements[guest.vm] = judge(
+                state.cooperation.get(guest.vm),
                 guest,
                 now_s,
                 stale_before_s=stale_before_s,
@@ -85,7 +85,7 @@ class Guard(Generic[S]):
                 _as_judged(
                     guest,
                     judgements[guest.vm],
-                    troubles[guest.vm].asked_at_s,
+                    cooperation[guest.vm].asked_at_s,
                     pasts.get(guest.vm),
                     now_s,
                     self.rules,
@@ -99,7 +99,7 @@ class Guard(Generic[S]):
             for index, guest in enumerate(seen.guests)
         }
         decisions, lent = paid_for(wishes, seen, accounts=self.safeties.accounts)
-        after = GuardState(inner, troubles, pasts, judgements, stale_before_s, lent)
+        after = GuardState(inner, cooperation, pasts, judgements, stale_before_s, lent)
         return after, decisions
 
     def _allowed(
@@ -180,7 +180,7 @@ class Guard(Generic[S]):
         return replace(wish, target=target, why="probe" if judgement.probe else wish.why)
 
 
-def _with_floors_that_fit(snapshot: Snapshot, pasts: Mapping[VmName, Past]) -> Snapshot:
+def _with_floors_that_fit(snapshot: Snapshot, pasts: Mapping[VmId, Past]) -> Snapshot:
     """Return the host with floors that its budget can keep, lowered by the same part where it cannot.
 
     What a guest holds of its floor it keeps: memory that lies idle below one guest's floor would otherwise

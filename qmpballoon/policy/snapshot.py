@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias, TypeVar
 
-from qmpballoon.model import Figures, VmName
+from qmpballoon.model.names import VmId
+from qmpballoon.model.records import Figures
 from qmpballoon.units import MIB
 
 S = TypeVar("S")
@@ -60,7 +61,7 @@ class Estimate:
 class GuestSnapshot:
     """One VM at the moment of a tick; sizes in bytes."""
 
-    vm: VmName
+    vm: VmId
     life: str  # another one: forget rates, peaks and strikes
     size: int  # what actual is with an empty balloon
     actual: int
@@ -193,7 +194,7 @@ class SetTarget:
 
 
 Decision: TypeAlias = Hold | SetTarget
-Decisions: TypeAlias = Mapping[VmName, Decision]
+Decisions: TypeAlias = Mapping[VmId, Decision]
 
 
 class Policy(Protocol[S]):

@@ -14,8 +14,8 @@ from itertools import chain, repeat
 from typing import Final
 
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
-from qmpballoon.model import Figures, Sample
-from qmpballoon.qmp.session import Session
+from qmpballoon.model.records import Figures, Sample
+from qmpballoon.qmp.client import Session
 from qmpballoon.units import MAX_SIZE, MIB
 
 _BALLOON_TYPE: Final = re.compile(

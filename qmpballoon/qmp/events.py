@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from qmpballoon.model import Event, utc_now
+from qmpballoon.model.records import Event, utc_now
 
 _WORDS: Final = {"STOP": "stopped", "RESUME": "resumed"}
 

@@ -10,7 +10,7 @@ import html
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from qmpballoon.model import VmName
+from qmpballoon.model.names import VmId
 from qmpballoon.sim.host import Point, Run
 from qmpballoon.units import GIB, MIB, format_size
 
@@ -76,7 +76,7 @@ def draw(run: Run) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _shown(run: Run) -> list[VmName]:
+def _shown(run: Run) -> list[VmId]:
     """Return the VMs that get a panel, in the order of the trace."""
     moves = dict.fromkeys(run.points, 0)
     for step in run.steps:

@@ -22,8 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
-from qmpballoon.policy.split import Claim, split
-from qmpballoon.policy.water_fill import filled_in_tiers
+from qmpballoon.policy.sharing import Claim, filled_in_tiers, split
 from qmpballoon.sim.trace import TraceVm
 from qmpballoon.units import MIB
 

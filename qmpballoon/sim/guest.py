@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from qmpballoon.model import Figures
+from qmpballoon.model.records import Figures
 from qmpballoon.units import GIB, MIB, PAGE, round_up_to_page
 
 NOT_REPORTED: Final = 2**64 - 1

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from qmpballoon.model import VmName
+from qmpballoon.model.names import VmId
 from qmpballoon.policy.guard import GuardState
-from qmpballoon.policy.pace import Pace, is_moving, is_thin, sampling_interval_s
+from qmpballoon.policy.schedule import Pace, is_moving, is_thin, sampling_interval_s
+from qmpballoon.policy.sharing import Claim, split
 from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, Policy, SetTarget, Snapshot
-from qmpballoon.policy.split import Claim, split
 from qmpballoon.sim.figures import Figures, HostTally, figures
 from qmpballoon.sim.guest import STEP, Behaviour
 from qmpballoon.sim.trace import Trace, TraceVm
@@ -51,7 +51,7 @@ class Step:
     """What a policy did with a VM at one moment, and what it knew; sizes in bytes."""
 
     at_s: float
-    vm: VmName
+    vm: VmId
     actual: int
     target: int | None  # None: it was held
     why: str
@@ -81,8 +81,8 @@ class Run:
     figures: Figures
     against_rules: list[str]  # decisions against the rules, each as a sentence
     steps: list[Step]  # moves, and with ``record`` also holds whose reason changed
-    kills: dict[VmName, list[float]]
-    points: dict[VmName, list[Point]]  # only with ``record``
+    kills: dict[VmId, list[float]]
+    points: dict[VmId, list[Point]]  # only with ``record``
 
 
 def play(
@@ -118,13 +118,13 @@ class _Playing:
         self.state = policy.start()
         self.tally = HostTally()
         self.vms: list[SimulatedVm] = []
-        self.by_name: dict[VmName, SimulatedVm] = {}
+        self.by_name: dict[VmId, SimulatedVm] = {}
         self.floors = 0  # of all VMs that are there
         self.coming = sorted((vm for vm in trace.vms if vm.boots_at_s > 0), key=lambda vm: vm.boots_at_s)
         self.against_rules: list[str] = []
         self.steps: list[Step] = []
-        self.points: dict[VmName, list[Point]] = {}
-        self.last_why: dict[VmName, str] = {}
+        self.points: dict[VmId, list[Point]] = {}
+        self.last_why: dict[VmId, str] = {}
         self.last_tick_s = float("-inf")
         self.at_s = 0.0
         self.next_measure_s = 0.0

@@ -158,7 +158,7 @@ def broken(seed: int) -> Trace:
     """Guests whose balloons do not do what they are told, on a busy host."""
     random = Random(seed)
     vms = []
-    troubles = (
+    cooperation = (
         Behaviour.SLOW,
         Behaviour.STUCK,
         Behaviour.INTERMITTENT,
@@ -166,7 +166,7 @@ def broken(seed: int) -> Trace:
         Behaviour.NO_DRIVER,
         Behaviour.FROZEN_STATS,
     )
-    for behaviour in troubles:
+    for behaviour in cooperation:
         path = _Path(random.uniform(150, 250), 40).until(random.uniform(60, 300))
         path.ramp(random.uniform(300, 380), mib_per_s=4)
         vm = _vm(behaviour.value, 768, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from qmpballoon.model import VmName
+from qmpballoon.model.names import VmId
 from qmpballoon.policy.snapshot import GuestSnapshot, Reading
 from qmpballoon.sim.figures import STARVED, Need, VmTally
 from qmpballoon.sim.guest import Behaviour, GuestSpec, SimulatedGuest
@@ -27,7 +27,7 @@ class SimulatedVm:
     def __init__(self, vm: TraceVm, *, start: int | None, now_s: float, grace_s: float) -> None:
         """Let it boot now, or have been up for long at ``start`` bytes of actual."""
         self.vm = vm
-        self.name = VmName(vm.name)
+        self.name = VmId(vm.name)
         self.tally = VmTally()
         self.kills_at_s: list[float] = []
         self.grace_s = grace_s

@@ -7,7 +7,7 @@ from typing import Final
 from policy_bench.figures import figures
 from policy_bench.recording import Recording
 from policy_bench.workload import BASE_MIB
-from qmpballoon.model import VmName
+from qmpballoon.model.names import VmId
 from qmpballoon.sim.drawing import draw
 from qmpballoon.sim.figures import Figures
 from qmpballoon.sim.host import Point, Run, Step
@@ -49,15 +49,15 @@ def drawing(recording: Recording) -> str:
             ),
             against_rules=[],
             steps=[
-                Step(one.at_s, VmName(one.vm), one.was or 0, one.now, one.why, None, None, None)
+                Step(one.at_s, VmId(one.vm), one.was or 0, one.now, one.why, None, None, None)
                 for one in recording.decisions
                 if one.at_s >= 0
             ],
             kills={
-                VmName(name): [at_s for at_s, vm in recording.kills_at if vm == name]
+                VmId(name): [at_s for at_s, vm in recording.kills_at if vm == name]
                 for name in recording.sights
             },
-            points={VmName(name): _points(recording, name) for name in recording.sights},
+            points={VmId(name): _points(recording, name) for name in recording.sights},
         )
     )
 

@@ -16,13 +16,13 @@ import aiomqtt
 
 from policy_bench.recording import Decision, Recording, Sight
 from policy_bench.workload import IDLE_MIB, SIZE_MIB, Play, Script
-from qmpballoon.host import rss_of
 from qmpballoon.lab.broker import HOST, LabBroker
 from qmpballoon.lab.guest import BalloonDevice, LabGuest
+from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.process import Program
 from qmpballoon.lab.require import LabError
-from qmpballoon.lab.room import LabRoom
 from qmpballoon.lab.waiting import eventually
+from qmpballoon.procfs import rss_of
 from qmpballoon.units import MIB
 
 STATIC: Final = "static"  # no agent: each guest gets the same once, by hand
@@ -47,7 +47,7 @@ async def perform(
     Raises:
         LabError: guests, broker or agent cannot be started, or do not answer any more.
     """
-    async with LabRoom() as room:
+    async with Lab() as room:
         recording = Recording(
             policy=policy,
             deflate_on_oom=deflate_on_oom,
@@ -87,7 +87,7 @@ async def perform(
 
 @contextlib.asynccontextmanager
 async def _ruled(
-    room: LabRoom,
+    room: Lab,
     policy: str,
     guests: list[LabGuest],
     recording: Recording,

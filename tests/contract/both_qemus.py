@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qmpballoon.sim.guest import GuestSpec
-from qmpballoon.sim.machine import MachineSpec
+from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.units import MIB
 
 PATIENCE_S = 60.0  # for what takes less than a second on an idle machine

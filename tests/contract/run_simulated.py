@@ -8,7 +8,7 @@ import sys
 
 from both_qemus import Start
 
-from qmpballoon.sim.server import SimulatedQemu
+from qmpballoon.sim.qemu.server import SimulatedQemu
 
 
 async def main(path: str, start: Start) -> None:

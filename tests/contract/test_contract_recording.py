@@ -11,7 +11,7 @@ import pytest
 from both_qemus import Start, Wire
 from conversations import CONVERSATIONS, without_volatile
 
-from qmpballoon.sim.server import SimulatedQemu
+from qmpballoon.sim.qemu.server import SimulatedQemu
 
 RECORDINGS = sorted(Path(__file__).parent.joinpath("recordings").glob("*.jsonl"))
 

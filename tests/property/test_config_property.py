@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from qmpballoon import config
 from qmpballoon.config import Configuration, Surroundings
-from qmpballoon.config.locator import key_lines
 from qmpballoon.config.reader import dotted
+from qmpballoon.config.toml_lines import key_lines
 from qmpballoon.config.tree import TABLES, VmMatch, VmSettings, keys
 from qmpballoon.errors import ConfigurationError, Problem
 

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpballoon.errors import ERROR_WORDS, RequestRefused
-from qmpballoon.mqtt.arguments import VERBS, Scope, validate
-from qmpballoon.mqtt.desk import Arrival, Desk, Request
+from qmpballoon.model.names import safe_name
 from qmpballoon.mqtt.outbox import Answer
-from qmpballoon.mqtt.payloads import DEEPEST, Content, decode_request, encode, request_format
-from qmpballoon.mqtt.topics import Topics, is_publishable, safe_level
+from qmpballoon.mqtt.topics import Topics, is_publishable
+from qmpballoon.protocol.payloads import DEEPEST, Content, decode_request, encode, request_format
+from qmpballoon.protocol.requests import Arrival, Request, Requests
+from qmpballoon.protocol.verbs import VERBS, Scope, validate
 
 TOPICS = Topics("qmpballoon", "edge-7")
 SCALARS = (
@@ -39,9 +40,9 @@ ARGUMENT_NAMES = sorted(
 
 @given(st.text())
 def test_a_safe_level_is_one_level_of_safe_characters(name: str) -> None:
-    level = safe_level(name)
+    level = safe_name(name)
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", level)
-    assert safe_level(level) == level
+    assert safe_name(level) == level
 
 
 @given(st.text(max_size=200))
@@ -132,7 +133,7 @@ def test_any_message_on_a_command_topic_gets_exactly_one_answer_that_can_be_sent
     if command is None:
         return
     answers: list[Answer] = []
-    desk = Desk(TOPICS, _never, lambda vm: vm == "web1", answers.append, lambda: 0.0)
+    desk = Requests(TOPICS, _never, lambda vm: vm == "web1", answers.append, lambda: 0.0)
     desk.receive(Arrival(command, payload, retain, content_type, response_topic))
     (answer,) = answers
     assert is_publishable(answer.topic)

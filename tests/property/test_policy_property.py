@@ -12,9 +12,9 @@ from qmpballoon.policy import fairshare
 from qmpballoon.policy.estimate import EstimateRules, estimate, observe
 from qmpballoon.policy.fairshare import FairShare
 from qmpballoon.policy.guard import Guard, GuardState
+from qmpballoon.policy.reasons import WORDS
+from qmpballoon.policy.sharing import water_fill
 from qmpballoon.policy.snapshot import Decisions, GuestSnapshot, SetTarget, Snapshot
-from qmpballoon.policy.water_fill import water_fill
-from qmpballoon.policy.words import WORDS
 from qmpballoon.sim.guest import Behaviour
 from qmpballoon.sim.host import Host, Run, play
 from qmpballoon.sim.trace import Demand, Trace, TraceVm

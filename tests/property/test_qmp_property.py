@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
-from qmpballoon.host import parse_meminfo, parse_pressure, parse_process_stat
-from qmpballoon.model import Figures
+from qmpballoon.model.records import Figures
+from qmpballoon.procfs import parse_meminfo, parse_pressure, parse_process_stat
 from qmpballoon.qmp import balloon
+from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.monitor import OpenMonitor
-from qmpballoon.qmp.session import Session
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),

@@ -11,8 +11,9 @@ from dataclasses import fields
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qmpballoon.model import MODES, VmName
-from qmpballoon.store import Kept, KnownSocket, Store, parse_state
+from qmpballoon.agent.store import Kept, KnownSocket, Store, parse_state
+from qmpballoon.model.names import VmId
+from qmpballoon.model.records import MODES
 
 TEXT = st.text(st.characters(), max_size=20)
 JSON = st.recursive(
@@ -72,13 +73,13 @@ def test_what_is_written_is_read_again(
             for path, known in sockets.items():
                 store.know(path, known)
             for vm, kept in vms.items():
-                store.keep(VmName(vm), **{entry.name: getattr(kept, entry.name) for entry in fields(Kept)})
+                store.keep(VmId(vm), **{entry.name: getattr(kept, entry.name) for entry in fields(Kept)})
             store.announce(announced)
             await store.close()
             again = Store(directory, "edge-7")
             await again.close()
             assert again.sockets == sockets
-            assert {vm: again.kept(VmName(vm)) for vm in vms} == vms
+            assert {vm: again.kept(VmId(vm)) for vm in vms} == vms
             assert again.announced == announced
 
     asyncio.run(write_and_read())

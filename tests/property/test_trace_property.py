@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpballoon.errors import ConfigurationError
-from qmpballoon.policy.catalogue import SIMULATED, simulated
+from qmpballoon.policy.registry import SIMULATED, simulated
 from qmpballoon.sim.guest import Behaviour
 from qmpballoon.sim.host import Host, play
 from qmpballoon.sim.trace import Demand, Trace, TraceVm, parse_trace

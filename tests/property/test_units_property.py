@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpballoon.errors import InvalidSize, OutOfRange
-from qmpballoon.units import MAX_SIZE, format_size, is_reached, parse_amount, parse_size, round_up_to_page
+from qmpballoon.model.tolerance import is_reached
+from qmpballoon.units import MAX_SIZE, format_size, parse_amount, parse_size, round_up_to_page
 
 UNITS = ("", "B", "KiB", "MiB", "GiB", "TiB", "kB", "KB", "MB", "GB", "TB", "%")
 WHOLES = st.none() | st.integers(0, MAX_SIZE)

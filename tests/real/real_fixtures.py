@@ -12,7 +12,7 @@ from agent_process import AgentProcess, AgentWatch, watching
 from qmpballoon.lab import image
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.guest import LabGuest
-from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.lab import Lab
 
 
 @pytest.fixture(scope="session")
@@ -22,26 +22,26 @@ def guest_image() -> image.GuestImage:
 
 
 @pytest.fixture
-async def lab(sockets_dir: Path, guest_image: image.GuestImage) -> AsyncIterator[LabRoom]:
+async def lab(sockets_dir: Path, guest_image: image.GuestImage) -> AsyncIterator[Lab]:
     """A room that starts guests and brokers in ``sockets_dir``."""
-    async with LabRoom(sockets_dir) as room:
+    async with Lab(sockets_dir) as room:
         yield room
 
 
 @pytest.fixture
-def start_guest(lab: LabRoom) -> Callable[..., Awaitable[LabGuest]]:
-    """`LabRoom.guest`: a resumed guest, or a ``fresh=True`` booted one."""
+def start_guest(lab: Lab) -> Callable[..., Awaitable[LabGuest]]:
+    """`Lab.guest`: a resumed guest, or a ``fresh=True`` booted one."""
     return lab.guest
 
 
 @pytest.fixture
-def start_broker(lab: LabRoom) -> Callable[..., Awaitable[LabBroker]]:
-    """`LabRoom.broker`."""
+def start_broker(lab: Lab) -> Callable[..., Awaitable[LabBroker]]:
+    """`Lab.broker`."""
     return lab.broker
 
 
 @pytest.fixture
-async def broker(lab: LabRoom) -> LabBroker:
+async def broker(lab: Lab) -> LabBroker:
     """A broker without passwords or persistence."""
     return await lab.broker()
 

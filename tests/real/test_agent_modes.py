@@ -7,12 +7,12 @@ import asyncio
 from agent_process import PATIENCE_S, AgentWatch, StartAgent, until
 
 from qmpballoon.lab.broker import LabBroker
-from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.lab import Lab
 from qmpballoon.units import MIB
 
 
 async def test_modes_last_as_long_as_they_were_asked_for(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     one, other = await asyncio.gather(lab.guest("one"), lab.guest("other"))
     start_agent(broker, vm={"match": [{"name": "other", "mode": "observe"}]})
@@ -44,7 +44,7 @@ async def test_modes_last_as_long_as_they_were_asked_for(
 
 
 async def test_a_host_that_observes_moves_nothing(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("one")
     agent = start_agent(broker, policy={"mode": "observe"}, vm={"match": [{"name": "one", "mode": "manual"}]})
@@ -65,7 +65,7 @@ async def test_a_host_that_observes_moves_nothing(
 
 
 async def test_limits_set_over_mqtt_narrow_those_of_the_file(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("one")
     start_agent(broker, vm={"floor": "64MiB", "ceiling": "120MiB"})
@@ -95,7 +95,7 @@ async def test_limits_set_over_mqtt_narrow_those_of_the_file(
 
 
 async def test_a_new_configuration_is_taken_by_signal_and_request_and_a_bad_one_refused(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("one")
     agent = start_agent(broker)

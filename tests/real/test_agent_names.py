@@ -7,12 +7,12 @@ import asyncio
 from agent_process import PATIENCE_S, AgentWatch, StartAgent, until, watching
 
 from qmpballoon.lab.broker import LabBroker
-from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.lab import Lab
 from qmpballoon.units import MIB
 
 
 async def test_a_vm_is_called_as_configured_and_a_renamed_one_leaves_nothing_behind(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest, twin, third = await asyncio.gather(
         lab.guest("web"), lab.guest("web-b", qemu_name="web"), lab.guest("nameless", qemu_name=None)
@@ -61,7 +61,7 @@ async def test_a_vm_is_called_as_configured_and_a_renamed_one_leaves_nothing_beh
 
 
 async def test_two_sockets_of_one_qemu_are_one_vm(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     second = lab.directory / "z-second.qmp"
     guest = await lab.guest("web", arguments=("-qmp", f"unix:{second},server=on,wait=off"))
@@ -89,7 +89,7 @@ async def test_two_sockets_of_one_qemu_are_one_vm(
 
 
 async def test_a_vm_that_is_gone_is_forgotten_in_time_and_leftovers_of_an_earlier_run_are_cleared(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     stays, goes, killed = await asyncio.gather(*(lab.guest(name) for name in ("stays", "goes", "killed")))
     agent = start_agent(broker, discovery={"sockets": [f"{lab.directory}/*.qmp"], "forget_after_s": 1})

@@ -12,7 +12,7 @@ import msgpack  # type: ignore[import-untyped]
 from agent_process import PATIENCE_S, ROOT, AgentWatch, StartAgent, error_word, until
 
 from qmpballoon.lab.broker import HOST, LabBroker
-from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.lab import Lab
 from qmpballoon.units import MIB
 
 LONG = "x" * 300
@@ -65,7 +65,7 @@ BAD_PAYLOADS: list[bytes] = [
 
 
 async def test_every_bad_request_has_one_answer_and_moves_nothing(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
     start_agent(broker)
@@ -102,7 +102,7 @@ async def test_every_bad_request_has_one_answer_and_moves_nothing(
 
 
 async def test_one_transaction_has_one_effect_and_seventeen_are_too_many(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     web, _ = await asyncio.gather(lab.guest("web"), lab.guest("bare", driver=False))
     start_agent(broker, vm={"qmp_timeout_s": 8})  # of eighteen requests none is given up before the last came
@@ -139,7 +139,7 @@ async def test_one_transaction_has_one_effect_and_seventeen_are_too_many(
 
 
 async def test_properties_of_mqtt_5_are_honoured(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
     start_agent(broker)
@@ -184,7 +184,7 @@ async def test_properties_of_mqtt_5_are_honoured(
 
 
 async def test_an_agent_speaks_mqtt_3_and_msgpack(
-    lab: LabRoom, broker: LabBroker, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
     start_agent(broker, mqtt={"protocol": "3.1.1", "payload": "msgpack", "home_assistant": False})

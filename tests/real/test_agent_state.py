@@ -9,7 +9,7 @@ from agent_process import AgentWatch, StartAgent, until, watching
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.guest import BalloonDevice
-from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.lab import Lab
 from qmpballoon.units import MIB
 
 VM_KEYS = """
@@ -27,7 +27,7 @@ HOST_KEYS = """
 
 
 async def test_attached_vms_appear_as_their_qemus_have_them(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     one, other = await asyncio.gather(
         lab.guest("web1", arguments=("-uuid", "12345678-1234-1234-1234-123456789abc")),
@@ -107,7 +107,7 @@ async def test_attached_vms_appear_as_their_qemus_have_them(
 
 
 async def test_figures_follow_what_the_guest_does(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web1")
     start_agent(broker)
@@ -129,7 +129,7 @@ async def test_figures_follow_what_the_guest_does(
 
 
 async def test_sockets_may_come_and_go_and_one_that_never_answered_is_no_vm(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     start_agent(broker)
     await watch.until_said("status", b"online")

@@ -15,13 +15,13 @@ from agent_process import PATIENCE_S, AgentProcess, AgentWatch, StartAgent, unti
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.guest import LabGuest
-from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
 
 
 async def test_a_killed_qemu_is_offline_and_its_next_life_gets_the_manual_target(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     web, free = await asyncio.gather(lab.guest("web"), lab.guest("free"))
     start_agent(broker, vm={"grace_s": 3})  # so long it is starting, and seen to be
@@ -60,7 +60,7 @@ async def test_a_killed_qemu_is_offline_and_its_next_life_gets_the_manual_target
 
 
 async def test_a_killed_agent_comes_back_without_a_jump_of_any_balloon(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     one, two = await asyncio.gather(lab.guest("one"), lab.guest("two", qemu_name="the second"))
     agent = start_agent(broker, vm={"match": [{"name": "one", "rename": "first"}]})
@@ -122,7 +122,7 @@ def decisions(watch: AgentWatch, vm: str, start: int) -> list[str]:
 
 
 async def test_a_broker_that_is_away_stops_nothing_and_hears_the_truth_of_now_afterwards(
-    lab: LabRoom, broker: LabBroker, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
     await broker.kill()
@@ -156,7 +156,7 @@ async def test_a_broker_that_is_away_stops_nothing_and_hears_the_truth_of_now_af
 
 
 async def test_an_agent_that_ends_says_offline_and_leaves_the_balloons(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
     agent = start_agent(broker)
@@ -178,7 +178,7 @@ async def test_an_agent_that_ends_says_offline_and_leaves_the_balloons(
 
 
 async def test_what_happened_to_vms_while_no_agent_ran_is_seen_by_the_next(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     dead, anew = await asyncio.gather(lab.guest("dead"), lab.guest("anew"))
     agent = start_agent(broker)
@@ -212,7 +212,7 @@ def tiny_disk(sockets_dir: Path) -> Iterator[Path]:
 
 
 async def test_a_full_disk_costs_durability_and_nothing_else(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent, tiny_disk: Path
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent, tiny_disk: Path
 ) -> None:
     guest = await lab.guest("web")
     agent = start_agent(broker, agent={"host": "edge-7", "state_dir": str(tiny_disk / "state")})
@@ -271,7 +271,7 @@ async def test_a_state_directory_that_cannot_be_one_is_said_and_ends_the_agent(
 
 
 async def test_what_is_kept_is_for_nobody_else_to_read(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     await lab.guest("web")
     agent = start_agent(broker)

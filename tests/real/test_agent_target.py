@@ -9,12 +9,12 @@ from agent_process import MOVED_S, PATIENCE_S, ROOT, AgentWatch, StartAgent, err
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.guest import BalloonDevice
-from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.lab import Lab
 from qmpballoon.units import MIB
 
 
 async def test_targets_move_balloons_and_each_answer_tells_what_happened(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     web, oom = await asyncio.gather(
         lab.guest("web"), lab.guest("oom", balloon=BalloonDevice(deflate_on_oom=True))
@@ -65,7 +65,7 @@ async def test_targets_move_balloons_and_each_answer_tells_what_happened(
 
 
 async def test_a_target_that_cannot_be_reached_in_time_says_so_and_stays(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     still, bare, _ = await asyncio.gather(
         lab.guest("still"),
@@ -103,7 +103,7 @@ async def test_a_target_that_cannot_be_reached_in_time_says_so_and_stays(
 
 
 async def test_who_waits_for_a_target_hears_of_a_newer_one_and_of_the_end(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     again, gone, _, silent = await asyncio.gather(
         *(lab.guest(name, driver=False) for name in ("again", "gone", "left", "silent"))

@@ -12,7 +12,7 @@ from qemu.qmp import QMPClient
 
 import qmpballoon
 from qmpballoon.lab.guest import LabGuest
-from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.lab import Lab
 from qmpballoon.units import MIB
 
 
@@ -21,7 +21,7 @@ async def polling_interval_s(guest: LabGuest) -> object:
     return await guest.truth.execute("qom-get", arguments)
 
 
-async def test_a_balloon_is_set_and_read_in_three_lines(lab: LabRoom) -> None:
+async def test_a_balloon_is_set_and_read_in_three_lines(lab: Lab) -> None:
     guest = await lab.guest("web")
     async with qmpballoon.connect(guest.socket) as vm:
         await vm.ready(timeout_s=PATIENCE_S)
@@ -43,7 +43,7 @@ async def test_a_balloon_is_set_and_read_in_three_lines(lab: LabRoom) -> None:
     await guest.truth.until_actual((112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the last of 16 MiB")
 
 
-async def test_the_polling_interval_is_left_as_it_was_found(lab: LabRoom) -> None:
+async def test_the_polling_interval_is_left_as_it_was_found(lab: Lab) -> None:
     guest = await lab.guest("web")
     property_of = {"path": await guest.truth.balloon_path(), "property": "guest-stats-polling-interval"}
     await guest.truth.execute("qom-set", {**property_of, "value": 7})
@@ -58,7 +58,7 @@ async def test_the_polling_interval_is_left_as_it_was_found(lab: LabRoom) -> Non
     assert await polling_interval_s(guest) == 7
 
 
-async def test_a_guest_without_a_driver_is_not_ready_and_reaches_nothing(lab: LabRoom) -> None:
+async def test_a_guest_without_a_driver_is_not_ready_and_reaches_nothing(lab: Lab) -> None:
     bare, none = await asyncio.gather(
         lab.guest("bare", driver=False), lab.empty_qemu("none", balloon=None, paused=False)
     )
@@ -78,7 +78,7 @@ async def test_a_guest_without_a_driver_is_not_ready_and_reaches_nothing(lab: La
             await vm.state()
 
 
-async def test_events_come_until_the_connection_is_lost(lab: LabRoom) -> None:
+async def test_events_come_until_the_connection_is_lost(lab: Lab) -> None:
     guest = await lab.guest("web")
     async with contextlib.AsyncExitStack() as stack:
         vm = await stack.enter_async_context(qmpballoon.connect(guest.socket))
@@ -119,7 +119,7 @@ async def first_of(
             return
 
 
-async def test_a_connection_waits_for_its_vm_and_says_who_holds_the_monitor(lab: LabRoom) -> None:
+async def test_a_connection_waits_for_its_vm_and_says_who_holds_the_monitor(lab: Lab) -> None:
     path = lab.directory / "late.qmp"
     with pytest.raises(qmpballoon.Unreachable, match="no such socket"):
         async with qmpballoon.connect(path, timeout_s=0.1):
@@ -150,7 +150,7 @@ async def connect_briefly(guest: LabGuest) -> None:
         pass
 
 
-async def test_a_cancelled_call_leaves_the_connection_usable(lab: LabRoom) -> None:
+async def test_a_cancelled_call_leaves_the_connection_usable(lab: Lab) -> None:
     guest = await lab.guest("bare", driver=False)
     async with qmpballoon.connect(guest.socket) as vm:
         with pytest.raises(TimeoutError):

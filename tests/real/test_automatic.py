@@ -13,7 +13,7 @@ from agent_process import AgentWatch, StartAgent, until
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.guest import GuestLook, LabGuest
-from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
 
@@ -30,7 +30,7 @@ def automatic(budget: int = BUDGET, **tables: Any) -> dict[str, Any]:
     return {"policy": {"mode": "auto"}, "host": {"budget": budget, "reserve": "16MiB"}, **tables}
 
 
-async def fleet(lab: LabRoom, names: Sequence[str] = NAMES) -> list[LabGuest]:
+async def fleet(lab: Lab, names: Sequence[str] = NAMES) -> list[LabGuest]:
     return list(await asyncio.gather(*(lab.guest(name) for name in names)))
 
 
@@ -93,7 +93,7 @@ async def until_quiet(watch: AgentWatch, *names: str) -> None:
 
 
 async def test_memory_goes_to_who_needs_it_and_comes_back_and_nothing_is_sent_at_rest(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
     start_agent(broker, **automatic())
@@ -120,7 +120,7 @@ async def test_memory_goes_to_who_needs_it_and_comes_back_and_nothing_is_sent_at
 
 
 async def test_a_guest_without_driver_is_left_alone_and_the_others_go_on(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
     *others, last = guests
@@ -143,7 +143,7 @@ async def test_a_guest_without_driver_is_left_alone_and_the_others_go_on(
 
 
 async def test_a_manual_vm_is_not_moved_except_up_in_an_emergency(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
     own, *others = guests
@@ -167,7 +167,7 @@ async def test_a_manual_vm_is_not_moved_except_up_in_an_emergency(
 
 
 async def test_a_host_that_observes_publishes_what_it_would_do_and_moves_nothing(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
     start_agent(broker, **automatic(policy={"mode": "observe"}))
@@ -182,7 +182,7 @@ async def test_a_host_that_observes_publishes_what_it_would_do_and_moves_nothing
 
 
 async def test_a_host_reclaims_releases_changes_its_policy_and_gives_back_when_it_stops(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
     budget = 480 * MIB  # of which guests that are at ease leave more than is reclaimed: nobody needs a loan
@@ -225,7 +225,7 @@ async def test_a_host_reclaims_releases_changes_its_policy_and_gives_back_when_i
 
 
 async def test_a_guest_that_is_reset_boots_with_its_ceiling_and_is_squeezed_later(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
     start_agent(broker, **automatic(vm={"grace_s": 3}))  # so long it keeps its ceiling at the least
@@ -254,7 +254,7 @@ async def test_a_guest_that_is_reset_boots_with_its_ceiling_and_is_squeezed_late
 
 
 async def test_an_agent_that_is_killed_while_a_guest_grows_costs_no_kill(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
     agent = start_agent(broker, **automatic())
@@ -274,7 +274,7 @@ async def test_an_agent_that_is_killed_while_a_guest_grows_costs_no_kill(
 
 
 async def test_a_guest_whose_driver_was_away_is_one_of_them_again_at_once(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
     start_agent(broker, **automatic())
@@ -294,7 +294,7 @@ async def test_a_guest_whose_driver_was_away_is_one_of_them_again_at_once(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may lock so much memory")
 async def test_memory_that_is_locked_on_the_host_is_no_gift(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     size = 256 * MIB
     locked = await lab.guest("locked", memory=size, fresh=True, arguments=("-overcommit", "mem-lock=on"))
@@ -316,7 +316,7 @@ async def test_memory_that_is_locked_on_the_host_is_no_gift(
 
 
 async def test_memory_that_is_plugged_stays_with_a_manual_guest(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     size, target, more = 192 * MIB, 160 * MIB, 128 * MIB
     guest = await lab.guest("web", memory=size, fresh=True, arguments=("-m", "slots=2,maxmem=1G"))

@@ -17,10 +17,11 @@ import pytest
 
 from qmpballoon.api import connect
 from qmpballoon.cli import main
-from qmpballoon.cli.demo_story import tell_story
-from qmpballoon.cli.demo_workload import BUDGET, SIZE
-from qmpballoon.lab.room import LabRoom
-from qmpballoon.units import MIB, is_reached
+from qmpballoon.lab.demo.story import tell_story
+from qmpballoon.lab.demo.workload import BUDGET, SIZE
+from qmpballoon.lab.lab import Lab
+from qmpballoon.model.tolerance import is_reached
+from qmpballoon.units import MIB
 
 Capture = pytest.CaptureFixture[str]
 WAIT_S = 180.0  # for what takes some seconds on an idle machine
@@ -56,7 +57,7 @@ def complaints(err: bytes) -> list[str]:
     return [line for line in err.decode().splitlines() if not line.startswith("Executing <")]
 
 
-async def test_status_shows_real_vms_in_whatever_state_they_are(lab: LabRoom, capsys: Capture) -> None:
+async def test_status_shows_real_vms_in_whatever_state_they_are(lab: Lab, capsys: Capture) -> None:
     web = await lab.guest("web")
     await lab.empty_qemu("halted")
     await lab.empty_qemu("bare", balloon=None)
@@ -81,7 +82,7 @@ async def test_status_shows_real_vms_in_whatever_state_they_are(lab: LabRoom, ca
     assert abs(seen["web"]["guest"]["available"] - memory.available) < 16 * MIB
 
 
-async def test_set_moves_a_real_balloon_and_spares_the_guest(lab: LabRoom, capsys: Capture) -> None:
+async def test_set_moves_a_real_balloon_and_spares_the_guest(lab: Lab, capsys: Capture) -> None:
     guest = await lab.guest("web", memory=192 * MIB)
     await guest.command("hold 60")
     assert await command("set", str(guest.socket), "160MiB", "--wait", "--json") == 0
@@ -98,7 +99,7 @@ async def test_set_moves_a_real_balloon_and_spares_the_guest(lab: LabRoom, capsy
     assert (memory.held, memory.oom_kills) == (60 * MIB, 0), "the least safe size is safe"
 
 
-async def test_what_a_one_shot_verb_changed_is_put_back(lab: LabRoom) -> None:
+async def test_what_a_one_shot_verb_changed_is_put_back(lab: Lab) -> None:
     guest = await lab.guest("web")
     before = await guest.truth.actual()
     assert await command("status", str(guest.socket)) == 0
@@ -108,7 +109,7 @@ async def test_what_a_one_shot_verb_changed_is_put_back(lab: LabRoom) -> None:
     assert await guest.truth.actual() == before
 
 
-async def test_watch_sees_a_killed_qemu_come_back_and_ends_with_ctrl_c(lab: LabRoom) -> None:
+async def test_watch_sees_a_killed_qemu_come_back_and_ends_with_ctrl_c(lab: Lab) -> None:
     qemu = await lab.empty_qemu("web")
     async with process("watch", "--json", "--interval", "0.1", str(qemu.socket)) as watch:
         assert watch.stdout is not None
@@ -130,7 +131,7 @@ async def test_watch_sees_a_killed_qemu_come_back_and_ends_with_ctrl_c(lab: LabR
     assert (watch.returncode, complaints(err)) == (130, [])
 
 
-async def test_a_pipe_that_closes_ends_watch_quietly(lab: LabRoom) -> None:
+async def test_a_pipe_that_closes_ends_watch_quietly(lab: Lab) -> None:
     qemu = await lab.empty_qemu("web")
     reading, writing = os.pipe()
     watch = await asyncio.create_subprocess_exec(

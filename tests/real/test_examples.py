@@ -15,8 +15,8 @@ from agent_process import PATIENCE_S, AgentWatch, StartAgent
 
 from qmpballoon.cli.program import main
 from qmpballoon.lab.broker import LabBroker
-from qmpballoon.lab.room import LabRoom
-from qmpballoon.units import is_reached
+from qmpballoon.lab.lab import Lab
+from qmpballoon.model.tolerance import is_reached
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 USERS = {"qmpballoon-edge-7": "secret", "orchestrator": "other", "dashboard": "third"}
@@ -36,7 +36,7 @@ async def printed_by(script: str, *arguments: str) -> tuple[int | None, str, str
     return process.returncode, said.decode(), complained.decode()
 
 
-async def test_wait_for_balloon_shrinks_waits_and_gives_back(lab: LabRoom) -> None:
+async def test_wait_for_balloon_shrinks_waits_and_gives_back(lab: Lab) -> None:
     guest = await lab.guest("web1", memory=192 * 1024**2)
     code, said, _ = await printed_by("wait_for_balloon.py", str(guest.socket))
     first = re.fullmatch(r"web1: ([0-9]+) bytes, asked for ([0-9]+)", said.splitlines()[0])
@@ -50,7 +50,7 @@ async def test_wait_for_balloon_shrinks_waits_and_gives_back(lab: LabRoom) -> No
 
 
 async def test_request_prints_the_answer(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     await lab.guest("web1")
     start_agent(broker)
@@ -63,7 +63,7 @@ async def test_request_prints_the_answer(
     assert (code, json.loads(said)["error"]["code"]) == (1, "out-of-range")
 
 
-async def test_the_acl_lets_the_agent_do_all_it_must(lab: LabRoom, start_agent: StartAgent) -> None:
+async def test_the_acl_lets_the_agent_do_all_it_must(lab: Lab, start_agent: StartAgent) -> None:
     lines = (EXAMPLES / "mosquitto.acl").read_text(encoding="utf-8").splitlines()
     broker = await lab.broker("guarded", passwords=USERS, acl=lines)
     await lab.guest("web1")

@@ -9,7 +9,7 @@ from qemu.qmp import QMPClient
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.guest import BalloonDevice, LabGuest
-from qmpballoon.lab.room import LabRoom
+from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
 
@@ -19,7 +19,7 @@ def changes(watch: AgentWatch, vm: str) -> list[tuple[str, str]]:
 
 
 async def test_a_vm_that_is_stopped_is_paused_and_well_again_when_it_goes_on(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest, none = await asyncio.gather(lab.guest("web"), lab.empty_qemu("none", balloon=None, paused=False))
     start_agent(broker, vm={"stats_interval_s": 10})  # the pause is too short for the figures to be stale
@@ -43,7 +43,7 @@ async def test_a_vm_that_is_stopped_is_paused_and_well_again_when_it_goes_on(
 
 
 async def test_a_guest_without_its_driver_is_starting_until_a_driver_came(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("bare", driver=False)
     await started_online(start_agent, broker, watch)
@@ -58,7 +58,7 @@ async def test_a_guest_without_its_driver_is_starting_until_a_driver_came(
 
 
 async def test_deflate_on_oom_gives_memory_back_and_the_agent_tells(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("oom", balloon=BalloonDevice(deflate_on_oom=True))
     start_agent(broker)
@@ -72,7 +72,7 @@ async def test_deflate_on_oom_gives_memory_back_and_the_agent_tells(
 
 
 async def test_figures_that_come_no_more_are_stale_until_new_ones_come(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
     start_agent(broker, vm={"fast_interval_s": 0})
@@ -90,7 +90,7 @@ async def test_figures_that_come_no_more_are_stale_until_new_ones_come(
 
 
 async def test_a_vm_that_migrates_says_so_and_keeps_its_balloon(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
     start_agent(broker)
@@ -112,7 +112,7 @@ async def test_a_vm_that_migrates_says_so_and_keeps_its_balloon(
 
 
 async def test_a_guest_that_is_reset_starts_anew_and_one_event_tells(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
     start_agent(broker)
@@ -132,7 +132,7 @@ async def test_a_guest_that_is_reset_starts_anew_and_one_event_tells(
 
 
 async def test_a_stopped_qemu_is_unresponsive_and_costs_nobody_else_anything(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     hung, *others = await asyncio.gather(*(lab.guest(name) for name in ("hung", "one", "two")))
     vm = {"qmp_timeout_s": 3, "stats_interval_s": 5}  # so much that only who is stopped is late
@@ -162,7 +162,7 @@ async def test_a_stopped_qemu_is_unresponsive_and_costs_nobody_else_anything(
 
 
 async def test_a_monitor_that_another_holds_is_busy_until_he_leaves(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
     agent = start_agent(broker)
@@ -189,7 +189,7 @@ def queued_on(guest: LabGuest) -> int:
 
 
 async def test_a_socket_that_another_qemu_replaced_is_another_life(
-    lab: LabRoom, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     first = await lab.guest("web")
     start_agent(broker)

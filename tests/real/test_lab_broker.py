@@ -6,8 +6,8 @@ import aiomqtt
 import pytest
 
 from qmpballoon.lab.broker import HOST, LabBroker, PortTaken
+from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.require import LabError
-from qmpballoon.lab.room import LabRoom
 
 
 def _client(broker: LabBroker, **options: str) -> aiomqtt.Client:
@@ -38,7 +38,7 @@ async def test_a_restarted_broker_has_its_port_again_and_has_forgotten(broker: L
     assert await _retained(broker) is None
 
 
-async def test_a_broker_with_persistence_remembers_over_a_kill(lab: LabRoom) -> None:
+async def test_a_broker_with_persistence_remembers_over_a_kill(lab: Lab) -> None:
     broker = await lab.broker(persistence=True)
     await _retain(broker)
     await broker.terminate()
@@ -56,7 +56,7 @@ async def test_a_killed_broker_is_gone_for_its_clients(broker: LabBroker) -> Non
         await _retain(broker)
 
 
-async def test_a_broker_knows_its_users_and_their_rights(lab: LabRoom) -> None:
+async def test_a_broker_knows_its_users_and_their_rights(lab: Lab) -> None:
     broker = await lab.broker(
         passwords={"anna": "open", "ben": "sesame"},
         acl=["user anna", "topic readwrite lab/#", "user ben", "topic read lab/#"],
@@ -71,7 +71,7 @@ async def test_a_broker_knows_its_users_and_their_rights(lab: LabRoom) -> None:
         assert (await anext(ben.messages)).payload == b"from anna"
 
 
-async def test_a_taken_port_is_told_apart_from_a_bad_configuration(lab: LabRoom) -> None:
+async def test_a_taken_port_is_told_apart_from_a_bad_configuration(lab: Lab) -> None:
     broker = await lab.broker()
     with pytest.raises(PortTaken):
         await lab.broker(port=broker.port)

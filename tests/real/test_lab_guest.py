@@ -14,8 +14,8 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from qmpballoon.lab.guest import BalloonDevice, LabGuest, Machine
+from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.require import LabError
-from qmpballoon.lab.room import LabRoom
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
 
@@ -36,7 +36,7 @@ def test_tests_run_with_asyncio_in_debug_mode() -> None:
     assert asyncio.run(debug())
 
 
-async def test_a_fresh_guest_boots_and_its_balloon_moves(lab: LabRoom) -> None:
+async def test_a_fresh_guest_boots_and_its_balloon_moves(lab: Lab) -> None:
     guest = await lab.guest(fresh=True)
     before = await guest.guest_memory()
     assert before.driver
@@ -48,7 +48,7 @@ async def test_a_fresh_guest_boots_and_its_balloon_moves(lab: LabRoom) -> None:
     assert before.total - after.total == 32 * MIB  # deflate-on-oom is off: what the balloon took is gone
 
 
-async def test_memory_held_in_a_guest_is_not_available_until_it_is_let_go(lab: LabRoom) -> None:
+async def test_memory_held_in_a_guest_is_not_available_until_it_is_let_go(lab: Lab) -> None:
     guest = await lab.guest()
     free = await guest.guest_memory()
     await guest.command("hold 40")
@@ -60,7 +60,7 @@ async def test_memory_held_in_a_guest_is_not_available_until_it_is_let_go(lab: L
     assert free.available - released.available <= 2 * MIB
 
 
-async def test_a_guest_grows_in_steps_and_a_newer_order_replaces_an_older(lab: LabRoom) -> None:
+async def test_a_guest_grows_in_steps_and_a_newer_order_replaces_an_older(lab: Lab) -> None:
     guest = await lab.guest()
     await guest.command("grow 40 8")
     held = []
@@ -77,7 +77,7 @@ async def test_a_guest_grows_in_steps_and_a_newer_order_replaces_an_older(lab: L
     assert (await guest.guest_memory()).held == 10 * MIB
 
 
-async def test_a_guest_that_holds_too_much_loses_its_workload_and_still_answers(lab: LabRoom) -> None:
+async def test_a_guest_that_holds_too_much_loses_its_workload_and_still_answers(lab: Lab) -> None:
     guest = await lab.guest()
     with pytest.raises(LabError, match="killed"):
         await guest.command("hold 200")
@@ -88,7 +88,7 @@ async def test_a_guest_that_holds_too_much_loses_its_workload_and_still_answers(
     assert "Out of memory" in guest.console.read_text()
 
 
-async def test_with_deflate_on_oom_a_guest_takes_memory_back_from_the_balloon(lab: LabRoom) -> None:
+async def test_with_deflate_on_oom_a_guest_takes_memory_back_from_the_balloon(lab: Lab) -> None:
     guest = await lab.guest(balloon=BalloonDevice(deflate_on_oom=True))
     await guest.truth.set_target(80 * MIB)
     await guest.truth.until_actual((80 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes 48 MiB")
@@ -97,7 +97,7 @@ async def test_with_deflate_on_oom_a_guest_takes_memory_back_from_the_balloon(la
     assert (await guest.guest_memory()).oom_kills == 0
 
 
-async def test_what_a_guest_reads_from_its_disk_is_cached_until_dropped(lab: LabRoom) -> None:
+async def test_what_a_guest_reads_from_its_disk_is_cached_until_dropped(lab: Lab) -> None:
     guest = await lab.guest(disk=64 * MIB)
     await guest.command("cache 20")
     cached = (await guest.guest_memory()).cached
@@ -106,7 +106,7 @@ async def test_what_a_guest_reads_from_its_disk_is_cached_until_dropped(lab: Lab
     assert (await guest.guest_memory()).cached < 2 * MIB
 
 
-async def test_a_guest_without_its_driver_keeps_all_memory_until_the_driver_loads(lab: LabRoom) -> None:
+async def test_a_guest_without_its_driver_keeps_all_memory_until_the_driver_loads(lab: Lab) -> None:
     guest = await lab.guest(driver=False)
     await guest.truth.set_target(96 * MIB)
     assert not (await guest.guest_memory()).driver
@@ -117,7 +117,7 @@ async def test_a_guest_without_its_driver_keeps_all_memory_until_the_driver_load
     await guest.truth.until_actual(guest.memory.__eq__, timeout_s=PATIENCE_S, what="the balloon is empty")
 
 
-async def test_a_guest_reboots_inside_the_same_qemu(lab: LabRoom) -> None:
+async def test_a_guest_reboots_inside_the_same_qemu(lab: Lab) -> None:
     guest = await lab.guest()
     pid = guest.pid
     await guest.command("hold 20")
@@ -127,14 +127,14 @@ async def test_a_guest_reboots_inside_the_same_qemu(lab: LabRoom) -> None:
     assert (await guest.guest_memory()).held == 0
 
 
-async def test_a_guest_that_powers_off_ends_its_qemu(lab: LabRoom) -> None:
+async def test_a_guest_that_powers_off_ends_its_qemu(lab: Lab) -> None:
     guest = await lab.guest()
     guest.power_off()
     assert await guest.program.ended(timeout_s=PATIENCE_S) == 0
     assert not guest.socket.exists()
 
 
-async def test_a_killed_qemu_leaves_its_socket_and_a_new_one_takes_its_place(lab: LabRoom) -> None:
+async def test_a_killed_qemu_leaves_its_socket_and_a_new_one_takes_its_place(lab: Lab) -> None:
     guest = await lab.empty_qemu()
     pid = guest.pid
     await guest.kill()
@@ -148,13 +148,13 @@ async def test_a_killed_qemu_leaves_its_socket_and_a_new_one_takes_its_place(lab
     await client_of_the_agent.disconnect()
 
 
-async def test_a_terminated_qemu_removes_its_socket(lab: LabRoom) -> None:
+async def test_a_terminated_qemu_removes_its_socket(lab: Lab) -> None:
     guest = await lab.empty_qemu()
     await guest.terminate()
     assert not guest.socket.exists()
 
 
-async def test_a_stopped_qemu_is_silent_until_it_continues(lab: LabRoom) -> None:
+async def test_a_stopped_qemu_is_silent_until_it_continues(lab: Lab) -> None:
     guest = await lab.empty_qemu()
     guest.stop()
     with pytest.raises(LabError, match="query-status not answered"):
@@ -163,18 +163,18 @@ async def test_a_stopped_qemu_is_silent_until_it_continues(lab: LabRoom) -> None
     assert await guest.truth.status() == "prelaunch"
 
 
-async def test_a_qemu_without_a_balloon_says_so(lab: LabRoom) -> None:
+async def test_a_qemu_without_a_balloon_says_so(lab: Lab) -> None:
     guest = await lab.empty_qemu(balloon=None)
     with pytest.raises(ExecuteError, match="No balloon device"):
         await guest.truth.actual()
 
 
-async def test_a_qemu_that_does_not_start_is_an_error_with_its_words(lab: LabRoom) -> None:
+async def test_a_qemu_that_does_not_start_is_an_error_with_its_words(lab: Lab) -> None:
     with pytest.raises(LabError, match="no-such-device"):
         await lab.empty_qemu(arguments=("-device", "no-such-device"))
 
 
-async def test_a_guest_that_does_not_boot_in_time_is_an_error_with_its_console(lab: LabRoom) -> None:
+async def test_a_guest_that_does_not_boot_in_time_is_an_error_with_its_console(lab: Lab) -> None:
     guest = await lab.guest(boot_delay_s=60, wait=False)
     await eventually(
         lambda: asyncio.to_thread(lambda: guest.console.read_text().count("Run /init")),

@@ -22,15 +22,16 @@ from mqtt_listener import WAIT_S, listening, property_of, running, settings_for
 from qmpballoon.lab.broker import HOST, LabBroker
 from qmpballoon.lab.require import find_program
 from qmpballoon.lab.waiting import eventually
-from qmpballoon.model import VmName, VmRecord
+from qmpballoon.model.names import VmId
+from qmpballoon.model.records import VmRecord
 from qmpballoon.mqtt import bridge as bridge_module
 from qmpballoon.mqtt import connection as connection_module
 from qmpballoon.mqtt.bridge import Bridge
 from qmpballoon.mqtt.connection import Broker
-from qmpballoon.mqtt.desk import Request
-from qmpballoon.mqtt.objects import Agent
 from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.mqtt.publisher import Publisher
+from qmpballoon.protocol.objects import Agent
+from qmpballoon.protocol.requests import Request
 
 ROOT = "qmpballoon/edge-7"
 STATE = f"{ROOT}/vm/web1/state"
@@ -457,7 +458,7 @@ async def test_a_socket_that_breaks_while_it_should_be_written_to_is_let_alone(m
 async def test_what_the_publisher_is_told_stands_at_the_broker(mosquitto: LabBroker) -> None:
     bridge = a_bridge(mosquitto)
     publisher = Publisher(bridge, Agent("edge-7", "edge-7", "0.1.0", "f00", 60.0), min_interval_s=0.05)
-    record = VmRecord(VmName("web1"), "web1", "/run/web1.qmp", "ok", size=512, actual=512)
+    record = VmRecord(VmId("web1"), "web1", "/run/web1.qmp", "ok", size=512, actual=512)
     publisher.vm_changed(record)
     async with running(bridge), listening(mosquitto.port) as listener:
         timer = asyncio.create_task(publisher.run(), name="publisher")

@@ -15,7 +15,7 @@ from mqtt_listener import WAIT_S, Listener, listening, property_of, running, set
 from qmpballoon.errors import NoBalloon
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.mqtt.bridge import Bridge
-from qmpballoon.mqtt.desk import MOST_WAITING, Request
+from qmpballoon.protocol.requests import MOST_WAITING, Request
 
 ROOT = "qmpballoon/edge-7"
 GET = f"{ROOT}/vm/web1/request/get"

@@ -13,21 +13,22 @@ from typing import Any
 
 import pytest
 
-from qmpballoon import endpoint as endpoint_module
-from qmpballoon import fleet as fleet_module
-from qmpballoon.actuator import Actuator
-from qmpballoon.commands import Commands
+from qmpballoon.agent import connector as connector_module
+from qmpballoon.agent import supervisor as supervisor_module
+from qmpballoon.agent.actuator import Actuator
+from qmpballoon.agent.governor import Governor
+from qmpballoon.agent.service import Service
+from qmpballoon.agent.store import Store
+from qmpballoon.agent.supervisor import Supervisor
+from qmpballoon.agent.vm import SupervisedVm
 from qmpballoon.config import AgentSettings, Configuration, DiscoverySettings, VmSettings
-from qmpballoon.fleet import Fleet
-from qmpballoon.governor import Governor
-from qmpballoon.model import Event, HostRecord, Life, VmName, VmRecord
-from qmpballoon.mqtt.arguments import validate
-from qmpballoon.mqtt.desk import Request
-from qmpballoon.mqtt.payloads import Content
+from qmpballoon.model.names import VmId
+from qmpballoon.model.records import Event, HostRecord, Life, VmRecord
+from qmpballoon.protocol.payloads import Content
+from qmpballoon.protocol.requests import Request
+from qmpballoon.protocol.verbs import validate
 from qmpballoon.qmp.monitor import OpenMonitor, open_monitor
-from qmpballoon.sim.server import SimulatedQemu
-from qmpballoon.store import Store
-from qmpballoon.vm import SupervisedVm
+from qmpballoon.sim.qemu.server import SimulatedQemu
 
 PATIENCE_S = 60.0  # for what takes milliseconds on an idle machine
 _NO_SUCH_PID = 2**22  # more than any Linux gives
@@ -80,14 +81,14 @@ class Stage:
         )
         self.records: dict[str, VmRecord] = {}
         self.healths: list[str] = []
-        self.events: list[tuple[VmName | None, Event]] = []
+        self.events: list[tuple[VmId | None, Event]] = []
         self.gone: list[str] = []
         self.hosts: list[HostRecord] = []
         self.later_s = 0.0  # how far the agent's clock is ahead
         self._stirred = asyncio.Event()
         self.store = Store(directory / "state", "edge-7")
         actuator = Actuator(self._on_event)
-        self.fleet = Fleet(
+        self.fleet = Supervisor(
             self.configuration,
             self.store,
             on_record=self._on_record,
@@ -105,19 +106,19 @@ class Stage:
             on_vm_event=self._on_event,
             on_tick=self._stirred.set,
         )
-        self.commands = Commands(
+        self.commands = Service(
             self.fleet, self.governor, actuator, self.store, host="edge-7", reload=lambda: {"reloaded": True}
         )
 
     def vm(self, name: str) -> SupervisedVm:
-        return self.fleet.vms[VmName(name)]
+        return self.fleet.vms[VmId(name)]
 
     def record(self, name: str) -> VmRecord:
         return self.vm(name).record()
 
     def health(self, name: str) -> str | None:
         """The VM's health, None while there is no such VM."""
-        vm = self.fleet.vms.get(VmName(name))
+        vm = self.fleet.vms.get(VmId(name))
         return None if vm is None else vm.record().health
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -150,11 +151,11 @@ class Stage:
         self.records[record.vm] = record
         self._stirred.set()
 
-    def _on_event(self, vm: VmName | None, event: Event) -> None:
+    def _on_event(self, vm: VmId | None, event: Event) -> None:
         self.events.append((vm, event))
         self._stirred.set()
 
-    def _on_gone(self, vm: VmName) -> None:
+    def _on_gone(self, vm: VmId) -> None:
         self.gone.append(vm)
         self._stirred.set()
 
@@ -171,11 +172,11 @@ async def staged(
 ) -> AsyncIterator[Stage]:
     """Run a fleet on all sockets of a directory, and the governor's tick if ``governed``."""
     kernel = kernel or Kernel()
-    monkeypatch.setattr(endpoint_module, "open_monitor", kernel.open_monitor)
-    monkeypatch.setattr(endpoint_module, "life_of", kernel.life_of)
-    monkeypatch.setattr(fleet_module, "life_of", kernel.life_of)
-    monkeypatch.setattr(endpoint_module, "FIRST_RETRY_S", 0.01)
-    monkeypatch.setattr(endpoint_module, "LAST_RETRY_S", 0.05)
+    monkeypatch.setattr(connector_module, "open_monitor", kernel.open_monitor)
+    monkeypatch.setattr(connector_module, "life_of", kernel.life_of)
+    monkeypatch.setattr(supervisor_module, "life_of", kernel.life_of)
+    monkeypatch.setattr(connector_module, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(connector_module, "LAST_RETRY_S", 0.05)
     stage = Stage(directory, kernel, settings, **tables)
     stage.fleet.remember()
     parts = [asyncio.create_task(stage.store.run()), asyncio.create_task(stage.fleet.run())]

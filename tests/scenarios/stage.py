@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import qmpballoon.policy
+from qmpballoon.policy.cooperation import Safeties
 from qmpballoon.policy.estimate import EstimateRules
 from qmpballoon.policy.fairshare import FairShare
 from qmpballoon.policy.guard import Guard
 from qmpballoon.policy.snapshot import Decisions, GuestSnapshot, Policy, Snapshot
-from qmpballoon.policy.trouble import Safeties
 from qmpballoon.sim.host import Host, Run, play
 from qmpballoon.sim.trace import Demand, Trace, TraceVm
 from qmpballoon.units import MIB
@@ -89,7 +89,7 @@ def of_guests(change: Callable[[GuestSnapshot, Snapshot], GuestSnapshot]) -> Vie
 def swapped(patch: pytest.MonkeyPatch, name: str, value: object) -> None:
     """Replace a function or constant of the policies wherever it was imported to."""
     found = 0
-    for module in pkgutil.iter_modules(qmpballoon.policy.__path__, "qmpballoon.policy."):
+    for module in pkgutil.walk_packages(qmpballoon.policy.__path__, "qmpballoon.policy."):
         loaded = importlib.import_module(module.name)
         if hasattr(loaded, name):
             patch.setattr(loaded, name, value)

@@ -12,19 +12,20 @@ import pytest
 from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, Stage, qemus_in, staged
 from scripted_peer import session_with
 
-from qmpballoon import governor as governor_module
-from qmpballoon import store as store_module
+from qmpballoon.agent import governor as governor_module
+from qmpballoon.agent import store as store_module
+from qmpballoon.agent.store import Kept
 from qmpballoon.config import DiscoverySettings, PolicySettings, VmMatch
 from qmpballoon.errors import QmpBalloonError
-from qmpballoon.model import VmName
-from qmpballoon.sim.faults import Faults
+from qmpballoon.model.names import VmId
+from qmpballoon.model.tolerance import is_reached
 from qmpballoon.sim.guest import Behaviour, GuestSpec
-from qmpballoon.sim.machine import MachineSpec
-from qmpballoon.sim.server import SimulatedQemu
-from qmpballoon.store import Kept
-from qmpballoon.units import MIB, is_reached, parse_amount
+from qmpballoon.sim.qemu.faults import Faults
+from qmpballoon.sim.qemu.machine import MachineSpec
+from qmpballoon.sim.qemu.server import SimulatedQemu
+from qmpballoon.units import MIB, parse_amount
 
-A = VmName("a")
+A = VmId("a")
 
 
 @pytest.fixture

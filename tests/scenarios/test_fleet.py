@@ -13,9 +13,9 @@ from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
 from scripted_peer import Line, peer
 
 from qmpballoon.config import DiscoverySettings, VmMatch
-from qmpballoon.model import VmName
-from qmpballoon.sim.faults import Babble, Faults
-from qmpballoon.sim.machine import MachineSpec
+from qmpballoon.model.names import VmId
+from qmpballoon.sim.qemu.faults import Babble, Faults
+from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.units import MIB
 
 
@@ -259,7 +259,7 @@ async def test_a_socket_that_is_replaced_by_one_that_does_not_listen_yet_is_anot
         await stage.until_health("a", "ok")
         path.unlink()  # the old one still lives and still talks to us
         if seen_gone:
-            await stage.until(lambda: stage.fleet._endpoints[os.fspath(path)]._mark is None)
+            await stage.until(lambda: stage.fleet._connectors[os.fspath(path)]._mark is None)
         with socket.socket(socket.AF_UNIX) as slow:
             slow.bind(os.fspath(path))
             await stage.until_health("a", "offline")
@@ -338,7 +338,7 @@ async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
         stage.fleet.forget_the_gone()
         assert "a" in stage.fleet.vms  # its socket file is there
         qemus.path("a").unlink()
-        await stage.until(lambda: all(endpoint.is_over for endpoint in stage.fleet._endpoints.values()))
+        await stage.until(lambda: all(endpoint.is_over for endpoint in stage.fleet._connectors.values()))
         await qemus.start("b")  # whatever makes the fleet look
         await stage.until_health("b", "ok")
         look_much_later()
@@ -354,7 +354,7 @@ async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
         assert "a" not in stage.fleet.vms
         assert stage.gone == ["a"]
         assert os.fspath(qemus.path("a")) not in stage.store.sockets
-        assert stage.store.kept(VmName("a")).shares is None
+        assert stage.store.kept(VmId("a")).shares is None
 
 
 # ── one bad QEMU costs only itself ───────────────────────────────────────────────────────────────

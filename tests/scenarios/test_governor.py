@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
 
-from qmpballoon import governor as governor_module
+from qmpballoon.agent import governor as governor_module
 from qmpballoon.config import HostSettings, PolicySettings, VmMatch
-from qmpballoon.model import VmName
+from qmpballoon.model.names import VmId
 from qmpballoon.sim.guest import Behaviour, GuestSpec
-from qmpballoon.sim.machine import MachineSpec
+from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.units import MIB, parse_amount
 
 MANUAL = PolicySettings(mode="manual")
@@ -100,7 +100,7 @@ async def test_a_manual_target_that_its_limits_no_longer_allow_is_not_sent(
         ticks = len(stage.hosts)
         await stage.until(lambda: len(stage.hosts) > ticks + 2)
         assert second.guest.target == 128 * MIB
-        assert stage.store.kept(VmName("a")).target == 200 * MIB
+        assert stage.store.kept(VmId("a")).target == 200 * MIB
 
 
 @pytest.mark.parametrize(("mode", "released"), [("auto", ["a"]), ("manual", []), ("observe", [])])

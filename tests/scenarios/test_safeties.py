@@ -10,10 +10,10 @@ import pytest
 from stage import Between, a_trace, a_vm, moves, of_guests, ours, played, words
 from test_traps import STRICT, in_turn
 
+from qmpballoon.policy.cooperation import Safeties
 from qmpballoon.policy.estimate import EstimateRules
-from qmpballoon.policy.fixed import Fixed
+from qmpballoon.policy.ports.fixed import Fixed
 from qmpballoon.policy.snapshot import GuestSnapshot, Reading, Snapshot
-from qmpballoon.policy.trouble import Safeties
 from qmpballoon.sim.guest import Behaviour
 from qmpballoon.sim.host import Run
 from qmpballoon.sim.trace import Trace

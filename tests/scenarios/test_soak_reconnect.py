@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from qmpballoon import endpoint as endpoint_module
+from qmpballoon.agent import connector as connector_module
+from qmpballoon.agent.store import Store
+from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.config import AgentSettings, Configuration, DiscoverySettings, VmSettings
 from qmpballoon.errors import ConnectionLost, MonitorBusy
-from qmpballoon.fleet import Fleet
-from qmpballoon.model import Life
+from qmpballoon.model.records import Life
 from qmpballoon.qmp import discovery as discovery_module
+from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.monitor import OpenMonitor, open_monitor
-from qmpballoon.qmp.session import Session
-from qmpballoon.sim.faults import Babble, Faults
-from qmpballoon.sim.server import SimulatedQemu
-from qmpballoon.store import Store
+from qmpballoon.sim.qemu.faults import Babble, Faults
+from qmpballoon.sim.qemu.server import SimulatedQemu
 
 RECONNECTS = 2000
 LIVES = 200
@@ -134,9 +134,9 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
     def opened(name: str) -> OpenMonitor:
         return replace(open_monitor(name), pid=life.pid)  # all pretended QEMUs share our own pid
 
-    monkeypatch.setattr(endpoint_module, "open_monitor", opened)
-    monkeypatch.setattr(endpoint_module, "life_of", lambda pid: Life(pid, 1))
-    monkeypatch.setattr(endpoint_module, "FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(connector_module, "open_monitor", opened)
+    monkeypatch.setattr(connector_module, "life_of", lambda pid: Life(pid, 1))
+    monkeypatch.setattr(connector_module, "FIRST_RETRY_S", 0.001)
     monkeypatch.setattr(discovery_module, "_SETTLE_S", 0.001)
     configuration = Configuration(
         agent=AgentSettings(host="edge-7", state_dir=os.fspath(sockets_dir / "state")),
@@ -145,7 +145,7 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
     )
     store = Store(sockets_dir / "state", "edge-7")
     changed = asyncio.Event()
-    fleet = Fleet(
+    fleet = Supervisor(
         configuration,
         store,
         on_record=lambda _: changed.set(),
@@ -184,5 +184,5 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
         await asyncio.wait((following,))
         await store.close()
     assert len(fleet.vms) == 1
-    assert len(fleet._endpoints) <= 1
+    assert len(fleet._connectors) <= 1
     assert len(fleet.lives) <= 1

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from stage import Between, a_trace, a_vm, moves, of_guests, ours, played, swapped, words
 
-from qmpballoon.model import VmName
-from qmpballoon.policy import estimate, fairshare, guard, trouble
+from qmpballoon.model.names import VmId
+from qmpballoon.policy import cooperation, estimate, fairshare, guard
+from qmpballoon.policy.cooperation import Cooperation, Judgement
 from qmpballoon.policy.estimate import Past
 from qmpballoon.policy.fairshare import FairShare
+from qmpballoon.policy.sharing import water_fill
 from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
-from qmpballoon.policy.trouble import Judgement, Trouble
-from qmpballoon.policy.water_fill import water_fill
 from qmpballoon.sim.guest import Behaviour
 from qmpballoon.sim.host import Host
 from qmpballoon.sim.trace import Demand, Trace, TraceVm
@@ -41,11 +41,11 @@ def one_starves() -> Trace:
     return a_trace(*idle, a_vm("hungry", (0, 300), (10, 300), (65, 850)), budget=2600, seconds=80)
 
 
-def targets_of(decisions: Decisions) -> dict[VmName, SetTarget]:
+def targets_of(decisions: Decisions) -> dict[VmId, SetTarget]:
     return {vm: decision for vm, decision in decisions.items() if isinstance(decision, SetTarget)}
 
 
-def guests_of(snapshot: Snapshot) -> dict[VmName, GuestSnapshot]:
+def guests_of(snapshot: Snapshot) -> dict[VmId, GuestSnapshot]:
     return {guest.vm: guest for guest in snapshot.guests}
 
 
@@ -78,7 +78,7 @@ class HeldAfterGrows:
     """Holds the shrinks of a guest for a time after it grew."""
 
     for_s: float = 60.0
-    grown_at_s: dict[VmName, float] = field(default_factory=dict)
+    grown_at_s: dict[VmId, float] = field(default_factory=dict)
 
     def __call__(self, snapshot: Snapshot, decisions: Decisions) -> Decisions:
         guests, found = guests_of(snapshot), dict(decisions)
@@ -194,7 +194,7 @@ class FloorsThenShares:
             {guest.vm: guest.shares for guest in snapshot.guests},
             rest,
         )
-        wishes: dict[VmName, Decision] = {}
+        wishes: dict[VmId, Decision] = {}
         for guest in snapshot.guests:
             wishes[guest.vm] = SetTarget(guest.floor + gets[guest.vm], "share")
         return None, wishes
@@ -221,9 +221,9 @@ def test_a_stuck_vm_that_may_not_grow_is_killed(patch: pytest.MonkeyPatch) -> No
     sick = a_vm("sick", (0, 150), (32, 150), (45, 700), behaviour=Behaviour.INTERMITTENT)
     burst = a_vm("burst", (0, 200), (10, 200), (30, 600), (32, 600), (33, 200))
     trace = a_trace(sick, burst, a_vm("idle", (0, 200)), budget=1700, seconds=70)
-    true = trouble.judge
+    true = cooperation.judge
 
-    def judge(*known: Any, **switches: Any) -> tuple[Trouble, Judgement]:
+    def judge(*known: Any, **switches: Any) -> tuple[Cooperation, Judgement]:
         after, judgement = true(*known, **switches)
         jammed = judgement.why in ("stuck", "backs-off", "contradicted")
         return after, replace(judgement, may_grow=False, set_back=False) if jammed else judgement

@@ -13,11 +13,11 @@ import pytest
 from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
 from scripted_peer import session_with
 
-from qmpballoon import endpoint as endpoint_module
-from qmpballoon.health import BOOT_S
-from qmpballoon.sim.faults import Faults
+from qmpballoon.agent import connector as connector_module
+from qmpballoon.model.health import BOOT_S
 from qmpballoon.sim.guest import Behaviour, GuestSpec
-from qmpballoon.sim.machine import MachineSpec
+from qmpballoon.sim.qemu.faults import Faults
+from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.units import MIB
 
 
@@ -92,7 +92,7 @@ async def test_unresponsive_and_back(
 async def test_busy_and_served_the_moment_the_holder_leaves(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint_module, "LOOK_AT_SILENCE_S", 0.05)
+    monkeypatch.setattr(connector_module, "LOOK_AT_SILENCE_S", 0.05)
     qemu = await qemus.start("a")
     settings = replace(QUICK, qmp_timeout_s=0.5)
     async with staged(sockets_dir, monkeypatch, settings=settings) as stage:

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from qmpballoon.qmp.client import EventSink, Session
 from qmpballoon.qmp.monitor import open_monitor
-from qmpballoon.qmp.session import EventSink, Session
 
 PATIENCE_S = 60.0  # for what takes milliseconds on an idle machine
 GREETING = (

@@ -14,10 +14,10 @@ import pytest
 from scripted_peer import PATIENCE_S, Line, peer
 
 import qmpballoon
-from qmpballoon.sim.faults import Faults
 from qmpballoon.sim.guest import Behaviour, GuestSpec
-from qmpballoon.sim.machine import MachineSpec
-from qmpballoon.sim.server import SimulatedQemu
+from qmpballoon.sim.qemu.faults import Faults
+from qmpballoon.sim.qemu.machine import MachineSpec
+from qmpballoon.sim.qemu.server import SimulatedQemu
 from qmpballoon.units import GIB, MIB
 
 

@@ -13,7 +13,7 @@ import pytest
 from scripted_peer import PATIENCE_S, Line, peer, session_with
 
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
-from qmpballoon.model import Figures
+from qmpballoon.model.records import Figures
 from qmpballoon.qmp.balloon import (
     BalloonDevice,
     Sampler,
@@ -25,10 +25,10 @@ from qmpballoon.qmp.balloon import (
     query_driver,
     query_run_state,
 )
-from qmpballoon.qmp.session import Session
+from qmpballoon.qmp.client import Session
 from qmpballoon.sim.guest import Behaviour, GuestSpec
-from qmpballoon.sim.machine import MachineSpec
-from qmpballoon.sim.server import SimulatedQemu
+from qmpballoon.sim.qemu.machine import MachineSpec
+from qmpballoon.sim.qemu.server import SimulatedQemu
 from qmpballoon.units import MIB
 
 

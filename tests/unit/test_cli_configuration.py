@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import qmpballoon.agent
+import qmpballoon.agent.app
 from qmpballoon.cli import agent, main
 from qmpballoon.config import Configuration, parse
 from qmpballoon.errors import AnotherAgentRuns, ConfigurationError
@@ -131,8 +131,8 @@ def test_the_agent_runs_with_the_configuration_and_its_exit_code_is_ours(
             reload()
         return 0
 
-    monkeypatch.setattr(qmpballoon.agent, "run", run)
-    monkeypatch.setattr("qmpballoon.journal.set_up", lambda **_: None)
+    monkeypatch.setattr(qmpballoon.agent.app, "run", run)
+    monkeypatch.setattr("qmpballoon.log.set_up", lambda **_: None)
     assert main(["agent", "-c", str(file), "--host", "typed"]) == 0
     assert [configuration.policy.mode for configuration in given] == ["observe", "manual"]
     assert [configuration.agent.host for configuration in given] == ["typed", "typed"]
@@ -142,7 +142,7 @@ def test_a_second_agent_of_the_same_name_is_exit_2(monkeypatch: pytest.MonkeyPat
     async def run(configuration: Configuration, *, reload: object) -> int:
         raise AnotherAgentRuns("edge-7", "/var/lib/qmpballoon")
 
-    monkeypatch.setattr(qmpballoon.agent, "run", run)
-    monkeypatch.setattr("qmpballoon.journal.set_up", lambda **_: None)
+    monkeypatch.setattr(qmpballoon.agent.app, "run", run)
+    monkeypatch.setattr("qmpballoon.log.set_up", lambda **_: None)
     assert main(["agent"]) == 2
     assert "another agent named 'edge-7' runs" in capsys.readouterr().err

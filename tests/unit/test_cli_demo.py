@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from qmpballoon.cli import screen
-from qmpballoon.cli.demo_minute import Outcome, compared
-from qmpballoon.cli.demo_picture import (
+from qmpballoon import screen
+from qmpballoon.lab.demo.minute import Outcome, compared
+from qmpballoon.lab.demo.picture import (
     ASCII,
     MEANINGS,
     GuestLook,
@@ -21,8 +21,8 @@ from qmpballoon.cli.demo_picture import (
     merged,
     reason,
 )
-from qmpballoon.cli.demo_show import told_moves
-from qmpballoon.cli.demo_workload import (
+from qmpballoon.lab.demo.show import told_moves
+from qmpballoon.lab.demo.workload import (
     BUDGET,
     EQUAL_PART,
     IDLE_MIB,
@@ -34,7 +34,7 @@ from qmpballoon.cli.demo_workload import (
     step_at,
     wanted,
 )
-from qmpballoon.cli.terminal import coloured
+from qmpballoon.terminal import coloured
 from qmpballoon.units import MIB
 
 KERNEL = 60 * MIB  # held by an idle lab guest beside its work

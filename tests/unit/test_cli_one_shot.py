@@ -15,10 +15,10 @@ import pytest
 from qmpballoon import api
 from qmpballoon.cli import main, status, watch
 from qmpballoon.cli.sockets import Found
-from qmpballoon.sim.faults import Babble, Faults
 from qmpballoon.sim.guest import Behaviour, GuestSpec
-from qmpballoon.sim.machine import MachineSpec
-from qmpballoon.sim.server import SimulatedQemu
+from qmpballoon.sim.qemu.faults import Babble, Faults
+from qmpballoon.sim.qemu.machine import MachineSpec
+from qmpballoon.sim.qemu.server import SimulatedQemu
 from qmpballoon.units import MIB
 
 Capture = pytest.CaptureFixture[str]

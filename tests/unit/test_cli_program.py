@@ -26,10 +26,10 @@ from qmpballoon.errors import (
     QmpError,
     Unreachable,
 )
-from qmpballoon.model import VmState
+from qmpballoon.model.records import VmState
 
 VERBS = ("agent", "status", "set", "watch", "simulate", "check-config", "demo")
-HEAVY = ("aiomqtt", "paho", "uvloop", "msgpack", "shtab", "qmpballoon.lab", "qmpballoon.agent")
+HEAVY = ("aiomqtt", "paho", "uvloop", "msgpack", "shtab", "qmpballoon.lab", "qmpballoon.agent.app")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qmpballoon.cli import main
-from qmpballoon.policy.catalogue import simulated
+from qmpballoon.policy.registry import simulated
 from qmpballoon.sim.drawing import MOST_PANELS, draw
 from qmpballoon.sim.host import play
 from qmpballoon.sim.traces import built_in

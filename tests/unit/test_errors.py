@@ -7,7 +7,7 @@ import re
 import pytest
 
 from qmpballoon import errors
-from qmpballoon.model import VmState
+from qmpballoon.model.records import VmState
 
 
 def all_errors() -> list[type[errors.QmpBalloonError]]:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from qmpballoon.model import utc_now
+from qmpballoon.model.records import utc_now
 from qmpballoon.qmp.events import translated
 
 

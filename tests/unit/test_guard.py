@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from policy_makers import a_guest, a_host
 
-from qmpballoon.model import VmName
+from qmpballoon.model.names import VmId
+from qmpballoon.policy.cooperation import PROBE, Safeties
 from qmpballoon.policy.fairshare import FairShare
 from qmpballoon.policy.guard import BOOT_BALLOON, Guard, GuardState
-from qmpballoon.policy.mom import Mom
-from qmpballoon.policy.proxmox import Proxmox
+from qmpballoon.policy.ports.mom import Mom
+from qmpballoon.policy.ports.proxmox import Proxmox
 from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
-from qmpballoon.policy.trouble import PROBE, Safeties
 from qmpballoon.units import MIB
 
 
@@ -30,7 +30,7 @@ class Wishes:
         return None
 
     def step(self, state: None, snapshot: Snapshot) -> tuple[None, Decisions]:
-        return None, {VmName(vm): SetTarget(target * MIB, "wish") for vm, target in self.targets.items()}
+        return None, {VmId(vm): SetTarget(target * MIB, "wish") for vm, target in self.targets.items()}
 
 
 def decided(host: Snapshot, policy: Any = None, **off: bool) -> dict[str, Decision]:
@@ -166,7 +166,7 @@ def test_a_guest_with_nothing_left_to_give_gets_its_target_set_back_and_no_strik
     state, _ = guard.step(guard.start(), a_host(guest, now_s=0.0))
     state, decisions = guard.step(state, a_host(at(guest, 6.0), now_s=6.0))
     assert decisions == {"a": SetTarget(1024 * MIB, "nothing-left")}
-    assert state.troubles[guest.vm].strikes == 0
+    assert state.cooperation[guest.vm].strikes == 0
     assert state.judgements[guest.vm].health is None
 
 
@@ -222,7 +222,7 @@ def test_strikes_double_the_back_off_and_make_a_guest_uncooperative() -> None:
         decision = decisions[guest.vm]
         target = decision.target if isinstance(decision, SetTarget) else target
         health.add(state.judgements[guest.vm].health)
-        strikes.add(state.troubles[guest.vm].strikes)
+        strikes.add(state.cooperation[guest.vm].strikes)
     assert health == {None, "stuck", "uncooperative"}
     assert max(strikes) in (3, 4, 5)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.health import BOOT_S, FIRST_SAMPLE_S, Connection, Signs, health_of
-from qmpballoon.model import HEALTH_WORDS
+from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, Connection, Signs, health_of
+from qmpballoon.model.records import HEALTH_WORDS
 
 WELL = Signs(connection="up", driver_up=True, sample_age_s=1.0, fresh_for_s=60.0)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from qmpballoon.agent.holds import Holds
 from qmpballoon.errors import OutOfRange
-from qmpballoon.holds import Holds
 
 
 def test_a_hold_ends_when_it_was_last_told_to() -> None:

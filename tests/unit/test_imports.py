@@ -14,35 +14,38 @@ import qmpballoon
 
 PACKAGE = Path(qmpballoon.__file__).parent
 
-MAY_IMPORT = {  # of our own; "" is what holds for the others: everything that is not above them
-    "units": {"errors", "units"},
-    "errors": {"model", "units"},  # model: for its types alone
-    "model": {"units"},
-    "config": {"config", "units", "errors", "model"},
-    "policy": {"policy", "units", "errors", "model", "config"},
-    "qmp": {"qmp", "units", "errors", "model"},
-    "mqtt": {"mqtt", "units", "errors", "model", "config", "journal"},
-    "sim": {"sim", "policy", "units", "errors", "model"},
-    "host": {"units", "errors", "model"},
-    "health": {"model"},
-    "charge": {"policy", "units", "model"},
-    "attachment": {"host", "policy", "qmp", "units", "errors", "model"},
-    "holds": {"units", "errors"},
-    "lookout": {"config", "policy"},
-    "limits": {"config", "store", "units", "errors", "model"},
-    "host_watch": {"charge", "config", "host", "journal", "policy", "units", "model"},
-    "journal": set(),
-    "systemd": set(),
-    "store": {"units", "errors", "model", "journal"},
-    "api": {"units", "errors", "model", "host", "qmp"},
+FLOORS = (  # from the bottom to the top; a module imports its own group and those below
+    "log",
+    "model",
+    "errors",
+    "units",
+    "procfs",
+    "terminal",
+    "screen",
+    "config",
+    "policy",
+    "qmp",
+    "protocol",
+    "mqtt",
+    "api",
+    "__init__",
+    "agent",
+    "sim",
+    "lab",
+    "cli",
+    "__main__",
+)
+NEVER = {
+    "policy": {"asyncio", "qemu", "aiomqtt", "socket"},
+    "qmp": {"aiomqtt", "uvloop"},
+    "mqtt": {"qemu"},
+    "protocol": {"aiomqtt", "paho", "qemu"},
 }
-AGENT = {"attachment", "vm", "endpoint", "fleet", "actuator", "governor", "commands", "store"}
-AGENT |= {"limits", "lookout", "holds", "host_watch", "charge", "health", "journal", "systemd"}
-LIBRARY = {"api", "host", "qmp", "mqtt", "config", "policy", "units", "errors", "model"}
-MAY_IMPORT |= dict.fromkeys(("vm", "endpoint", "fleet", "actuator", "governor", "commands"), AGENT | LIBRARY)
-MAY_IMPORT |= {"agent": AGENT | LIBRARY | {""}, "lab": LIBRARY | {"lab", "sim"}}
-
-NEVER = {"policy": {"asyncio", "qemu", "aiomqtt", "socket"}, "qmp": {"aiomqtt", "uvloop"}, "mqtt": {"qemu"}}
+NEVER_OF_OURS = {
+    "mqtt": {"qmp"},
+    "sim": {"agent", "mqtt", "protocol", "qmp"},
+    "lab": {"agent", "mqtt", "qmp"},
+}
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -54,24 +57,32 @@ def imported(file: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def files(room: str) -> list[Path]:
-    return (
-        [PACKAGE / f"{room}.py"]
-        if (PACKAGE / f"{room}.py").exists()
-        else list((PACKAGE / room).glob("**/*.py"))
+def files(group: str) -> list[Path]:
+    module = PACKAGE / f"{group}.py"
+    return [module] if module.exists() else list((PACKAGE / group).glob("**/*.py"))
+
+
+def group_of(name: str) -> str:
+    group = name.split(".")[1]
+    return group if group in FLOORS else "__init__"
+
+
+def test_every_group_has_a_floor() -> None:
+    assert {path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py")} - {"__pycache__"} == set(
+        FLOORS
     )
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_imports_downwards_only(room: str) -> None:
-    rooms = {path.stem for path in PACKAGE.iterdir()} - {"__init__"}
-    for file in files(room):
+@pytest.mark.parametrize("group", FLOORS)
+def test_a_group_imports_only_groups_below_it(group: str) -> None:
+    for file in files(group):
         for name in imported(file):
-            top, _, rest = name.partition(".")
-            assert top not in NEVER.get(room, set()), f"{file} imports {name}"
+            top = name.partition(".")[0]
+            assert top not in NEVER.get(group, set()), f"{file} imports {name}"
             if top == "qmpballoon":
-                below = rest.split(".")[0]
-                assert (below if below in rooms else "") in MAY_IMPORT[room], f"{file} imports {name}"
+                below = group_of(name)
+                assert FLOORS.index(below) <= FLOORS.index(group), f"{file} imports {name}"
+                assert below not in NEVER_OF_OURS.get(group, set()), f"{file} imports {name}"
 
 
 def test_the_package_imports_neither_mqtt_nor_uvloop() -> None:

@@ -6,15 +6,16 @@ import asyncio
 import dataclasses
 from typing import Any
 
-from qmpballoon.model import Event, HostRecord, VmName, VmRecord, utc_now
-from qmpballoon.mqtt.objects import Agent
+from qmpballoon.model.names import VmId
+from qmpballoon.model.records import Event, HostRecord, VmRecord, utc_now
 from qmpballoon.mqtt.outbox import Make
 from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.mqtt.topics import Topics
+from qmpballoon.protocol.objects import Agent
 
 TOPICS = Topics("qmpballoon", "edge-7")
 STATE = TOPICS.state("web1")
-RECORD = VmRecord(VmName("web1"), "web1", "/run/web1.qmp", "ok", size=256, actual=256)
+RECORD = VmRecord(VmId("web1"), "web1", "/run/web1.qmp", "ok", size=256, actual=256)
 HOST = HostRecord("ok", "fairshare", "auto", 10, 2, 3, 7, 100, 50, 0.5, 0.1, 2, 1, (), 4, 5)
 
 

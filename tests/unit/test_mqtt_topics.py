@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qmpballoon.mqtt.topics import Command, Topics, is_publishable, safe_level
+from qmpballoon.model.names import safe_name
+from qmpballoon.mqtt.topics import Command, Topics, is_publishable
 
 TOPICS = Topics("qmpballoon", "edge 7.lan")
 
@@ -21,7 +22,7 @@ TOPICS = Topics("qmpballoon", "edge 7.lan")
     ],
 )
 def test_a_name_becomes_one_safe_level(name: str, level: str) -> None:
-    assert safe_level(name) == level
+    assert safe_name(name) == level
 
 
 def test_every_topic_stands_under_the_safe_host() -> None:

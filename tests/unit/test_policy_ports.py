@@ -6,20 +6,21 @@ from collections.abc import Mapping
 
 import pytest
 
-from qmpballoon.model import Figures, VmName
-from qmpballoon.policy import mom, proportional, proxmox, qubes
-from qmpballoon.policy.catalogue import BARE, SIMULATED, guarded, simulated
-from qmpballoon.policy.fixed import Fixed
+from qmpballoon.model.names import VmId
+from qmpballoon.model.records import Figures
 from qmpballoon.policy.guard import Guard
+from qmpballoon.policy.ports import mom, proportional, proxmox, qubes
+from qmpballoon.policy.ports.fixed import Fixed
+from qmpballoon.policy.registry import BARE, SIMULATED, guarded, simulated
 from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, Reading, SetTarget, Snapshot
 from qmpballoon.units import KIB, MIB
 
 MB = 1000 * 1000
-A, B, C = VmName("a"), VmName("b"), VmName("c")
+A, B, C = VmId("a"), VmId("b"), VmId("c")
 
 
 def a_guest(
-    vm: VmName,
+    vm: VmId,
     actual: int,
     *,
     available: int | None = None,
@@ -49,7 +50,7 @@ def a_host(*guests: GuestSnapshot, budget: int, now_s: float = 0.0) -> Snapshot:
     return Snapshot(now_s=now_s, guests=guests, budget=budget, mem_total=2 * budget)
 
 
-def targets(decisions: Mapping[VmName, Decision]) -> dict[VmName, int]:
+def targets(decisions: Mapping[VmId, Decision]) -> dict[VmId, int]:
     return {vm: decision.target for vm, decision in decisions.items() if isinstance(decision, SetTarget)}
 
 
@@ -82,7 +83,7 @@ RELAXED = {A: a_member(2000, 2000, 2000), B: a_member(1007, 1000), C: a_member(1
     ],
 )
 def test_proxmox_changes_what_its_own_test_expects(
-    members: Mapping[VmName, proxmox.Member], goal: int, expected: Mapping[VmName, int]
+    members: Mapping[VmId, proxmox.Member], goal: int, expected: Mapping[VmId, int]
 ) -> None:
     found = proxmox.targets(members, goal * MB, 100 * MB)
     assert found == {vm: size * MB for vm, size in expected.items()}
@@ -99,7 +100,7 @@ def test_proxmox_changes_what_its_own_test_expects(
     ],
 )
 def test_proxmox_gets_where_its_own_test_expects_in_the_end(
-    members: Mapping[VmName, proxmox.Member], goal: int, expected: Mapping[VmName, int]
+    members: Mapping[VmId, proxmox.Member], goal: int, expected: Mapping[VmId, int]
 ) -> None:
     assert proxmox_until_settled(members, goal) == expected
 
@@ -114,7 +115,7 @@ def test_proxmox_takes_from_who_has_enough_first_and_then_from_all() -> None:
     assert proxmox_until_settled(grown, -593) == {A: 2000, B: 1007, C: 1000}
 
 
-def proxmox_until_settled(members: Mapping[VmName, proxmox.Member], goal: int) -> dict[VmName, int]:
+def proxmox_until_settled(members: Mapping[VmId, proxmox.Member], goal: int) -> dict[VmId, int]:
     """Apply cycle after cycle until nothing changes, as the test of pve-manager does."""
     left, now = goal * MB, dict(members)
     for _ in range(50):
@@ -221,14 +222,14 @@ def test_qubes_prefers_three_tenths_more_than_is_used() -> None:
 
 def test_qubes_takes_from_donors_what_its_own_test_expects_when_memory_is_low() -> None:
     domains = {
-        VmName("below"): a_domain(1024, 4096, 768),
-        VmName("1"): a_domain(1024, 4096, 1536),
-        VmName("at-maximum"): a_domain(4096, 4096, 4096),
-        VmName("silent"): a_domain(None, 4096, 4096),
-        VmName("at-use"): a_domain(1536, 4096, 1536),
-        VmName("5"): a_domain(512, 1024, 768),
+        VmId("below"): a_domain(1024, 4096, 768),
+        VmId("1"): a_domain(1024, 4096, 1536),
+        VmId("at-maximum"): a_domain(4096, 4096, 4096),
+        VmId("silent"): a_domain(None, 4096, 4096),
+        VmId("at-use"): a_domain(1536, 4096, 1536),
+        VmId("5"): a_domain(512, 1024, 768),
     }
-    assert qubes.balance(domains, 50 * MIB) == {VmName("1"): 1395864371, VmName("5"): 697932185}
+    assert qubes.balance(domains, 50 * MIB) == {VmId("1"): 1395864371, VmId("5"): 697932185}
 
 
 def test_qubes_shares_a_surplus_in_the_proportion_of_preferences() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qmpballoon.errors import ERROR_WORDS
-from qmpballoon.model import HEALTH_WORDS, LEVELS, MODES, POLICIES
-from qmpballoon.policy.words import WORDS
+from qmpballoon.model.records import HEALTH_WORDS, LEVELS, MODES, POLICIES
+from qmpballoon.policy.reasons import WORDS
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
 

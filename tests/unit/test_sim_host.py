@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from qmpballoon.model import VmName
-from qmpballoon.policy.catalogue import simulated
-from qmpballoon.policy.pace import Pace
+from qmpballoon.model.names import VmId
+from qmpballoon.policy.registry import simulated
+from qmpballoon.policy.schedule import Pace
 from qmpballoon.policy.snapshot import Decisions, SetTarget, Snapshot
 from qmpballoon.sim.guest import Behaviour
 from qmpballoon.sim.host import AccountsBroken, Host, Run, play, starts
@@ -17,7 +17,7 @@ from qmpballoon.sim.trace import Demand, Trace, TraceVm
 from qmpballoon.sim.traces import built_in
 from qmpballoon.units import MIB
 
-A = VmName("a")
+A = VmId("a")
 Steps = Callable[[Snapshot], Decisions]
 
 
@@ -237,7 +237,7 @@ def test_recording_changes_nothing_of_the_figures() -> None:
     recorded = play(trace, simulated("qubes"), record=True)
     assert plain.figures == recorded.figures
     assert not plain.points
-    assert len(recorded.points[VmName("starving")]) == pytest.approx(601, abs=2)
+    assert len(recorded.points[VmId("starving")]) == pytest.approx(601, abs=2)
 
 
 def test_a_static_split_is_never_over_budget_without_deflate_on_oom_and_boots() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from qmpballoon.sim.faults import Babble, Faults
 from qmpballoon.sim.guest import Behaviour, GuestSpec
-from qmpballoon.sim.machine import MachineSpec
-from qmpballoon.sim.server import SimulatedQemu
+from qmpballoon.sim.qemu.faults import Babble, Faults
+from qmpballoon.sim.qemu.machine import MachineSpec
+from qmpballoon.sim.qemu.server import SimulatedQemu
 from qmpballoon.units import MIB
 
 PATIENCE_S = 10.0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.sim.stream import Broken, Request, RequestStream
+from qmpballoon.sim.qemu.stream import Broken, Request, RequestStream
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qmpballoon.errors import ConfigurationError
-from qmpballoon.policy.catalogue import simulated
+from qmpballoon.policy.registry import simulated
 from qmpballoon.sim.guest import Behaviour
 from qmpballoon.sim.host import play
 from qmpballoon.sim.trace import Demand, Trace, parse_trace, read_trace

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from qmpballoon import store as store_module
+from qmpballoon.agent import store as store_module
+from qmpballoon.agent.store import Kept, KnownSocket, Store, parse_state, write_draft
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
-from qmpballoon.model import VmName
-from qmpballoon.store import Kept, KnownSocket, Store, parse_state, write_draft
+from qmpballoon.model.names import VmId
 
-WEB1 = VmName("web1")
+WEB1 = VmId("web1")
 KNOWN = KnownSocket("web1", "web1", "web 1")
 
 
@@ -97,7 +97,7 @@ async def test_nothing_is_written_while_nothing_changes(
         await saved(store)
         store.keep(WEB1, mode="manual")
         store.know("/run/none.qmp", None)
-        store.forget(VmName("nobody"))
+        store.forget(VmId("nobody"))
         store.announce([])
         await saved(store)
     assert len(set(written)) == 1
@@ -217,7 +217,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -
     """A limit on the size of files stands for the full disk: it fails in the middle of the write."""
     program = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from qmpballoon.store import put_in_place, write_draft\n"
+        "from qmpballoon.agent.store import put_in_place, write_draft\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "file = Path(sys.argv[1]); write_draft(file, 'old'); put_in_place(file)\n"
@@ -271,13 +271,13 @@ async def test_a_slow_write_never_overtakes_the_last_one(
 def test_a_kill_in_the_middle_of_writing_leaves_a_readable_file(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\n"
-        "from qmpballoon.store import Store, KnownSocket; from qmpballoon.model import VmName\n"
+        "from qmpballoon.agent.store import Store, KnownSocket; from qmpballoon.model.records import VmId\n"
         "async def write():\n"
         "    store = Store(sys.argv[1], 'edge-7')\n"
         "    for number in range(200): store.know(f'/run/{number}.qmp', KnownSocket('a', 'b', 'c' * 99))\n"
         "    asyncio.create_task(store.run())\n"
         "    for number in range(10**9):\n"
-        "        store.keep(VmName('web1'), target=number + 1)\n"
+        "        store.keep(VmId('web1'), target=number + 1)\n"
         "        await store.saved()\n"
         "        print(number, flush=True)\n"
         "asyncio.run(write())\n"
@@ -308,9 +308,9 @@ async def test_settings_of_names_without_a_socket_are_bounded(
         store.know("/run/web1.qmp", KNOWN)
         store.keep(WEB1, mode="manual")
         for number in range(10):
-            store.keep(VmName(f"old-{number}"), mode="manual")
+            store.keep(VmId(f"old-{number}"), mode="manual")
         assert store.kept(WEB1).mode == "manual"
-        kept = [number for number in range(10) if store.kept(VmName(f"old-{number}")) != Kept()]
+        kept = [number for number in range(10) if store.kept(VmId(f"old-{number}")) != Kept()]
         assert kept == [7, 8, 9]
     finally:
         await store.close()

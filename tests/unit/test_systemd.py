@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpballoon import systemd
+from qmpballoon.agent import systemd
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from fractions import Fraction
 import pytest
 
 from qmpballoon.errors import InvalidSize, OutOfRange
+from qmpballoon.model.tolerance import is_reached, tolerance
 from qmpballoon.units import (
     GIB,
     KIB,
@@ -14,11 +15,9 @@ from qmpballoon.units import (
     MIB,
     Size,
     format_size,
-    is_reached,
     parse_amount,
     parse_size,
     round_up_to_page,
-    tolerance,
 )
 
 

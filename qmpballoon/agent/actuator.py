@@ -1,0 +1,67 @@
+"""Where manual and automatic control meet: the agent's only way to move a balloon."""
+
+from __future__ import annotations
+
+import asyncio
+
+from qmpballoon.agent.vm import OnEvent, SupervisedVm
+from qmpballoon.errors import ConnectionLost, NotReady, RequestRefused
+from qmpballoon.log import say
+from qmpballoon.model.records import Event, VmRecord, utc_now
+from qmpballoon.units import format_size
+
+
+class Actuator:
+    """Sends targets and follows them; every one that is sent is published with its reason."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+
+    async def send(self, vm: SupervisedVm, target: int, *, why: str) -> int:
+        """Send a target in bytes; return its serial number for ``reached``.
+
+        Raises:
+            ConnectionLost, NoBalloon, QmpError: it did not get there.
+        """
+        before = vm.record().actual
+        serial = await vm.send_target(target, why)
+        say("target", vm=vm.vm, was=format_size(before), now=format_size(target), why=why)
+        details = {
+            "from": before,
+            "to": target,
+            "why": why,
+            "policy": vm.policy if vm.mode == "auto" else None,
+        }
+        self._on_event(vm.vm, Event("decision", utc_now(), details))
+        return serial
+
+    async def reached(self, vm: SupervisedVm, serial: int, target: int, *, wait_s: float) -> VmRecord:
+        """Wait until the target that was sent with this serial is reached, and return the VM's record.
+
+        Raises:
+            RequestRefused: ``not-reached`` in time, or ``superseded``: a newer target came, QEMU restarted.
+            NotReady: not in time, as no driver is up in the guest.
+            ConnectionLost: the VM went meanwhile.
+        """
+        try:
+            with vm.watched():
+                async with asyncio.timeout(wait_s):
+                    while True:
+                        changed, record = vm.changed, vm.record()
+                        if vm.serial != serial and vm.target != target:  # the tick may send it again
+                            why = "QEMU was started anew" if vm.target is None else "a newer target came"
+                            raise RequestRefused("superseded", f"{why} before {target} was reached")
+                        if not record.answers:
+                            raise ConnectionLost(f"{vm.vm} is {record.health}: {target} was not reached")
+                        if record.is_at(target):
+                            return record
+                        await changed.wait()
+        except TimeoutError:
+            record = vm.record()
+            if not record.driver_up:
+                raise NotReady(
+                    f"no balloon driver is up in the guest; the target {target} stays and counts when it is"
+                ) from None
+            raise RequestRefused(
+                "not-reached", f"actual is {record.actual} after {wait_s:g} s, not {target}; the target stays"
+            ) from None

@@ -1,0 +1,278 @@
+"""The composition root: builds the agent's parts, runs them in one TaskGroup, and ends them in order.
+
+::
+
+    Supervisor ── VmRecord ──► Publisher ──► Bridge ──► broker
+      ▲                                    │
+    Actuator ◄── Governor, Service ◄──────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final, cast
+
+from qmpballoon import __version__
+from qmpballoon.agent import systemd
+from qmpballoon.agent.actuator import Actuator
+from qmpballoon.agent.governor import Governor
+from qmpballoon.agent.service import Service
+from qmpballoon.agent.store import Store
+from qmpballoon.agent.supervisor import Supervisor
+from qmpballoon.agent.vm import SupervisedVm
+from qmpballoon.config import Configuration, read_password, reloaded, restart_needed
+from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError, RequestRefused
+from qmpballoon.log import catch_up, say
+from qmpballoon.model.names import VmId, safe_name
+from qmpballoon.model.records import Event, HostRecord, VmRecord
+from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
+from qmpballoon.mqtt.connection import Broker
+from qmpballoon.mqtt.publisher import Publisher
+from qmpballoon.protocol.objects import Agent as Publishes
+
+Reload = Callable[[], Configuration]
+
+BIRTH_TOPIC: Final = "homeassistant/status"
+
+
+async def run(configuration: Configuration, *, reload: Reload | None = None) -> int:
+    """Run the agent until SIGTERM; return its exit code.
+
+    ``reload`` re-reads the configuration on SIGHUP; a bad one is refused and the old one stays.
+
+    Raises:
+        AnotherAgentRuns: an agent of this host name runs already.
+        StateUnusable: the state directory cannot be used.
+        ConfigurationError: the password's file cannot be read.
+    """
+    read_password(configuration.mqtt)
+    store = Store(configuration.agent.state_dir, safe_name(configuration.agent.host))
+    try:
+        await Agent(configuration, store, reload).run()
+    finally:
+        await store.close()
+    return 0
+
+
+class Agent:
+    """All parts of a running agent."""
+
+    def __init__(self, configuration: Configuration, store: Store, reload: Reload | None) -> None:
+        self._store = store
+        self._reload_from = reload
+        self._host = safe_name(configuration.agent.host)
+        self._publisher: Publisher | None = None
+        self._mqtt_renewed = asyncio.Event()
+        self._instance = secrets.token_hex(4)
+        self._actuator = actuator = Actuator(self._on_event)
+        self._fleet = Supervisor(
+            configuration,
+            store,
+            on_record=self._on_record,
+            on_event=self._on_event,
+            on_gone=self._on_gone,
+            on_new=lambda vm: self._governor.apply_mode(vm),
+            on_fast=lambda at_once: self._governor.nudge(at_once=at_once),
+        )
+        self._governor = Governor(
+            self._fleet,
+            actuator,
+            store,
+            on_host=self._on_host,
+            on_host_event=lambda event: self._on_event(None, event),
+            on_vm_event=self._on_event,
+            on_tick=self._on_tick,
+        )
+        self._commands = Service(
+            self._fleet, self._governor, actuator, store, host=self._host, reload=self._reload_for_request
+        )
+
+    @property
+    def configuration(self) -> Configuration:
+        """What is in force."""
+        return self._fleet.configuration
+
+    async def run(self) -> None:
+        """Run until SIGTERM."""
+        stop = asyncio.Event()
+        self._fleet.remember()
+        with _signals({signal.SIGTERM: stop.set, signal.SIGHUP: self._reload_for_signal}):
+            say(
+                "agent-started",
+                host=self._host,
+                version=__version__,
+                mode=self.configuration.policy.mode,
+                policy=self.configuration.policy.name,
+                sockets=",".join(self.configuration.discovery.sockets),
+            )
+            async with asyncio.TaskGroup() as parts:
+                tasks = {
+                    name: parts.create_task(part, name=name)
+                    for name, part in {
+                        "store": self._store.run(),
+                        "fleet": self._fleet.run(),
+                        "governor": self._governor.run(),
+                        "mqtt": self._mqtt(),
+                        "watchdog": systemd.feed_watchdog(),
+                    }.items()
+                }
+                systemd.notify("READY=1", f"STATUS={self._host}: watching")
+                await stop.wait()
+                systemd.notify("STOPPING=1")
+                for name in ("mqtt", "governor"):  # first answer who waits and say offline, then rule no more
+                    tasks[name].cancel()
+                    await asyncio.wait((tasks[name],))
+                if self.configuration.agent.on_exit == "release":
+                    await self._release()
+                self._fleet.retire()
+                for task in tasks.values():
+                    task.cancel()
+        say("agent-stopped", host=self._host)
+
+    async def _release(self) -> None:
+        """Give the automatic VMs back what the host can spare."""
+        async with asyncio.TaskGroup() as sends:
+            for vm, target in self._governor.release_all().items():
+                sends.create_task(self._give_back(vm, target), name=f"release of {vm.vm}")
+
+    async def _give_back(self, vm: SupervisedVm, target: int) -> None:
+        try:
+            await self._actuator.send(vm, target, why="on-exit")
+        except (ConnectionLost, NoBalloon, QmpError) as error:
+            say("target-not-sent", str(error), level=logging.WARNING, vm=vm.vm)
+
+    # ── from the parts to MQTT ───────────────────────────────────────────────────────────────────
+
+    def _on_record(self, record: VmRecord) -> None:
+        if self._publisher is not None:
+            self._publisher.vm_changed(record)
+
+    def _on_gone(self, vm: VmId) -> None:
+        if self._publisher is not None:
+            self._publisher.vm_gone(vm)
+
+    def _on_event(self, vm: VmId | None, event: Event) -> None:
+        if self._publisher is not None:
+            self._publisher.event(vm, event)
+
+    def _on_host(self, record: HostRecord) -> None:
+        if self._publisher is not None:
+            self._publisher.host_changed(record)
+
+    def _on_tick(self) -> None:
+        catch_up()
+        if self._publisher is not None:
+            self._publisher.sample_tick()
+
+    async def _mqtt(self) -> None:
+        """Run MQTT's side, anew whenever its configuration changes."""
+        while True:
+            self._mqtt_renewed.clear()
+            renewed = asyncio.create_task(self._mqtt_renewed.wait(), name="mqtt renewed")
+            side = asyncio.create_task(self._mqtt_side(), name="mqtt side")
+            try:
+                await asyncio.wait((renewed, side), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                renewed.cancel()
+                side.cancel()
+                await asyncio.wait((renewed, side))
+                self._publisher = None
+                if not side.cancelled():
+                    side.result()
+
+    async def _mqtt_side(self) -> None:
+        configuration = self.configuration
+        if not configuration.mqtt.enabled:
+            await asyncio.Event().wait()
+        bridge = Bridge(
+            self._bridge_settings(configuration),
+            self._commands.handle,
+            knows_vm=lambda vm: VmId(vm) in self._fleet.vms,
+            announced_before=self._store.announced,
+            on_announced=lambda topics: self._store.announce(sorted(topics)),
+        )
+        agent = Publishes(
+            host=self._host,
+            name=configuration.agent.host,
+            version=__version__,
+            instance=self._instance,
+            heartbeat_s=configuration.mqtt.heartbeat_s,
+        )
+        self._publisher = publisher = Publisher(
+            bridge,
+            agent,
+            min_interval_s=configuration.mqtt.min_interval_s,
+            samples=configuration.mqtt.samples,
+        )
+        publisher.host_changed(self._governor.host())
+        for vm in self._fleet.vms.values():
+            publisher.vm_changed(vm.record())
+        bridge.clear_leftovers()
+        async with asyncio.TaskGroup() as side:
+            side.create_task(bridge.run(), name="mqtt bridge")
+            side.create_task(publisher.run(), name="mqtt publisher")
+
+    def _bridge_settings(self, configuration: Configuration) -> BridgeSettings:
+        mqtt = configuration.mqtt
+        return BridgeSettings(
+            brokers=tuple(Broker(url.scheme, url.host, url.port, url.path) for url in mqtt.url),
+            client_id=configuration.client_id,
+            host=configuration.agent.host,
+            base_topic=mqtt.base_topic,
+            protocol=cast("object", mqtt.protocol),  # type: ignore[arg-type]  # one of its words: checked
+            username=mqtt.username,
+            password=read_password(mqtt),
+            ca_file=mqtt.ca_file,
+            cert_file=mqtt.cert_file,
+            key_file=mqtt.key_file,
+            payload=cast("object", mqtt.payload),  # type: ignore[arg-type]  # the same
+            heartbeat_s=mqtt.heartbeat_s,
+            min_interval_s=mqtt.min_interval_s,
+            samples=mqtt.samples,
+            birth_topic=BIRTH_TOPIC if mqtt.home_assistant else None,
+        )
+
+    # ── re-reading the configuration ─────────────────────────────────────────────────────────────
+
+    def _reload_for_signal(self) -> None:
+        systemd.reloading()
+        try:
+            self._reload()
+        except QmpBalloonError as error:
+            say("reload-refused", f"the old one stays: {error}", level=logging.ERROR)
+        finally:
+            systemd.notify("READY=1")
+
+    def _reload_for_request(self) -> Mapping[str, object]:
+        return {"reloaded": True, "restart_needed": list(self._reload())}
+
+    def _reload(self) -> tuple[str, ...]:
+        if self._reload_from is None:
+            raise RequestRefused("not-allowed", "this agent was started without a configuration to re-read")
+        before, new = self.configuration, self._reload_from()
+        read_password(new.mqtt)
+        later = restart_needed(before, new)
+        taken = reloaded(before, new)
+        self._fleet.reconfigure(taken)
+        self._governor.renew()
+        if taken.mqtt != before.mqtt:
+            self._mqtt_renewed.set()
+        say("reloaded", restart_needed=",".join(later) or None)
+        return later
+
+
+@contextmanager
+def _signals(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,220 @@
+"""One socket path: connects, waits its turn, hands the session to the VM that answers, and again.
+
+At most one connection is kept to a socket. Busy or hung, it waits in the listen backlog with that one;
+it is greeted the moment the holder leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from qmpballoon.agent.vm import Identity, SupervisedVm
+from qmpballoon.config import vm_settings
+from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError, Unreachable
+from qmpballoon.log import say
+from qmpballoon.model.health import Connection
+from qmpballoon.model.records import Life
+from qmpballoon.procfs import is_stopped, life_of
+from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.discovery import SocketMark
+from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, socket_table
+
+if TYPE_CHECKING:
+    from qmpballoon.agent.supervisor import Supervisor
+
+FIRST_RETRY_S: Final = 0.1
+LAST_RETRY_S: Final = 5.0
+HELD_FOR_S: Final = 10.0  # a session that lasted so long was sound: back-off starts anew
+LOOK_AT_SILENCE_S: Final = 1.0
+_LONGEST_NAME: Final = 255  # of what a QEMU calls itself: it goes into every message
+_NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
+
+
+class Connector:
+    """One socket path: connects, waits its turn, hands the session to the VM, and again."""
+
+    def __init__(self, path: str, mark: SocketMark, fleet: Supervisor) -> None:
+        self.path = path
+        self.identity: Identity | None = None
+        self.is_over = False
+        self._mark: SocketMark | None = mark
+        self._fleet = fleet
+        self._stirred = asyncio.Event()
+        self._connection: asyncio.Task[None] | None = None
+        self._bound: frozenset[bytes] = frozenset()
+        self._remains: frozenset[bytes] = frozenset()  # of sessions that hung: QEMU has yet to see their end
+        self._parked = False
+        self._retry_s = FIRST_RETRY_S
+
+    @property
+    def is_unidentified(self) -> bool:
+        """Tell whether no VM ever answered here, nor is it a second socket of one."""
+        return not self._parked and not self.is_over and self._fleet.vm_at(self.path) is None
+
+    def socket_is(self, mark: SocketMark | None) -> None:
+        """Note what the path is now: the same socket, another one, or nothing (None)."""
+        if mark == self._mark:
+            return
+        before, self._mark = self._mark, mark
+        self._retry_s = FIRST_RETRY_S
+        if mark is not None and self._connection is not None:
+            another_file = before is None or before[:2] != mark[:2]
+            # The file may be there before its QEMU listens, and it is looked at only when it changes.
+            if another_file or socket_table(self.path).bound != self._bound:
+                say("socket-replaced", "the path has another socket now", socket=self.path)
+                self.kick()
+        self._stirred.set()
+
+    def kick(self) -> None:
+        """Give up the connection and look anew."""
+        if self._connection is not None:
+            self._connection.cancel("kicked")
+
+    async def run(self) -> None:
+        """Serve the socket until it is gone and its last session is over."""
+        try:
+            while self._mark is not None:
+                self._stirred.clear()
+                self._connection = asyncio.create_task(self._connect_once(), name=f"connection {self.path}")
+                try:
+                    await asyncio.wait((self._connection,))
+                    if not self._connection.cancelled():
+                        self._connection.result()
+                finally:
+                    self._connection.cancel()
+                    await asyncio.wait((self._connection,))
+                    self._connection = None
+                    self._fleet.gave_up(self)
+                    if (vm := self._fleet.vm_at(self.path)) is not None and vm.connection == "up":
+                        vm.fell_silent("offline")
+                await self._back_off()
+        finally:
+            self.is_over = True
+            self._silent("offline")
+
+    async def _connect_once(self) -> None:
+        try:
+            monitor = open_monitor(self.path)
+        except Unreachable:
+            self._silent("offline")
+            return
+        except MonitorBusy:
+            self._silent("busy")
+            return
+        try:
+            await self._with(monitor)
+        except (ConnectionLost, QmpError) as reason:
+            self._lost(str(reason))
+        finally:
+            monitor.connection.close()
+
+    async def _with(self, monitor: OpenMonitor) -> None:
+        life = life_of(monitor.pid) if monitor.pid else None
+        if life is not None and not self._fleet.may_serve(self, life):
+            monitor.connection.close()
+            await self._park(life)
+            return
+        self._bound = socket_table(self.path).bound
+        vm: SupervisedVm | None = None
+
+        def on_event(name: str, details: Mapping[str, object]) -> None:
+            if vm is not None:  # before, everything is still to be asked
+                vm.on_qmp_event(name, details)
+
+        settings = vm_settings(self._fleet.configuration, name="", socket=self.path)
+        greeting = asyncio.create_task(
+            Session.greeted(
+                monitor, on_event, greeting_timeout_s=None, request_timeout_s=settings.qmp_timeout_s
+            ),
+            name=f"greeting {self.path}",
+        )
+        session: Session | None = None
+        try:
+            session = await self._in_line(greeting, monitor.pid, settings.qmp_timeout_s)
+            began_s = time.monotonic()
+            self.identity = await _identify(session, stem=self._fleet.stem_of(self.path, life))
+            vm = self._fleet.vm_of(self.path, self.identity)
+            session.request_timeout_s = vm.settings.qmp_timeout_s
+            say("vm-online", vm=vm.vm, life=life, qemu=session.version, socket=self.path)
+            reason = await vm.serve(session, life, self.identity)
+            if time.monotonic() - began_s > HELD_FOR_S:
+                self._retry_s = FIRST_RETRY_S
+            raise reason
+        finally:
+            greeting.cancel()
+            with suppress(asyncio.CancelledError, ConnectionLost):
+                session = session or await greeting
+            if session is not None:
+                if session.hung:
+                    self._remains |= socket_table(self.path).accepted
+                    self._silent("unresponsive", monitor.pid)
+                await session.close()
+
+    async def _in_line(self, greeting: asyncio.Task[Session], pid: int | None, patience_s: float) -> Session:
+        """Wait for the greeting as long as it takes, and say meanwhile why it does not come."""
+        wait_s = patience_s
+        while True:
+            done, _ = await asyncio.wait((greeting,), timeout=wait_s)
+            if done:
+                self._remains = frozenset()
+                return greeting.result()
+            self._silent(self._why_silent(pid), pid)
+            wait_s = LOOK_AT_SILENCE_S
+
+    def _why_silent(self, pid: int | None) -> Connection:
+        if pid is not None and is_stopped(pid):
+            return "unresponsive"
+        table: SocketTable = socket_table(self.path)
+        if table.accepted - self._remains:
+            return "busy"
+        # A socket that QEMU bound under another name (a relative path, a link) is in no row.
+        return "unresponsive" if table.listening or self._remains else "busy"
+
+    async def _park(self, life: Life) -> None:
+        """Leave the socket alone for as long as another one serves its life."""
+        self._parked = True
+        try:
+            while self._mark is not None and self._fleet.lives.get(life) not in (None, self):
+                changed = asyncio.create_task(self._fleet.lives_changed.wait(), name=f"parked {self.path}")
+                stirred = asyncio.create_task(self._stirred.wait(), name=f"parked {self.path}")
+                try:
+                    await asyncio.wait((changed, stirred), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
+                    stirred.cancel()
+                self._stirred.clear()
+        finally:
+            self._parked = False
+
+    async def _back_off(self) -> None:
+        if self._mark is None:
+            return
+        pause_s = self._retry_s * random.uniform(0.5, 1.0)
+        self._retry_s = min(LAST_RETRY_S, self._retry_s * 2)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._stirred.wait()
+
+    def _silent(self, how: Connection, pid: int | None = None) -> None:
+        vm = self._fleet.vm_at(self.path)
+        if vm is not None and (vm.connection != how or pid is not None):
+            vm.fell_silent(how, pid)
+
+    def _lost(self, reason: str) -> None:
+        vm = self._fleet.vm_at(self.path)
+        say("session-lost", reason, level=logging.WARNING, vm=vm.vm if vm else None, socket=self.path)
+
+
+async def _identify(session: Session, *, stem: str) -> Identity:
+    name, uuid = await session.vm_name() or stem, await session.request("query-uuid")
+    number = uuid.get("UUID") if isinstance(uuid, dict) else None
+    return Identity(
+        name=name[:_LONGEST_NAME],
+        uuid=number[:64] if isinstance(number, str) and number != _NO_UUID else None,
+    )

@@ -1,0 +1,121 @@
+"""The host as the agent sees it: its memory, what of it VMs may hold, and how short it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from qmpballoon.config import HostSettings
+from qmpballoon.log import say
+from qmpballoon.model.records import Event, HostRecord, VmRecord, utc_now
+from qmpballoon.policy.host_level import level_of, needs, reclaimable
+from qmpballoon.policy.snapshot import Snapshot
+from qmpballoon.procfs import cgroup_limit, read_host
+from qmpballoon.units import Amount, format_size
+
+
+class HostMonitor:
+    """Reads the host's figures, and tells when its level changes or its VMs need more than there is."""
+
+    def __init__(self, on_event: Callable[[Event], None]) -> None:
+        self.sample = read_host()
+        self.budget: int | None = None  # None: not known
+        self.reserve = 0
+        self._on_event = on_event
+        self._limit_missed = False
+        self._level = "ok"
+        self._alarm: str | None = None
+
+    def look(self, settings: HostSettings) -> None:
+        """Read the host's figures now."""
+        self.sample = read_host()
+        total = self.sample.mem_total
+        if isinstance(settings.budget, Amount):
+            self.budget = _size(settings.budget, total)
+        else:
+            self._take_limit(settings.budget.path)
+        self.reserve = _size(settings.reserve, total) or 0
+
+    def _take_limit(self, path: str) -> None:
+        """Take a cgroup's limit as the budget; one that cannot be read leaves the last one that could."""
+        limit = cgroup_limit(path)
+        if limit is None and not self._limit_missed:
+            say(
+                "budget-unknown",
+                "this cgroup has no limit that can be read",
+                level=logging.ERROR,
+                cgroup=path,
+            )
+        self._limit_missed = limit is None
+        self.budget = limit if limit is not None else self.budget
+
+    def judge(self, snapshot: Snapshot, *, lent: int) -> None:
+        """Tell of a new level and of an alarm that begins."""
+        level = level_of(
+            self._level,
+            mem_available=snapshot.mem_available,
+            reserve=snapshot.reserve,
+            psi_full_avg10=self.sample.psi_full_avg10,
+            needs=needs(snapshot),
+            budget=snapshot.budget,
+        )
+        if level != self._level:
+            before, self._level = self._level, level
+            say("level", level=logging.INFO if level == "ok" else logging.WARNING, was=before, now=level)
+            self._on_event(Event("level", utc_now(), {"from": before, "to": level}))
+        alarm = _alarm_of(snapshot)
+        if alarm is not None and alarm != self._alarm:
+            say(
+                "alarm",
+                alarm,
+                level=logging.ERROR,
+                budget=format_size(snapshot.budget),
+                lent=format_size(lent),
+            )
+            details = {"reason": alarm, "budget": snapshot.budget, "lent": lent}
+            self._on_event(Event("alarm", utc_now(), details))
+        self._alarm = alarm
+
+    def record(
+        self,
+        snapshot: Snapshot,
+        records: Sequence[VmRecord],
+        *,
+        policy: str,
+        mode: str,
+        unidentified: tuple[str, ...],
+        holds: tuple[Mapping[str, object], ...],
+    ) -> HostRecord:
+        """Return all that the agent says of the host."""
+        known = self.budget is not None
+        return HostRecord(
+            level=self._level,
+            policy=policy,
+            mode=mode,
+            budget=self.budget,
+            reserve=self.reserve,
+            used=snapshot.charged,
+            available=max(0, snapshot.budget - snapshot.charged) if known else None,
+            mem_total=self.sample.mem_total,
+            mem_available=self.sample.mem_available,
+            psi_some_avg10=self.sample.psi_some_avg10,
+            psi_full_avg10=self.sample.psi_full_avg10,
+            vms_total=len(records),
+            vms_online=sum(record.answers for record in records),
+            unidentified=unidentified,
+            reclaimable=sum(reclaimable(record) for record in records),
+            room=max(0, snapshot.free) if known else 0,
+            holds=holds,
+        )
+
+
+def _alarm_of(snapshot: Snapshot) -> str | None:
+    if snapshot.guests and sum(guest.floor for guest in snapshot.guests) > snapshot.budget:
+        return "the floors of the VMs together exceed the budget"
+    if snapshot.guests and needs(snapshot) > snapshot.budget:
+        return "what the guests hold exceeds the budget"
+    return None
+
+
+def _size(amount: Amount, total: int | None) -> int | None:
+    return None if amount.relative and total is None else amount.of(total)

@@ -1,0 +1,77 @@
+"""Settings that are right one by one and wrong together. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from qmpballoon.config.toml_lines import Path
+from qmpballoon.config.tree import Configuration, MqttSettings, VmSettings
+from qmpballoon.units import Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Keys that do not go together; said at the first of them that somebody wrote."""
+
+    keys: tuple[Path, ...]
+    reason: str
+
+
+def contradictions(config: Configuration) -> Iterator[Contradiction]:
+    """Yield all contradictions of a configuration whose single values are right."""
+    yield from _of_mqtt(config.mqtt)
+    vm_keys: dict[str, Path] = {key: ("vm", key) for pair in _PAIRS for key in pair}
+    for low, high, reason in _disorder(config.vm):
+        yield Contradiction((vm_keys[low], vm_keys[high]), reason)
+    setters = Counter(key for match in config.matches for key, _ in match.settings)
+    for index, match in enumerate(config.matches):
+        here = dict(match.settings)
+        for low, high, reason in _disorder(replace(config.vm, **here)):
+            own = [key for key in (low, high) if key in here]
+            borrowed = [key for key in (low, high) if key not in here]
+            if own and not any(setters[key] for key in borrowed):  # another match may mend what is borrowed
+                paths: list[Path] = [("vm", "match", index, key) for key in own]
+                yield Contradiction((*paths, *(vm_keys[key] for key in borrowed)), reason)
+
+
+def _of_mqtt(mqtt: MqttSettings) -> Iterator[Contradiction]:
+    if mqtt.username is not None and mqtt.password_file is None:
+        yield Contradiction(
+            (("mqtt", "username"), ("mqtt", "password_file")),
+            "needs a password: set password_file, or pass the systemd credential mqtt-password "
+            "($CREDENTIALS_DIRECTORY, which has none here)",
+        )
+    if mqtt.password_file is not None and mqtt.username is None:
+        yield Contradiction((("mqtt", "password_file"), ("mqtt", "username")), "needs a username")
+    if mqtt.key_file is not None and mqtt.cert_file is None:
+        yield Contradiction((("mqtt", "key_file"), ("mqtt", "cert_file")), "needs a cert_file")
+    if mqtt.url and not any(url.tls for url in mqtt.url):
+        for key in ("ca_file", "cert_file"):
+            if getattr(mqtt, key) is not None:
+                reason = "means an encrypted connection, and no url is mqtts or wss"
+                yield Contradiction((("mqtt", key),), reason)
+    if mqtt.home_assistant and mqtt.payload != "json":
+        reason = f'true needs payload = "json": Home Assistant cannot read {mqtt.payload}'
+        yield Contradiction((("mqtt", "home_assistant"), ("mqtt", "payload")), reason)
+    if mqtt.min_interval_s > mqtt.heartbeat_s:
+        reason = f"{mqtt.min_interval_s:g} s is more than heartbeat_s, {mqtt.heartbeat_s:g} s"
+        yield Contradiction(
+            (("mqtt", "min_interval_s"), ("mqtt", "heartbeat_s")), f"min_interval_s of {reason}"
+        )
+
+
+_PAIRS = (("floor", "ceiling"), ("fast_interval_s", "stats_interval_s"))
+
+
+def _disorder(settings: VmSettings) -> Iterator[tuple[str, str, str]]:
+    """Yield the pairs whose first is above its second; a share and a size cannot be compared."""
+    for low, high in _PAIRS:
+        lower, upper = getattr(settings, low), getattr(settings, high)
+        if isinstance(lower, Amount):
+            above = lower.relative == upper.relative and lower.number > upper.number
+        else:
+            above = lower > upper
+        if above:
+            yield low, high, f"{low} {lower} is above {high} {upper}"

@@ -1,0 +1,225 @@
+"""A minute of changing needs: the guests' work, what came of it by the guests' own word, and its figures."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from qmpballoon.lab.demo.show import Show, move_of
+from qmpballoon.lab.demo.stage import Onlooker, Seen, Stage
+from qmpballoon.lab.demo.workload import (
+    BUDGET,
+    EQUAL_PART,
+    IDLE_MIB,
+    MIB_PER_S,
+    PLAYED_S,
+    SCRIPT,
+    Step,
+    step_at,
+    wanted,
+)
+from qmpballoon.lab.guest import LabGuest
+from qmpballoon.lab.require import LabError
+from qmpballoon.units import MIB
+
+_LOOK_EVERY_S: Final = 0.2
+_ANSWER_S: Final = 3.0  # of a guest that thrashes; nothing is held then, as far as we know
+_RESTARTS_AFTER_S: Final = 3.0  # as a service manager would restart what was killed
+_LONGEST_GAP_S: Final = 1.0  # between two looks; what lies beyond is not counted
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a minute came to; seen by the second monitors and inside the guests, sizes in bytes."""
+
+    kills: int = 0  # of the guests' work, by their kernels
+    work: float = 0.0  # byte-seconds that were held as wanted
+    wanted: float = 0.0  # byte-seconds that were wanted
+    lent: float = 0.0  # byte-seconds that guests had beyond an equal part
+    seconds: float = 0.0
+    most_lent: int = 0
+    most: int = 0  # that all guests had at once
+    commands: int = 0
+
+    @property
+    def work_percent(self) -> int:
+        """How much of what was wanted was held; 100 only if it was all."""
+        return math.floor(100 * self.work / self.wanted) if self.wanted else 0
+
+    @property
+    def lent_on_average(self) -> int:
+        """What guests had beyond an equal part."""
+        return round(self.lent / self.seconds) if self.seconds else 0
+
+    def add(self, passed_s: float, actuals: list[int], held: list[int], wishes: list[int]) -> None:
+        """Count some time in which the guests stood like that."""
+        passed_s = min(passed_s, _LONGEST_GAP_S)
+        lent = sum(max(0, actual - EQUAL_PART) for actual in actuals)
+        self.seconds += passed_s
+        self.work += passed_s * sum(map(min, held, wishes))
+        self.wanted += passed_s * sum(wishes)
+        self.lent += passed_s * lent
+        self.most_lent = max(self.most_lent, lent)
+        self.most = max(self.most, sum(actuals))
+
+    def told(self) -> str:
+        """Return it in a sentence."""
+        return (
+            f"{killed(self.kills)}; {self.work_percent} % of the memory that the work wanted was held; "
+            f"{self.commands} commands; never more than {round(self.most / MIB)} MiB in all guests together"
+        )
+
+
+def compared(moved: Outcome, fixed: Outcome) -> str:
+    """Return the difference between the agent's minute and that of the static split in one sentence."""
+    ratio = f"{moved.work / fixed.work:.2f} times the work" if fixed.work else "all of the work"
+    lent, most_lent = round(moved.lent_on_average / MIB), round(moved.most_lent / MIB)
+    return (
+        f"On the same {BUDGET // MIB} MiB: moved by need, {killed(moved.kills)} and {moved.work_percent} % "
+        f"of the wanted memory was held; split equally, {killed(fixed.kills)} and {fixed.work_percent} % was "
+        f"held: {ratio}, with {lent} MiB on average (at most {most_lent}) lent beyond equal parts."
+    )
+
+
+def killed(count: int) -> str:
+    """Return how often work was killed, as people say it."""
+    if count == 0:
+        return "no work was killed"
+    return f"work was killed {({1: 'once', 2: 'twice'}).get(count, f'{count} times')}"
+
+
+async def play(stage: Stage, onlooker: Onlooker, show: Show, *, seconds: float) -> Outcome:
+    """Let the guests work for so long, and return what came of it; the script begins anew when it ends.
+
+    Raises:
+        LabError: a second monitor does not answer.
+    """
+    began_s = time.monotonic()
+    outcome = Outcome()
+
+    def told(seen: Seen) -> None:
+        move = move_of(seen, began_s)
+        if move is not None:
+            outcome.commands += 1
+            show.moved(move)
+        elif seen["event"] == "health" and isinstance(data := seen["data"], Mapping):
+            health = f"health {data.get('from')} -> {data.get('to')}"
+            show.happened(seen.at_s - began_s, f"{seen['vm']}'s {health}", "yellow")
+
+    actors = [_Actor(guest, list(SCRIPT[name])) for name, guest in stage.guests.items()]
+    for actor in actors:
+        await actor.begin()
+    onlooker.told = told
+    try:
+        before_s = now_s = time.monotonic() - began_s
+        while now_s < seconds:
+            sights = await asyncio.gather(*(actor.see(now_s, show) for actor in actors))
+            seen_s = time.monotonic() - began_s
+            outcome.add(
+                seen_s - before_s,
+                [sight.actual for sight in sights],
+                [sight.held for sight in sights],
+                [sight.wanted for sight in sights],
+            )
+            before_s = seen_s
+            show.refresh(seen_s)
+            await asyncio.sleep(max(0.0, now_s + _LOOK_EVERY_S - seen_s))
+            now_s = time.monotonic() - began_s
+    finally:
+        onlooker.told = lambda seen: None
+    outcome.kills = sum(actor.kills for actor in actors)
+    return outcome
+
+
+async def rest(stage: Stage) -> None:
+    """Let all guests drop what their work held.
+
+    Raises:
+        LabError: a guest does not answer.
+    """
+    for guest in stage.guests.values():
+        await guest.command(f"grow {IDLE_MIB} {MIB_PER_S}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    actual: int
+    held: int
+    wanted: int
+
+
+@dataclass(slots=True)
+class _Actor:
+    """Gives one guest its work, and looks at it without the agent's eyes."""
+
+    guest: LabGuest
+    steps: list[Step]
+    kills: int = 0
+    _held: int = 0
+    _counted: int = 0  # kills, by the guest
+    _boots: int = 0
+    _ordered: Step = field(default_factory=lambda: Step(0, IDLE_MIB))
+    _restarts_at_s: float = -math.inf
+
+    async def begin(self) -> None:
+        """Begin idle, and note what was before."""
+        await self.guest.command(f"grow {IDLE_MIB} {MIB_PER_S}")
+        self._boots, self._counted = self.guest.boots, (await self.guest.look()).kills
+
+    async def see(self, now_s: float, show: Show) -> _Sight:
+        """Give the order that is due, and look."""
+        played_s = now_s % PLAYED_S
+        wish = wanted(self.steps, played_s)
+        actual = await self.guest.truth.actual()
+        try:
+            await self._order(step_at(self.steps, played_s), now_s, show)
+            look = await self.guest.look(timeout_s=_ANSWER_S)
+        except LabError:  # no answer in time; if its kernel gave up, it boots
+            self._note_boot(now_s, show)
+            self._held = 0
+        else:
+            self._note_kills(look.kills, now_s, show)
+            self._held = look.held
+        return _Sight(actual, self._held, wish)
+
+    async def _order(self, step: Step, now_s: float, show: Show) -> None:
+        if now_s < self._restarts_at_s:
+            return
+        if self._restarts_at_s > 0:
+            self._restarts_at_s = -math.inf
+            show.happened(now_s, f"{self.guest.name}'s work is started again")
+        elif step == self._ordered:
+            return
+        else:
+            show.happened(now_s, f"{self.guest.name}'s work {_told(step)}", "bold")
+        self._ordered = step
+        await self.guest.command(f"grow {step.mib} {MIB_PER_S}", timeout_s=_ANSWER_S)
+
+    def _note_kills(self, counted: int, now_s: float, show: Show) -> None:
+        if counted > self._counted:
+            self.kills += counted - self._counted
+            self._restarts_at_s = now_s + _RESTARTS_AFTER_S
+            show.happened(
+                now_s,
+                f"{self.guest.name} is out of memory: its kernel killed its work, "
+                f"which held {round(self._held / MIB)} of {self._ordered.mib} MiB",
+                "red",
+            )
+        self._counted = counted
+
+    def _note_boot(self, now_s: float, show: Show) -> None:
+        if self.guest.boots > self._boots:
+            self.kills += 1
+            self._boots, self._counted = self.guest.boots, 0
+            self._restarts_at_s = now_s + _RESTARTS_AFTER_S
+            show.happened(now_s, f"{self.guest.name} had no memory left and booted anew", "red")
+
+
+def _told(step: Step) -> str:
+    if step.mib <= IDLE_MIB:
+        return "is done"
+    return f"begins: it wants {step.mib} MiB, {MIB_PER_S} MiB more each second"

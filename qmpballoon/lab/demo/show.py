@@ -1,0 +1,217 @@
+"""How the demo shows a minute: as a story line by line, or as a live picture in a terminal."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+from qmpballoon import terminal
+from qmpballoon.lab.demo.picture import (
+    ASCII,
+    Glyphs,
+    GuestLook,
+    Happening,
+    Move,
+    Picture,
+    drawn,
+    mebibytes,
+    merged,
+    reason,
+)
+from qmpballoon.lab.demo.stage import BASE, Onlooker, Seen
+from qmpballoon.lab.demo.workload import BUDGET, NAMES
+from qmpballoon.screen import Screen, can_draw, whole_screen
+from qmpballoon.units import MIB
+
+_LOG: Final = 400  # moves and happenings that are remembered; a terminal has fewer rows
+_STORY_EVERY_S: Final = 2.0
+_TABLE_EVERY_S: Final = 10.0
+
+
+class Teller:
+    """Prints the story, each line with the seconds since it began."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+
+    def head(self, text: str) -> None:
+        """Begin a scene."""
+        print(f"\n{terminal.coloured(terminal.clean(text), 'bold')}", flush=True)
+
+    def tell(self, text: str) -> None:
+        """Tell one thing that happened."""
+        terminal.clear_progress()
+        stamp = f"{time.monotonic() - self._began_s:6.1f} s  "
+        lines = _broken(terminal.clean(text), len(stamp))
+        print(terminal.coloured(stamp, "dim") + f"\n{' ' * len(stamp)}".join(lines), flush=True)
+
+
+class Show(Protocol):
+    """What a minute is shown on; times are seconds since the minute's start."""
+
+    def moved(self, move: Move) -> None:
+        """Note a decision that was sent."""
+
+    def happened(self, at_s: float, text: str, colour: str | None = None) -> None:
+        """Note something else."""
+
+    def refresh(self, at_s: float) -> None:
+        """Show what is to be shown now; called several times a second."""
+
+
+@contextmanager
+def showing(title: str, seconds: float, onlooker: Onlooker, teller: Teller, hint: str) -> Iterator[Show]:
+    """Show a minute while the body runs, in the way that stdout can."""
+    if not can_draw(sys.stdout):
+        story = _Story(onlooker, teller)
+        yield story
+        story.end()
+        return
+    with whole_screen() as screen:
+        yield _Live(title, seconds, onlooker, screen, hint)
+
+
+def looks(onlooker: Onlooker) -> list[GuestLook]:
+    """Return the guests as they were published last."""
+    return [_look(name, onlooker.latest.get(f"{BASE}/vm/{name}/state")) for name in NAMES]
+
+
+def move_of(seen: Seen, began_s: float) -> Move | None:
+    """Return the decision that a message tells of; None if it is no such message."""
+    details = seen["data"]
+    if seen["event"] != "decision" or not isinstance(details, Mapping):
+        return None
+    was, now = details.get("from"), details.get("to")
+    if not isinstance(was, int) or not isinstance(now, int):
+        return None
+    return Move(seen.at_s - began_s, str(seen["vm"]), was, now, (str(details.get("why")),))
+
+
+def told_moves(moves: Sequence[Move], reason: Callable[[Sequence[str]], str] = reason) -> str:
+    """Return what happened in a few seconds as a sentence: who got memory and why, who gave it."""
+    shrunk = [move for move in moves if not move.grows]
+    parts = [f"{_from_to(move)} MiB ({reason(move.whys)})" for move in moves if move.grows]
+    if shrunk:
+        whys = list(dict.fromkeys(why for move in shrunk for why in move.whys))
+        parts.append(f"{', '.join(map(_from_to, shrunk))} MiB ({reason(whys)})")
+    return "; ".join(parts)
+
+
+class _Story:
+    """Tells the moves of each two seconds in a line, and how the guests stand now and then."""
+
+    def __init__(self, onlooker: Onlooker, teller: Teller) -> None:
+        self._onlooker = onlooker
+        self._teller = teller
+        self._moves: deque[Move] = deque(maxlen=_LOG)
+        self._explained: set[str] = set()
+        self._told_s = 0.0
+        self._stood_s = 0.0
+
+    def moved(self, move: Move) -> None:
+        self._moves.append(move)
+
+    def happened(self, at_s: float, text: str, colour: str | None = None) -> None:
+        self._tell_moves()
+        self._teller.tell(text)
+
+    def refresh(self, at_s: float) -> None:
+        if at_s - self._told_s >= _STORY_EVERY_S:
+            self._told_s = at_s
+            self._tell_moves()
+        if at_s - self._stood_s >= _TABLE_EVERY_S:
+            self._stood_s = at_s
+            self._tell_looks()
+
+    def end(self) -> None:
+        self._tell_moves()
+
+    def _tell_moves(self) -> None:
+        if self._moves:
+            self._teller.tell(told_moves(merged(self._moves), self._reason))
+            self._moves.clear()
+
+    def _reason(self, whys: Sequence[str]) -> str:
+        """Return the words for a reason, with what they mean when they come for the first time."""
+        known = self._explained.issuperset(whys)
+        self._explained.update(whys)
+        return ", ".join(whys) if known else reason(whys)
+
+    def _tell_looks(self) -> None:
+        guests = looks(self._onlooker)
+        each = ", ".join(
+            f"{guest.name} {mebibytes(guest.held)}/{mebibytes(guest.actual)}" for guest in guests
+        )
+        total = sum(guest.actual or 0 for guest in guests)
+        self._teller.tell(f"now hold/have MiB: {each}; given out: {mebibytes(total)} of {BUDGET // MIB} MiB")
+
+
+class _Live:
+    """Draws the picture again and again."""
+
+    def __init__(self, title: str, seconds: float, onlooker: Onlooker, screen: Screen, hint: str) -> None:
+        self._title = title
+        self._seconds = seconds
+        self._onlooker = onlooker
+        self._screen = screen
+        self._hint = hint
+        self._moves: deque[Move] = deque(maxlen=_LOG)
+        self._happenings: deque[Happening] = deque(maxlen=_LOG)
+        encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+        self._glyphs = Glyphs() if encoding.lower().replace("-", "") == "utf8" else ASCII
+
+    def moved(self, move: Move) -> None:
+        self._moves.append(move)
+
+    def happened(self, at_s: float, text: str, colour: str | None = None) -> None:
+        self._happenings.append(Happening(at_s, text, colour))
+
+    def refresh(self, at_s: float) -> None:
+        log: list[Move | Happening] = [*merged(self._moves), *self._happenings]
+        picture = Picture(
+            title=self._title,
+            progress=f"{min(at_s, self._seconds):.0f} of {self._seconds:.0f} s",
+            guests=looks(self._onlooker),
+            budget=BUDGET,
+            log=sorted(log, key=lambda entry: entry.at_s),
+            hint=self._hint,
+        )
+        paint = terminal.coloured if terminal.has_colour(sys.stdout) else None
+        self._screen.draw(drawn(picture, *self._screen.size(), paint=paint, glyphs=self._glyphs))
+
+
+def _look(name: str, seen: Seen | None) -> GuestLook:
+    state = seen.payload if seen is not None and isinstance(seen.payload, Mapping) else {}
+    guest = state.get("guest")
+    return GuestLook(
+        name=name,
+        size=_number(state, "size"),
+        actual=_number(state, "actual"),
+        available=_number(guest, "available") if isinstance(guest, Mapping) else None,
+        health=str(state.get("health", "unknown")),
+        why=None if state.get("why") is None else str(state["why"]),
+    )
+
+
+def _broken(text: str, indent: int) -> list[str]:
+    """Return a text as lines for a terminal of this width; whole where it is no terminal, or to be copied."""
+    if not sys.stdout.isatty() or text.startswith("$"):
+        return [text]
+    columns, _ = Screen(sys.stdout).size()
+    return textwrap.wrap(text, max(20, columns - indent), break_long_words=False, break_on_hyphens=False) or [
+        ""
+    ]
+
+
+def _number(values: Mapping[str, object], key: str) -> int | None:
+    value = values.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _from_to(move: Move) -> str:
+    return f"{move.vm} {mebibytes(move.was)} -> {mebibytes(move.now)}"

@@ -1,0 +1,249 @@
+"""What the demo plays on: guests, a broker, the agent as a process, and an MQTT client that looks on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import aiomqtt
+
+from qmpballoon.lab.broker import HOST, LabBroker
+from qmpballoon.lab.demo.workload import BUDGET, NAMES, SIZE
+from qmpballoon.lab.guest import LabGuest
+from qmpballoon.lab.lab import Lab
+from qmpballoon.lab.process import Program
+from qmpballoon.lab.require import LabError
+from qmpballoon.units import MIB
+
+AGENT_HOST: Final = "demo"
+BASE: Final = f"qmpballoon/{AGENT_HOST}"
+_MQTT_S: Final = 10.0
+_CONFIGURATION: Final = """\
+[agent]
+host = "{host}"
+state_dir = "{directory}/state"
+[discovery]
+sockets = ["{directory}/*.qmp"]
+[mqtt]
+url = "{url}"
+min_interval_s = 0.2  # for a lively picture
+[host]
+budget = "{budget}MiB"
+reserve = "128MiB"
+[policy]
+name = "fairshare"
+mode = "auto"
+overload = "host"  # nothing is lent beyond the budget: both halves of the comparison have the same
+"""
+
+
+class Stage:
+    """Everything that the demo starts, in a directory of its own; all of it is gone on leaving."""
+
+    def __init__(self) -> None:
+        self.guests: dict[str, LabGuest] = {}
+        self.agent: Program | None = None
+        self._room = Lab()
+        self._broker: LabBroker | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where the sockets and logs are."""
+        return self._room.directory
+
+    @property
+    def broker(self) -> LabBroker:
+        """The broker, once it was started."""
+        if self._broker is None:
+            raise LabError("the demo's broker is not started")
+        return self._broker
+
+    async def start_broker(self) -> None:
+        """Start mosquitto at a free port."""
+        self._broker = await self._room.broker("broker")
+
+    async def start_guests(self) -> None:
+        """Start the QEMUs; their guests boot."""
+        for name in NAMES:
+            self.guests[name] = await self._room.guest(name, memory=SIZE, fresh=True, wait=False)
+
+    @property
+    def agent_command(self) -> list[str]:
+        """What is typed to start the agent."""
+        return ["qmpballoon", "agent", "-c", str(self._configuration)]
+
+    @property
+    def _configuration(self) -> Path:
+        return self.directory / "demo.toml"
+
+    def start_agent(self) -> Program:
+        """Start the agent, or start it again after it was killed."""
+        self._configuration.write_text(
+            _CONFIGURATION.format(
+                host=AGENT_HOST, directory=self.directory, url=self.broker.url, budget=BUDGET // MIB
+            )
+        )
+        arguments = [sys.executable, "-m", *self.agent_command]
+        self.agent = Program(arguments, log=self.directory / "agent.log")
+        return self.agent
+
+    def kill_agent(self) -> None:
+        """SIGKILL the agent: it can neither say nor save anything."""
+        if self.agent is not None:
+            self.agent.destroy()
+            self.agent = None
+
+    async def __aenter__(self) -> Self:
+        await self._room.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill_agent()
+        await self._room.__aexit__(kind, error, trace)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A message as it came: JSON read, other text as it is; ``at_s`` on the monotonic clock."""
+
+    topic: str
+    payload: object
+    at_s: float
+
+    def __getitem__(self, key: str) -> object:
+        return self.payload.get(key) if isinstance(self.payload, Mapping) else None
+
+
+class Onlooker:
+    """An MQTT client that remembers the last message of each topic, and can send requests.
+
+    ``told`` is called with each message, as soon as it came.
+    """
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self.latest: dict[str, Seen] = {}
+        self.told: Callable[[Seen], None] = lambda seen: None
+        self._client = client
+        self._changed = asyncio.Event()
+        self._numbers = itertools.count(1)
+
+    async def look_on(self) -> None:
+        """Remember what comes; ends with the connection.
+
+        Raises:
+            aiomqtt.MqttError: the broker is gone.
+        """
+        async for message in self._client.messages:
+            topic = message.topic.value
+            seen = self.latest[topic] = Seen(topic, _read(bytes(message.payload)), time.monotonic())
+            self.told(seen)
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def changes(self) -> AsyncIterator[Seen]:
+        """Iterate over the newest messages from now on; of those that came together, over each once."""
+        told = dict(self.latest)
+        while True:
+            changed = self._changed
+            fresh = [seen for topic, seen in self.latest.items() if told.get(topic) is not seen]
+            told = dict(self.latest)
+            for seen in sorted(fresh, key=lambda seen: seen.at_s):
+                yield seen
+            if not fresh:
+                await changed.wait()
+
+    async def until(
+        self,
+        topic: str,
+        condition: Callable[[Seen], bool],
+        *,
+        timeout_s: float,
+        what: str,
+        since_s: float = 0.0,
+    ) -> Seen:
+        """Return the last message on a topic below the base, once it came after ``since_s`` and fits.
+
+        Raises:
+            LabError: it did not come in time.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    changed = self._changed
+                    seen = self.latest.get(f"{BASE}/{topic}")
+                    if seen is not None and seen.at_s >= since_s and condition(seen):
+                        return seen
+                    await changed.wait()
+        except TimeoutError:
+            last = self.latest.get(f"{BASE}/{topic}")
+            came = f"the last there was {str(last.payload)[:200]}" if last else "nothing came there"
+            raise LabError(f"{what}: not seen on {BASE}/{topic} within {timeout_s:g} s; {came}") from None
+
+    async def request(
+        self, vm: str | None, verb: str, *, timeout_s: float = _MQTT_S, **arguments: object
+    ) -> Seen:
+        """Send a request to a VM, or to the host where ``vm`` is None, and return its response.
+
+        Raises:
+            LabError: none came in time.
+        """
+        transaction = f"demo-{next(self._numbers)}"
+        payload = json.dumps({"transaction": transaction, **arguments})
+        sent_s = time.monotonic()
+        to = "" if vm is None else f"vm/{vm}/"
+        await self._client.publish(f"{BASE}/{to}request/{verb}", payload, qos=1, timeout=_MQTT_S)
+        return await self.until(
+            f"{to}response/{verb}",
+            lambda seen: seen["transaction"] == transaction,
+            since_s=sent_s,
+            timeout_s=timeout_s,
+            what=f"the answer to {verb}",
+        )
+
+
+@contextlib.asynccontextmanager
+async def looking_on(port: int) -> AsyncIterator[Onlooker]:
+    """Look on at everything below the base for as long as the block lasts."""
+    async with aiomqtt.Client(
+        HOST,
+        port,
+        identifier=f"qmpballoon-demo-{os.getpid()}",
+        socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+        timeout=_MQTT_S,
+    ) as client:
+        onlooker = Onlooker(client)
+        looking = asyncio.create_task(onlooker.look_on(), name="onlooker")
+        try:
+            await client.subscribe(f"{BASE}/#", qos=1)
+            yield onlooker
+        finally:
+            await ended(looking)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """End a task that only a failure ends before; raise that failure."""
+    task.cancel()
+    await asyncio.wait((task,), timeout=_MQTT_S)
+    if task.done() and not task.cancelled():
+        task.result()
+
+
+def _read(raw: bytes) -> object:
+    text = raw.decode(errors="replace")
+    try:
+        return json.loads(text) if text.startswith(("{", "[")) else text
+    except ValueError:
+        return text

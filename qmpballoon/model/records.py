@@ -1,0 +1,198 @@
+"""Frozen records that the rooms of the house hand to one another. No I/O.
+
+Sizes are bytes, durations seconds; ``*_at_s`` is a moment on the monotonic clock. None means
+"not known", never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from qmpballoon.model.names import VmId
+from qmpballoon.model.tolerance import is_reached
+
+MODES: Final = ("auto", "manual", "observe")
+POLICIES: Final = ("fairshare", "proportional", "proxmox", "mom", "fixed")
+LEVELS: Final = ("ok", "soft", "hard", "low")
+HEALTH_WORDS: Final = (
+    "offline",
+    "unresponsive",
+    "busy",
+    "no-balloon",
+    "migrating",
+    "paused",
+    "starting",
+    "no-driver",
+    "no-stats",
+    "stale",
+    "untrusted",
+    "uncooperative",
+    "stuck",
+    "ok",
+)
+"""In the order of precedence: a VM's health is the first that is true."""
+
+
+def utc_now() -> datetime:
+    """Return the wall clock, for stamps that nothing is computed from."""
+    return datetime.now(UTC)
+
+
+def rfc3339(moment: datetime) -> str:
+    """Return a stamp such as ``2026-11-23T08:31:05.123Z``."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One run of a QEMU: its pid and that process's start time in clock ticks since boot."""
+
+    pid: int
+    started: int
+
+    def __str__(self) -> str:
+        return f"{self.pid}-{self.started}"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a guest's balloon driver claims, in bytes or counts since its boot; None: not reported."""
+
+    total: int | None = None
+    free: int | None = None
+    available: int | None = None
+    caches: int | None = None
+    swap_in: int | None = None
+    swap_out: int | None = None
+    major_faults: int | None = None
+    minor_faults: int | None = None
+    hugetlb_allocs: int | None = None
+    hugetlb_failures: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStats(Figures):
+    """A guest's figures with the monotonic time since they were seen to change."""
+
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Figures that were seen to be new at ``seen_at_s``."""
+
+    figures: Figures
+    seen_at_s: float
+
+    def stats(self, now_s: float) -> GuestStats:
+        """Return the figures with their age at ``now_s``."""
+        return GuestStats(
+            **{name: getattr(self.figures, name) for name in Figures.__slots__},
+            age_s=max(0.0, now_s - self.seen_at_s),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VmState:
+    """A VM as seen at one moment over its monitor.
+
+    ``run_state`` is QMP's word; ``size`` what ``actual`` is with an empty balloon; ``actual`` what
+    the guest has left; ``target`` the last target asked for over this connection.
+    """
+
+    run_state: str
+    size: int
+    actual: int
+    target: int | None
+    guest: GuestStats | None
+
+    @property
+    def balloon(self) -> int:
+        """Bytes that the balloon holds."""
+        return self.size - self.actual
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened: a word, when the wall clock said so, and its details."""
+
+    event: str
+    ts: datetime
+    data: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is in force for a VM, in bytes: ``floor <= ceiling``; None until its size is known."""
+
+    floor: int | None
+    ceiling: int | None
+    shares: int
+    overridden: tuple[str, ...] = ()  # those of floor, ceiling, shares that were set over MQTT
+
+
+@dataclass(frozen=True, slots=True)
+class VmRecord:
+    """All that the agent says of one VM, as one frozen snapshot by its only owner."""
+
+    vm: VmId
+    name: str  # as QEMU or the configuration has it
+    socket: str  # path
+    health: str
+    life: Life | None = None
+    uuid: str | None = None
+    qemu: str | None = None
+    run_state: str | None = None
+    size: int | None = None
+    actual: int | None = None
+    target: int | None = None
+    limits: Limits = Limits(None, None, 1000)
+    mode: str = "auto"
+    policy: str = "fairshare"
+    why: str | None = None
+    sample: Sample | None = None
+    rss: int | None = None
+    pid: int | None = None
+    driver_up: bool = False  # until it is, ``actual`` proves nothing and the VM may hold its whole size
+
+    def is_at(self, target: int) -> bool:
+        """Tell whether ``target`` is reached; never while no driver is up, for then ``actual`` lies."""
+        if self.actual is None or self.size is None or not self.driver_up:
+            return False
+        return is_reached(self.actual, target, self.size)
+
+    @property
+    def answers(self) -> bool:
+        """Tell whether the VM's monitor answers: what its availability topic says."""
+        return self.health not in ("offline", "unresponsive", "busy")
+
+    @property
+    def balloon(self) -> int | None:
+        """Bytes that the balloon holds."""
+        return None if self.size is None or self.actual is None else self.size - self.actual
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    """All that the agent says of the host; percentages for PSI, bytes for memory."""
+
+    level: str
+    policy: str
+    mode: str
+    budget: int | None
+    reserve: int | None
+    used: int
+    available: int | None  # of the budget: what is not charged
+    mem_total: int | None
+    mem_available: int | None
+    psi_some_avg10: float | None
+    psi_full_avg10: float | None
+    vms_total: int
+    vms_online: int
+    unidentified: tuple[str, ...]
+    reclaimable: int
+    room: int
+    holds: tuple[Mapping[str, object], ...] = ()

@@ -1,0 +1,90 @@
+"""When a change is worth a message. Pure.
+
+A message costs the agent 100 µs, the broker and each reader as much, and a database a row. So
+what a VM is and does goes out at once, while the guest's figures and the RSS, which never stand
+still, go out when they have left a dead band around what was last published: 2 % of it, at least
+1 MiB. In proportion to the figure itself, so that little available memory is reported finely.
+Ages, stamps and counters are no change; they come with the next message.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qmpballoon.model.records import Figures, HostRecord, Sample, VmRecord
+from qmpballoon.units import MIB
+
+_SIZES: Final = ("total", "free", "available", "caches")  # the other figures count since the guest's boot
+_NO_FIGURES: Final = Figures()
+
+
+def leaves_dead_band(published: int | None, current: int | None) -> bool:
+    """Tell whether a size in bytes moved far enough to be published again; None is unlike any size."""
+    if published is None or current is None:
+        return published is not current
+    return abs(current - published) > max(MIB, published // 50)
+
+
+def vm_changed(published: VmRecord | None, current: VmRecord) -> bool:
+    """Tell whether the VM object must be published again."""
+    if published is None:
+        return True
+    if published is current:
+        return False
+    return (
+        _facts(published) != _facts(current)
+        or leaves_dead_band(published.rss, current.rss)
+        or _guest_changed(published.sample, current.sample)
+    )
+
+
+def host_changed(published: HostRecord | None, current: HostRecord) -> bool:
+    """Tell whether the host object must be published before its next heartbeat."""
+    return published is None or _host_facts(published) != _host_facts(current)
+
+
+def due_at_s(changed: bool, published_at_s: float, *, min_interval_s: float, heartbeat_s: float) -> float:
+    """Return when the next message is due, on the clock of ``published_at_s``."""
+    return published_at_s + (min_interval_s if changed else heartbeat_s)
+
+
+def _guest_changed(published: Sample | None, current: Sample | None) -> bool:
+    if published is current:
+        return False
+    before = _NO_FIGURES if published is None else published.figures
+    now = _NO_FIGURES if current is None else current.figures
+    return any(leaves_dead_band(getattr(before, name), getattr(now, name)) for name in _SIZES)
+
+
+def _facts(record: VmRecord) -> tuple[object, ...]:
+    return (
+        record.actual,
+        record.target,
+        record.health,
+        record.why,
+        record.run_state,
+        record.mode,
+        record.size,
+        record.limits,
+        record.policy,
+        record.life,
+        record.pid,
+        record.name,
+        record.uuid,
+        record.socket,
+        record.qemu,
+    )
+
+
+def _host_facts(record: HostRecord) -> tuple[object, ...]:
+    return (
+        record.level,
+        record.policy,
+        record.mode,
+        record.budget,
+        record.reserve,
+        record.vms_total,
+        record.vms_online,
+        record.unidentified,
+        tuple((hold.get("hold"), hold.get("size")) for hold in record.holds),  # not what is left of them
+    )

@@ -1,0 +1,111 @@
+"""Who can be paid: shrinks always, ordinary grows out of what is free, emergencies out of more. Pure.
+
+An emergency may also have what others are about to deliver, what booting guests are charged
+beyond what they have resident, and at last a loan: a guest's life comes before the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from qmpballoon.policy.estimate import EMERGENCY_EASES_AT, TREND_LOOKS_AHEAD_S
+from qmpballoon.policy.sharing import water_fill
+from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
+from qmpballoon.units import MIB, PAGE
+
+LOAN: Final = 0.25  # of what the host has beyond the budget
+MARGIN: Final = 8 * MIB
+CLEAR: Final = 1.1  # times the available memory that is an emergency: nobody is shrunk below that
+BOOTING_GROWS: Final = 1.25  # times what a booting guest has resident now: until it can be asked
+
+
+def paid_for(wishes: Decisions, snapshot: Snapshot, *, accounts: bool = True) -> tuple[Decisions, int]:
+    """Return the wishes that can be paid for, and how much of it is lent beyond the budget, in bytes.
+
+    Without ``accounts`` everything is granted; only tests want that.
+    """
+    guests = {guest.vm: guest for guest in snapshot.guests}
+    grows = {
+        vm: wish
+        for vm, wish in wishes.items()
+        if isinstance(wish, SetTarget) and wish.target > guests[vm].charge
+    }
+    urgent = {vm: wish.target - guests[vm].charge for vm, wish in grows.items() if wish.urgent}
+    ordinary = {vm: wish.target - guests[vm].charge for vm, wish in grows.items() if not wish.urgent}
+    coming = sum(_to_come(guests[vm], wish) for vm, wish in wishes.items() if vm not in urgent)
+    free, caution = snapshot.free, sum(_caution(guest) for guest in snapshot.guests)
+    shares = {vm: guest.shares for vm, guest in guests.items()}
+    within = free + coming + caution
+    most = _for_emergencies(snapshot, within, coming)
+    paid = water_fill(urgent, shares, min(within, most))
+    short = {vm: _saves(guests[vm], size) - paid[vm] for vm, size in urgent.items()}
+    loans = water_fill(short, shares, most - sum(paid.values()))
+    paid = {vm: size + loans[vm] for vm, size in paid.items()}
+    lent = sum(loans.values())
+    paid |= water_fill(ordinary, shares, free - sum(paid.values()))
+    if not accounts:
+        paid = urgent | ordinary
+    return {**wishes, **{vm: _granted(guests[vm], wish, paid[vm]) for vm, wish in grows.items()}}, lent
+
+
+def with_margin(held: int) -> int:
+    """Return what a guest must have beside what it holds, in bytes: less would hurt it at its next breath."""
+    return held * 105 // 100 + MARGIN
+
+
+def clear_of_emergency(guest: GuestSnapshot, times: float = CLEAR) -> int:
+    """Return the headroom that keeps a guest out of an emergency for some seconds, in bytes.
+
+    ``times`` the available memory at which it would be in one, and what it grows by meanwhile.
+    """
+    trend = guest.estimate.trend if guest.estimate is not None else 0.0
+    return max(MARGIN, int(times * guest.critical)) + int(TREND_LOOKS_AHEAD_S * trend)
+
+
+def _saves(guest: GuestSnapshot, asked: int) -> int:
+    """Return how much of a grow brings the guest out of its emergency for some seconds: no more is lent."""
+    known = guest.estimate
+    if known is None:
+        return asked
+    safe = known.held + clear_of_emergency(guest, EMERGENCY_EASES_AT)
+    return max(0, min(asked, safe - guest.charge))
+
+
+def _granted(guest: GuestSnapshot, wish: SetTarget, size: int) -> Decision:
+    """Return as much of a grow as is paid for; crumbs are not worth a command."""
+    asked = wish.target - guest.charge
+    patient = not wish.urgent and guest.estimate is not None and not guest.estimate.thin
+    least = max(MARGIN // 2, guest.actual // 50, asked // 2 if patient else 0)
+    if wish.urgent:
+        least = guest.least_relief
+    if size == asked or size >= least:
+        return replace(wish, target=guest.charge + size // PAGE * PAGE)
+    if wish.urgent and guest.target is not None and guest.target <= guest.actual - guest.least_relief:
+        return replace(wish, target=guest.actual)  # costs nobody anything: what it has left, it keeps
+    return Hold("awaits-memory")
+
+
+def _to_come(guest: GuestSnapshot, wish: Decision) -> int:
+    """Return what the guest is about to deliver."""
+    target = wish.target if isinstance(wish, SetTarget) else guest.target
+    if not guest.driver_up or target is None:
+        return 0
+    return max(0, guest.actual - target)
+
+
+def _caution(guest: GuestSnapshot) -> int:
+    """Return what a booting guest is charged beyond what it has resident."""
+    if guest.driver_up or guest.rss is None:
+        return 0
+    return max(0, guest.charge - max(guest.floor, int(guest.rss * BOOTING_GROWS)))
+
+
+def _for_emergencies(snapshot: Snapshot, within_budget: int, coming: int) -> int:
+    """Return what emergencies may have: with a loan, which never takes more than half of the reserve."""
+    if snapshot.overload != "guests":
+        return within_budget
+    most = within_budget + int(LOAN * max(0, snapshot.mem_total - snapshot.budget))
+    if snapshot.mem_available is None:
+        return most
+    return min(most, snapshot.mem_available - snapshot.reserve // 2 - snapshot.promised + coming)

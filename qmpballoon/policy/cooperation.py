@@ -1,0 +1,287 @@
+"""Trust and trouble: what is wrong with a guest's balloon, and since when. Pure.
+
+Each guest is judged on every tick. A jam is told apart: a guest with nothing left to give is no case of
+trouble, one that claims plenty and gives none is contradicted, the rest is stuck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from qmpballoon.model.tolerance import is_reached
+from qmpballoon.policy.snapshot import GuestSnapshot
+from qmpballoon.units import MIB
+
+STUCK_AFTER_S: Final = 5.0
+UNCOOPERATIVE_AFTER_S: Final = 20.0
+FIRST_BACK_OFF_S: Final = 5.0
+LAST_BACK_OFF_S: Final = 60.0
+PROBE: Final = 12 * MIB
+PROGRESS: Final = MIB
+NOTHING_LEFT: Final = 0.15  # of actual available, or less: it has no more to give
+CONTRADICTED: Final = 0.25  # of actual available, or more, and yet gives none
+CONTRADICTED_FOR_S: Final = 60.0
+LONG_STALE_S: Final = 30.0
+FOREIGN_FOR_S: Final = 60.0
+RSS_FOLLOWS_WITHIN_S: Final = 15.0
+RSS_FOLLOWS: Final = 0.3  # of what the guest gave
+RSS_CHECK_FROM: Final = 32 * MIB  # given; less drowns in the noise
+QEMU_ITSELF: Final = 128 * MIB  # resident beside the guest's memory: devices, caches, TCG's translations
+LATE_TICK_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Safeties:
+    """Switches that only tests turn off, each with a scenario that then fails."""
+
+    staleness: bool = True
+    grace: bool = True
+    jams: bool = True
+    contradiction: bool = True  # by RSS
+    foreign_hands: bool = True
+    hands_off: bool = True  # of paused and migrating guests
+    late_ticks: bool = True
+    emergencies: bool = True
+    accounts: bool = True  # shrinks land before ordinary grows
+
+
+@dataclass(frozen=True, slots=True)
+class Cooperation:
+    """What is remembered of a guest's balloon; belongs to one life and boot."""
+
+    life: str
+    booted_at_s: float
+    size: int = 0
+    target: int | None = None
+    asked_at_s: float = 0.0  # when the target was seen to change
+    progress_at_s: float = 0.0  # when actual last came nearer to it
+    best: int = 0  # the nearest it came
+    jammed_since_s: float | None = None
+    strikes: int = 0
+    backs_off_until_s: float = 0.0
+    contradicted_until_s: float = 0.0
+    foreign_until_s: float = 0.0
+    settled: int | None = None  # actual when the last target was reached
+    gave: tuple[float, int, int] | None = None  # when, actual and RSS before a shrink that RSS must follow
+    untrusted: bool = False
+    takes_nothing: bool = False  # the last jam was a grant that did not come
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a guest's state allows. ``health`` None: nothing is wrong that the agent would not see."""
+
+    why: str | None = None  # the reason of a hold, None if it may be moved as the policy wants
+    may_shrink: bool = True
+    may_grow: bool = True
+    set_back: bool = False  # target = actual: it will not get there
+    proportional: bool = False  # its figures say nothing: share by limits alone
+    probe: bool = False  # shrink by PROBE at most, to see whether it moves again
+    saves_only: bool = False  # grows in an emergency alone, and by PROBE at most: grants do not come
+    charge: int | None = None  # in place of the usual one
+    health: str | None = None  # untrusted, uncooperative, stuck
+
+
+FREE: Final = Judgement()
+_CONTRADICTED: Final = Judgement(
+    "contradicted", may_shrink=False, set_back=True, proportional=True, health="untrusted"
+)
+
+
+def judge(
+    trouble: Cooperation | None,
+    guest: GuestSnapshot,
+    now_s: float,
+    *,
+    stale_before_s: float,
+    safeties: Safeties,
+) -> tuple[Cooperation, Judgement]:
+    """Return what is remembered of the guest after this tick, and what may be done with it now."""
+    if trouble is None or (trouble.life, trouble.booted_at_s) != (guest.life, guest.booted_at_s):
+        trouble = _unburdened(guest, now_s)
+    trouble = _followed(trouble, guest, now_s, safeties)
+    trouble, judgement = _judged(trouble, guest, now_s, stale_before_s, safeties)
+    if trouble.takes_nothing and now_s < trouble.backs_off_until_s:  # whatever else is wrong with it
+        judgement = replace(judgement, saves_only=True)
+    if trouble.untrusted:
+        judgement = replace(judgement, charge=_charge_by_rss(guest))
+    return trouble, judgement
+
+
+def _judged(
+    trouble: Cooperation, guest: GuestSnapshot, now_s: float, stale_before_s: float, safeties: Safeties
+) -> tuple[Cooperation, Judgement]:
+    hands_off = _hands_off(guest, safeties)
+    if hands_off is not None:
+        if not guest.driver_up:  # what looked like trouble was its going; the next one begins anew
+            return _unburdened(guest, now_s, untrusted=trouble.untrusted), hands_off
+        return replace(trouble, progress_at_s=now_s, jammed_since_s=None, settled=None), hands_off
+    if trouble.foreign_until_s > now_s:
+        return trouble, Judgement("foreign-hand", may_shrink=False, may_grow=False)
+    if safeties.jams and _makes_no_progress(trouble, guest, now_s):
+        return _jam(trouble, guest, now_s)
+    if trouble.untrusted:
+        return trouble, Judgement("untrusted", may_shrink=False, health="untrusted")
+    if trouble.contradicted_until_s > now_s:
+        return trouble, _CONTRADICTED
+    by_figures = _by_figures(guest, now_s, stale_before_s, safeties)
+    backs_off = trouble.backs_off_until_s > now_s or trouble.strikes > 0
+    return trouble, _backing_off(trouble, now_s) if backs_off and by_figures.may_shrink else by_figures
+
+
+def _unburdened(guest: GuestSnapshot, now_s: float, *, untrusted: bool = False) -> Cooperation:
+    return Cooperation(
+        guest.life,
+        guest.booted_at_s,
+        guest.size,
+        guest.target,
+        now_s,
+        now_s,
+        best=guest.actual,
+        untrusted=untrusted,
+    )
+
+
+def _hands_off(guest: GuestSnapshot, safeties: Safeties) -> Judgement | None:
+    if not guest.answers:
+        return Judgement("silent", may_shrink=False, may_grow=False)
+    if safeties.hands_off and guest.migrating:
+        return Judgement("migrating", may_shrink=False, may_grow=False)
+    if safeties.hands_off and guest.run_state != "running":
+        return Judgement("paused", may_shrink=False, may_grow=False)
+    if not guest.driver_up:
+        return Judgement("booting", may_shrink=False, may_grow=False)
+    return None
+
+
+def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safeties: Safeties) -> Judgement:
+    young = guest.fresh_since_s is None or now_s - guest.fresh_since_s < guest.grace_s
+    if safeties.grace and young:
+        return Judgement("grace", may_shrink=False)
+    age_s = guest.sample_age_s(now_s)
+    if not safeties.staleness:
+        return FREE
+    late = safeties.late_ticks and guest.reading is not None and guest.reading.seen_at_s < stale_before_s
+    if late and now_s - stale_before_s < LONG_STALE_S:  # we were away, not the guest: it will report again
+        return Judgement("stale", may_shrink=False)
+    if age_s is None or age_s > LONG_STALE_S:
+        return Judgement("long-stale", may_shrink=False, proportional=True)
+    return Judgement("stale", may_shrink=False) if late or age_s > guest.is_stale_after_s else FREE
+
+
+def _followed(trouble: Cooperation, guest: GuestSnapshot, now_s: float, safeties: Safeties) -> Cooperation:
+    """Compare actual with what was asked for: progress, arrival, somebody else's hand, RSS."""
+    if guest.size != trouble.size:  # memory was plugged or unplugged: actual and QEMU's target follow
+        trouble = replace(trouble, size=guest.size, settled=None, foreign_until_s=0.0)
+    if guest.target != trouble.target:
+        gave = trouble.gave
+        if (
+            gave is None  # else a guest that gives again and again would never be checked
+            and guest.target is not None
+            and guest.actual - guest.target >= RSS_CHECK_FROM
+            and guest.rss is not None
+        ):
+            gave = (now_s, guest.actual, guest.rss)
+        trouble = replace(
+            trouble,
+            target=guest.target,
+            asked_at_s=now_s,
+            progress_at_s=now_s,
+            best=guest.actual,
+            settled=None,
+            gave=gave,
+        )
+    elif guest.target is not None:
+        near, before = abs(guest.actual - guest.target), abs(trouble.best - guest.target)
+        if near <= before - PROGRESS:
+            trouble = replace(
+                trouble,
+                best=guest.actual,
+                progress_at_s=now_s,
+                jammed_since_s=None,
+                strikes=0,
+                backs_off_until_s=0.0,
+                takes_nothing=False,
+            )
+        if is_reached(guest.actual, guest.target, guest.size):
+            if trouble.settled != guest.actual:
+                trouble = replace(trouble, settled=guest.actual)
+        elif safeties.foreign_hands and _is_foreign(trouble, guest):
+            trouble = replace(trouble, foreign_until_s=now_s + FOREIGN_FOR_S, settled=guest.actual)
+    if safeties.contradiction:
+        trouble = _checked_by_rss(trouble, guest, now_s)
+    return trouble
+
+
+def _is_foreign(trouble: Cooperation, guest: GuestSnapshot) -> bool:
+    """Tell whether actual left a target that it had reached, and not by deflate-on-oom."""
+    if trouble.settled is None or guest.target is None:
+        return False
+    rises_by_itself = guest.deflate_on_oom and guest.actual > trouble.settled
+    return not rises_by_itself and not is_reached(guest.actual, trouble.settled, guest.size)
+
+
+def _checked_by_rss(trouble: Cooperation, guest: GuestSnapshot, now_s: float) -> Cooperation:
+    """Note whether what the guest gave came free on the host: what RSS does not follow is no gift."""
+    if guest.rss is None or not guest.rss_tells:
+        return replace(trouble, gave=None, untrusted=False) if trouble.gave or trouble.untrusted else trouble
+    over = guest.rss - QEMU_ITSELF - guest.actual
+    if trouble.untrusted and over <= 0:
+        return replace(trouble, untrusted=False)
+    if trouble.gave is None:
+        return trouble
+    at_s, actual, rss = trouble.gave
+    if now_s - at_s < RSS_FOLLOWS_WITHIN_S:
+        return trouble
+    given, freed = actual - guest.actual, rss - guest.rss
+    lied = given >= RSS_CHECK_FROM and freed < RSS_FOLLOWS * given and over > 0
+    return replace(trouble, gave=None, untrusted=trouble.untrusted or lied)
+
+
+def _charge_by_rss(guest: GuestSnapshot) -> int | None:
+    return None if guest.rss is None else max(guest.charge, min(guest.size, guest.rss - QEMU_ITSELF))
+
+
+def _makes_no_progress(trouble: Cooperation, guest: GuestSnapshot, now_s: float) -> bool:
+    """Tell whether the balloon is on its way and does not move; one that was there was moved by others."""
+    if guest.target is None or (guest.target > guest.actual and trouble.settled is not None):
+        return False
+    return (
+        not is_reached(guest.actual, guest.target, guest.size)
+        and now_s - trouble.progress_at_s >= STUCK_AFTER_S
+    )
+
+
+def _jam(trouble: Cooperation, guest: GuestSnapshot, now_s: float) -> tuple[Cooperation, Judgement]:
+    grows = guest.target is not None and guest.target > guest.actual
+    available = guest.reading.available if guest.reading else None
+    part = None if grows or available is None else available / max(1, guest.actual)
+    if part is not None and part < NOTHING_LEFT:
+        return replace(trouble, progress_at_s=now_s), Judgement(
+            "nothing-left", may_shrink=False, set_back=True
+        )
+    trouble = replace(
+        trouble,
+        jammed_since_s=trouble.progress_at_s if trouble.jammed_since_s is None else trouble.jammed_since_s,
+        strikes=min(trouble.strikes + 1, 10),
+        backs_off_until_s=now_s + min(LAST_BACK_OFF_S, FIRST_BACK_OFF_S * 2**trouble.strikes),
+        progress_at_s=now_s,
+        takes_nothing=grows,
+    )
+    if part is not None and part > CONTRADICTED:
+        return replace(trouble, contradicted_until_s=now_s + CONTRADICTED_FOR_S), _CONTRADICTED
+    word = _word(trouble, now_s)
+    return trouble, Judgement("stuck", may_shrink=False, set_back=True, health=word)
+
+
+def _backing_off(trouble: Cooperation, now_s: float) -> Judgement:
+    word = _word(trouble, now_s)
+    if trouble.backs_off_until_s > now_s:
+        return Judgement("backs-off", may_shrink=False, health=word)
+    return Judgement("probe", probe=True, health=word)
+
+
+def _word(trouble: Cooperation, now_s: float) -> str:
+    jammed_s = now_s - (trouble.jammed_since_s if trouble.jammed_since_s is not None else now_s)
+    return "uncooperative" if jammed_s > UNCOOPERATIVE_AFTER_S else "stuck"

@@ -1,0 +1,1 @@
+"""The peers' algorithms, ported to compare with: pure policies like ours."""

@@ -1,0 +1,62 @@
+"""``fixed``: a static split of the budget by shares, within the limits; needs are not looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qmpballoon.model.names import VmId
+from qmpballoon.policy.sharing import Claim, split
+from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class FixedState:
+    """Which VMs were there when the budget was split, and what each was told it gets, in bytes."""
+
+    names: frozenset[VmId] = frozenset()
+    targets: dict[VmId, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Splits once, and again only when a VM comes or goes; what must shrink does so before others grow."""
+
+    @property
+    def name(self) -> str:
+        """The stable name."""
+        return "fixed"
+
+    def start(self) -> FixedState:
+        """Return the state before the first tick."""
+        return FixedState()
+
+    def step(self, state: FixedState, snapshot: Snapshot) -> tuple[FixedState, Decisions]:
+        """Ask for the split wherever it was not asked for yet."""
+        names = frozenset(guest.vm for guest in snapshot.guests)
+        if names != state.names:
+            state = FixedState(names, _static_split(snapshot))
+        decisions: dict[VmId, Decision] = {}
+        free = snapshot.budget - snapshot.charged
+        for guest in sorted(snapshot.guests, key=lambda guest: _growth(guest, state)):
+            target = state.targets.get(guest.vm) if guest.driver_up else None
+            if target is None or target == guest.target or (guest.target is None and target == guest.actual):
+                continue
+            growth = _growth(guest, state)
+            if growth > max(0, free):
+                decisions[guest.vm] = Hold("waits-for-shrinks")
+                continue
+            free -= max(0, growth)
+            decisions[guest.vm] = SetTarget(target, "static-split")
+        return state, decisions
+
+
+def _static_split(snapshot: Snapshot) -> dict[VmId, int]:
+    ours = [guest for guest in snapshot.guests if guest.mode == "auto"]
+    others = sum(guest.charge for guest in snapshot.guests if guest.mode != "auto")
+    claims = [Claim(guest.floor, guest.ceiling, guest.shares) for guest in ours]
+    parts = split(snapshot.budget - others, claims)
+    return {guest.vm: part for guest, part in zip(ours, parts, strict=True)}
+
+
+def _growth(guest: GuestSnapshot, state: FixedState) -> int:
+    return state.targets.get(guest.vm, guest.charge) - guest.charge

@@ -1,0 +1,179 @@
+"""The machine below the VMs, as the kernel tells it: memory, stall, and the QEMU processes.
+
+Parsing is pure and separate from reading. What this kernel does not have is None.
+Sources: proc(5); Linux Documentation/accounting/psi.rst.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from qmpballoon.model.records import Life
+
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_LARGEST_FILE: Final = 65536
+_LONGEST_STATM: Final = 256  # seven numbers
+_STOPPED: Final = ("T", "t")  # by a signal, by a tracer
+
+
+@dataclass(frozen=True, slots=True)
+class HostSample:
+    """The host's memory in bytes, and stall as percent of the last ten seconds."""
+
+    mem_total: int | None
+    mem_available: int | None
+    psi_some_avg10: float | None
+    psi_full_avg10: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStat:
+    """What /proc/PID/stat tells: the state's letter, and when it started in ticks since boot."""
+
+    state: str
+    started: int
+
+
+def parse_meminfo(text: str) -> dict[str, int]:
+    """Return /proc/meminfo in bytes; lines that are no ``Key: N kB`` are left out."""
+    sizes = {}
+    for line in text.splitlines():
+        key, _, rest = line.partition(":")
+        number, _, unit = rest.strip().partition(" ")
+        if number.isascii() and number.isdigit() and unit == "kB":
+            sizes[key] = int(number) * 1024
+    return sizes
+
+
+def parse_pressure(text: str) -> dict[str, float]:
+    """Return ``avg10`` of each line of a PSI file: ``{"some": 0.0, "full": 0.0}``."""
+    found = {}
+    for line in text.splitlines():
+        kind, _, fields = line.partition(" ")
+        for field in fields.split():
+            name, _, value = field.partition("=")
+            if name == "avg10" and value.isascii() and value.replace(".", "", 1).isdigit():
+                found[kind] = float(value)
+    return found
+
+
+def parse_process_stat(text: str) -> ProcessStat | None:
+    """Return what matters of /proc/PID/stat; the process's name may hold any character but NUL."""
+    _, bracket, rest = text.rpartition(") ")
+    fields = rest.split()
+    if not bracket or len(fields) < 20 or not fields[19].isdecimal():
+        return None
+    return ProcessStat(state=fields[0], started=int(fields[19]))
+
+
+def read_host() -> HostSample:
+    """Read the host's figures now."""
+    memory = parse_meminfo(_text("/proc/meminfo"))
+    stall = parse_pressure(_text("/proc/pressure/memory"))
+    return HostSample(
+        mem_total=memory.get("MemTotal"),
+        mem_available=memory.get("MemAvailable"),
+        psi_some_avg10=stall.get("some"),
+        psi_full_avg10=stall.get("full"),
+    )
+
+
+def cgroup_limit(path: str) -> int | None:
+    """Return a cgroup's memory limit in bytes, version 2 or 1; None if it has none, or is not there."""
+    below = path.strip("/")
+    for file in (
+        f"/sys/fs/cgroup/{below}/memory.max",
+        f"/sys/fs/cgroup/memory/{below}/memory.limit_in_bytes",
+    ):
+        text = _text(file).strip()
+        if text.isascii() and text.isdigit() and int(text) < 2**53:  # version 1 says "none" by a huge number
+            return int(text)
+    return None
+
+
+def life_of(pid: int) -> Life | None:
+    """Return the life of the process, None if it is gone."""
+    stat = parse_process_stat(_text(f"/proc/{pid}/stat"))
+    return Life(pid, stat.started) if stat and stat.state not in ("Z", "X") else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether the process is stopped (SIGSTOP, or under a debugger)."""
+    stat = parse_process_stat(_text(f"/proc/{pid}/stat"))
+    return stat is not None and stat.state in _STOPPED
+
+
+def age_of(life: Life) -> float | None:
+    """Return the seconds since the life began; None where /proc does not tell."""
+    uptime = _text("/proc/uptime").split()
+    try:
+        return max(0.0, float(uptime[0]) - life.started / _TICKS_PER_S)
+    except (IndexError, ValueError):
+        return None
+
+
+def rss_of(pid: int) -> int | None:
+    """Return the resident memory of a process in bytes, None if it is gone."""
+    resident = ResidentMemory(pid)
+    try:
+        return resident.read()
+    finally:
+        resident.close()
+
+
+class ResidentMemory:
+    """What ``rss_of`` tells, again and again: a file kept open is read in a seventh of the time."""
+
+    def __init__(self, pid: int) -> None:
+        self._path = f"/proc/{pid}/statm"
+        self._handle: int | None = None
+        self._closed = False
+
+    def read(self) -> int | None:
+        """Return the resident memory in bytes, None if the process is gone."""
+        try:
+            if self._handle is None and not self._closed:
+                self._handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            return None if self._handle is None else _resident(os.pread(self._handle, _LONGEST_STATM, 0))
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        """Close the file; nothing is read any more."""
+        self._closed = True
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def _resident(statm: bytes) -> int | None:
+    fields = statm.split()
+    return int(fields[1]) * _PAGE_BYTES if len(fields) > 1 and fields[1].isdigit() else None
+
+
+def hidden_of(pid: int) -> int:
+    """Return what a process has that does not count as resident: in huge pages, or swapped out; in bytes."""
+    return parse_hidden(_text(f"/proc/{pid}/status"))
+
+
+def parse_hidden(status: str) -> int:
+    """Return VmSwap and HugetlbPages of /proc/PID/status in bytes; 0 where it tells neither. See proc(5)."""
+    lines = [line.split() for line in status.splitlines() if line.startswith(("VmSwap:", "HugetlbPages:"))]
+    return sum(int(words[1]) * 1024 for words in lines if len(words) > 1 and words[1].isdecimal())
+
+
+def _text(path: str) -> str:
+    """Return a file of /proc or /sys, empty if it cannot be read; without the cost of a text stream."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(handle, _LARGEST_FILE).decode("utf-8", "surrogateescape")
+    except OSError:
+        return ""
+    finally:
+        os.close(handle)

@@ -1,0 +1,175 @@
+"""The published objects, exactly with the keys of the contract. Pure.
+
+Every key is always present and null when unknown: consumers such as Home Assistant keep an old
+value where a key is missing, and take 0 for a fact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from os.path import basename
+from typing import Final
+
+from qmpballoon.errors import QmpBalloonError
+from qmpballoon.model.records import Event, Figures, HostRecord, Sample, VmRecord, rfc3339
+
+SCHEMA: Final = 1
+_FIGURES: Final = tuple(Figures.__slots__)
+_NO_GUEST: Final = (*((name, None) for name in _FIGURES), ("age_s", None))
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """Who publishes: host name as in topics and as it is, the program's version, this run's id."""
+
+    host: str
+    name: str
+    version: str
+    instance: str
+    heartbeat_s: float
+
+
+def guest_object(sample: Sample | None, now_s: float) -> dict[str, object]:
+    """Return the guest's figures with their age on the monotonic clock; all null without a sample."""
+    if sample is None:
+        return dict(_NO_GUEST)
+    guest: dict[str, object] = {name: getattr(sample.figures, name) for name in _FIGURES}
+    guest["age_s"] = round(max(0.0, now_s - sample.seen_at_s), 2)
+    return guest
+
+
+def vm_object(record: VmRecord, host: str, now_s: float, ts: datetime) -> dict[str, object]:
+    """Return the VM object; of an offline VM what only its QEMU could say is null."""
+    offline = record.health == "offline"
+    return {
+        "schema": SCHEMA,
+        "ts": rfc3339(ts),
+        "host": host,
+        "vm": record.vm,
+        "name": record.name,
+        "uuid": record.uuid,
+        "life": None if record.life is None else str(record.life),
+        "run_state": None if offline else record.run_state,
+        "size": record.size,
+        "actual": None if offline else record.actual,
+        "balloon": None if offline else record.balloon,
+        "target": record.target,
+        "floor": record.limits.floor,
+        "ceiling": record.limits.ceiling,
+        "shares": record.limits.shares,
+        "overridden": list(record.limits.overridden),
+        "mode": record.mode,
+        "policy": record.policy,
+        "why": record.why,
+        "health": record.health,
+        "guest": guest_object(None if offline else record.sample, now_s),
+        "rss": None if offline else record.rss,
+        "pid": None if offline else record.pid,
+        "socket": basename(record.socket),
+        "qemu": record.qemu,
+    }
+
+
+def vms_list(records: Iterable[VmRecord]) -> list[dict[str, object]]:
+    """Return the list of VMs, sorted by their name in topics."""
+    return [
+        {
+            "vm": record.vm,
+            "name": record.name,
+            "socket": basename(record.socket),
+            "health": record.health,
+        }
+        for record in sorted(records, key=lambda record: record.vm)
+    ]
+
+
+def host_object(
+    record: HostRecord, agent: Agent, seq: int, uptime_s: float, ts: datetime
+) -> dict[str, object]:
+    """Return the host object; ``seq`` counts those that this run of the agent has published."""
+    return {
+        "schema": SCHEMA,
+        "ts": rfc3339(ts),
+        "host": agent.host,
+        "name": agent.name,
+        "version": agent.version,
+        "instance": agent.instance,
+        "seq": seq,
+        "uptime_s": round(uptime_s, 1),
+        "heartbeat_s": agent.heartbeat_s,
+        "policy": record.policy,
+        "mode": record.mode,
+        "level": record.level,
+        "budget": record.budget,
+        "reserve": record.reserve,
+        "used": record.used,
+        "available": record.available,
+        "mem_total": record.mem_total,
+        "mem_available": record.mem_available,
+        "psi_some_avg10": record.psi_some_avg10,
+        "psi_full_avg10": record.psi_full_avg10,
+        "vms": {"total": record.vms_total, "online": record.vms_online},
+        "unidentified": list(record.unidentified),
+        "reclaimable": record.reclaimable,
+        "room": record.room,
+        "holds": [dict(hold) for hold in record.holds],
+    }
+
+
+def event_object(vm: str | None, event: Event) -> dict[str, object]:
+    """Return an event of a VM, or of the host where ``vm`` is None."""
+    return {
+        "schema": SCHEMA,
+        "ts": rfc3339(event.ts),
+        "vm": vm,
+        "event": event.event,
+        "data": dict(event.data),
+    }
+
+
+def samples_object(
+    records: Iterable[VmRecord], host: HostRecord | None, now_s: float, ts: datetime
+) -> dict[str, object]:
+    """Return one tick's figures of all VMs, for recorders that want them in one message."""
+    return {
+        "schema": SCHEMA,
+        "ts": rfc3339(ts),
+        "host": {
+            "mem_available": None if host is None else host.mem_available,
+            "psi_some_avg10": None if host is None else host.psi_some_avg10,
+            "psi_full_avg10": None if host is None else host.psi_full_avg10,
+        },
+        "vms": {
+            record.vm: {
+                "actual": record.actual,
+                "target": record.target,
+                "rss": record.rss,
+                "guest": guest_object(record.sample, now_s),
+            }
+            for record in records
+            if record.health != "offline"
+        },
+    }
+
+
+def response_object(
+    transaction: object,
+    vm: str | None,
+    verb: str,
+    ts: datetime,
+    *,
+    result: object = None,
+    error: QmpBalloonError | None = None,
+) -> Mapping[str, object]:
+    """Return the answer to a request: its result, or the error's stable word and sentence."""
+    return {
+        "transaction": transaction,
+        "vm": vm,
+        "verb": verb,
+        "status": "ok" if error is None else "error",
+        "result": result if error is None else None,
+        "error": None if error is None else {"code": error.code, "message": str(error)},
+        "ts": rfc3339(ts),
+    }

@@ -1,0 +1,230 @@
+"""Where requests are answered: each exactly once, bad ones too, a slow one delaying nobody.
+
+A request that was understood runs in a task of its own. The same transaction on the same topic
+joins the one that runs, or gets its answer again for a while, and has no second effect. At most
+16 requests of one VM, or of the host, run at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from qmpballoon.errors import QmpBalloonError, RequestRefused
+from qmpballoon.model.records import utc_now
+from qmpballoon.mqtt.outbox import Answer
+from qmpballoon.mqtt.topics import Command, Topics, mirrored
+from qmpballoon.protocol.objects import response_object
+from qmpballoon.protocol.payloads import Content, Format, decode_request, encode, request_format
+from qmpballoon.protocol.verbs import validate
+
+MOST_WAITING: Final = 16  # requests of one VM, or of the host
+MOST_REMEMBERED: Final = 1000  # answers
+REMEMBERED_S: Final = 60.0  # from the answer on
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message on a command topic, as it came; what only MQTT 5 has is None on 3.1.1."""
+
+    command: Command
+    payload: bytes
+    retain: bool = False
+    content_type: str | None = None
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    expiry_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that was understood. ``vm`` None: of the host; ``arguments`` as `validate` returns them.
+
+    ``expires_at_s`` is on the monotonic clock: who makes it wait refuses it then, as ``expired``.
+    """
+
+    vm: str | None
+    verb: str
+    arguments: Mapping[str, object]
+    transaction: object = None
+    expires_at_s: float | None = None
+
+    def refuse_if_expired(self, now_s: float) -> None:
+        """Raise RequestRefused (``expired``) if the sender no longer wants it done."""
+        if self.expires_at_s is not None and now_s > self.expires_at_s:
+            raise RequestRefused("expired", f"{self.verb} was not begun before the message expired")
+
+
+Handle: TypeAlias = Callable[[Request], Awaitable[object]]
+"""Does what is asked and returns the result, of JSON values; raises a QmpBalloonError otherwise."""
+
+_Key: TypeAlias = tuple[Command, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    topic: str
+    payload_format: Format
+    correlation: bytes | None
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    request: Request
+    key: _Key | None
+    addresses: list[_Address]
+    task: asyncio.Task[None] | None = None
+    answered: bool = False
+
+
+@dataclass(slots=True)
+class Requests:
+    """Takes requests and gives each one answer.
+
+    ``handle`` does the work; ``knows_vm`` tells whether a VM of that name exists; ``send`` takes
+    an answer and must not wait; ``clock`` is monotonic.
+    """
+
+    topics: Topics
+    handle: Handle
+    knows_vm: Callable[[str], bool]
+    send: Callable[[Answer], None]
+    clock: Callable[[], float]
+    _group: asyncio.TaskGroup | None = None
+    _running: dict[str | None, list[_Running]] = field(default_factory=dict)
+    _joinable: dict[_Key, _Running] = field(default_factory=dict)
+    _remembered: OrderedDict[_Key, tuple[float, object]] = field(default_factory=OrderedDict)
+
+    def open(self, group: asyncio.TaskGroup) -> None:
+        """Run requests in ``group`` from now on; a handler's bug ends it."""
+        self._group = group
+
+    def receive(self, arrival: Arrival) -> None:
+        """Take one message: answer it at once or begin to do it. An empty payload is ignored."""
+        if not arrival.payload:
+            return
+        command, verb, content = arrival.command, arrival.command.verb, Content()
+        try:
+            content = decode_request(arrival.payload, arrival.content_type)
+            if command.bare and content.bare == "auto":
+                verb = "set-mode"
+            arguments = self._understand(arrival, verb, content)
+        except RequestRefused as refused:
+            address = self._address(arrival, verb)
+            self._answer(address, self._response(command.vm, verb, content.transaction, error=refused))
+            return
+        expires_at_s = None if arrival.expiry_s is None else self.clock() + arrival.expiry_s
+        request = Request(command.vm, verb, arguments, content.transaction, expires_at_s)
+        self._begin(request, command, self._address(arrival, verb))
+
+    def stop(self) -> None:
+        """Answer all that wait with ``offline`` and end their tasks; nothing is begun any more."""
+        self._group = None
+        for running in [one for some in self._running.values() for one in some]:
+            error = RequestRefused("offline", "the agent stops")
+            self._finish(running, self._respond(running.request, error=error))
+            if running.task is not None:
+                running.task.cancel()
+
+    def _understand(self, arrival: Arrival, verb: str, content: Content) -> Mapping[str, object]:
+        vm = arrival.command.vm
+        if arrival.retain:
+            raise RequestRefused("retained", "commands must not be retained: publish without the retain flag")
+        if vm is not None and not self.knows_vm(vm):
+            raise RequestRefused("unknown-vm", f"no VM {mirrored(vm)!r} here")
+        return validate(verb, "host" if vm is None else "vm", content)
+
+    def _begin(self, request: Request, command: Command, address: _Address) -> None:
+        key = None if request.transaction is None else (command, encode(request.transaction, "json"))
+        if key is not None:
+            self._forget_old()
+            if key in self._remembered:
+                self._answer(address, self._remembered[key][1])
+                return
+        joined = None if key is None else self._joinable.get(key)
+        waiting = self._running.setdefault(request.vm, [])
+        if self._group is None:
+            self._answer(address, self._respond(request, error=RequestRefused("offline", "the agent stops")))
+        elif len(waiting) >= MOST_WAITING if joined is None else len(joined.addresses) >= MOST_WAITING:
+            error = RequestRefused("busy", f"{MOST_WAITING} requests wait already: send fewer at a time")
+            self._answer(address, self._respond(request, error=error))
+        elif joined is not None:
+            joined.addresses.append(address)
+        else:
+            running = _Running(request, key, [address])
+            waiting.append(running)
+            if key is not None:
+                self._joinable[key] = running
+            running.task = self._group.create_task(self._run(running), name=f"request {request.verb}")
+        if not waiting:
+            del self._running[request.vm]
+
+    async def _run(self, running: _Running) -> None:
+        request = running.request
+        response = self._respond(
+            request, error=RequestRefused("internal", "a mistake in the agent: see its log")
+        )
+        try:
+            request.refuse_if_expired(self.clock())
+            response = self._respond(request, result=await self.handle(request))
+        except QmpBalloonError as error:
+            response = self._respond(request, error=error)
+        except asyncio.CancelledError:
+            response = self._respond(request, error=RequestRefused("offline", "the agent stops"))
+            raise
+        finally:
+            self._finish(running, response)
+
+    def _finish(self, running: _Running, response: object) -> None:
+        if running.answered:
+            return
+        running.answered = True
+        waiting = self._running[running.request.vm]
+        waiting.remove(running)
+        if not waiting:
+            del self._running[running.request.vm]
+        if running.key is not None:
+            del self._joinable[running.key]
+            self._remembered[running.key] = (self.clock(), response)
+            while len(self._remembered) > MOST_REMEMBERED:
+                self._remembered.popitem(last=False)
+        for address in running.addresses:
+            self._answer(address, response)
+
+    def _forget_old(self) -> None:
+        oldest_kept_s = self.clock() - REMEMBERED_S
+        while self._remembered:
+            key, (answered_at_s, _) = next(iter(self._remembered.items()))
+            if answered_at_s >= oldest_kept_s:
+                return
+            del self._remembered[key]
+
+    def _address(self, arrival: Arrival, verb: str) -> _Address:
+        return _Address(
+            self.topics.response(arrival.command.vm, verb, arrival.response_topic),
+            request_format(arrival.payload, arrival.content_type),
+            arrival.correlation,
+        )
+
+    def _answer(self, address: _Address, response: object) -> None:
+        self.send(Answer(address.topic, response, address.payload_format, address.correlation, self.clock()))
+
+    def _respond(
+        self, request: Request, *, result: object = None, error: QmpBalloonError | None = None
+    ) -> object:
+        return self._response(request.vm, request.verb, request.transaction, result=result, error=error)
+
+    def _response(
+        self,
+        vm: str | None,
+        verb: str,
+        transaction: object,
+        *,
+        result: object = None,
+        error: QmpBalloonError | None = None,
+    ) -> object:
+        vm = None if vm is None else mirrored(vm)
+        return response_object(transaction, vm, mirrored(verb), utc_now(), result=result, error=error)

@@ -1,0 +1,162 @@
+"""``python -m qmpballoon.sim.qemu.server PATH …``: pretended QEMUs in processes of their own.
+
+Prints ``ready`` once every socket listens, and ends on SIGTERM or when all of them were quit. An agent
+takes the sockets of one process for one VM, so ``--fork`` gives each QEMU a process; those share the
+memory of what was imported before, and end with their parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qmpballoon.sim.guest import Behaviour, GuestSpec
+from qmpballoon.sim.qemu.faults import Faults
+from qmpballoon.sim.qemu.machine import MachineSpec
+from qmpballoon.sim.qemu.server import SimulatedQemu
+from qmpballoon.units import parse_size
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        Faults.parse(options.fault)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.count < 1:
+        parser.error("--count starts at 1")
+    if options.fork:
+        return _fork(options)
+    asyncio.run(_serve(options, range(options.count), _say_ready))
+    return 0
+
+
+def numbered(path: Path, number: int, count: int) -> Path:
+    """Return the path of one of several QEMUs: ``vm.qmp`` becomes ``vm-0.qmp``, ``vm-1.qmp`` …"""
+    return path if count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m qmpballoon.sim.qemu.server", description="Pretended QEMUs with a balloon."
+    )
+    parser.add_argument("path", type=Path, help="the QMP socket; with --count a number is put into it")
+    parser.add_argument("--count", type=int, default=1, help="how many QEMUs (1)")
+    parser.add_argument("--fork", action="store_true", help="a process for each of them")
+    parser.add_argument("--control", action="store_true", help="a second monitor each, at PATH.control")
+    parser.add_argument("--size", type=parse_size, default="256MiB", help="memory of a guest (256MiB)")
+    parser.add_argument("--anonymous", type=parse_size, default=None, help="memory its workload holds")
+    parser.add_argument("--name", help="QEMU's -name; with --count a number is appended")
+    parser.add_argument("--boot-s", type=float, help="seconds until the driver loads; it is up if not given")
+    parser.add_argument("--no-balloon", action="store_true", help="no balloon device")
+    parser.add_argument("--deflate-on-oom", action="store_true", help="negotiated")
+    parser.add_argument("--behaviour", type=Behaviour, default=Behaviour.IDEAL, help=" ".join(Behaviour))
+    parser.add_argument(
+        "--fault", action="append", default=[], metavar="NAME[=VALUE]", help="may be given again"
+    )
+    return parser
+
+
+def _qemu(options: argparse.Namespace, number: int) -> SimulatedQemu:
+    path = numbered(options.path, number, options.count)
+    monitors = [path, Path(f"{path}.control")] if options.control else [path]
+    name = options.name
+    if name is not None and options.count > 1:
+        name = f"{name}-{number}"
+    return SimulatedQemu(
+        *monitors,
+        guest=GuestSpec(
+            size=options.size,
+            behaviour=options.behaviour,
+            deflate_on_oom=options.deflate_on_oom,
+            boot_s=GuestSpec().boot_s if options.boot_s is None else options.boot_s,
+        ),
+        machine=MachineSpec(name=name, device=None if options.no_balloon else "virtio-balloon-pci"),
+        faults=Faults.parse(options.fault),
+        booted=options.boot_s is None,
+    )
+
+
+async def _serve(options: argparse.Namespace, numbers: Sequence[int], ready: Callable[[], None]) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        qemus = [await stack.enter_async_context(_qemu(options, number)) for number in numbers]
+        for qemu in qemus:
+            if options.anonymous is not None:
+                qemu.set_demand(options.anonymous)
+        loop = asyncio.get_running_loop()
+
+        def terminate() -> None:
+            for qemu in qemus:
+                qemu.terminate()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, terminate)
+        ready()
+        for qemu in qemus:
+            await qemu.exited.wait()
+
+
+def _say_ready() -> None:
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+
+
+def _fork(options: argparse.Namespace) -> int:
+    ready_reader, ready_writer = os.pipe()
+    life_reader, life_writer = os.pipe()  # its end tells the children that their parent is gone
+    gc.freeze()  # keeps the collector from touching, and so copying, the shared pages
+    children: set[int] = set()
+
+    def forward(number: int, _: object) -> None:
+        for child in tuple(children):
+            with contextlib.suppress(ProcessLookupError):  # reaped, and not yet struck off
+                os.kill(child, number)
+
+    # A signal that comes while children are being forked must reach all of them.
+    blocked = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    for number in range(options.count):
+        child = os.fork()
+        if child == 0:
+            os.close(life_writer)
+            os.close(ready_reader)
+            _be_child(options, number, ready_writer, life_reader)
+        children.add(child)
+    for wanted in blocked:
+        signal.signal(wanted, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+    os.close(ready_writer)
+    os.close(life_reader)
+    heard = 0
+    while heard < options.count and (said := os.read(ready_reader, options.count)):
+        heard += len(said)
+    if heard == options.count:
+        _say_ready()
+    while children:
+        child, _ = os.wait()
+        children.discard(child)
+    for number in range(options.count):
+        path = numbered(options.path, number, options.count)
+        path.unlink(missing_ok=True)  # of those that were killed
+        Path(f"{path}.control").unlink(missing_ok=True)
+    return 0 if heard == options.count else 1
+
+
+def _be_child(options: argparse.Namespace, number: int, ready_writer: int, life_reader: int) -> None:
+    def ready() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+        asyncio.get_running_loop().add_reader(life_reader, os.kill, os.getpid(), signal.SIGTERM)
+        os.write(ready_writer, b".")
+        os.close(ready_writer)
+
+    asyncio.run(_serve(options, [number], ready))
+    os._exit(0)

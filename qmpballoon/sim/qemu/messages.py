@@ -1,0 +1,53 @@
+"""Requests taken apart and replies put together, in the words of QEMU 7.2."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+
+from qmpballoon.sim.qemu.machine import CommandError, Json
+
+
+def parse_request(request: object) -> tuple[str, Mapping[str, object]]:
+    """Return command and arguments of one request.
+
+    Raises:
+        CommandError: QEMU's sentence about what is wrong with its shape.
+    """
+    if not isinstance(request, dict):
+        raise CommandError("GenericError", "QMP input must be a JSON object")
+    command: object = None
+    for name, value in request.items():
+        if name in ("execute", "exec-oob"):
+            if command is not None:
+                raise CommandError("GenericError", "QMP input member 'execute' clashes with 'exec-oob'")
+            if not isinstance(value, str):
+                raise CommandError("GenericError", f"QMP input member '{name}' must be a string")
+            command = value
+        elif name == "arguments" and not isinstance(value, dict):
+            raise CommandError("GenericError", "QMP input member 'arguments' must be an object")
+        elif name not in ("arguments", "id"):
+            raise CommandError("GenericError", f"QMP input member '{name}' is unexpected")
+    if command is None:
+        raise CommandError("GenericError", "QMP input lacks member 'execute'")
+    if "exec-oob" in request:
+        raise CommandError("GenericError", f"The command {command} does not support OOB")
+    return str(command), request.get("arguments", {})
+
+
+def error_message(error_class: str, description: str) -> dict[str, Json]:
+    """Return an error as a reply without an id."""
+    return {"error": {"class": error_class, "desc": description}}
+
+
+def flood_event(number: int) -> dict[str, Json]:
+    """Return one of many events; ``number`` makes it differ from its neighbours."""
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    stamp = {"seconds": seconds, "microseconds": microseconds}
+    return {"timestamp": stamp, "event": "BALLOON_CHANGE", "data": {"actual": 4096 * (number + 1)}}
+
+
+def encode(message: Mapping[str, Json]) -> bytes:
+    """Return a message as QEMU writes it, with its end of line."""
+    return json.dumps(message).encode() + b"\r\n"

@@ -1,0 +1,368 @@
+"""A pretended QEMU on real unix sockets: one client at a time, events, and faults on demand.
+
+Idle ones cost nothing but their sockets: there is one timer per QEMU, and only while an event is due.
+
+``python -m qmpballoon.sim.qemu.server`` runs them in processes of their own (see `command`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, cast
+
+from qmpballoon.sim.guest import Behaviour, GuestSpec, SimulatedGuest
+from qmpballoon.sim.qemu.faults import Babble, Faults, concerns
+from qmpballoon.sim.qemu.machine import CommandError, Json, MachineSpec, SimulatedMachine
+from qmpballoon.sim.qemu.messages import encode, error_message, flood_event, parse_request
+from qmpballoon.sim.qemu.stream import Broken, RequestStream
+
+BACKLOG: Final = 1  # as QEMU's: two clients may wait unheard, the next cannot connect
+_LEAVE_S: Final = 5.0
+_SOONEST_S: Final = 0.001  # timers of some loops count in milliseconds
+_WITHOUT_CAPABILITIES: Final = "Expecting capabilities negotiation with 'qmp_capabilities'"
+
+
+class SimulatedQemu:
+    """A pretended QEMU with one or more monitors, alive inside ``async with``.
+
+    ``faults`` may be changed at any time; they concern the first monitor alone, so that a second one
+    stays a witness. Every monitor also takes the command ``x-simulate`` with any of the arguments
+    ``demand`` ([anonymous, cache] in bytes), ``behaviour``, ``faults`` (a list of words) and ``plug``
+    (bytes), for those who run it in another process.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *more_paths: str | os.PathLike[str],
+        guest: GuestSpec | None = None,
+        machine: MachineSpec | None = None,
+        faults: Faults | None = None,
+        booted: bool = True,
+    ) -> None:
+        """Nothing is opened yet. ``booted``: the driver is up from the start, else it boots first."""
+        self.paths = tuple(Path(each) for each in (path, *more_paths))
+        self.faults = faults or Faults()
+        self.exited = asyncio.Event()
+        now_s = time.monotonic()
+        simulated = SimulatedGuest(guest, now_s=now_s, epoch_s=time.time() - now_s, booted=booted)
+        self._machine = SimulatedMachine(simulated, machine)
+        self._listeners: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
+        self._connections: set[_Connection] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def path(self) -> Path:
+        """The first monitor's socket."""
+        return self.paths[0]
+
+    @property
+    def machine(self) -> SimulatedMachine:
+        """The machine as of now; look, and change it with this class's verbs."""
+        self._machine.advance(time.monotonic())
+        return self._machine
+
+    @property
+    def guest(self) -> SimulatedGuest:
+        """The guest as of now; look, and change it with this class's verbs."""
+        return self.machine.guest
+
+    async def __aenter__(self) -> SimulatedQemu:
+        for number, path in enumerate(self.paths):
+            path.unlink(missing_ok=True)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self._listeners.append(listener)
+            listener.bind(os.fspath(path))
+            listener.listen(BACKLOG)
+            accepting = self._accept(listener, first=number == 0)
+            self._accepting.append(asyncio.create_task(accepting, name=f"accept {path}"))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.die(unlink=True)
+        async with asyncio.timeout(_LEAVE_S):
+            for connection in tuple(self._connections):
+                await connection.closed.wait()
+            for task in self._accepting:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    def die(self, *, unlink: bool = False) -> None:
+        """End at once, as by SIGKILL: clients are cut off, the socket files stay unless ``unlink``."""
+        self._machine.exited = True
+        for connection in tuple(self._connections):
+            connection.abort()
+        self._close(unlink=unlink)
+
+    def terminate(self) -> None:
+        """End as on SIGTERM: SHUTDOWN is sent, the socket files are removed."""
+        self.machine.shut_down("host-signal")
+        self.settle()
+        self.end_if_exited()
+
+    def set_demand(self, anonymous: int, cache: int = 0) -> None:
+        """Let the guest's workload ask for so many bytes from now on."""
+        self.guest.set_demand(anonymous, cache)
+        self.settle()
+
+    def set_behaviour(self, behaviour: Behaviour) -> None:
+        """Change how the guest takes to its balloon."""
+        self.guest.set_behaviour(behaviour)
+        self.settle()
+
+    def set_migration(self, status: str | None, run_state: str | None = None) -> None:
+        """Pretend a migration in this status (``active`` …); None: there was never one."""
+        self.machine.migration = {} if status is None else {"status": status}
+        if run_state is not None:
+            self._machine.run_state = run_state
+
+    def plug(self, size: int) -> None:
+        """Hot-plug a DIMM of so many bytes."""
+        self.machine.plug(size)
+        self.settle()
+
+    def drop_clients(self) -> None:
+        """Cut off whoever is connected, and live on."""
+        for connection in tuple(self._connections):
+            connection.abort()
+
+    def settle(self) -> None:
+        """Bring the machine up to now, send what is due, and set the timer for the next event."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        machine = self.machine
+        listening = [connection for connection in self._connections if connection.negotiated]
+        for event in machine.take_events():
+            for connection in listening:
+                connection.send(encode(event))
+        due_s = machine.next_due_s()
+        if due_s is not None and listening and not machine.exited:
+            delay_s = max(due_s - time.monotonic(), _SOONEST_S)
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self.settle)
+
+    def execute(self, command: str, arguments: Mapping[str, object]) -> Json:
+        """Carry out a command and send the events that it causes.
+
+        Raises:
+            CommandError: as QEMU would answer.
+        """
+        if command == "x-simulate":
+            return self._simulate(arguments)
+        result = self.machine.execute(command, arguments)
+        self.settle()  # QEMU sends a command's events in front of its reply
+        return result
+
+    def end_if_exited(self) -> None:
+        """Close everything, once the last reply is sent, if the machine has exited."""
+        if self._machine.exited and not self.exited.is_set():
+            for connection in tuple(self._connections):
+                connection.finish()
+            self._close(unlink=True)
+
+    def greet(self, connection: _Connection) -> None:
+        """Take note of a client."""
+        self._connections.add(connection)
+
+    def forget(self, connection: _Connection) -> None:
+        """Take note that a client left."""
+        self._connections.discard(connection)
+
+    async def _accept(self, listener: socket.socket, *, first: bool) -> None:
+        while True:
+            accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
+            await self._serve(accepted, _Connection(self, first=first))
+
+    async def _serve(self, accepted: socket.socket, connection: _Connection) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, accepted)
+        await connection.closed.wait()
+
+    def _close(self, *, unlink: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for task in self._accepting:
+            task.cancel()
+        for listener in self._listeners:
+            listener.close()
+        if unlink and not self.exited.is_set():
+            for path in self.paths:
+                path.unlink(missing_ok=True)
+        self.exited.set()
+
+    def _simulate(self, arguments: Mapping[str, object]) -> Json:
+        try:
+            for name, value in arguments.items():
+                match name, value:
+                    case "demand", [int(anonymous), int(cache)]:
+                        self.set_demand(anonymous, cache)
+                    case "behaviour", str(word):
+                        self.set_behaviour(Behaviour(word))
+                    case "faults", [*words]:
+                        self.faults = Faults.parse(str(word) for word in words)
+                    case "plug", int(size):
+                        self.plug(size)
+                    case _:
+                        raise ValueError(f"x-simulate does not take {name}={value!r}")
+        except ValueError as error:
+            raise CommandError("GenericError", str(error)) from None
+        return {}
+
+
+class _Connection(asyncio.Protocol):
+    """One client: the stream of its requests, what was negotiated, and the faults on its wire."""
+
+    def __init__(self, qemu: SimulatedQemu, *, first: bool) -> None:
+        self.qemu = qemu
+        self.first = first
+        self.negotiated = False
+        self.closed = asyncio.Event()
+        self.transport: asyncio.Transport | None = None
+        self._requests = RequestStream()
+        self._replies = 0
+        self._sent = 0
+        self._hung_up = False
+
+    @property
+    def faults(self) -> Faults:
+        return self.qemu.faults if self.first else _NO_FAULTS
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self.qemu.greet(self)
+        if not self.faults.silent_greeting:
+            self._write(encode(self.qemu.machine.greeting()))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self.negotiated = False
+        self.qemu.forget(self)
+        self.closed.set()
+
+    def data_received(self, received: bytes) -> None:
+        for request in self._requests.feed(received):
+            if isinstance(request, Broken):
+                self._reply("", error_message("GenericError", request.description))
+            else:
+                self._answer(request.value)
+
+    def send(self, line: bytes) -> None:
+        """Send now, or as much later as the fault says."""
+        if self.faults.reply_delay_s:
+            asyncio.get_running_loop().call_later(self.faults.reply_delay_s, self._write, line)
+        else:
+            self._write(line)
+
+    def finish(self) -> None:
+        """Close once everything is sent."""
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _answer(self, request: object) -> None:
+        if self.faults.silent_greeting or self._hung_up:
+            return
+        command = ""
+        reply: dict[str, Json]
+        try:
+            command, arguments = parse_request(request)
+            if not self.negotiated:
+                reply = {"return": self._negotiate(command, arguments)}
+            elif concerns(self.faults.refuse, command):
+                raise CommandError("GenericError", f"The command {command} was refused on purpose")
+            else:
+                reply = {"return": self.qemu.execute(command, arguments)}
+        except CommandError as error:
+            reply = error_message(error.error_class, error.description)
+        if isinstance(request, dict) and "id" in request:
+            reply = {"id": request["id"], **reply} if "error" in reply else {**reply, "id": request["id"]}
+        self._reply(command, reply)
+        self.qemu.end_if_exited()
+
+    def _negotiate(self, command: str, arguments: Mapping[str, object]) -> Json:
+        if command != "qmp_capabilities":
+            raise CommandError("CommandNotFound", _WITHOUT_CAPABILITIES)
+        for name in arguments:
+            if name != "enable":
+                raise CommandError("GenericError", f"Parameter '{name}' is unexpected")
+        wanted = arguments.get("enable", [])
+        if not isinstance(wanted, list):
+            raise CommandError("GenericError", "Invalid parameter type for 'enable', expected: array")
+        for capability in wanted:
+            if capability != "oob":
+                raise CommandError("GenericError", f"Parameter 'null' does not accept value '{capability}'")
+        self.qemu.machine.take_events()  # nobody was there to hear them
+        self.negotiated = True
+        self.qemu.settle()
+        return {}
+
+    def _reply(self, command: str, reply: dict[str, Json]) -> None:
+        faults = self.faults
+        if faults.silent_after_replies is not None and self._replies >= faults.silent_after_replies:
+            return
+        self._replies += 1
+        if command == "qmp_capabilities":
+            self.send(encode(reply))
+            return
+        if concerns(faults.silent_to, command):
+            return
+        for number in range(faults.event_flood):
+            self.send(encode(flood_event(number)))
+        line = encode(reply)
+        match faults.babble:
+            case Babble.RANDOM_BYTES:
+                self.send(random.Random(self._replies).randbytes(64).replace(b"\n", b"") + b"\r\n")
+            case Babble.NOT_AN_OBJECT:
+                self.send(b'["no", "object"]\r\n')
+            case Babble.UNKNOWN_ID:
+                self.send(encode({"return": {}, "id": "never asked"}))
+            case Babble.ID_TWICE:
+                self.send(line)
+            case Babble.NO_ID:
+                line = encode({key: value for key, value in reply.items() if key != "id"})
+        if faults.reply_padding:
+            line = b"{" + b" " * faults.reply_padding + line[1:]
+        if concerns(faults.half_reply_to, command):
+            self._write(line[: len(line) // 2])
+            self._hang_up()
+            return
+        self.send(line)
+
+    def _write(self, line: bytes) -> None:
+        if self.transport is None or self.transport.is_closing() or self._hung_up:
+            return
+        limit = self.faults.cut_after_bytes
+        if limit is not None and self._sent + len(line) >= limit:
+            self.transport.write(line[: max(0, limit - self._sent)])
+            self._hang_up()
+            return
+        self._sent += len(line)
+        self.transport.write(line)
+
+    def _hang_up(self) -> None:
+        # Closing with requests unread would reset the connection, where an end was asked for.
+        if self.transport is not None and not self._hung_up:
+            self._hung_up = True
+            self.transport.write_eof()
+
+
+_NO_FAULTS: Final = Faults()
+
+
+if __name__ == "__main__":
+    from qmpballoon.sim.qemu.command import main
+
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Every case of trouble with a balloon, told apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from policy_makers import a_guest
+
+from qmpballoon.policy.cooperation import Cooperation, Judgement, Safeties, judge
+from qmpballoon.policy.snapshot import GuestSnapshot
+from qmpballoon.units import MIB
+
+ALL = Safeties()
+
+
+class Watched:
+    """A guest that is judged every second."""
+
+    def __init__(self, guest: GuestSnapshot, safeties: Safeties = ALL) -> None:
+        self.guest = guest
+        self.now_s = 100.0
+        self.trouble: Cooperation | None = None
+        self.safeties = safeties
+
+    def after(self, seconds: int, *, fresh: bool = True, **changes: object) -> Judgement:
+        for _ in range(seconds):
+            self.now_s += 1
+            self.guest = replace(self.guest, **changes)  # type: ignore[arg-type]
+            if fresh and self.guest.reading is not None:
+                reading = replace(self.guest.reading, seen_at_s=self.now_s, actual=self.guest.actual)
+                self.guest = replace(self.guest, reading=reading)
+            self.trouble, judgement = judge(
+                self.trouble, self.guest, self.now_s, stale_before_s=0.0, safeties=self.safeties
+            )
+        return judgement
+
+
+def test_a_guest_that_is_well_may_be_moved_as_the_policy_wants() -> None:
+    assert Watched(a_guest()).after(30) == Judgement()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"answers": False}, "silent"),
+        ({"migrating": True}, "migrating"),
+        ({"run_state": "paused"}, "paused"),
+        ({"driver_up": False}, "booting"),
+    ],
+)
+def test_hands_off_a_guest_that_cannot_or_must_not_move(changes: dict[str, object], why: str) -> None:
+    judgement = Watched(replace(a_guest(), **changes)).after(1)  # type: ignore[arg-type]
+    assert (judgement.why, judgement.may_shrink, judgement.may_grow) == (why, False, False)
+
+
+def test_a_guest_just_booted_may_grow_and_not_shrink() -> None:
+    judgement = Watched(a_guest(fresh_since_s=99.0)).after(1)
+    assert (judgement.why, judgement.may_shrink, judgement.may_grow) == ("grace", False, True)
+
+
+def test_stale_figures_forbid_a_shrink_and_long_stale_ones_say_nothing_at_all() -> None:
+    watched = Watched(a_guest())
+    assert watched.after(5, fresh=False) == Judgement()
+    assert watched.after(3, fresh=False) == Judgement("stale", may_shrink=False)
+    assert watched.after(30, fresh=False) == Judgement("long-stale", may_shrink=False, proportional=True)
+
+
+def test_after_a_late_tick_figures_from_before_it_are_stale() -> None:
+    guest = a_guest(seen_at_s=99.0)
+    _, judgement = judge(None, guest, 100.0, stale_before_s=99.5, safeties=ALL)
+    assert judgement.why == "stale"
+    _, judgement = judge(None, guest, 100.0, stale_before_s=99.5, safeties=replace(ALL, late_ticks=False))
+    assert judgement == Judgement()
+
+
+def test_a_guest_with_nothing_left_is_no_case_of_trouble() -> None:
+    watched = Watched(a_guest(actual=512, available=30))
+    watched.after(1)
+    judgement = watched.after(6, target=400 * MIB)
+    assert (judgement.why, judgement.set_back, judgement.health) == ("nothing-left", True, None)
+
+
+def test_a_guest_that_claims_plenty_and_gives_none_is_contradicted_for_a_minute() -> None:
+    watched = Watched(a_guest(actual=512, available=400))
+    watched.after(1)
+    judgement = watched.after(6, target=400 * MIB)
+    assert (judgement.why, judgement.proportional, judgement.may_shrink) == ("contradicted", True, False)
+    assert judgement.health == "untrusted"
+    assert watched.after(50, target=512 * MIB).why == "contradicted"
+    assert watched.after(15).why == "probe"
+
+
+def test_a_stuck_guest_is_set_back_left_alone_probed_and_at_last_called_uncooperative() -> None:
+    watched = Watched(a_guest(actual=512, available=100))
+    watched.after(1)
+    judgement = watched.after(6, target=400 * MIB)
+    assert (judgement.why, judgement.set_back, judgement.health) == ("stuck", True, "stuck")
+    assert watched.after(4, target=512 * MIB).why == "backs-off"
+    judgement = watched.after(3)
+    assert (judgement.why, judgement.probe, judgement.may_grow) == ("probe", True, True)
+    watched.after(6, target=500 * MIB)
+    assert watched.after(8, target=512 * MIB).health == "uncooperative"
+
+
+def test_a_stuck_guest_that_moves_again_is_forgiven() -> None:
+    watched = Watched(a_guest(actual=512, available=100))
+    watched.after(1)
+    watched.after(6, target=400 * MIB)
+    watched.after(12, target=512 * MIB)
+    watched.after(1, target=500 * MIB)
+    assert watched.after(1, actual=500 * MIB) == Judgement()
+
+
+def test_slow_progress_is_progress() -> None:
+    watched = Watched(a_guest(actual=512, available=400))
+    watched.after(1)
+    for step in range(20):
+        assert watched.after(1, target=400 * MIB, actual=(510 - 2 * step) * MIB).why is None
+
+
+def test_somebody_elses_hand_on_the_balloon_stops_ours() -> None:
+    watched = Watched(a_guest(actual=512, available=300))
+    watched.after(1)
+    watched.after(2, target=500 * MIB, actual=500 * MIB)
+    assert watched.after(1, actual=350 * MIB).why == "foreign-hand"
+    assert watched.after(30).may_grow is False
+    assert watched.after(40).why is None
+
+
+def test_a_driver_that_goes_is_nobodys_hand() -> None:
+    watched = Watched(a_guest(actual=512, available=300))
+    watched.after(1)
+    watched.after(2, target=500 * MIB, actual=500 * MIB)
+    assert watched.after(1, actual=1024 * MIB).why == "foreign-hand"  # it looks so until the driver is asked
+    assert watched.after(1, driver_up=False).why == "booting"
+    assert watched.after(1, driver_up=True).why is None
+
+
+def test_plugged_memory_is_nobodys_hand() -> None:
+    watched = Watched(a_guest(actual=512, available=300))
+    watched.after(1)
+    watched.after(2, target=500 * MIB, actual=500 * MIB)
+    assert watched.after(20, fresh=True).why is None
+    assert watched.after(1, actual=756 * MIB).why == "foreign-hand"  # as it seems until the size is known
+    assert watched.after(1, size=1280 * MIB, target=756 * MIB).why is None
+
+
+def test_deflate_on_oom_is_nobodys_hand() -> None:
+    watched = Watched(a_guest(actual=512, available=300, deflate_on_oom=True))
+    watched.after(1)
+    watched.after(2, target=500 * MIB, actual=500 * MIB)
+    assert watched.after(1, actual=600 * MIB).why is None
+
+
+def test_a_gift_that_the_host_never_sees_is_contradicted_by_rss() -> None:
+    watched = Watched(a_guest(actual=512, available=300, rss=560 * MIB))
+    watched.after(1)
+    watched.after(1, target=412 * MIB)
+    judgement = watched.after(20, actual=412 * MIB)
+    assert (judgement.why, judgement.health) == ("untrusted", "untrusted")
+    assert judgement.charge == (560 - 128) * MIB
+    assert watched.after(1, rss=460 * MIB).health is None
+
+
+def test_rss_that_never_told_anything_contradicts_nobody() -> None:
+    watched = Watched(a_guest(actual=512, available=300, rss=560 * MIB, rss_tells=False))
+    watched.after(1)
+    watched.after(1, target=412 * MIB)
+    assert watched.after(20, actual=412 * MIB).health is None
+
+
+def test_a_new_life_starts_without_a_record() -> None:
+    watched = Watched(a_guest(actual=512, available=100))
+    watched.after(1)
+    watched.after(6, target=400 * MIB)
+    assert watched.after(1, life="2-2", target=None).why is None
+
+
+def test_a_guest_that_gives_again_and_again_is_checked_by_rss_all_the_same() -> None:
+    watched = Watched(a_guest(size=4096, actual=4000, available=3000, rss=4300 * MIB))
+    for actual in range(4000, 3500, -50):
+        watched.after(1, target=(actual - 50) * MIB)
+        judgement = watched.after(3, actual=(actual - 50) * MIB)
+    assert judgement.health == "untrusted"
+
+
+def test_a_grant_that_does_not_come_is_set_back_and_only_emergencies_are_granted_anything() -> None:
+    watched = Watched(a_guest(actual=512, available=40))
+    watched.after(1)
+    assert watched.after(5, target=700 * MIB) == Judgement()
+    judgement = watched.after(1)
+    assert (judgement.why, judgement.health, judgement.set_back) == ("stuck", "stuck", True)
+    assert (judgement.may_grow, judgement.saves_only) == (True, True)
+    hung = Watched(a_guest(actual=512, available=40))
+    hung.after(1)
+    hung.after(6, fresh=False, target=700 * MIB)
+    judgement = hung.after(2, fresh=False, target=512 * MIB)  # its figures stopped with its balloon
+    assert (judgement.why, judgement.saves_only) == ("stale", True)
+    judgement = watched.after(4, target=512 * MIB)
+    assert (judgement.why, judgement.saves_only) == ("backs-off", True)
+    watched.after(10, target=524 * MIB)
+    assert watched.after(10).health == "uncooperative"
+    assert watched.after(1, actual=520 * MIB) == Judgement()
+
+
+def test_a_target_that_somebody_changed_meanwhile_is_no_jam() -> None:
+    watched = Watched(a_guest(actual=512, available=300))
+    watched.after(1)
+    watched.after(2, target=500 * MIB, actual=500 * MIB)
+    watched.after(70, actual=350 * MIB)  # another hand's, for a minute
+    assert watched.after(10) == Judgement()

@@ -1,0 +1,112 @@
+"""One line for each thing that happened."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from qmpballoon import log as log_module
+from qmpballoon.log import LOG, catch_up, say, set_up
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What was logged, as on a terminal; the log is as before afterwards."""
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    monkeypatch.setattr(log_module, "_repeats", log_module._Repeats())
+    before = (LOG.handlers[:], LOG.propagate, LOG.level)
+    stream = io.StringIO()
+    set_up(stream=stream)
+    yield stream
+    LOG.handlers[:], LOG.propagate = before[0], before[1]
+    LOG.setLevel(before[2])
+
+
+def test_a_line_has_a_stamp_a_word_its_fields_and_a_sentence(log: io.StringIO) -> None:
+    say("vm-online", "the monitor answers", vm="web1", life=None, qemu="7.2.22")
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO vm-online vm=web1 qemu=7\.2\.22: the monitor answers\n",
+        log.getvalue(),
+    )
+
+
+def test_under_systemd_a_line_has_its_priority_instead(
+    log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    set_up(stream=log)
+    say("health", level=logging.WARNING, vm="a")
+    say("bad", level=logging.ERROR)
+    assert log.getvalue() == "<4>health vm=a\n<3>bad\n"
+
+
+def test_what_a_vm_says_cannot_forge_a_line(log: io.StringIO) -> None:
+    say("vm-online", vm="a\n<0>panic\x1b[2J", name="", other="two words")
+    assert log.getvalue().count("\n") == 1
+    assert 'vm=a?<0>panic?[2J name="" other="two words"' in log.getvalue()
+
+
+def test_the_same_thing_again_and_again_is_counted(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    for _ in range(100):
+        say("session-lost", vm="a")
+    say("session-lost", vm="b")
+    say("vm-online", vm="a")
+    assert log.getvalue().count("session-lost vm=a") == 3
+    assert log.getvalue().count("session-lost vm=b") == 1
+    assert log.getvalue().count("vm-online vm=a") == 1
+    now_s += 61
+    say("session-lost", vm="a")
+    assert log.getvalue().splitlines()[-1].endswith("session-lost vm=a withheld=97")
+    now_s += 61
+    say("session-lost", vm="a")
+    assert log.getvalue().splitlines()[-1].endswith("session-lost vm=a")
+
+
+def test_the_log_ends_with_how_things_are(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    for word in ("ok", "stale", "ok", "stale", "ok"):
+        say("health", "as seen", vm="a", now=word)
+    catch_up()
+    assert log.getvalue().splitlines()[-1].endswith("health vm=a now=ok: as seen")
+    assert log.getvalue().count("health") == 3
+    now_s += 61
+    catch_up()
+    assert log.getvalue().splitlines()[-1].endswith("health vm=a now=ok withheld=1: as seen")
+    now_s += 61
+    catch_up()
+    assert log.getvalue().count("health") == 4
+
+
+def test_a_thing_that_never_ends_is_told_three_times_a_minute(
+    log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    for _ in range(600):
+        now_s += 1
+        say("session-lost", vm="a")
+        catch_up()
+    assert log.getvalue().count("session-lost") <= 3 * (600 // 60 + 1)
+
+
+def test_what_is_remembered_of_repeats_is_bounded(log: io.StringIO) -> None:
+    for number in range(log_module._MOST_KEYS + 50):
+        log_module._repeats.heard("word", str(number))
+    assert len(log_module._repeats._seen) == log_module._MOST_KEYS
+    assert log.getvalue() == ""
+
+
+def test_debug_lines_are_there_when_asked_for(log: io.StringIO) -> None:
+    say("detail", level=logging.DEBUG)
+    assert log.getvalue() == ""
+    set_up(verbose=True, stream=log)
+    say("detail", level=logging.DEBUG)
+    assert "DEBUG detail" in log.getvalue()

@@ -1,0 +1,89 @@
+"""What is worth a message."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from qmpballoon.model.names import VmId
+from qmpballoon.model.records import Figures, HostRecord, Life, Limits, Sample, VmRecord
+from qmpballoon.mqtt.dead_band import due_at_s, host_changed, leaves_dead_band, vm_changed
+from qmpballoon.units import GIB, MIB
+
+FIGURES = Figures(total=200 * MIB, free=60 * MIB, available=70 * MIB, caches=2 * MIB, minor_faults=5)
+RECORD = VmRecord(
+    VmId("web1"),
+    "web1",
+    "/run/web1.qmp",
+    "ok",
+    size=256 * MIB,
+    actual=128 * MIB,
+    sample=Sample(FIGURES, 1.0),
+    rss=190 * MIB,
+)
+HOST = HostRecord("ok", "fairshare", "auto", 10, 2, 3, 7, 100, 50, 0.5, 0.1, 2, 1, (), 4, 5)
+
+
+def figures(**changed: int | None) -> VmRecord:
+    return dataclasses.replace(RECORD, sample=Sample(dataclasses.replace(FIGURES, **changed), 3.0))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"size": 512 * MIB},
+        {"actual": 128 * MIB + 4096},
+        {"target": 1},
+        {"run_state": "paused"},
+        {"mode": "manual"},
+        {"health": "stale"},
+        {"why": "grow"},
+        {"limits": Limits(1, 2, 3)},
+        {"limits": Limits(None, None, 1000, ("floor",))},
+        {"life": Life(1, 2)},
+        {"rss": None},
+        {"rss": 194 * MIB},
+        {"sample": None},
+    ],
+)
+def test_a_change_of_fact_is_published(changed: dict[str, Any]) -> None:
+    assert vm_changed(RECORD, dataclasses.replace(RECORD, **changed))
+
+
+@pytest.mark.parametrize("name", ["total", "free", "available", "caches"])
+def test_a_guest_size_that_leaves_its_dead_band_is_published(name: str) -> None:
+    before = getattr(FIGURES, name)
+    assert vm_changed(RECORD, figures(**{name: before + before // 50 + MIB + 1}))
+    assert vm_changed(RECORD, figures(**{name: None}))
+    assert not vm_changed(RECORD, figures(**{name: before + MIB // 2}))
+
+
+def test_ages_counters_and_a_little_rss_alone_are_no_change() -> None:
+    assert not vm_changed(RECORD, figures(minor_faults=500, major_faults=1, swap_in=9, hugetlb_allocs=1))
+    assert not vm_changed(RECORD, dataclasses.replace(RECORD, rss=191 * MIB))
+    assert not vm_changed(RECORD, RECORD)
+    assert vm_changed(None, RECORD)
+
+
+def test_the_dead_band_is_two_percent_and_at_least_one_mebibyte() -> None:
+    assert not leaves_dead_band(10 * MIB, 11 * MIB)
+    assert leaves_dead_band(10 * MIB, 11 * MIB + 1)
+    assert not leaves_dead_band(50 * GIB, 51 * GIB)
+    assert leaves_dead_band(50 * GIB, 51 * GIB + 1)
+    assert not leaves_dead_band(None, None)
+    assert leaves_dead_band(None, 0)
+    assert leaves_dead_band(0, None)
+
+
+def test_the_host_is_published_before_its_heartbeat_for_a_change_of_fact_only() -> None:
+    assert host_changed(None, HOST)
+    assert host_changed(HOST, dataclasses.replace(HOST, level="hard"))
+    assert host_changed(HOST, dataclasses.replace(HOST, unidentified=("x",)))
+    assert not host_changed(HOST, dataclasses.replace(HOST, mem_available=1, psi_some_avg10=9.0, room=0))
+
+
+def test_a_change_waits_for_the_interval_and_the_rest_for_the_heartbeat() -> None:
+    assert due_at_s(True, 10.0, min_interval_s=1.0, heartbeat_s=60.0) == 11.0
+    assert due_at_s(False, 10.0, min_interval_s=1.0, heartbeat_s=60.0) == 70.0

@@ -1,0 +1,162 @@
+"""What the kernel tells of the host and of QEMU's process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from qmpballoon import procfs
+from qmpballoon.model.records import Life
+from qmpballoon.procfs import (
+    ResidentMemory,
+    age_of,
+    cgroup_limit,
+    hidden_of,
+    is_stopped,
+    life_of,
+    parse_hidden,
+    parse_meminfo,
+    parse_pressure,
+    parse_process_stat,
+    read_host,
+    rss_of,
+)
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does nothing until it is killed."""
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_meminfo_is_bytes_and_leaves_out_what_is_no_size() -> None:
+    sizes = "MemTotal:       24576 kB\nMemAvailable:    1024 kB\n"
+    text = f"{sizes}HugePages_Total:       0\nnonsense\nX: -1 kB\nY: ² kB\n"
+    assert parse_meminfo(text) == {"MemTotal": 24576 * 1024, "MemAvailable": 1024 * 1024}
+
+
+def test_pressure_is_the_average_of_ten_seconds() -> None:
+    text = (
+        "some avg10=1.25 avg60=9.00 avg300=9.00 total=9\n\nfull avg10=0.00 avg60=9.00 avg300=9.00 total=9\n"
+        "odd avg10=² avg60\n"
+    )
+    assert parse_pressure(text) == {"some": 1.25, "full": 0.0}
+
+
+def test_a_process_name_may_hold_brackets_and_blanks() -> None:
+    text = "4711 (qemu) R 1 (x) y) T 1 " + "0 " * 17 + "889123 0 0\n"
+    stat = parse_process_stat(text)
+    assert stat is not None
+    assert (stat.state, stat.started) == ("T", 889123)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "4711 (qemu) S 1 2 3", "4711 qemu S " + "1 " * 30, "1 (a) S " + "² " * 30]
+)
+def test_what_is_no_process_is_none(text: str) -> None:
+    assert parse_process_stat(text) is None
+
+
+def test_the_host_is_read_with_what_this_kernel_has() -> None:
+    sample = read_host()
+    assert sample.mem_total is not None
+    assert sample.mem_available is not None
+    assert 0 < sample.mem_available <= sample.mem_total
+
+
+def test_a_kernel_that_tells_nothing_is_none_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "_text", lambda _: "")
+    assert read_host() == procfs.HostSample(None, None, None, None)
+    assert age_of(Life(1, 1)) is None
+    assert cgroup_limit("/a") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"), [("max\n", None), ("1048576\n", 1048576), ("9223372036854771712\n", None), ("", None)]
+)
+def test_a_cgroup_limit_is_bytes_or_none(
+    text: str, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        procfs, "_text", lambda path: text if path == "/sys/fs/cgroup/machine.slice/memory.max" else ""
+    )
+    assert cgroup_limit("/machine.slice") == limit
+
+
+def test_a_cgroup_of_version_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "/sys/fs/cgroup/memory/machine/memory.limit_in_bytes"
+    monkeypatch.setattr(procfs, "_text", lambda path: "4096\n" if path == place else "")
+    assert cgroup_limit("machine/") == 4096
+
+
+def test_a_life_is_a_pid_and_when_it_started(child: subprocess.Popen[bytes]) -> None:
+    life = life_of(child.pid)
+    assert life is not None
+    assert life.pid == child.pid
+    assert life == life_of(child.pid)
+    assert life != life_of(os.getpid())
+    assert str(life) == f"{child.pid}-{life.started}"
+    age_s = age_of(life)
+    assert age_s is not None
+    assert 0 <= age_s < 60
+
+
+def test_a_dead_process_has_no_life_though_its_parent_has_not_noticed(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
+    assert life_of(child.pid) is None
+    child.wait()
+    assert life_of(child.pid) is None
+    assert rss_of(child.pid) is None
+    assert not is_stopped(child.pid)
+
+
+def test_resident_memory_is_read_until_the_process_is_gone_or_the_file_closed(
+    child: subprocess.Popen[bytes],
+) -> None:
+    ours, gone = ResidentMemory(os.getpid()), ResidentMemory(child.pid)
+    assert gone.read()
+    child.kill()
+    child.wait()
+    assert gone.read() is None
+    assert ResidentMemory(child.pid).read() is None
+    gone.close()
+    assert ours.read()
+    ours.close()
+    ours.close()
+    assert ours.read() is None
+
+
+def test_a_stopped_process_is_told_from_a_running_one(child: subprocess.Popen[bytes]) -> None:
+    assert not is_stopped(child.pid)
+    child.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+    assert is_stopped(child.pid)
+    assert life_of(child.pid) is not None
+
+
+def test_resident_memory_is_bytes() -> None:
+    before = rss_of(os.getpid())
+    assert before is not None
+    assert before > sys.getsizeof(before)
+    taken = bytearray(os.urandom(1)) * 2**25
+    after = rss_of(os.getpid())
+    assert after is not None
+    assert after - before > len(taken) // 2
+
+
+def test_memory_in_huge_pages_or_swapped_out_is_not_resident_and_is_told() -> None:
+    status = "Name:\tqemu\nVmRSS:\t  90000 kB\nVmSwap:\t     12 kB\nHugetlbPages:\t    4096 kB\nVmSwap:\n"
+    assert parse_hidden(status) == 4108 * 1024
+    assert parse_hidden("") == 0
+    assert hidden_of(os.getpid()) >= 0

@@ -1,0 +1,250 @@
+"""Requests: one answer each, no second effect, nobody waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from qmpballoon.errors import NoBalloon
+from qmpballoon.mqtt.outbox import Answer
+from qmpballoon.mqtt.topics import Command, Topics
+from qmpballoon.protocol.requests import (
+    MOST_REMEMBERED,
+    MOST_WAITING,
+    REMEMBERED_S,
+    Arrival,
+    Request,
+    Requests,
+)
+
+
+class Room:
+    """A desk whose handler waits until ``may_go`` is set."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.answers: list[Answer] = []
+        self.done: list[Request] = []
+        self.may_go = asyncio.Event()
+        self.may_go.set()
+        self.raises: Exception | None = None
+        self.desk = Requests(
+            Topics("qmpballoon", "edge-7"),
+            self.handle,
+            lambda vm: vm in ("web1", "web2"),
+            self.answers.append,
+            lambda: self.now_s,
+        )
+
+    async def handle(self, request: Request) -> object:
+        self.done.append(request)
+        await self.may_go.wait()
+        if self.raises is not None:
+            raise self.raises
+        return {"number": len(self.done)}
+
+    def ask(self, payload: object, *, vm: str | None = "web1", verb: str = "get", **more: Any) -> None:
+        content = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        self.desk.receive(Arrival(Command(vm, verb), content, **more))
+
+    async def asked(self, payload: object, **more: Any) -> Any:
+        """Ask in a group of its own, return the value of the last answer."""
+        async with asyncio.TaskGroup() as group:
+            self.desk.open(group)
+            self.ask(payload, **more)
+        return self.answers[-1].value
+
+    @property
+    def codes(self) -> list[str]:
+        return [(answer.value["error"] or {"code": "ok"})["code"] for answer in self.answers]  # type: ignore[index]
+
+
+async def test_a_request_is_answered_where_and_how_it_came() -> None:
+    room = Room()
+    value = await room.asked({"transaction": [1]}, correlation=b"c", response_topic="mine")
+    assert (value["status"], value["result"], value["transaction"]) == ("ok", {"number": 1}, [1])
+    (answer,) = room.answers
+    assert (answer.topic, answer.correlation, answer.payload_format) == ("mine", b"c", "json")
+    await room.asked(b"\x80")
+    assert room.answers[-1].payload_format == "msgpack"
+    assert room.answers[-1].topic == "qmpballoon/edge-7/vm/web1/response/get"
+
+
+@pytest.mark.parametrize(
+    ("payload", "more", "code"),
+    [
+        (b"{", {}, "malformed"),
+        (b"x" * 70_000, {}, "malformed"),
+        ({"a": 1}, {}, "malformed"),
+        ({}, {"verb": "fly"}, "unknown-verb"),
+        ({}, {"vm": "nobody"}, "unknown-vm"),
+        ({}, {"retain": True}, "retained"),
+        ({"target": -1}, {"verb": "set-target"}, "out-of-range"),
+        ({}, {"verb": "list"}, "unknown-verb"),
+    ],
+)
+async def test_a_bad_request_gets_its_word_and_has_no_effect(
+    payload: object, more: dict[str, Any], code: str
+) -> None:
+    room = Room()
+    value = await room.asked(payload, **more)
+    assert value["error"]["code"] == code
+    assert len(room.answers) == 1
+    assert not room.done
+
+
+async def test_a_bad_request_is_answered_with_its_transaction() -> None:
+    room = Room()
+    assert (await room.asked({"transaction": "t", "a": 1}))["transaction"] == "t"
+
+
+async def test_an_empty_payload_is_ignored() -> None:
+    room = Room()
+    room.ask(b"", retain=True)
+    assert not room.answers
+
+
+async def test_the_topic_target_set_takes_a_size_or_auto() -> None:
+    room = Room()
+    async with asyncio.TaskGroup() as group:
+        room.desk.open(group)
+        for payload in (b"256MiB", b"auto", b"nonsense"):
+            room.desk.receive(Arrival(Command("web1", "set-target", bare=True), payload))
+    assert [request.verb for request in room.done] == ["set-target", "set-mode"]
+    assert room.done[1].arguments == {"mode": "auto"}
+    verbs = [answer.topic.rpartition("/")[2] for answer in room.answers]
+    assert sorted(zip(verbs, room.codes, strict=True)) == [
+        ("set-mode", "ok"),
+        ("set-target", "malformed"),
+        ("set-target", "ok"),
+    ]
+
+
+async def test_the_same_transaction_has_one_effect_and_the_same_answer() -> None:
+    room = Room()
+    first = await room.asked({"transaction": 1})
+    room.now_s = REMEMBERED_S
+    assert await room.asked({"transaction": 1}, correlation=b"again") == first
+    assert room.answers[-1].correlation == b"again"
+    assert len(room.done) == 1
+
+
+async def test_the_same_transaction_joins_the_request_that_still_runs() -> None:
+    room = Room()
+    room.may_go.clear()
+    async with asyncio.TaskGroup() as group:
+        room.desk.open(group)
+        room.ask({"transaction": 1})
+        room.ask({"transaction": 1}, correlation=b"2")
+        room.may_go.set()
+    assert [answer.correlation for answer in room.answers] == [None, b"2"]
+    assert len(room.done) == 1
+
+
+async def test_another_topic_or_transaction_or_a_later_minute_is_another_request() -> None:
+    room = Room()
+    for more in ({"vm": "web1"}, {"vm": "web2"}, {"vm": None, "verb": "list"}):
+        await room.asked({"transaction": 1}, **more)
+    await room.asked({"transaction": 2})
+    await room.asked({})
+    await room.asked({})
+    assert len(room.done) == 6
+    room.now_s = REMEMBERED_S + 0.1
+    await room.asked({"transaction": 1})
+    assert len(room.done) == 7
+
+
+async def test_what_is_remembered_is_bounded() -> None:
+    room = Room()
+    for number in range(MOST_REMEMBERED + 1):
+        await room.asked({"transaction": number})
+    await room.asked({"transaction": 1})
+    assert len(room.done) == MOST_REMEMBERED + 1
+    await room.asked({"transaction": 0})
+    assert len(room.done) == MOST_REMEMBERED + 2
+
+
+async def test_the_seventeenth_waiting_request_of_a_vm_is_busy_and_other_vms_are_not() -> None:
+    room = Room()
+    room.may_go.clear()
+    async with asyncio.TaskGroup() as group:
+        room.desk.open(group)
+        for number in range(MOST_WAITING + 1):
+            room.ask({"transaction": number})
+        assert room.codes == ["busy"]
+        room.ask({}, vm="web2")
+        room.ask({}, vm=None, verb="list")
+        assert room.codes == ["busy"]
+        room.may_go.set()
+    assert room.codes == ["busy"] + ["ok"] * (MOST_WAITING + 2)
+    assert (await room.asked({"transaction": MOST_WAITING}))["status"] == "ok"
+
+
+async def test_joining_a_running_request_is_bounded_too() -> None:
+    room = Room()
+    room.may_go.clear()
+    async with asyncio.TaskGroup() as group:
+        room.desk.open(group)
+        for _ in range(MOST_WAITING + 1):
+            room.ask({"transaction": 1})
+        assert room.codes == ["busy"]
+        room.may_go.set()
+    assert len(room.done) == 1
+
+
+async def test_a_slow_request_delays_nobody() -> None:
+    room = Room()
+    room.may_go.clear()
+    async with asyncio.TaskGroup() as group:
+        room.desk.open(group)
+        room.ask({"transaction": "slow"})
+        room.ask({"bad": 1})
+        assert room.codes == ["malformed"]
+        room.may_go.set()
+
+
+async def test_a_request_that_expired_before_it_began_is_not_done() -> None:
+    room = Room()
+    async with asyncio.TaskGroup() as group:
+        room.desk.open(group)
+        room.ask({}, expiry_s=5)
+        room.now_s = 5.1
+    assert room.codes == ["expired"]
+    assert not room.done
+
+
+async def test_an_error_of_the_tree_is_answered_with_its_word() -> None:
+    room = Room()
+    room.raises = NoBalloon("no virtio balloon: add -device virtio-balloon-pci")
+    value = await room.asked({})
+    assert value["error"] == {
+        "code": "no-balloon",
+        "message": "no virtio balloon: add -device virtio-balloon-pci",
+    }
+
+
+async def test_a_mistake_is_answered_internal_and_raised() -> None:
+    room = Room()
+    room.raises = ZeroDivisionError("oops")
+    with pytest.raises(ExceptionGroup) as raised:
+        await room.asked({})
+    assert raised.group_contains(ZeroDivisionError)
+    assert room.codes == ["internal"]
+
+
+async def test_all_who_wait_are_told_when_the_agent_stops_and_nothing_is_begun_after() -> None:
+    room = Room()
+    room.may_go.clear()
+    async with asyncio.TaskGroup() as group:
+        room.desk.open(group)
+        room.ask({"transaction": 1})
+        room.ask({"transaction": 1})
+        room.ask({}, vm="web2")
+        room.desk.stop()
+        assert room.codes == ["offline"] * 3
+        room.ask({})
+    assert room.codes == ["offline"] * 4
+    assert not room.done

@@ -95,13 +95,18 @@ class Vm:
         return VmState(run_state, size, actual, self._target, guest)
 
     async def driver_up(self) -> bool | None:
-        """Tell whether the guest's balloon driver is up; None where QEMU cannot tell (before 7.2).
+        """Tell whether the guest's balloon driver is up; None where QEMU is not asked (``qmp.commands``).
 
         Raises:
             NoBalloon: the VM has no balloon device.
         """
         driver = await balloon.query_driver(self._session, await self._balloon_device())
         return None if driver is None else driver.up
+
+    @property
+    def has_reported(self) -> bool:
+        """Tell whether the guest sent statistics at least once since QEMU started; False before ``state``."""
+        return self._sampler is not None and self._sampler.ever_reported
 
     async def ready(self, *, timeout_s: float) -> VmState:
         """Wait until the guest's balloon driver is up and one fresh sample came; return that state.
@@ -207,7 +212,13 @@ class Vm:
         place = f"{self.name}: not ready within {waited_s:g} s: "
         if state.run_state != "running":
             return f"{place}the VM is {state.run_state}, not running"
-        if not await self.driver_up():
+        driver_up = await self.driver_up()
+        if driver_up is None:
+            return (
+                f"{place}no statistics came: the guest's balloon driver is not up (Linux: module "
+                f"virtio_balloon), or sends none; QEMU {self.qemu} cannot tell which"
+            )
+        if not driver_up:
             return f"{place}the guest's balloon driver is not up (Linux: module virtio_balloon)"
         return f"{place}the guest's balloon driver is up and sends no statistics"
 

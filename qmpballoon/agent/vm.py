@@ -307,7 +307,10 @@ class SupervisedVm:
                 if empty and self.target is not None and actual > self.target + 2 * MIB:
                     self._lookout.look_soon()  # perhaps the driver went
                     self._wake.set()
-                seen.actual = actual
+                    seen.take_actual(actual)
+                    seen.lost_driver()
+                else:
+                    seen.take_actual(actual)
         elif name in _ALTERS:
             self._lookout.look_soon()
             self._wake.set()

@@ -15,6 +15,7 @@ from qmpballoon.units import MIB
 
 FRESH_WITHIN_S: Final = 0.06  # one fast look waits no longer for its sample
 RESET_SHOWS_WITHIN_S: Final = 0.5  # DRIVER_OK went 30 ms after RESET, and came back after 2.7 s
+LATE_EVENTS_S: Final = 1.5  # BALLOON_CHANGE comes up to a second late; no guest's driver is back so soon
 _LITTLE: Final = 8 * MIB
 _STEADY: Final = 2 * MIB  # actual that moved no more than this around a sample belongs to it
 
@@ -31,7 +32,8 @@ class VmSession:
         self.actual: int | None = None
         self.migrating = False
         self.device: balloon.BalloonDevice | None = None
-        self.driver: balloon.DriverStatus | None = None  # None: this QEMU cannot tell
+        self.driver: balloon.DriverStatus | None = None  # None: this QEMU is not asked
+        self.offers_deflate_on_oom = False
         self.driver_since_s = clock()  # since when it is up, or could have been
         self.sampler: balloon.Sampler | None = None
         self.reading: Reading | None = None
@@ -42,18 +44,26 @@ class VmSession:
         self._resident = ResidentMemory(session.pid) if session.pid else None
         self._doubts_driver_until_s = float("-inf")  # QEMU says "up" for some time after a reset
         self._unseen: int | None = None  # of actual, by the guest's total: constant while it runs
+        self._counts_moves_from_s = float("-inf")  # until then what comes may be from before a reset
+        self._size_at_actual: int | None = None  # ``size`` when ``actual`` was taken
+        self._has_moved = False  # the balloon, since we came or the guest was reset: a driver moves it
 
     @property
     def driver_up(self) -> bool:
         """Tell whether the guest's driver is known to be up."""
         if self.driver is not None:
             return self.driver.up
-        return self.sampler is not None and self.sampler.sample is not None
+        return self._has_moved or (self.sampler is not None and self.sampler.sample is not None)
 
     @property
     def deflates_on_oom(self) -> bool:
-        """Tell whether the guest takes memory back by itself when it runs out: negotiated, not offered."""
-        return self.driver is not None and _DEFLATE_ON_OOM in self.driver.features
+        """Tell whether the guest takes memory back by itself when it runs out.
+
+        Negotiated, where QEMU tells; else offered: every Linux since 3.19 takes what is offered.
+        """
+        if self.driver is None:
+            return self.offers_deflate_on_oom and self.driver_up
+        return _DEFLATE_ON_OOM in self.driver.features
 
     @property
     def reports(self) -> bool:
@@ -66,6 +76,7 @@ class VmSession:
             self.device = await balloon.find_balloon(self.session)
         except NoBalloon:
             return
+        self.offers_deflate_on_oom = await balloon.offers_deflate_on_oom(self.session, self.device)
         sampler = balloon.Sampler(self.session, self.device, clock=self._clock)
         with suppress(QmpError):  # a device without statistics
             await sampler.start(self.stats_interval_s)
@@ -90,7 +101,20 @@ class VmSession:
 
     async def look_at_actual(self) -> None:
         """Ask for ``actual``: events are throttled to one a second."""
-        self.actual = await balloon.query_actual(self.session)
+        self.take_actual(await balloon.query_actual(self.session))
+
+    def take_actual(self, actual: int) -> None:
+        """Take ``actual`` as QEMU told it; where it changed by more than plugged memory, a driver is up."""
+        before, self.actual = self.actual, actual
+        same_memory = before is not None and self.size == self._size_at_actual
+        if same_memory and before != actual and self._clock() >= self._counts_moves_from_s:
+            self._has_moved = True
+        self._size_at_actual = self.size
+
+    def lost_driver(self) -> None:
+        """Take the driver for gone, where QEMU is not asked: it emptied the balloon against its target."""
+        if self.driver is None:
+            self._forget_figures()
 
     async def look_at_driver(self) -> None:
         """Ask whether the guest's driver is up."""
@@ -146,7 +170,7 @@ class VmSession:
     def _actual_of(self, total: int | None, before: int | None) -> int | None:
         if before is None or self.actual is None:
             return None
-        shrinks = self.driver is not None and not self.deflates_on_oom
+        shrinks = not self.deflates_on_oom and (self.driver is not None or not self.offers_deflate_on_oom)
         if abs(self.actual - before) <= _STEADY:
             if shrinks and total is not None:
                 self._unseen = self.actual - total
@@ -157,6 +181,7 @@ class VmSession:
         """Forget what was true of the guest before its reset; its figures stand until the driver is back."""
         self.driver_since_s = self._clock()
         self._doubts_driver_until_s = self._clock() + RESET_SHOWS_WITHIN_S
+        self._counts_moves_from_s = self._clock() + LATE_EVENTS_S
         if self.driver is not None:
             self.driver = balloon.DriverStatus(up=False, features=frozenset())
         self._forget_figures()
@@ -167,3 +192,4 @@ class VmSession:
             self.sampler.forget()
         self.reading = None
         self._unseen = None
+        self._has_moved = False

@@ -179,6 +179,7 @@ async def health_of_one(vm: Vm, state: VmState) -> str:
             connection="up",
             run_state=state.run_state,
             driver_up=await vm.driver_up(),
+            ever_reported=vm.has_reported,
             since_boot_s=(life and age_of(life)) or BOOT_S,
             since_driver_s=FIRST_SAMPLE_S,
             sample_age_s=state.guest.age_s if state.guest else None,

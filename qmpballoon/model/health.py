@@ -22,9 +22,9 @@ class Signs:
     has_balloon: bool = True
     migrating: bool = False
     run_state: str | None = "running"
-    driver_up: bool | None = None  # None: QEMU cannot tell
+    driver_up: bool | None = None  # None: QEMU is not asked
     driver_reports: bool = True  # False: the driver did not take the statistics queue
-    ever_reported: bool = True  # the guest sent statistics since QEMU started, be it long ago
+    ever_reported: bool = True  # the guest sent statistics since QEMU started or it was reset
     since_boot_s: float = 0.0  # since the life began or the guest was reset; the later one
     since_driver_s: float = 0.0  # since the driver was seen to be up, or could have been
     sample_age_s: float | None = None  # None: no fresh sample on this connection since the last reset

@@ -16,6 +16,7 @@ from typing import Final
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model.records import Figures, Sample
 from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
 from qmpballoon.units import MAX_SIZE, MIB
 
 _BALLOON_TYPE: Final = re.compile(
@@ -142,15 +143,28 @@ _MIGRATION_UNDER_WAY: Final = frozenset(
 
 
 async def query_driver(session: Session, device: BalloonDevice) -> DriverStatus | None:
-    """Return the state of the guest's driver; None where this QEMU cannot tell (before 7.2)."""
+    """Return the state of the guest's driver; None where this QEMU may not be asked (see ``commands``).
+
+    Statistics and BALLOON_CHANGE tell of a driver then, once they come.
+    """
+    if not may_be_sent(DRIVER_STATUS, session.version):
+        return None
     try:
-        answer = await session.request("x-query-virtio-status", {"path": device.backend})
+        answer = await session.request(DRIVER_STATUS, {"path": device.backend})
     except QmpError:
-        return None  # an unstable command: it may also be renamed one day
+        return None  # a build without it
     status, features = _part(answer, "status"), _part(answer, "guest-features")
     up = any(name.startswith("VIRTIO_CONFIG_S_DRIVER_OK") for name in _names(status, "statuses"))
     negotiated = frozenset(name.partition(":")[0] for name in _names(features, "dev-features"))
     return DriverStatus(up, negotiated if up else frozenset())
+
+
+async def offers_deflate_on_oom(session: Session, device: BalloonDevice) -> bool:
+    """Tell whether QEMU offers deflate-on-oom to the guest; every Linux since 3.19 takes it."""
+    try:
+        return await session.request("qom-get", {"path": device.path, "property": "deflate-on-oom"}) is True
+    except QmpError:
+        return False  # QEMU before 2.4
 
 
 class Sampler:
@@ -178,8 +192,8 @@ class Sampler:
 
     @property
     def ever_reported(self) -> bool:
-        """Tell whether the guest has reported since QEMU started, be it long ago."""
-        return self._last is not None and self._last[0] != 0
+        """Tell whether the guest has reported at least once since QEMU started, and was not reset since."""
+        return self._last is not None and self._last[0] != 0 and not self._forgotten
 
     async def start(self, interval_s: int) -> None:
         """Look at what is there, then ask for a sample now and every ``interval_s``.

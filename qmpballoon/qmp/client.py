@@ -19,6 +19,7 @@ import json
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from functools import cached_property
 from typing import Final, Self, TypeVar, cast
 
 from qemu.qmp import QMPClient, QMPError, Runstate
@@ -26,6 +27,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.models import Greeting
 
 from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError
+from qmpballoon.qmp import commands
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
 
 LONGEST_MESSAGE: Final = 4 * 1024**2  # the largest reply we ask for is some 100 KB; libvirt reads 10 MB
@@ -104,9 +106,9 @@ class Session(QMPClient):
                 monitor.connection.close()
         return session
 
-    @property
+    @cached_property
     def version(self) -> str:
-        """QEMU's version as three numbers, ``?`` where the greeting has none."""
+        """QEMU's version as three numbers, ``?`` where the greeting has none; asked for once greeted."""
         greeting = self.greeting.QMP.version.get("qemu") if self.greeting else None
         if not isinstance(greeting, Mapping):
             return "?"
@@ -122,9 +124,11 @@ class Session(QMPClient):
         Raises:
             QmpError: QEMU refused the command.
             ConnectionLost: the session is over, or no reply came in time (and then it is over).
+            NeverSent: the table of commands does not allow it for this QEMU; a bug of the caller.
         """
         if self.runstate is not Runstate.RUNNING or self._reason is not None:
             raise self.reason
+        commands.check(command, arguments, self.version)
         assert self._writer is not None
         self._serial += 1
         message: dict[str, object] = {"execute": command, "id": self._serial}

@@ -77,6 +77,7 @@ class Answers:
     """A session whose every request is answered with the next of these."""
 
     path = "/run/a.qmp"
+    version = "7.2.22"
 
     def __init__(self, answers: list[object]) -> None:
         self._answers = answers

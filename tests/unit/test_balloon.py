@@ -101,7 +101,7 @@ async def test_run_state_and_migration_are_qmp_words(sockets_dir: Path) -> None:
         for status, expected in (("active", True), ("postcopy-paused", True), ("completed", False)):
             qemu.set_migration(status)
             assert await is_migrating(session) is expected
-        await session.request("stop")
+        qemu.execute("stop", {})
         assert await query_run_state(session) == "paused"
 
 

@@ -17,6 +17,8 @@ from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.monitor import open_monitor
 from qmpballoon.sim.qemu.server import SimulatedQemu
 
+pytestmark = pytest.mark.usefixtures("any_command")
+
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 

@@ -13,6 +13,8 @@ from qmpballoon.errors import ConnectionLost
 from qmpballoon.qmp.client import MOST_ABANDONED, MOST_UNASKED_PER_S, Session
 from qmpballoon.qmp.monitor import OpenMonitor, open_monitor
 
+pytestmark = pytest.mark.usefixtures("any_command")
+
 
 @pytest.fixture(autouse=True)
 async def nothing_is_left(sockets_dir: Path) -> AsyncIterator[None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Figures
-from qmpballoon.policy.snapshot import GuestSnapshot, Reading, Snapshot
+from qmpballoon.model.records import Figures, Sample
+from qmpballoon.policy.snapshot import GuestSnapshot, Snapshot
 from qmpballoon.units import GIB, MIB
 
 
@@ -34,7 +34,7 @@ def a_guest(
             available=available * MIB,
             caches=caches * MIB,
         )
-        reading = Reading(figures, seen_at_s, actual * MIB)
+        reading = Sample(figures, seen_at_s, actual * MIB)
     settled: dict[str, Any] = {"life": "1-1", "booted_at_s": 0.0, "fresh_since_s": 5.0} | more
     return GuestSnapshot(
         vm=VmId(vm),

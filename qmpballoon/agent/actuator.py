@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from qmpballoon.agent.vm import OnEvent, SupervisedVm
+from qmpballoon.agent.feed import Feed
+from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NotReady, RequestRefused
 from qmpballoon.log import say
 from qmpballoon.model.records import Event, VmRecord, utc_now
@@ -14,28 +15,28 @@ from qmpballoon.units import format_size
 class Actuator:
     """Sends targets and follows them; every one that is sent is published with its reason."""
 
-    def __init__(self, on_event: OnEvent) -> None:
-        self._on_event = on_event
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
 
-    async def send(self, vm: SupervisedVm, target: int, *, why: str) -> int:
+    async def send(self, vm: ManagedVm, target: int, *, why: str) -> int:
         """Send a target in bytes; return its serial number for ``reached``.
 
         Raises:
             ConnectionLost, NoBalloon, QmpError: it did not get there.
         """
-        before = vm.record().actual
+        before = vm.record.actual
         serial = await vm.send_target(target, why)
-        say("target", vm=vm.vm, was=format_size(before), now=format_size(target), why=why)
+        say("target", vm=vm.id, was=format_size(before), now=format_size(target), why=why)
         details = {
             "from": before,
             "to": target,
             "why": why,
-            "policy": vm.policy if vm.mode == "auto" else None,
+            "policy": vm.facts.policy if vm.mode == "auto" else None,
         }
-        self._on_event(vm.vm, Event("decision", utc_now(), details))
+        self._feed.vm_event(vm.id, Event("decision", utc_now(), details))
         return serial
 
-    async def reached(self, vm: SupervisedVm, serial: int, target: int, *, wait_s: float) -> VmRecord:
+    async def reached(self, vm: ManagedVm, serial: int, target: int, *, wait_s: float) -> VmRecord:
         """Wait until the target that was sent with this serial is reached, and return the VM's record.
 
         Raises:
@@ -47,17 +48,17 @@ class Actuator:
             with vm.watched():
                 async with asyncio.timeout(wait_s):
                     while True:
-                        changed, record = vm.changed, vm.record()
-                        if vm.serial != serial and vm.target != target:  # the tick may send it again
-                            why = "QEMU was started anew" if vm.target is None else "a newer target came"
+                        changed, record = vm.changed, vm.record
+                        if vm.serial != serial and vm.run.target != target:  # the tick may send it again
+                            why = "QEMU was started anew" if vm.run.target is None else "a newer target came"
                             raise RequestRefused("superseded", f"{why} before {target} was reached")
                         if not record.answers:
-                            raise ConnectionLost(f"{vm.vm} is {record.health}: {target} was not reached")
+                            raise ConnectionLost(f"{vm.id} is {record.health}: {target} was not reached")
                         if record.is_at(target):
                             return record
                         await changed.wait()
         except TimeoutError:
-            record = vm.record()
+            record = vm.record
             if not record.driver_up:
                 raise NotReady(
                     f"no balloon driver is up in the guest; the target {target} stays and counts when it is"

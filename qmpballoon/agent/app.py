@@ -2,9 +2,9 @@
 
 ::
 
-    Supervisor ── VmRecord ──► Publisher ──► Bridge ──► broker
-      ▲                                    │
-    Actuator ◄── Governor, Service ◄──────┘
+    Supervisor, ManagedVm ──► Feed ──► Publisher ──► Bridge ──► broker
+        ▲                                              │
+    Actuator ◄── Governor, Service ◄───────────────────┘
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from typing import Final, cast
 from qmpballoon import __version__
 from qmpballoon.agent import systemd
 from qmpballoon.agent.actuator import Actuator
+from qmpballoon.agent.context import Context
 from qmpballoon.agent.governor import Governor
+from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.service import Service
 from qmpballoon.agent.store import Store
 from qmpballoon.agent.supervisor import Supervisor
-from qmpballoon.agent.vm import SupervisedVm
+from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import Configuration, read_password, reloaded, restart_needed
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError, RequestRefused
-from qmpballoon.log import catch_up, say
+from qmpballoon.log import say
 from qmpballoon.model.names import VmId, safe_name
-from qmpballoon.model.records import Event, HostRecord, VmRecord
 from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 from qmpballoon.mqtt.connection import Broker
 from qmpballoon.mqtt.publisher import Publisher
@@ -63,44 +64,28 @@ class Agent:
     """All parts of a running agent."""
 
     def __init__(self, configuration: Configuration, store: Store, reload: Reload | None) -> None:
-        self._store = store
+        self._context = context = Context(configuration, store)
         self._reload_from = reload
         self._host = safe_name(configuration.agent.host)
-        self._publisher: Publisher | None = None
         self._mqtt_renewed = asyncio.Event()
         self._instance = secrets.token_hex(4)
-        self._actuator = actuator = Actuator(self._on_event)
-        self._fleet = Supervisor(
-            configuration,
-            store,
-            on_record=self._on_record,
-            on_event=self._on_event,
-            on_gone=self._on_gone,
-            on_new=lambda vm: self._governor.apply_mode(vm),
-            on_fast=lambda at_once: self._governor.nudge(at_once=at_once),
-        )
-        self._governor = Governor(
-            self._fleet,
-            actuator,
-            store,
-            on_host=self._on_host,
-            on_host_event=lambda event: self._on_event(None, event),
-            on_vm_event=self._on_event,
-            on_tick=self._on_tick,
-        )
-        self._commands = Service(
-            self._fleet, self._governor, actuator, store, host=self._host, reload=self._reload_for_request
+        self._registry = registry = Registry(context)
+        self._supervisor = Supervisor(context, registry)
+        self._actuator = actuator = Actuator(context.feed)
+        self._governor = Governor(context, registry, self._supervisor, actuator)
+        self._service = Service(
+            context, registry, self._governor, actuator, host=self._host, reload=self._reload_for_request
         )
 
     @property
     def configuration(self) -> Configuration:
         """What is in force."""
-        return self._fleet.configuration
+        return self._context.configuration
 
     async def run(self) -> None:
         """Run until SIGTERM."""
         stop = asyncio.Event()
-        self._fleet.remember()
+        self._supervisor.remember()
         with _signals({signal.SIGTERM: stop.set, signal.SIGHUP: self._reload_for_signal}):
             say(
                 "agent-started",
@@ -114,8 +99,8 @@ class Agent:
                 tasks = {
                     name: parts.create_task(part, name=name)
                     for name, part in {
-                        "store": self._store.run(),
-                        "fleet": self._fleet.run(),
+                        "store": self._context.store.run(),
+                        "supervisor": self._supervisor.run(),
                         "governor": self._governor.run(),
                         "mqtt": self._mqtt(),
                         "watchdog": systemd.feed_watchdog(),
@@ -129,7 +114,7 @@ class Agent:
                     await asyncio.wait((tasks[name],))
                 if self.configuration.agent.on_exit == "release":
                     await self._release()
-                self._fleet.retire()
+                self._registry.retire()
                 for task in tasks.values():
                     task.cancel()
         say("agent-stopped", host=self._host)
@@ -138,36 +123,15 @@ class Agent:
         """Give the automatic VMs back what the host can spare."""
         async with asyncio.TaskGroup() as sends:
             for vm, target in self._governor.release_all().items():
-                sends.create_task(self._give_back(vm, target), name=f"release of {vm.vm}")
+                sends.create_task(self._give_back(vm, target), name=f"release of {vm.id}")
 
-    async def _give_back(self, vm: SupervisedVm, target: int) -> None:
+    async def _give_back(self, vm: ManagedVm, target: int) -> None:
         try:
             await self._actuator.send(vm, target, why="on-exit")
         except (ConnectionLost, NoBalloon, QmpError) as error:
-            say("target-not-sent", str(error), level=logging.WARNING, vm=vm.vm)
+            say("target-not-sent", str(error), level=logging.WARNING, vm=vm.id)
 
-    # ── from the parts to MQTT ───────────────────────────────────────────────────────────────────
-
-    def _on_record(self, record: VmRecord) -> None:
-        if self._publisher is not None:
-            self._publisher.vm_changed(record)
-
-    def _on_gone(self, vm: VmId) -> None:
-        if self._publisher is not None:
-            self._publisher.vm_gone(vm)
-
-    def _on_event(self, vm: VmId | None, event: Event) -> None:
-        if self._publisher is not None:
-            self._publisher.event(vm, event)
-
-    def _on_host(self, record: HostRecord) -> None:
-        if self._publisher is not None:
-            self._publisher.host_changed(record)
-
-    def _on_tick(self) -> None:
-        catch_up()
-        if self._publisher is not None:
-            self._publisher.sample_tick()
+    # ── MQTT, one listener of the feed ───────────────────────────────────────────────────────────
 
     async def _mqtt(self) -> None:
         """Run MQTT's side, anew whenever its configuration changes."""
@@ -181,7 +145,6 @@ class Agent:
                 renewed.cancel()
                 side.cancel()
                 await asyncio.wait((renewed, side))
-                self._publisher = None
                 if not side.cancelled():
                     side.result()
 
@@ -191,10 +154,10 @@ class Agent:
             await asyncio.Event().wait()
         bridge = Bridge(
             self._bridge_settings(configuration),
-            self._commands.handle,
-            knows_vm=lambda vm: VmId(vm) in self._fleet.vms,
-            announced_before=self._store.announced,
-            on_announced=lambda topics: self._store.announce(sorted(topics)),
+            self._service.handle,
+            knows_vm=lambda vm: self._registry.get(VmId(vm)) is not None,
+            announced_before=self._context.store.announced,
+            on_announced=lambda topics: self._context.store.announce(sorted(topics)),
         )
         agent = Publishes(
             host=self._host,
@@ -203,19 +166,23 @@ class Agent:
             instance=self._instance,
             heartbeat_s=configuration.mqtt.heartbeat_s,
         )
-        self._publisher = publisher = Publisher(
+        publisher = Publisher(
             bridge,
             agent,
             min_interval_s=configuration.mqtt.min_interval_s,
             samples=configuration.mqtt.samples,
         )
         publisher.host_changed(self._governor.host())
-        for vm in self._fleet.vms.values():
-            publisher.vm_changed(vm.record())
+        for vm in self._registry:
+            publisher.vm_changed(vm.record)
         bridge.clear_leftovers()
-        async with asyncio.TaskGroup() as side:
-            side.create_task(bridge.run(), name="mqtt bridge")
-            side.create_task(publisher.run(), name="mqtt publisher")
+        self._context.feed.add(publisher)
+        try:
+            async with asyncio.TaskGroup() as side:
+                side.create_task(bridge.run(), name="mqtt bridge")
+                side.create_task(publisher.run(), name="mqtt publisher")
+        finally:
+            self._context.feed.remove(publisher)
 
     def _bridge_settings(self, configuration: Configuration) -> BridgeSettings:
         mqtt = configuration.mqtt
@@ -258,7 +225,8 @@ class Agent:
         read_password(new.mqtt)
         later = restart_needed(before, new)
         taken = reloaded(before, new)
-        self._fleet.reconfigure(taken)
+        self._context.configuration = taken
+        self._supervisor.reconfigure()
         self._governor.renew()
         if taken.mqtt != before.mqtt:
             self._mqtt_renewed.set()

@@ -12,21 +12,20 @@ import random
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from qmpballoon.agent.vm import Identity, SupervisedVm
+from qmpballoon.agent.context import Context
+from qmpballoon.agent.registry import Registry
+from qmpballoon.agent.vm import Identity, ManagedVm
 from qmpballoon.config import vm_settings
 from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError, Unreachable
 from qmpballoon.log import say
-from qmpballoon.model.health import Connection
+from qmpballoon.model.facts import Connection
 from qmpballoon.model.records import Life
 from qmpballoon.procfs import is_stopped, life_of
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
 from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, socket_table
-
-if TYPE_CHECKING:
-    from qmpballoon.agent.supervisor import Supervisor
 
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
@@ -39,12 +38,13 @@ _NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 class Connector:
     """One socket path: connects, waits its turn, hands the session to the VM, and again."""
 
-    def __init__(self, path: str, mark: SocketMark, fleet: Supervisor) -> None:
+    def __init__(self, path: str, mark: SocketMark, context: Context, registry: Registry) -> None:
         self.path = path
         self.identity: Identity | None = None
         self.is_over = False
         self._mark: SocketMark | None = mark
-        self._fleet = fleet
+        self._context = context
+        self._registry = registry
         self._stirred = asyncio.Event()
         self._connection: asyncio.Task[None] | None = None
         self._bound: frozenset[bytes] = frozenset()
@@ -55,7 +55,7 @@ class Connector:
     @property
     def is_unidentified(self) -> bool:
         """Tell whether no VM ever answered here, nor is it a second socket of one."""
-        return not self._parked and not self.is_over and self._fleet.vm_at(self.path) is None
+        return not self._parked and not self.is_over and self._registry.at(self.path) is None
 
     def socket_is(self, mark: SocketMark | None) -> None:
         """Note what the path is now: the same socket, another one, or nothing (None)."""
@@ -90,8 +90,8 @@ class Connector:
                     self._connection.cancel()
                     await asyncio.wait((self._connection,))
                     self._connection = None
-                    self._fleet.gave_up(self)
-                    if (vm := self._fleet.vm_at(self.path)) is not None and vm.connection == "up":
+                    self._registry.gave_up(self)
+                    if (vm := self._registry.at(self.path)) is not None and vm.connection == "up":
                         vm.fell_silent("offline")
                 await self._back_off()
         finally:
@@ -116,18 +116,18 @@ class Connector:
 
     async def _with(self, monitor: OpenMonitor) -> None:
         life = life_of(monitor.pid) if monitor.pid else None
-        if life is not None and not self._fleet.may_serve(self, life):
+        if life is not None and not self._registry.may_serve(self, life):
             monitor.connection.close()
             await self._park(life)
             return
         self._bound = socket_table(self.path).bound
-        vm: SupervisedVm | None = None
+        vm: ManagedVm | None = None
 
         def on_event(name: str, details: Mapping[str, object]) -> None:
             if vm is not None:  # before, everything is still to be asked
                 vm.on_qmp_event(name, details)
 
-        settings = vm_settings(self._fleet.configuration, name="", socket=self.path)
+        settings = vm_settings(self._context.configuration, name="", socket=self.path)
         greeting = asyncio.create_task(
             Session.greeted(
                 monitor, on_event, greeting_timeout_s=None, request_timeout_s=settings.qmp_timeout_s
@@ -138,10 +138,10 @@ class Connector:
         try:
             session = await self._in_line(greeting, monitor.pid, settings.qmp_timeout_s)
             began_s = time.monotonic()
-            self.identity = await _identify(session, stem=self._fleet.stem_of(self.path, life))
-            vm = self._fleet.vm_of(self.path, self.identity)
-            session.request_timeout_s = vm.settings.qmp_timeout_s
-            say("vm-online", vm=vm.vm, life=life, qemu=session.version, socket=self.path)
+            self.identity = await _identify(session, stem=self._registry.stem_of(self.path, life))
+            vm = self._registry.answered(self.path, self.identity, life)
+            session.request_timeout_s = vm.spec.settings.qmp_timeout_s
+            say("vm-online", vm=vm.id, life=life, qemu=session.version, socket=self.path)
             reason = await vm.serve(session, life, self.identity)
             if time.monotonic() - began_s > HELD_FOR_S:
                 self._retry_s = FIRST_RETRY_S
@@ -180,8 +180,8 @@ class Connector:
         """Leave the socket alone for as long as another one serves its life."""
         self._parked = True
         try:
-            while self._mark is not None and self._fleet.lives.get(life) not in (None, self):
-                changed = asyncio.create_task(self._fleet.lives_changed.wait(), name=f"parked {self.path}")
+            while self._mark is not None and self._registry.is_served_by_another(self, life):
+                changed = asyncio.create_task(self._registry.lives_changed.wait(), name=f"parked {self.path}")
                 stirred = asyncio.create_task(self._stirred.wait(), name=f"parked {self.path}")
                 try:
                     await asyncio.wait((changed, stirred), return_when=asyncio.FIRST_COMPLETED)
@@ -202,13 +202,13 @@ class Connector:
                 await self._stirred.wait()
 
     def _silent(self, how: Connection, pid: int | None = None) -> None:
-        vm = self._fleet.vm_at(self.path)
+        vm = self._registry.at(self.path)
         if vm is not None and (vm.connection != how or pid is not None):
             vm.fell_silent(how, pid)
 
     def _lost(self, reason: str) -> None:
-        vm = self._fleet.vm_at(self.path)
-        say("session-lost", reason, level=logging.WARNING, vm=vm.vm if vm else None, socket=self.path)
+        vm = self._registry.at(self.path)
+        say("session-lost", reason, level=logging.WARNING, vm=vm.id if vm else None, socket=self.path)
 
 
 async def _identify(session: Session, *, stem: str) -> Identity:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from qmpballoon.agent.feed import Feed
 from qmpballoon.config import HostSettings
 from qmpballoon.log import say
 from qmpballoon.model.records import Event, HostRecord, VmRecord, utc_now
@@ -17,11 +18,11 @@ from qmpballoon.units import Amount, format_size
 class HostMonitor:
     """Reads the host's figures, and tells when its level changes or its VMs need more than there is."""
 
-    def __init__(self, on_event: Callable[[Event], None]) -> None:
+    def __init__(self, feed: Feed) -> None:
         self.sample = read_host()
         self.budget: int | None = None  # None: not known
         self.reserve = 0
-        self._on_event = on_event
+        self._feed = feed
         self._limit_missed = False
         self._level = "ok"
         self._alarm: str | None = None
@@ -62,7 +63,7 @@ class HostMonitor:
         if level != self._level:
             before, self._level = self._level, level
             say("level", level=logging.INFO if level == "ok" else logging.WARNING, was=before, now=level)
-            self._on_event(Event("level", utc_now(), {"from": before, "to": level}))
+            self._feed.host_event(Event("level", utc_now(), {"from": before, "to": level}))
         alarm = _alarm_of(snapshot)
         if alarm is not None and alarm != self._alarm:
             say(
@@ -73,7 +74,7 @@ class HostMonitor:
                 lent=format_size(lent),
             )
             details = {"reason": alarm, "budget": snapshot.budget, "lent": lent}
-            self._on_event(Event("alarm", utc_now(), details))
+            self._feed.host_event(Event("alarm", utc_now(), details))
         self._alarm = alarm
 
     def record(

@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from qmpballoon.agent.actuator import Actuator
-from qmpballoon.agent.governor import Governor, boot_time_s
+from qmpballoon.agent.context import Context
+from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.limits import checked_target
-from qmpballoon.agent.store import Kept, Store, boot_id
-from qmpballoon.agent.supervisor import Supervisor
-from qmpballoon.agent.vm import SupervisedVm
+from qmpballoon.agent.registry import Registry
+from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpBalloonError, RequestRefused
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import VmRecord, utc_now
@@ -31,18 +31,18 @@ class Service:
 
     def __init__(
         self,
-        fleet: Supervisor,
+        context: Context,
+        registry: Registry,
         governor: Governor,
         actuator: Actuator,
-        store: Store,
         *,
         host: str,
         reload: Callable[[], Mapping[str, object]],
     ) -> None:
-        self._fleet = fleet
+        self._context = context
+        self._registry = registry
         self._governor = governor
         self._actuator = actuator
-        self._store = store
         self._host = host
         self._reload = reload
 
@@ -55,7 +55,7 @@ class Service:
         if request.vm is None:
             match request.verb:
                 case "list":
-                    return [_listed(vm.record()) for vm in self._fleet.vms.values()]
+                    return [_listed(vm.record) for vm in self._registry]
                 case "reload":
                     return self._reload()
                 case "reclaim":
@@ -65,7 +65,7 @@ class Service:
                 case "set-policy":
                     return await self._set_policy(request.arguments)
         else:
-            vm = self._fleet.vms.get(VmId(request.vm))
+            vm = self._registry.get(VmId(request.vm))
             if vm is None:
                 raise RequestRefused("unknown-vm", f"no VM is called {request.vm}")
             match request.verb:
@@ -80,55 +80,52 @@ class Service:
                     return vm_object(record, self._host, time.monotonic(), utc_now())
         raise RequestRefused("unknown-verb", f"this version does not know {request.verb}")
 
-    async def _set_target(self, vm: SupervisedVm, request: Request) -> Mapping[str, object]:
+    async def _set_target(self, vm: ManagedVm, request: Request) -> Mapping[str, object]:
         amount, wait_s = request.arguments["target"], request.arguments.get("wait_s")
         assert isinstance(amount, Amount)
-        if self._governor.mode == "observe":
+        if self._context.mode == "observe":
             raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
-        record = vm.record()
+        record = vm.record
         if not record.answers:
-            raise ConnectionLost(f"{vm.vm} is {record.health}: its monitor does not answer")
+            raise ConnectionLost(f"{vm.id} is {record.health}: its monitor does not answer")
         if record.health == "no-balloon":
-            raise NoBalloon(f"{vm.vm} has no balloon device")
+            raise NoBalloon(f"{vm.id} has no balloon device")
         if record.health == "migrating":
-            raise RequestRefused("not-allowed", f"{vm.vm} is migrating: its balloon is left alone")
+            raise RequestRefused("not-allowed", f"{vm.id} is migrating: its balloon is left alone")
         target = round_up_to_page(checked_target(record, amount.of(record.size)))
         request.refuse_if_expired(time.monotonic())
-        before = self._store.kept(vm.vm)
         # The mode first, or the policy would send its own target; the target only once QEMU has it, or the
         # governor would send it, too.
-        wanted = self._keep(vm, mode="manual", mode_until=None, boot_id=None, target=None)
+        undo = vm.spec.take_by_hand()
+        vm.touch()
         try:
             serial = await self._actuator.send(vm, target, why="manual")
         except (QmpBalloonError, asyncio.CancelledError):
-            # What is answered with an error has no later effect; what was sent to which life stays as it is.
-            if _asked(self._store.kept(vm.vm)) == _asked(wanted):
-                self._keep(vm, **_asked(before))
+            undo()  # what is answered with an error has no later effect
+            vm.touch()
             raise
-        if vm.serial == serial and self._store.kept(vm.vm).mode == "manual":
-            self._keep(vm, target=target)
-        await self._store.saved()
+        if vm.serial == serial and vm.spec.kept.mode == "manual":
+            vm.spec.set_manual_target(target)
+        await self._context.store.saved()
         if isinstance(wait_s, float):
             record = await self._actuator.reached(vm, serial, target, wait_s=wait_s)
             return {"target": target, "actual": record.actual, "reached": True}
-        record = vm.record()
+        record = vm.record
         return {"target": target, "actual": record.actual, "reached": record.is_at(target)}
 
-    async def _set_mode(self, vm: SupervisedVm, arguments: Mapping[str, object]) -> Mapping[str, object]:
+    async def _set_mode(self, vm: ManagedVm, arguments: Mapping[str, object]) -> Mapping[str, object]:
         mode, for_s = arguments["mode"], arguments.get("for_s")
-        until = boot_time_s() + for_s if isinstance(for_s, float) else None
-        target = self._store.kept(vm.vm).target if mode == "manual" else None
-        boot = boot_id() if until is not None else None
-        self._keep(vm, mode=mode, mode_until=until, boot_id=boot, target=target)
-        await self._store.saved()
+        vm.spec.set_mode(str(mode), for_s=for_s if isinstance(for_s, float) else None)
+        vm.touch()
+        await self._context.store.saved()
         return {"mode": mode, "for_s": for_s}
 
-    async def _set_limits(self, vm: SupervisedVm, arguments: Mapping[str, object]) -> Mapping[str, object]:
-        size = vm.record().size
+    async def _set_limits(self, vm: ManagedVm, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        size = vm.record.size
         if size is None:
-            raise ConnectionLost(f"{vm.vm} has not answered yet: its size, and so its limits, are not known")
-        lowest, highest = vm.settings.limits(size)
-        kept = self._store.kept(vm.vm)
+            raise ConnectionLost(f"{vm.id} has not answered yet: its size, and so its limits, are not known")
+        lowest, highest = vm.spec.settings.limits(size)
+        kept = vm.spec.kept
         for key in ("floor", "ceiling"):
             amount = arguments.get(key)
             if isinstance(amount, Amount) and not lowest <= amount.of(size) <= highest:
@@ -144,8 +141,9 @@ class Service:
         )
         if floor > ceiling:
             raise OutOfRange(f"the floor {floor} would be above the ceiling {ceiling}")
-        self._keep(vm, **changes)
-        await self._store.saved()
+        vm.spec.set_limits(**changes)
+        vm.touch()
+        await self._context.store.saved()
         limits = vm.limits
         return {"floor": limits.floor, "ceiling": limits.ceiling, "shares": limits.shares}
 
@@ -154,14 +152,14 @@ class Service:
         self._governor.choose(
             name if isinstance(name, str) else None, mode if isinstance(mode, str) else None
         )
-        await self._store.saved()
-        return {"name": self._governor.policy_name, "mode": self._governor.mode}
+        await self._context.store.saved()
+        return {"name": self._context.policy, "mode": self._context.mode}
 
     async def _reclaim(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         """Hold memory back from the VMs and wait until it is there, or the deadline has come."""
         amount, governor = arguments["size"], self._governor
         assert isinstance(amount, Amount)
-        if governor.mode == "observe":
+        if self._context.mode == "observe":
             raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
         now_s = time.monotonic()
         before = governor.snapshot()
@@ -169,7 +167,7 @@ class Service:
         deadline_s = now_s + _seconds(arguments.get("deadline_s"), RECLAIM_WITHIN_S)
         hold_s = _seconds(arguments.get("hold_s"), HELD_FOR_S)
         hold = governor.holds.take(size, deadline_s + hold_s, budget=before.budget)
-        governor.nudge()
+        self._context.ticks.soon()
         lacking = size
         with suppress(TimeoutError):
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - now_s):
@@ -186,18 +184,8 @@ class Service:
 
     def _release(self, hold: str) -> Mapping[str, object]:
         size = self._governor.holds.release(hold)
-        self._governor.nudge()
+        self._context.ticks.soon()
         return {"hold": hold, "size": size}
-
-    def _keep(self, vm: SupervisedVm, **changes: Any) -> Kept:
-        self._store.keep(vm.vm, **changes)
-        self._governor.apply_mode(vm)
-        vm.touch()
-        return self._store.kept(vm.vm)
-
-
-def _asked(kept: Kept) -> dict[str, object]:
-    return {key: getattr(kept, key) for key in ("mode", "mode_until", "boot_id", "target")}
 
 
 def _seconds(typed: object, otherwise: float) -> float:

@@ -1,38 +1,40 @@
-"""One VM as the agent knows it: its only owner, over many sessions and many lives.
+"""One VM as the agent knows it: the only owner of its facts, over many sessions and many lives.
 
 A session serves as long as it lasts: look at everything once, then take turns. A turn is slow while
-the guest is calm and fast while it boots, moves or is waited for. Everything that others see leaves as
-a frozen ``VmRecord``; nothing here decides how large the guest should be.
+the guest is calm and fast while it boots, moves or is waited for. After each change the facts are frozen
+(`VmFacts`); health, what a policy sees and what is published are functions of them. Nothing here decides
+how large the guest should be.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Final
 
-from qmpballoon.agent.limits import limits_of
+from qmpballoon.agent.boot import Boot
+from qmpballoon.agent.context import Context
 from qmpballoon.agent.lookout import Lookout
-from qmpballoon.agent.store import Kept, Store
+from qmpballoon.agent.spec import VmSpec
 from qmpballoon.agent.vm_session import VmSession
 from qmpballoon.config import VmSettings
 from qmpballoon.errors import ConnectionLost, NoBalloon
 from qmpballoon.log import say
-from qmpballoon.model.health import BOOT_S, Connection, Signs, health_of
+from qmpballoon.model.facts import Connection, Seen, VmFacts, status_of
+from qmpballoon.model.health import BOOT_S, health_of
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, Life, Limits, VmRecord, utc_now
 from qmpballoon.model.tolerance import is_reached
+from qmpballoon.policy.guests import guest_of
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.procfs import age_of, life_of, rss_of
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.events import translated
 from qmpballoon.units import MAX_SIZE, MIB
-
-ONE_RESET_S: Final = 1.0  # RESET comes twice for one reset, 50 ms apart
 
 _PUBLISHED: Final = frozenset(
     {
@@ -52,9 +54,8 @@ _PUBLISHED: Final = frozenset(
 )
 _ALTERS: Final = _PUBLISHED | {"MIGRATION", "DEVICE_DELETED", "MEMORY_DEVICE_SIZE_CHANGE", "ACPI_DEVICE_OST"}
 
-OnRecord = Callable[[VmRecord], None]
-OnEvent = Callable[[VmId, Event], None]
-OnFast = Callable[[bool], None]  # a guest that is thin, growing or being moved was looked at; at once?
+
+_SERIALS: Final = count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,157 +66,84 @@ class Identity:
     uuid: str | None
 
 
-class SupervisedVm:
-    """A VM by its name: what it is now, and what was asked of it.
+@dataclass(slots=True)
+class Run:
+    """What belongs to one run of a QEMU and ends with it."""
 
-    Only the session that serves it changes its state; the actuator alone sends it targets.
-    """
+    life: Life | None
+    boot: Boot
+    uuid: str | None = None
+    qemu: str | None = None  # version
+    size: int | None = None
+    target: int | None = None  # last sent
+    why: str | None = None  # the word of the last decision
+    judged: str | None = None  # untrusted, uncooperative or stuck: the guard's word
+    serial: int = field(default_factory=lambda: next(_SERIALS))  # another one with each target asked for
+    seen: Seen | None = None  # by its last session
+    gone: bool = False  # the process has ended
 
-    def __init__(
-        self,
-        vm: VmId,
-        name: str,
-        path: str,
-        settings: VmSettings,
-        store: Store,
-        *,
-        on_record: OnRecord,
-        on_event: OnEvent,
-        on_fast: OnFast = lambda at_once: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.vm = vm
+
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    """Why no session serves the VM, and what its QEMU has resident as far as that is known."""
+
+    why: Connection
+    rss: int | None = None
+
+
+class ManagedVm:
+    """A VM by its name. Only the session that serves it changes its state; the actuator sends it targets."""
+
+    def __init__(self, vm: VmId, name: str, path: str, settings: VmSettings, context: Context) -> None:
+        self.id = vm
         self.name = name
         self.path = path
-        self.settings = settings
-        self.life: Life | None = None
-        self.target: int | None = None
-        self.why: str | None = None
-        self.mode = "auto"  # in force; the governor's word
-        self.policy = "fairshare"
-        self.retired = False  # the agent stops: what happens now is no news
-        self.serial = 0  # grows with each target asked for: who waits sees that he is superseded
-        self.changed = asyncio.Event()  # set, and replaced, whenever the record may have changed
-        self._store = store
-        self._on_record = on_record
-        self._on_event = on_event
-        self._on_fast = on_fast
-        self._clock = clock
-        self._attached: VmSession | None = None
-        self._rss_of_silent: int | None = None
-        self._connection: Connection = "offline"
-        self._health = "offline"
-        self._lookout = Lookout(settings, clock)
+        self.spec = VmSpec(vm, settings, context)
+        self.retired = False  # it was dropped, or the agent stops: what happens now is no news
+        self.changed = asyncio.Event()  # set, and replaced, whenever the facts may have changed
+        self._context = context
+        self._session: VmSession | None = None
+        self._silence: _Silence | None = _Silence("offline")
+        self._lookout = Lookout(settings, context.clock)
         self._wake = asyncio.Event()
-        # Worked out in fractions and read at every tick; all they depend on is frozen.
-        self._limits_of: tuple[Kept, VmSettings, int | None] = (Kept(), settings, None)
-        self._limits = limits_of(*self._limits_of)
-        self._new_life(None)
+        self._begin(None, needs_grace=True)
+        self.facts = self._freeze()
+        self.record = status_of(self.facts, "offline")
+        self._guest: tuple[VmFacts, GuestSnapshot | None] = (self.facts, None)
 
-    def _new_life(self, life: Life | None) -> None:
+    def _begin(self, life: Life | None, *, needs_grace: bool) -> None:
         """Drop all that belonged to the life before."""
-        self.life = life
-        self.serial += 1  # whoever still waits for a target of the life before is superseded
-        self.target = None
-        self.why = None
-        self.trouble: str | None = None  # untrusted, uncooperative or stuck: the guard's word
-        self._uuid: str | None = None
-        self._qemu: str | None = None
-        self._size: int | None = None
-        now_s = self._clock()
-        self._booted_at_s = now_s - ((age_of(life) or 0.0) if life else 0.0)
-        self._fresh_since_s: float | None = None
-        self._needs_grace = True
-        self._driver_was_up = False
-        self._lookout.begin(self.settings)
-        self._reset_seen_at_s = -ONE_RESET_S
-        self._last_seen: GuestSnapshot | None = None
+        age_s = (age_of(life) or 0.0) if life else 0.0
+        self.run = Run(life, Boot(self._context.clock() - age_s, needs_grace=needs_grace))
+        self._lookout.begin(self.spec.settings)
 
     # ── what others see ──────────────────────────────────────────────────────────────────────────
 
-    def record(self) -> VmRecord:
-        """Return what is known of the VM now."""
-        offline = self._connection == "offline"
-        seen = self._attached if self._connection == "up" else None
-        return VmRecord(
-            vm=self.vm,
-            name=self.name,
-            socket=self.path,
-            health=self._health,
-            life=self.life,
-            uuid=self._uuid,
-            qemu=self._qemu,
-            run_state=seen.run_state if seen else None,
-            size=self._size,
-            actual=seen.actual if seen else None,
-            target=self.target,
-            limits=self.limits,
-            mode=self.mode,
-            policy=self.policy,
-            why=self.why,
-            sample=seen.sampler.sample if seen and seen.sampler else None,
-            rss=None if offline else seen.rss if seen else self._rss_of_silent,
-            pid=None if offline or self.life is None else self.life.pid,
-            driver_up=seen is not None and seen.driver_up,
-        )
+    @property
+    def mode(self) -> str:
+        """The mode in force."""
+        return self.spec.mode
 
-    def snapshot(self) -> GuestSnapshot | None:
-        """Return what a policy sees of the VM now; None while it holds nothing, or nothing is known.
-
-        A VM that fell silent is as it was when it was last seen, and holds at least what is resident.
-        """
-        limits, seen = self.limits, self._attached if self._connection == "up" else None
-        if self._size is None or limits.floor is None or limits.ceiling is None:
-            return None
-        if seen is None:
-            return self._silent_snapshot(self._size, limits.floor, limits.ceiling)
-        self._last_seen = GuestSnapshot(
-            vm=self.vm,
-            life=str(self.life),
-            size=self._size,
-            actual=self._size if seen.actual is None else seen.actual,
-            target=self.target,
-            floor=limits.floor,
-            ceiling=limits.ceiling,
-            shares=limits.shares,
-            mode=self.mode,
-            run_state=seen.run_state or "unknown",
-            migrating=self._health == "migrating",
-            driver_up=seen.driver_up and seen.device is not None,
-            deflate_on_oom=seen.deflates_on_oom,
-            booted_at_s=self._booted_at_s,
-            fresh_since_s=self._fresh_since_s if self._needs_grace else self._booted_at_s,
-            reading=seen.reading,
-            stats_interval_s=self.settings.stats_interval_s,
-            grace_s=self.settings.grace_s,
-            rss=seen.rss,
-            rss_tells=seen.rss_tells,
-            oom_kills=seen.sampler.oom_kills if seen.sampler else None,
-        )
-        return self._last_seen
-
-    def _silent_snapshot(self, size: int, floor: int, ceiling: int) -> GuestSnapshot | None:
-        if self._connection == "offline" and (self.life is None or life_of(self.life.pid) != self.life):
-            return None  # its memory went with it
-        resident = min(size, self._rss_of_silent or 0)
-        if self._last_seen is None:
-            return GuestSnapshot(
-                self.vm, str(self.life), size, size, None, floor, ceiling, answers=False, driver_up=False
-            )
-        return replace(self._last_seen, mode=self.mode, answers=False, charge_at_least=resident)
+    @property
+    def serial(self) -> int:
+        """The number of the last target, never the same in another life: who waits sees a newer one."""
+        return self.run.serial
 
     @property
     def limits(self) -> Limits:
-        """What is in force: the file's limits, narrowed by those set over MQTT."""
-        of = (self._store.kept(self.vm), self.settings, self._size)
-        if of != self._limits_of:
-            self._limits, self._limits_of = limits_of(*of), of
-        return self._limits
+        """What is in force: the file's limits, narrowed by those set by requests."""
+        return self.spec.limits(self.run.size)
 
     @property
     def connection(self) -> Connection:
         """How the connection is: ``up``, or why it is not."""
-        return self._connection
+        return "up" if self._silence is None else self._silence.why
+
+    def guest(self) -> GuestSnapshot | None:
+        """Return what a policy sees of the VM; None while it holds nothing, or nothing is known."""
+        if self._guest[0] is not self.facts:
+            self._guest = (self.facts, guest_of(self.facts))
+        return self._guest[1]
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -227,31 +155,99 @@ class SupervisedVm:
         finally:
             self._lookout.watchers -= 1
 
-    # ── what the endpoint, the actuator and the governor say ─────────────────────────────────────
+    def touch(self) -> None:
+        """Freeze the facts anew and tell everybody who listens."""
+        self.facts = self._freeze()
+        before, health = self.record.health, health_of(self.facts, self._context.clock())
+        self.record = status_of(self.facts, health)
+        if not self.retired:
+            if health != before:
+                level = logging.INFO if health in ("ok", "starting") else logging.WARNING
+                say("health", vm=self.id, level=level, was=before, now=health)
+                self._context.feed.vm_event(
+                    self.id, Event("health", utc_now(), {"from": before, "to": health})
+                )
+            self._context.feed.vm_changed(self.record)
+        self.changed.set()  # whoever waits for a VM that was renamed must see that it went
+        self.changed = asyncio.Event()
+
+    def _freeze(self) -> VmFacts:
+        run, session, silence = self.run, self._session, self._silence
+        if session is not None and silence is None:
+            run.seen = session.seen
+        return VmFacts(
+            id=self.id,
+            name=self.name,
+            socket=self.path,
+            connection="offline" if silence is None and session is None else self.connection,
+            seen=run.seen,
+            life=run.life,
+            gone=run.gone,
+            boot=run.boot.facts,
+            uuid=run.uuid,
+            qemu=run.qemu,
+            size=run.size,
+            rss=silence.rss if silence else session.rss if session else None,
+            target=run.target,
+            why=run.why,
+            judged=run.judged,
+            limits=self.limits,
+            mode=self.mode,
+            policy=self._context.policy,
+            stats_interval_s=self.spec.settings.stats_interval_s,
+            grace_s=self.spec.settings.grace_s,
+        )
+
+    # ── what the connector, the actuator and the governor say ────────────────────────────────────
 
     def fell_silent(self, how: Connection, pid: int | None = None) -> None:
         """Note that no session serves this VM, and why."""
-        self._connection = how
-        self._rss_of_silent = rss_of(pid) if pid else None
+        self._silence = _Silence(how, rss_of(pid) if pid else None)
+        self.look_at_life()
         self.touch()
+
+    def look_at_life(self) -> None:
+        """Note that the life's process has ended, while no session would tell."""
+        life = self.run.life
+        if self.connection == "offline" and not self.run.gone and life is not None:
+            self.run.gone = life_of(life.pid) != life
+            if self.run.gone:
+                self.touch()
+
+    def explain(self, why: str) -> None:
+        """Note the word of the last decision."""
+        if self.run.why != why:
+            self.run.why = why
+            self.touch()
+
+    def judge(self, judged: str | None) -> None:
+        """Take the guard's word for what is wrong with the VM; None: nothing."""
+        if self.run.judged != judged:
+            self.run.judged = judged
+            self.touch()
+
+    def renew_mode(self) -> None:
+        """Let the mode and the policy that are in force now be seen."""
+        self.spec.end_mode_that_is_over()
+        if (self.facts.mode, self.facts.policy) != (self.mode, self._context.policy):
+            self.touch()
 
     async def serve(self, session: Session, life: Life | None, identity: Identity) -> ConnectionLost:
         """Keep the VM's state from a fresh session until that is lost; return why."""
-        if life is None or life != self.life:
+        if life is None or life != self.run.life:
             self._take_up(life)
-        self._uuid, self._qemu = identity.uuid, session.version
-        seen = self._attached = VmSession(
-            session, stats_interval_s=self.settings.stats_interval_s, clock=self._clock
+        self.run.uuid, self.run.qemu = identity.uuid, session.version
+        serving = self._session = VmSession(
+            session, stats_interval_s=self.spec.settings.stats_interval_s, clock=self._context.clock
         )
-        self._driver_was_up = False
         try:
-            await session.while_running(self._turns(seen))
+            await session.while_running(self._turns(serving))
         except ConnectionLost as reason:
             return reason
         finally:
-            seen.close()
-            if self._attached is seen:  # else another socket of this QEMU serves it already
-                self._attached = None
+            serving.close()
+            if self._session is serving:  # else another socket of this QEMU serves it already
+                self._session = None
         raise AssertionError("turns end with the session only")
 
     async def send_target(self, target: int, why: str) -> int:
@@ -260,19 +256,19 @@ class SupervisedVm:
         Raises:
             ConnectionLost, NoBalloon, QmpError: it did not get there.
         """
-        seen = self._serving()
-        if seen.device is None:
-            raise NoBalloon(f"{self.vm} has no balloon device")
-        await seen.look_at_actual()  # who waits must not take an old one for reached
-        serial = self.serial = self.serial + 1
+        session, run = self._serving(), self.run
+        if session.resizer is None:
+            raise NoBalloon(f"{self.id} has no balloon device")
+        await session.look_at_actual()  # who waits must not take an old one for reached
+        serial = run.serial = next(_SERIALS)
         try:
-            await seen.session.request("balloon", {"value": target})
+            await session.resizer.ask(target)
         except ConnectionLost:  # a QEMU that hangs may still do it one day: what it was told is not known
-            self.target = None
-            self._store.keep(self.vm, sent=None)
+            run.target = None
+            self._context.store.keep(self.id, sent=None)
             raise
-        self.target, self.why = target, why
-        self._store.keep(self.vm, lazily=self.mode == "auto", life=str(self.life), sent=target)
+        run.target, run.why = target, why
+        self._context.store.keep(self.id, lazily=self.mode == "auto", life=str(run.life), sent=target)
         self._lookout.target_sent()
         self._wake.set()
         self.touch()
@@ -280,200 +276,169 @@ class SupervisedVm:
 
     async def refreshed(self, *, timeout_s: float) -> VmRecord:
         """Ask for everything anew and return it; figures that do not come in time stay as they are."""
-        seen = self._serving()
-        await self._look(seen)
-        if seen.sampler is not None and seen.driver_up:
-            await seen.sampler.refresh(timeout_s=timeout_s)
-            self._note_sample(seen)
+        session = self._serving()
+        await self._look(session)
+        is_new = session.driver_up and await self._take_sample(session, ask=True, wait_s=timeout_s)
         self.touch()
-        return self.record()
+        guest = self.guest() if is_new else None
+        if guest is not None:
+            self._lookout.sampled(guest, self.spec.settings)
+        return self.record
 
     def on_qmp_event(self, name: str, details: Mapping[str, object]) -> None:
         """Take an event of the session that serves this VM."""
-        now_s = self._clock()
         if name == "RESET":
-            again = now_s - self._reset_seen_at_s < ONE_RESET_S
-            self._reset_seen_at_s = now_s
-            self._was_reset(now_s)
-            if again:
+            is_news = self._was_reset()
+            if not is_news:
+                self.touch()
                 return
         if name == "BALLOON_CHANGE":
             actual = details.get("actual")
             if type(actual) is not int or not 0 <= actual <= MAX_SIZE:
                 return
-            seen = self._attached
-            if seen is not None:
-                empty = self._size is not None and actual >= self._size - 2 * MIB
-                if empty and self.target is not None and actual > self.target + 2 * MIB:
-                    self._lookout.look_soon()  # perhaps the driver went
-                    self._wake.set()
-                    seen.take_actual(actual)
-                    seen.lost_driver()
-                else:
-                    seen.take_actual(actual)
+            if self._session is not None:
+                self._balloon_changed(self._session, actual)
         elif name in _ALTERS:
-            self._lookout.look_soon()
-            self._wake.set()
-        if name in _PUBLISHED:
-            self._on_event(self.vm, translated(name, details))
+            self._look_soon()
+        if name in _PUBLISHED and not self.retired:
+            self._context.feed.vm_event(self.id, translated(name, details))
         self.touch()
 
     def age_sample(self, seconds: float) -> None:
         """Let the figures be older than the clock tells."""
-        seen = self._attached
-        if seen is not None and seen.sampler is not None and seen.sampler.sample is not None:
-            sample = seen.sampler.sample
-            seen.sampler.sample = replace(sample, seen_at_s=sample.seen_at_s - seconds)
-            if seen.reading is not None:
-                seen.reading = replace(seen.reading, seen_at_s=seen.reading.seen_at_s - seconds)
-
-    def touch(self) -> None:
-        """Work out the health anew and tell everybody who listens."""
-        before, health = self._health, health_of(self._signs())
-        self._health = health
-        if health != before and not self.retired:
-            level = logging.INFO if health in ("ok", "starting") else logging.WARNING
-            say("health", vm=self.vm, level=level, was=before, now=health)
-            self._on_event(self.vm, Event("health", utc_now(), {"from": before, "to": health}))
-        if not self.retired:
-            self._on_record(self.record())
-        self.changed.set()  # whoever waits for a VM that was renamed must see that it went
-        self.changed = asyncio.Event()
+        if self._session is not None:
+            self._session.age_sample(seconds)
+            self.touch()
 
     # ── a session's turns ────────────────────────────────────────────────────────────────────────
 
     def _take_up(self, life: Life | None) -> None:
         """Begin a life: a new one, or one that an earlier run of the agent knew already."""
-        self._new_life(life)
-        kept = self._store.kept(self.vm)
-        if life is not None and kept.life == str(life):
-            self.target = kept.sent
-            self._needs_grace = False
+        kept = self.spec.kept
+        known = life is not None and kept.life == str(life)
+        young = ((age_of(life) or 0.0) if life else 0.0) < BOOT_S
+        self._begin(life, needs_grace=young and not known)
+        if known:
+            self.run.target = kept.sent
         else:
-            self._store.keep(self.vm, life=str(life) if life else None, sent=None)
-            self._needs_grace = self._clock() - self._booted_at_s < BOOT_S
+            self._context.store.keep(self.id, life=str(life) if life else None, sent=None)
 
-    async def _turns(self, seen: VmSession) -> None:
+    async def _turns(self, session: VmSession) -> None:
         self._lookout.looked()
-        await self._look(seen)
-        self._connection = "up"
+        await self._look(session)
+        self._silence = None
+        self.touch()
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            self.touch()
-            pause_s = self._lookout.pause_s(self.settings, hurried=self._is_hurried())
+            pause_s = self._lookout.pause_s(self.spec.settings, hurried=self._is_hurried())
             alarm = loop.call_later(pause_s, self._wake.set)
             try:
                 await self._wake.wait()
             finally:
                 alarm.cancel()
-            await self._turn(seen)
+            await self._turn(session)
 
-    async def _turn(self, seen: VmSession) -> None:
+    async def _turn(self, session: VmSession) -> None:
+        settings, health = self.spec.settings, self.record.health
         if self._lookout.is_look_due:
             self._lookout.looked()
-            await self._look(seen)
+            await self._look(session)
         else:
-            seen.look_at_process()
-            if seen.device is not None:
-                if not seen.driver_up or self._health == "stale":
-                    await seen.look_at_driver()
-                if self._is_moving() or self._lookout.watchers:
-                    await seen.look_at_actual()
-        self._note_driver(seen)
-        seen.stats_interval_s = self.settings.stats_interval_s
-        every_s = self._lookout.sample_every_s(self.settings, hurried=self._is_hurried())
-        often = every_s < self.settings.stats_interval_s
-        fast = seen.driver_up and (often or self._health == "stale")  # somebody may have disarmed it
-        at_once = False
-        if await seen.sample(fast=fast):
-            self._note_sample(seen)
-            guest = self.snapshot()
-            if guest is not None:
-                at_once = self._lookout.sampled(guest, self.settings)
-        if fast or at_once:
-            self._on_fast(at_once)
+            session.look_at_process()
+            if not session.driver_up or health == "stale":
+                with self._driver_watched(session):
+                    await session.look_at_driver()
+            if self._is_moving() or self._lookout.watchers:
+                await session.look_at_actual()
+        every_s = self._lookout.sample_every_s(settings, hurried=self._is_hurried())
+        often = every_s < settings.stats_interval_s
+        ask = session.driver_up and (often or health == "stale")  # somebody may have disarmed it
+        is_new = await self._take_sample(session, ask=ask)
+        self.touch()
+        guest = self.guest() if is_new else None
+        if guest is not None and self._lookout.sampled(guest, settings):
+            self._context.ticks.at_once()
+        elif ask:
+            self._context.ticks.soon()
 
-    async def _look(self, seen: VmSession) -> None:
-        await seen.look()
-        self._note_driver(seen)
-        before, self._size = self._size, seen.size
-        if before is not None and self._size is not None and seen.actual is not None:
-            self._note_plugged(self._size - before, seen.actual)
+    async def _take_sample(self, session: VmSession, *, ask: bool, **wait: float) -> bool:
+        """Take a sample; return whether it is new."""
+        session.stats_interval_s = self.spec.settings.stats_interval_s
+        with self._driver_watched(session):
+            is_new = await session.take_sample(ask=ask, **wait)
+        if is_new and session.sample is not None:
+            self.run.boot.sampled(session.sample.seen_at_s)
+        return is_new
+
+    async def _look(self, session: VmSession) -> None:
+        with self._driver_watched(session):
+            await session.look()
+        before, self.run.size = self.run.size, session.size
+        if before is not None and session.size is not None and session.actual is not None:
+            self._note_plugged(session.size - before, session.actual)
 
     def _note_plugged(self, more: int, actual: int) -> None:
         """Move the target as QEMU did when memory was plugged or unplugged; not if it was sent afterwards."""
-        before = self.target
+        before = self.run.target
         if not more or before is None or before + more <= 0:
             return
         if abs(actual - before - more) > abs(actual - before):
             return
-        self.target = before + more
-        kept = self._store.kept(self.vm)
-        manual = {"target": self.target} if kept.target == before else {}
-        self._store.keep(self.vm, lazily=True, life=str(self.life), sent=self.target, **manual)
+        self.run.target = before + more
+        manual = {"target": self.run.target} if self.spec.manual_target == before else {}
+        self._context.store.keep(
+            self.id, lazily=True, life=str(self.run.life), sent=self.run.target, **manual
+        )
 
-    def _note_driver(self, seen: VmSession) -> None:
-        if self._driver_was_up and not seen.driver_up:
-            self._starts_anew()
-        self._driver_was_up = seen.driver_up
+    @contextmanager
+    def _driver_watched(self, session: VmSession) -> Iterator[None]:
+        """Begin anew with the samples when the driver was up before and is not afterwards."""
+        was_up = session.driver_up
+        yield
+        if was_up and not session.driver_up:
+            self._driver_went()
 
-    def _note_sample(self, seen: VmSession) -> None:
-        if seen.sampler is not None and seen.sampler.sample is not None and self._fresh_since_s is None:
-            self._fresh_since_s = seen.sampler.sample.seen_at_s
+    def _driver_went(self) -> None:
+        self.run.boot.driver_went()
+        self._lookout.forget_samples(self.spec.settings)
 
-    def _starts_anew(self) -> None:
-        """The driver is gone: what the guest told is no more, and when it is back there is a grace time."""
-        self._fresh_since_s = None
-        self._needs_grace = True
-        self._lookout.forget_samples(self.settings)
+    def _was_reset(self) -> bool:
+        """The guest boots again: its figures are those from before, its driver is gone; is this news?"""
+        is_news = self.run.boot.was_reset(self._context.clock())
+        self._lookout.forget_samples(self.spec.settings)
+        if self._session is not None:
+            self._session.was_reset()
+        self._look_soon()
+        return is_news
 
-    def _was_reset(self, now_s: float) -> None:
-        """The guest boots again: its figures are those from before, its driver is gone."""
-        self._booted_at_s = now_s
-        self._starts_anew()
-        if self._attached is not None:
-            self._attached.was_reset()
-        self._lookout.look_soon()
-        self._wake.set()
+    def _balloon_changed(self, session: VmSession, actual: int) -> None:
+        size, target = self.run.size, self.run.target
+        session.take_actual(actual)
+        empty = size is not None and actual >= size - 2 * MIB
+        if empty and target is not None and actual > target + 2 * MIB:  # perhaps the driver went
+            with self._driver_watched(session):
+                session.emptied_against_target()
+            self._look_soon()
 
     # ── small judgements ─────────────────────────────────────────────────────────────────────────
 
+    def _look_soon(self) -> None:
+        self._lookout.look_soon()
+        self._wake.set()
+
     def _serving(self) -> VmSession:
-        if self._attached is None or self._connection != "up":
-            raise ConnectionLost(f"{self.vm} is {self._connection}: its monitor does not answer")
-        return self._attached
+        if self._session is None or self.connection != "up":
+            raise ConnectionLost(f"{self.id} is {self.connection}: its monitor does not answer")
+        return self._session
 
     def _is_moving(self) -> bool:
-        seen = self._attached
-        if seen is None or seen.actual is None or seen.size is None:
+        session, target = self._session, self.run.target
+        if session is None or session.actual is None or session.size is None:
             return False
-        if self.target is None or not self._lookout.may_be_moving:
+        if target is None or not self._lookout.may_be_moving:
             return False
-        return not is_reached(seen.actual, self.target, seen.size)
+        return not is_reached(session.actual, target, session.size)
 
     def _is_hurried(self) -> bool:
-        return self._is_moving() or self._health == "starting"
-
-    def _signs(self) -> Signs:
-        now_s, seen = self._clock(), self._attached
-        if seen is None or self._connection != "up":
-            return Signs(connection="offline" if self._connection == "up" else self._connection)
-        sample = seen.sampler.sample if seen.sampler else None
-        graced = self._needs_grace and self._fresh_since_s is not None
-        return Signs(
-            connection="up",
-            has_balloon=seen.device is not None,
-            migrating=seen.migrating,
-            run_state=seen.run_state,
-            driver_up=seen.driver.up if seen.driver else None,
-            driver_reports=seen.reports,
-            ever_reported=seen.sampler is not None and seen.sampler.ever_reported,
-            since_boot_s=now_s - self._booted_at_s,
-            since_driver_s=now_s - max(seen.driver_since_s, self._booted_at_s),
-            sample_age_s=now_s - sample.seen_at_s if sample else None,
-            fresh_for_s=now_s - self._fresh_since_s if graced and self._fresh_since_s is not None else None,
-            grace_s=self.settings.grace_s,
-            stats_interval_s=self.settings.stats_interval_s,
-            trouble=self.trouble,
-        )
+        return self._is_moving() or self.record.health == "starting"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Final
 
 from qmpballoon.errors import NoBalloon, QmpError
-from qmpballoon.policy.snapshot import Reading
+from qmpballoon.model.facts import Seen
+from qmpballoon.model.records import Sample
 from qmpballoon.procfs import ResidentMemory, hidden_of
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.resizer import DriverState, Resizer
 from qmpballoon.units import MIB
 
 FRESH_WITHIN_S: Final = 0.06  # one fast look waits no longer for its sample
@@ -19,11 +22,52 @@ LATE_EVENTS_S: Final = 1.5  # BALLOON_CHANGE comes up to a second late; no guest
 _LITTLE: Final = 8 * MIB
 _STEADY: Final = 2 * MIB  # actual that moved no more than this around a sample belongs to it
 
-_DEFLATE_ON_OOM: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"
+_DOWN: Final = DriverState(up=False)
+
+
+@dataclass(slots=True)
+class _Device:
+    """The VM's resizer, and the statistics that its guest sends through it."""
+
+    resizer: Resizer
+    offers_deflate_on_oom: bool
+    sampler: balloon.Sampler | None  # None: a device without statistics
+
+
+class _Driver:
+    """Whether the guest's driver is up: by QEMU's word, or where it is not asked by what moves.
+
+    ``state`` is QEMU's word, None where it is not asked.
+    """
+
+    def __init__(self, now_s: float) -> None:
+        self.state: DriverState | None = None
+        self.since_s = now_s  # since when it is up, or could have been
+        self.has_moved = False  # the balloon, since we came or the guest was reset: a driver moves it
+        self._doubted_until_s = float("-inf")  # QEMU says "up" for some time after a reset
+        self._moves_count_from_s = float("-inf")  # what comes before that may be from before a reset
+
+    def told(self, state: DriverState | None, now_s: float) -> None:
+        """Take QEMU's word."""
+        if state is None or not state.up or now_s >= self._doubted_until_s:
+            self.state = state
+
+    def moved(self, now_s: float) -> None:
+        """Note that the balloon moved."""
+        if now_s >= self._moves_count_from_s:
+            self.has_moved = True
+
+    def was_reset(self, now_s: float) -> None:
+        """The guest boots: its driver is gone."""
+        self.since_s = now_s
+        self._doubted_until_s = now_s + RESET_SHOWS_WITHIN_S
+        self._moves_count_from_s = now_s + LATE_EVENTS_S
+        if self.state is not None:
+            self.state = _DOWN
 
 
 class VmSession:
-    """A VM over one session. ``None`` is not known; ``actual`` lies while ``driver_up`` is not true."""
+    """A VM over one session. ``None`` is not known; ``actual`` is untrue while ``driver_up`` is False."""
 
     def __init__(self, session: Session, *, stats_interval_s: int, clock: Callable[[], float]) -> None:
         self.session = session
@@ -31,29 +75,30 @@ class VmSession:
         self.size: int | None = None
         self.actual: int | None = None
         self.migrating = False
-        self.device: balloon.BalloonDevice | None = None
-        self.driver: balloon.DriverStatus | None = None  # None: this QEMU is not asked
-        self.offers_deflate_on_oom = False
-        self.driver_since_s = clock()  # since when it is up, or could have been
-        self.sampler: balloon.Sampler | None = None
-        self.reading: Reading | None = None
+        self.sample: Sample | None = None  # with what actual was at its moment
         self.rss: int | None = None
-        self.rss_tells = True  # False: much of its memory is in huge pages or swapped out
         self.stats_interval_s = stats_interval_s  # may change while it lasts
+        self._rss_tells = True
+        self._device: _Device | None = None
+        self._driver = _Driver(clock())
         self._clock = clock
         self._resident = ResidentMemory(session.pid) if session.pid else None
-        self._doubts_driver_until_s = float("-inf")  # QEMU says "up" for some time after a reset
-        self._unseen: int | None = None  # of actual, by the guest's total: constant while it runs
-        self._counts_moves_from_s = float("-inf")  # until then what comes may be from before a reset
         self._size_at_actual: int | None = None  # ``size`` when ``actual`` was taken
-        self._has_moved = False  # the balloon, since we came or the guest was reset: a driver moves it
+        self._unseen: int | None = None  # of actual, by the guest's total: constant while it runs
+
+    # ── what is known ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def resizer(self) -> Resizer | None:
+        """The device that changes the guest's size; None: it has none."""
+        return self._device.resizer if self._device else None
 
     @property
     def driver_up(self) -> bool:
         """Tell whether the guest's driver is known to be up."""
-        if self.driver is not None:
-            return self.driver.up
-        return self._has_moved or (self.sampler is not None and self.sampler.sample is not None)
+        if self._driver.state is not None:
+            return self._driver.state.up
+        return self._driver.has_moved or self.sample is not None
 
     @property
     def deflates_on_oom(self) -> bool:
@@ -61,74 +106,86 @@ class VmSession:
 
         Negotiated, where QEMU tells; else offered: every Linux since 3.19 takes what is offered.
         """
-        if self.driver is None:
-            return self.offers_deflate_on_oom and self.driver_up
-        return _DEFLATE_ON_OOM in self.driver.features
+        if self._driver.state is not None:
+            return self._driver.state.deflates_on_oom
+        return self._device is not None and self._device.offers_deflate_on_oom and self.driver_up
 
     @property
-    def reports(self) -> bool:
-        """Tell whether the driver, if it is up, took the statistics queue."""
-        return self.driver is None or not self.driver.up or self.driver.has_statistics
+    def seen(self) -> Seen:
+        """All of it, frozen."""
+        state, sampler = self._driver.state, self._device.sampler if self._device else None
+        return Seen(
+            run_state=self.run_state,
+            migrating=self.migrating,
+            has_balloon=self._device is not None,
+            actual=self.actual,
+            driver=state.up if state else None,
+            driver_up=self.driver_up,
+            driver_since_s=self._driver.since_s,
+            driver_reports=state is None or not state.up or state.reports,
+            deflates_on_oom=self.deflates_on_oom,
+            ever_reported=sampler is not None and sampler.ever_reported,
+            sample=self.sample,
+            oom_kills=sampler.oom_kills if sampler else None,
+            rss_tells=self._rss_tells,
+        )
 
-    async def _find_device(self) -> None:
-        """Look for the balloon, which may also be plugged later, and arm its statistics."""
-        try:
-            self.device = await balloon.find_balloon(self.session)
-        except NoBalloon:
-            return
-        self.offers_deflate_on_oom = await balloon.offers_deflate_on_oom(self.session, self.device)
-        sampler = balloon.Sampler(self.session, self.device, clock=self._clock)
-        with suppress(QmpError):  # a device without statistics
-            await sampler.start(self.stats_interval_s)
-            self.sampler = sampler
+    # ── looks ────────────────────────────────────────────────────────────────────────────────────
 
     async def look(self) -> None:
         """Ask for everything that an event may have altered, or that no event tells."""
         self.run_state = await balloon.query_run_state(self.session)
         self.size = await balloon.memory_size(self.session)
         self.migrating = await balloon.is_migrating(self.session)
-        if self.device is None:
+        if self._device is None:
             await self._find_device()
-        if self.device is not None:
+        if self._device is not None:
             try:
                 await self.look_at_actual()
-            except QmpError:
-                self.device = self.sampler = self.driver = self.actual = None  # unplugged
+            except QmpError:  # unplugged
+                self._forget_samples()
+                self._device = self.actual = None
+                self._driver = _Driver(self._clock())
                 return
             await self.look_at_driver()
         self.look_at_process()
-        self.rss_tells = not self.session.pid or hidden_of(self.session.pid) <= _LITTLE
+        self._rss_tells = not self.session.pid or hidden_of(self.session.pid) <= _LITTLE
+
+    async def _find_device(self) -> None:
+        """Look for the balloon, which may also be plugged later, and arm its statistics."""
+        try:
+            found = await balloon.find_balloon(self.session)
+        except NoBalloon:
+            return
+        resizer = balloon.VirtioBalloon(self.session, found)
+        self._device = _Device(resizer, await resizer.offers_deflate_on_oom(), None)
+        sampler = balloon.Sampler(self.session, found, clock=self._clock)
+        with suppress(QmpError):  # a device without statistics
+            await sampler.start(self.stats_interval_s)
+            self._device.sampler = sampler
 
     async def look_at_actual(self) -> None:
         """Ask for ``actual``: events are throttled to one a second."""
-        self.take_actual(await balloon.query_actual(self.session))
+        if self._device is not None:
+            self.take_actual(await self._device.resizer.actual())
 
     def take_actual(self, actual: int) -> None:
-        """Take ``actual`` as QEMU told it; where it changed by more than plugged memory, a driver is up."""
+        """Take ``actual`` as QEMU told it; where it changed and no memory was plugged, a driver is up."""
         before, self.actual = self.actual, actual
-        same_memory = before is not None and self.size == self._size_at_actual
-        if same_memory and before != actual and self._clock() >= self._counts_moves_from_s:
-            self._has_moved = True
+        if before is not None and before != actual and self.size == self._size_at_actual:
+            self._driver.moved(self._clock())
         self._size_at_actual = self.size
-
-    def lost_driver(self) -> None:
-        """Take the driver for gone, where QEMU is not asked: it emptied the balloon against its target."""
-        if self.driver is None:
-            self._forget_figures()
 
     async def look_at_driver(self) -> None:
         """Ask whether the guest's driver is up."""
-        if self.device is None:
+        if self._device is None:
             return
         was_up = self.driver_up
-        driver = await balloon.query_driver(self.session, self.device)
-        if driver is not None and driver.up and self._clock() < self._doubts_driver_until_s:
-            return
-        self.driver = driver
+        self._driver.told(await self._device.resizer.driver(), self._clock())
         if self.driver_up and not was_up:
-            self.driver_since_s = self._clock()
+            self._driver.since_s = self._clock()
         if was_up and not self.driver_up:
-            self._forget_figures()
+            self._forget_samples()
 
     def look_at_process(self) -> None:
         """Read the resident memory of the QEMU process."""
@@ -139,57 +196,67 @@ class VmSession:
         if self._resident:
             self._resident.close()
 
-    async def sample(self, *, fast: bool) -> bool:
-        """Take the guest's figures, asked for now if ``fast``; return whether there are new ones.
+    async def take_sample(self, *, ask: bool, wait_s: float = FRESH_WITHIN_S) -> bool:
+        """Take the guest's figures, asked for now with ``ask``; return whether there are new ones.
 
         What ``actual`` was at their moment is taken along: the actual before and after, if it stood
         still; else, where the guest's total shrinks with the balloon, from that.
         """
-        sampler = self.sampler
+        sampler = self._device.sampler if self._device else None
         if sampler is None:
             return False
-        moves_unasked = fast or self.deflates_on_oom  # else events tell in time
+        moves_unasked = ask or self.deflates_on_oom  # else events tell in time
         if moves_unasked:
             await self.look_at_actual()
         before = self.actual
         await sampler.change_interval(self.stats_interval_s)
-        if fast:
-            await sampler.refresh(timeout_s=FRESH_WITHIN_S)
+        if ask:
+            await sampler.refresh(timeout_s=wait_s)
         else:
             await sampler.poll()
         if moves_unasked:
             await self.look_at_actual()
-        sample = sampler.sample
-        if sample is None or (self.reading is not None and sample.seen_at_s == self.reading.seen_at_s):
+        found = sampler.sample
+        if found is None or (self.sample is not None and found.seen_at_s == self.sample.seen_at_s):
             return False
-        self.reading = Reading(
-            sample.figures, sample.seen_at_s, self._actual_of(sample.figures.total, before)
-        )
+        self.sample = replace(found, actual=self._actual_of(found.figures.total, before))
         return True
 
     def _actual_of(self, total: int | None, before: int | None) -> int | None:
         if before is None or self.actual is None:
             return None
-        shrinks = not self.deflates_on_oom and (self.driver is not None or not self.offers_deflate_on_oom)
+        offered = self._device is not None and self._device.offers_deflate_on_oom
+        shrinks = not self.deflates_on_oom and (self._driver.state is not None or not offered)
         if abs(self.actual - before) <= _STEADY:
             if shrinks and total is not None:
                 self._unseen = self.actual - total
             return self.actual
         return total + self._unseen if shrinks and total is not None and self._unseen is not None else None
 
+    # ── what ends the figures ────────────────────────────────────────────────────────────────────
+
     def was_reset(self) -> None:
         """Forget what was true of the guest before its reset; its figures stand until the driver is back."""
-        self.driver_since_s = self._clock()
-        self._doubts_driver_until_s = self._clock() + RESET_SHOWS_WITHIN_S
-        self._counts_moves_from_s = self._clock() + LATE_EVENTS_S
-        if self.driver is not None:
-            self.driver = balloon.DriverStatus(up=False, features=frozenset())
-        self._forget_figures()
+        self._driver.was_reset(self._clock())
+        self._forget_samples()
 
-    def _forget_figures(self) -> None:
+    def emptied_against_target(self) -> None:
+        """Take the driver for gone, where QEMU is not asked: one that is unloaded empties the balloon."""
+        if self._driver.state is None:
+            self._forget_samples()
+
+    def age_sample(self, seconds: float) -> None:
+        """Let the sample be older than the clock tells."""
+        sampler = self._device.sampler if self._device else None
+        if sampler is not None and sampler.sample is not None:
+            sampler.sample = replace(sampler.sample, seen_at_s=sampler.sample.seen_at_s - seconds)
+        if self.sample is not None:
+            self.sample = replace(self.sample, seen_at_s=self.sample.seen_at_s - seconds)
+
+    def _forget_samples(self) -> None:
         """Drop what the driver told: it is gone."""
-        if self.sampler is not None:
-            self.sampler.forget()
-        self.reading = None
+        if self._device is not None and self._device.sampler is not None:
+            self._device.sampler.forget()
+        self.sample = None
         self._unseen = None
-        self._has_moved = False
+        self._driver.has_moved = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,8 +17,10 @@ from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import CANNOT_REACH, DONE
 from qmpballoon.cli.sockets import ARGUMENT_HELP, Found, connected, find_sockets, somebody_listens
 from qmpballoon.errors import ConnectionLost, MonitorBusy, NoBalloon, QmpBalloonError
-from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, Signs, health_of
-from qmpballoon.model.records import GuestStats, VmState
+from qmpballoon.model.facts import BootFacts, Seen, VmFacts
+from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, health_of
+from qmpballoon.model.names import VmId
+from qmpballoon.model.records import GuestStats, Sample, VmState
 from qmpballoon.procfs import age_of, life_of, rss_of
 from qmpballoon.qmp.monitor import HELD_HINT
 from qmpballoon.units import format_size
@@ -173,18 +176,17 @@ async def look_at(found: Found, *, timeout_s: float) -> Report:
 
 async def health_of_one(vm: Vm, state: VmState) -> str:
     """Return the first health word that one look at a VM that answers tells."""
-    life = life_of(vm.pid) if vm.pid else None
-    return health_of(
-        Signs(
-            connection="up",
-            run_state=state.run_state,
-            driver_up=await vm.driver_up(),
-            ever_reported=vm.has_reported,
-            since_boot_s=(life and age_of(life)) or BOOT_S,
-            since_driver_s=FIRST_SAMPLE_S,
-            sample_age_s=state.guest.age_s if state.guest else None,
-        )
+    life, now_s, driver = life_of(vm.pid) if vm.pid else None, time.monotonic(), await vm.driver_up()
+    seen = Seen(
+        run_state=state.run_state,
+        driver=driver,
+        driver_up=bool(driver),
+        driver_since_s=now_s - FIRST_SAMPLE_S,
+        ever_reported=vm.has_reported,
+        sample=Sample(state.guest, now_s - state.guest.age_s) if state.guest else None,
     )
+    boot = BootFacts(now_s - ((life and age_of(life)) or BOOT_S))
+    return health_of(VmFacts(id=VmId(vm.name), seen=seen, boot=boot), now_s)
 
 
 def health_after(error: QmpBalloonError, path: str) -> str:

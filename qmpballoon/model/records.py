@@ -82,10 +82,29 @@ class GuestStats(Figures):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Figures that were seen to be new at ``seen_at_s``."""
+    """A guest's figures of one moment, and what ``actual`` was at that moment.
+
+    ``actual`` is None when the balloon moved so much around the sample that the two do not belong
+    together, or nobody looked: then nothing may be computed from them both. ``held`` is what the guest cannot
+    give without reclaim or kills, in bytes; right with and without deflate-on-oom.
+    """
 
     figures: Figures
     seen_at_s: float
+    actual: int | None = None
+    held: int | None = field(init=False, repr=False, compare=False)  # computed once: it is read often
+
+    def __post_init__(self) -> None:
+        """Compute what is held."""
+        if self.actual is None or self.figures.available is None:
+            object.__setattr__(self, "held", None)
+        else:
+            object.__setattr__(self, "held", max(0, self.actual - self.figures.available))
+
+    @property
+    def available(self) -> int | None:
+        """What the guest could still get without reclaim, in bytes, as it claims."""
+        return self.figures.available
 
     def stats(self, now_s: float) -> GuestStats:
         """Return the figures with their age at ``now_s``."""

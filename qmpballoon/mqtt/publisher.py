@@ -113,11 +113,15 @@ class Publisher:
         self._host = record
         self._schedule(_HOST, changed=host_changed(self._published_host, record))
 
-    def event(self, vm: VmId | None, event: Event) -> None:
-        """Publish an event of a VM, or of the host where ``vm`` is None."""
+    def vm_event(self, vm: VmId, event: Event) -> None:
+        """Publish an event of a VM."""
         self._bridge.event(self._bridge.topics.event(vm), event_object(vm, event))
 
-    def sample_tick(self) -> None:
+    def host_event(self, event: Event) -> None:
+        """Publish an event of the host."""
+        self._bridge.event(self._bridge.topics.event(None), event_object(None, event))
+
+    def sampled(self) -> None:
         """Publish the figures of all VMs in one message, if samples are wanted."""
         if self._samples:
             self._bridge.sample(

@@ -7,39 +7,12 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Figures
+from qmpballoon.model.records import Sample
 from qmpballoon.units import MIB
 
 S = TypeVar("S")
 
 LEAST_RELIEF: Final = 4 * MIB
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A guest's figures of one moment, and what ``actual`` was at that moment.
-
-    ``actual`` is None when the balloon moved so much around the sample that the two do not belong
-    together: then nothing may be computed from them both. ``held`` is what the guest cannot give without
-    pain, in bytes; right with and without deflate-on-oom.
-    """
-
-    figures: Figures
-    seen_at_s: float
-    actual: int | None
-    held: int | None = field(init=False, repr=False, compare=False)  # computed once: it is asked for often
-
-    def __post_init__(self) -> None:
-        """Compute what is held."""
-        if self.actual is None or self.figures.available is None:
-            object.__setattr__(self, "held", None)
-        else:
-            object.__setattr__(self, "held", max(0, self.actual - self.figures.available))
-
-    @property
-    def available(self) -> int | None:
-        """What the guest could still get without pain, in bytes, as it claims."""
-        return self.figures.available
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +50,7 @@ class GuestSnapshot:
     deflate_on_oom: bool = False
     booted_at_s: float = 0.0  # when its life began or the guest was reset, the later one
     fresh_since_s: float | None = None  # since when fresh figures have come after that
-    reading: Reading | None = None  # the newest figures, None before the first fresh ones
+    reading: Sample | None = None  # the newest figures, None before the first fresh ones
     stats_interval_s: float = 2.0
     grace_s: float = 3.0
     rss: int | None = None  # of its QEMU process

@@ -17,12 +17,16 @@ from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model.records import Figures, Sample
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
-from qmpballoon.units import MAX_SIZE, MIB
+from qmpballoon.qmp.resizer import DriverState
+from qmpballoon.units import MAX_SIZE, MIB, PAGE
 
 _BALLOON_TYPE: Final = re.compile(
     r"child<(virtio-balloon-(?:pci|ccw|device)(?:-transitional|-non-transitional)?)>"
 )
 _CONTAINERS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
+
+DEFLATE_ON_OOM: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"  # features, by QEMU's names
+STATS_QUEUE: Final = "VIRTIO_BALLOON_F_STATS_VQ"
 
 _LEAST_MEMORY: Final = MIB
 
@@ -61,12 +65,12 @@ class DriverStatus:
     """What QEMU knows of the guest's driver."""
 
     up: bool
-    features: frozenset[str]  # negotiated, such as "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"
+    features: frozenset[str]  # negotiated
 
     @property
     def has_statistics(self) -> bool:
         """Tell whether the driver took the statistics queue."""
-        return "VIRTIO_BALLOON_F_STATS_VQ" in self.features
+        return STATS_QUEUE in self.features
 
 
 async def find_balloon(session: Session) -> BalloonDevice:
@@ -167,12 +171,53 @@ async def offers_deflate_on_oom(session: Session, device: BalloonDevice) -> bool
         return False  # QEMU before 2.4
 
 
+class VirtioBalloon:
+    """The balloon as a `qmpballoon.qmp.resizer.Resizer`."""
+
+    granularity: Final = PAGE
+
+    def __init__(self, session: Session, device: BalloonDevice) -> None:
+        self.device: Final = device
+        self.asked: int | None = None  # QEMU does not tell what was asked before
+        self._session = session
+
+    async def actual(self) -> int:
+        """Return what the guest has left, in bytes.
+
+        Raises:
+            QmpError: the balloon was unplugged.
+            ConnectionLost: the session ended meanwhile.
+        """
+        return await query_actual(self._session)
+
+    async def driver(self) -> DriverState | None:
+        """Return the state of the guest's driver; None where this QEMU may not be asked."""
+        status = await query_driver(self._session, self.device)
+        if status is None:
+            return None
+        return DriverState(status.up, DEFLATE_ON_OOM in status.features, status.has_statistics)
+
+    async def offers_deflate_on_oom(self) -> bool:
+        """Tell whether QEMU offers deflate-on-oom to the guest."""
+        return await offers_deflate_on_oom(self._session, self.device)
+
+    async def ask(self, target: int) -> None:
+        """Set the target in bytes; QEMU takes it also where no driver is there to follow.
+
+        Raises:
+            QmpError: QEMU refused it.
+            ConnectionLost: the session ended meanwhile; QEMU may have taken it or not.
+        """
+        await self._session.request("balloon", {"value": target})
+        self.asked = target
+
+
 class Sampler:
     """Reads a guest's statistics and tells new figures from old ones.
 
-    ``sample`` is the last one that was seen to change on this connection, hence None until then: what
-    is there when we come may be days old. A sample is new when its figures changed or QEMU's whole
-    second did.
+    ``sample``, without an ``actual``, is the last one that was seen to change on this connection, hence None
+    until then: what is there when we come may be days old. A sample is new when its figures changed or
+    QEMU's whole second did.
     """
 
     def __init__(
@@ -235,7 +280,7 @@ class Sampler:
         if found != self._last:
             self._last = found
             if asked_at == self._known_since:
-                self.sample = Sample(found[1], self._clock())
+                self.sample = Sample(found[1], self._clock(), None)
         self._known_since = asked_at
 
     async def refresh(self, *, timeout_s: float) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from qmpballoon.model.names import VmId
-from qmpballoon.policy.snapshot import GuestSnapshot, Reading
+from qmpballoon.model.records import Sample
+from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.sim.figures import STARVED, Need, VmTally
 from qmpballoon.sim.guest import Behaviour, GuestSpec, SimulatedGuest
 from qmpballoon.sim.trace import Demand, TraceVm
@@ -59,7 +60,7 @@ class SimulatedVm:
             self.guest.set_behaviour(vm.behaviour)
         self.resets_s = [time_s for time_s in vm.resets_at_s if time_s > now_s]
         self.target: int | None = None
-        self.reading: Reading | None = None
+        self.reading: Sample | None = None
         self.fresh_since_s = None if start is None else self.booted_at_s
         self.previous: GuestSnapshot | None = None  # at the sample before the newest
         self.thin = self.moving = False
@@ -162,7 +163,7 @@ class SimulatedVm:
         if self.vm.behaviour is Behaviour.FROZEN_STATS:
             guest.set_behaviour(Behaviour.FROZEN_STATS)
         together = not guest.spec.deflate_on_oom or abs(guest.actual - before) <= _MOVED_AROUND
-        self.reading = Reading(figures, now_s, guest.actual if together else None)
+        self.reading = Sample(figures, now_s, guest.actual if together else None)
         if self.fresh_since_s is None:
             self.fresh_since_s = now_s
         return True

@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 
 from qmpballoon.agent import connector as connector_module
+from qmpballoon.agent import registry as registry_module
 from qmpballoon.agent import supervisor as supervisor_module
 from qmpballoon.agent.actuator import Actuator
+from qmpballoon.agent.context import Context
 from qmpballoon.agent.governor import Governor
+from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.service import Service
 from qmpballoon.agent.store import Store
 from qmpballoon.agent.supervisor import Supervisor
-from qmpballoon.agent.vm import SupervisedVm
+from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import AgentSettings, Configuration, DiscoverySettings, VmSettings
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostRecord, Life, VmRecord
@@ -87,39 +90,43 @@ class Stage:
         self.later_s = 0.0  # how far the agent's clock is ahead
         self._stirred = asyncio.Event()
         self.store = Store(directory / "state", "edge-7")
-        actuator = Actuator(self._on_event)
-        self.fleet = Supervisor(
-            self.configuration,
-            self.store,
-            on_record=self._on_record,
-            on_event=self._on_event,
-            on_gone=self._on_gone,
-            on_new=lambda vm: self.governor.apply_mode(vm),
-            clock=lambda: time.monotonic() + self.later_s,
-        )
-        self.governor = Governor(
-            self.fleet,
+        self.context = Context(self.configuration, self.store, clock=lambda: time.monotonic() + self.later_s)
+        self.context.feed.add(self)
+        actuator = Actuator(self.context.feed)
+        self.registry = Registry(self.context)
+        self.supervisor = Supervisor(self.context, self.registry)
+        self.governor = Governor(self.context, self.registry, self.supervisor, actuator)
+        self.service = Service(
+            self.context,
+            self.registry,
+            self.governor,
             actuator,
-            self.store,
-            on_host=self.hosts.append,
-            on_host_event=lambda event: self._on_event(None, event),
-            on_vm_event=self._on_event,
-            on_tick=self._stirred.set,
-        )
-        self.commands = Service(
-            self.fleet, self.governor, actuator, self.store, host="edge-7", reload=lambda: {"reloaded": True}
+            host="edge-7",
+            reload=lambda: {"reloaded": True},
         )
 
-    def vm(self, name: str) -> SupervisedVm:
-        return self.fleet.vms[VmId(name)]
+    def vm(self, name: str) -> ManagedVm:
+        vm = self.registry.get(VmId(name))
+        assert vm is not None
+        return vm
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids of all VMs."""
+        return {vm.id for vm in self.registry}
 
     def record(self, name: str) -> VmRecord:
-        return self.vm(name).record()
+        return self.vm(name).record
+
+    def reconfigure(self, configuration: Configuration) -> None:
+        """Take over a re-read configuration, as the agent does."""
+        self.context.configuration = configuration
+        self.supervisor.reconfigure()
 
     def health(self, name: str) -> str | None:
         """The VM's health, None while there is no such VM."""
-        vm = self.fleet.vms.get(VmId(name))
-        return None if vm is None else vm.record().health
+        vm = self.registry.get(VmId(name))
+        return None if vm is None else vm.record.health
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait for a condition, looked at whenever something was said."""
@@ -140,23 +147,35 @@ class Stage:
         """Ask as over MQTT."""
         validated = validate(verb, "host" if vm is None else "vm", Content(arguments=arguments))
         async with asyncio.timeout(PATIENCE_S):
-            return await self.commands.handle(Request(vm, verb, validated, expires_at_s=expires_at_s))
+            return await self.service.handle(Request(vm, verb, validated, expires_at_s=expires_at_s))
 
     def events_of(self, vm: str) -> list[str]:
         return [event.event for name, event in self.events if name == vm]
 
-    def _on_record(self, record: VmRecord) -> None:
-        if not self.healths or self.healths[-1] != record.health:
-            self.healths.append(record.health)
-        self.records[record.vm] = record
+    # ── a listener of the feed ───────────────────────────────────────────────────────────────────
+
+    def vm_changed(self, vm: VmRecord) -> None:
+        if not self.healths or self.healths[-1] != vm.health:
+            self.healths.append(vm.health)
+        self.records[vm.vm] = vm
         self._stirred.set()
 
-    def _on_event(self, vm: VmId | None, event: Event) -> None:
+    def vm_gone(self, vm: VmId) -> None:
+        self.gone.append(vm)
+        self._stirred.set()
+
+    def vm_event(self, vm: VmId, event: Event) -> None:
         self.events.append((vm, event))
         self._stirred.set()
 
-    def _on_gone(self, vm: VmId) -> None:
-        self.gone.append(vm)
+    def host_changed(self, host: HostRecord) -> None:
+        self.hosts.append(host)
+
+    def host_event(self, event: Event) -> None:
+        self.events.append((None, event))
+        self._stirred.set()
+
+    def sampled(self) -> None:
         self._stirred.set()
 
 
@@ -174,12 +193,13 @@ async def staged(
     kernel = kernel or Kernel()
     monkeypatch.setattr(connector_module, "open_monitor", kernel.open_monitor)
     monkeypatch.setattr(connector_module, "life_of", kernel.life_of)
-    monkeypatch.setattr(supervisor_module, "life_of", kernel.life_of)
+    for module in (supervisor_module, registry_module):
+        monkeypatch.setattr(module, "life_of", kernel.life_of)
     monkeypatch.setattr(connector_module, "FIRST_RETRY_S", 0.01)
     monkeypatch.setattr(connector_module, "LAST_RETRY_S", 0.05)
     stage = Stage(directory, kernel, settings, **tables)
-    stage.fleet.remember()
-    parts = [asyncio.create_task(stage.store.run()), asyncio.create_task(stage.fleet.run())]
+    stage.supervisor.remember()
+    parts = [asyncio.create_task(stage.store.run()), asyncio.create_task(stage.supervisor.run())]
     if governed:
         parts.append(asyncio.create_task(stage.governor.run()))
     try:

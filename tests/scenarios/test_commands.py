@@ -12,7 +12,7 @@ import pytest
 from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, Stage, qemus_in, staged
 from scripted_peer import session_with
 
-from qmpballoon.agent import governor as governor_module
+from qmpballoon.agent import spec as spec_module
 from qmpballoon.agent import store as store_module
 from qmpballoon.agent.store import Kept
 from qmpballoon.config import DiscoverySettings, PolicySettings, VmMatch
@@ -110,7 +110,7 @@ async def test_a_target_that_is_waited_for_is_reached(stage: Stage, qemu: Simula
 
 async def test_an_actual_of_before_is_not_taken_for_reached(stage: Stage, qemu: SimulatedQemu) -> None:
     """Moved there and back: between two looks the agent has the old actual."""
-    stage.vm("a").settings = replace(QUICK, fast_interval_s=0.0, stats_interval_s=3600)
+    stage.vm("a").spec.settings = replace(QUICK, fast_interval_s=0.0, stats_interval_s=3600)
     await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
     qemu.execute("balloon", {"value": 100 * MIB})  # by another hand; the event comes up to a second late
     await stage.until(lambda: qemu.guest.actual == 100 * MIB)
@@ -170,7 +170,7 @@ async def test_of_two_targets_at_once_one_is_superseded_and_one_is_reached(stage
 
 async def test_the_same_target_sent_again_supersedes_nothing(stage: Stage) -> None:
     """The tick may send a manual target of which the command is on its way as well."""
-    actuator, vm = stage.commands._actuator, stage.vm("a")
+    actuator, vm = stage.service._actuator, stage.vm("a")
     serial = await actuator.send(vm, 200 * MIB, why="manual")
     await actuator.send(vm, 200 * MIB, why="manual")
     assert (await actuator.reached(vm, serial, 200 * MIB, wait_s=PATIENCE_S)).is_at(200 * MIB)
@@ -180,7 +180,7 @@ async def test_a_target_that_a_new_life_never_got_is_superseded(
     stage: Stage, qemu: SimulatedQemu, qemus: Qemus
 ) -> None:
     """The wait may begin when the new life is there already."""
-    actuator, vm = stage.commands._actuator, stage.vm("a")
+    actuator, vm = stage.service._actuator, stage.vm("a")
     serial = await actuator.send(vm, 128 * MIB, why="manual")
     qemu.die()
     life = stage.kernel.new_life(qemus.path("a"))
@@ -270,7 +270,7 @@ async def test_a_vm_that_was_given_up_stays_away_when_its_last_request_ends(
     qemu.faults = Faults(silent_to=frozenset({"balloon"}))
     asked = asyncio.create_task(refusal(stage, "a", "set-target", target=128 * MIB))
     await stage.until(lambda: stage.store.kept(A).mode == "manual")
-    stage.fleet.reconfigure(replace(stage.configuration, discovery=DiscoverySettings(sockets=())))
+    stage.reconfigure(replace(stage.configuration, discovery=DiscoverySettings(sockets=())))
     assert stage.gone == ["a"]
     stage.records.clear()
     assert await asked == "offline"
@@ -282,7 +282,7 @@ async def test_who_waits_for_a_vm_that_is_renamed_is_told_at_once(stage: Stage, 
     asked = asyncio.create_task(refusal(stage, "a", "set-target", target=128 * MIB, wait_s=600))
     await stage.until(lambda: stage.record("a").target == 128 * MIB)
     renamed = (VmMatch(name="a", rename="b"),)
-    stage.fleet.reconfigure(replace(stage.configuration, matches=renamed))
+    stage.reconfigure(replace(stage.configuration, matches=renamed))
     assert await asked == "offline"
 
 
@@ -364,11 +364,11 @@ async def test_a_mode_is_kept_and_auto_gives_up_the_manual_target(stage: Stage, 
 async def test_a_mode_for_a_while_falls_back_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = await stage.ask("a", "set-mode", mode="observe", for_s=60)
     assert answer == {"mode": "observe", "for_s": 60.0}
-    stage.governor.apply_mode(stage.vm("a"))
+    stage.vm("a").renew_mode()
     assert stage.record("a").mode == "observe"
-    late = governor_module.boot_time_s() + 61
-    monkeypatch.setattr(governor_module, "boot_time_s", lambda: late)
-    stage.governor.apply_mode(stage.vm("a"))
+    late = spec_module.boot_time_s() + 61
+    monkeypatch.setattr(spec_module, "boot_time_s", lambda: late)
+    stage.vm("a").renew_mode()
     assert stage.record("a").mode == "auto"
     assert stage.store.kept(A).mode is None
     assert stage.store.kept(A).mode_until is None
@@ -377,7 +377,7 @@ async def test_a_mode_for_a_while_falls_back_by_itself(stage: Stage, monkeypatch
 async def test_a_mode_for_a_while_does_not_outlive_a_reboot_of_the_host(stage: Stage) -> None:
     await stage.ask("a", "set-mode", mode="observe", for_s=3600)
     stage.store.keep(A, boot_id="of another boot")
-    stage.governor.apply_mode(stage.vm("a"))
+    stage.vm("a").renew_mode()
     assert stage.record("a").mode == "auto"
 
 
@@ -405,9 +405,9 @@ async def test_limits_narrow_and_null_takes_them_back(stage: Stage) -> None:
 async def test_limits_stay_within_a_file_that_was_changed_later(stage: Stage) -> None:
     await stage.ask("a", "set-limits", floor=80 * MIB, ceiling=100 * MIB)
     vm = stage.vm("a")
-    vm.settings = replace(vm.settings, floor=parse_amount("128MiB"))
+    vm.spec.settings = replace(vm.spec.settings, floor=parse_amount("128MiB"))
     assert (vm.limits.floor, vm.limits.ceiling) == (128 * MIB, 128 * MIB)
-    vm.settings = replace(vm.settings, floor=parse_amount("64MiB"), ceiling=parse_amount("72MiB"))
+    vm.spec.settings = replace(vm.spec.settings, floor=parse_amount("64MiB"), ceiling=parse_amount("72MiB"))
     assert (vm.limits.floor, vm.limits.ceiling) == (72 * MIB, 72 * MIB)
 
 

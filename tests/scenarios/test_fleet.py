@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
-from scripted_peer import Line, peer
+from scripted_peer import Line, peer, session_with
 
 from qmpballoon.config import DiscoverySettings, VmMatch
 from qmpballoon.model.names import VmId
@@ -44,15 +45,15 @@ async def test_a_vm_is_called_as_configured_else_as_qemu_says_else_as_its_socket
         VmMatch(name="first*", rename="no"),
     )
     async with staged(sockets_dir, monkeypatch, matches=matches) as stage:
-        await stage.until(lambda: len(stage.fleet.vms) == 4)
-        assert {vm.vm: vm.name for vm in stage.fleet.vms.values()} == {
+        await stage.until(lambda: len(stage.registry) == 4)
+        assert {vm.id: vm.name for vm in stage.registry} == {
             "first_db": "first db",
             "web_1__": "web 1/ü",
             "c_d": "c.d",
             "x" * 64: "x" * 80,
         }
         assert stage.record("first_db").limits.shares == 7
-        assert stage.fleet.unidentified == ()
+        assert stage.supervisor.unidentified == ()
 
 
 async def test_a_name_already_taken_gets_a_number(
@@ -63,7 +64,7 @@ async def test_a_name_already_taken_gets_a_number(
         for socket, expected in (("c", long), ("a", long[:62] + "-2"), ("b", long[:62] + "-3")):
             await qemus.start(socket, machine=named(long))
             await stage.until_health(expected, "ok")
-        assert {vm.path[-5:]: vm.vm for vm in stage.fleet.vms.values()} == {
+        assert {vm.path[-5:]: vm.id for vm in stage.registry} == {
             "c.qmp": "n" * 64,
             "a.qmp": "n" * 62 + "-2",
             "b.qmp": "n" * 62 + "-3",
@@ -76,9 +77,9 @@ async def test_names_are_remembered_per_socket_over_a_restart(
     kernel = Kernel()
     first = await qemus.start("b", machine=named("web"))
     async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until(lambda: "web" in stage.fleet.vms)
+        await stage.until(lambda: "web" in stage.ids)
         await qemus.start("a", machine=named("web"))
-        await stage.until(lambda: "web-2" in stage.fleet.vms)
+        await stage.until(lambda: "web-2" in stage.ids)
         first.die(unlink=True)
         await stage.until_health("web", "offline")
     async with staged(sockets_dir, monkeypatch, kernel) as again:
@@ -87,7 +88,7 @@ async def test_names_are_remembered_per_socket_over_a_restart(
         assert again.record("web").health == "offline"  # kept though nothing answers
         await qemus.start("b", machine=named("web"))
         await again.until_health("web", "ok")
-        assert set(again.fleet.vms) == {"web", "web-2"}
+        assert again.ids == {"web", "web-2"}
 
 
 async def test_a_vm_that_comes_back_under_another_name_leaves_the_old_one(
@@ -102,7 +103,7 @@ async def test_a_vm_that_comes_back_under_another_name_leaves_the_old_one(
         await qemus.start("a", machine=named("new"))
         await stage.until_health("new", "ok")
         assert stage.gone == ["old"]
-        assert set(stage.fleet.vms) == {"new"}
+        assert stage.ids == {"new"}
 
 
 async def test_a_rename_in_a_new_configuration_holds_at_once(
@@ -111,11 +112,11 @@ async def test_a_rename_in_a_new_configuration_holds_at_once(
     await qemus.start("a", machine=named("old"))
     async with staged(sockets_dir, monkeypatch) as stage:
         await stage.until_health("old", "ok")
-        stage.fleet.reconfigure(replace(stage.configuration, matches=(VmMatch(name="old", rename="new"),)))
+        stage.reconfigure(replace(stage.configuration, matches=(VmMatch(name="old", rename="new"),)))
         assert stage.gone == ["old"]
         stage.records.clear()
         await stage.until_health("new", "ok")
-        assert set(stage.fleet.vms) == set(stage.records) == {"new"}
+        assert stage.ids == set(stage.records) == {"new"}
 
 
 async def test_a_new_configuration_changes_settings_without_a_reconnect(
@@ -124,7 +125,7 @@ async def test_a_new_configuration_changes_settings_without_a_reconnect(
     await qemus.start("a")
     async with staged(sockets_dir, monkeypatch) as stage:
         await stage.until_health("a", "ok")
-        stage.fleet.reconfigure(replace(stage.configuration, vm=replace(QUICK, shares=5)))
+        stage.reconfigure(replace(stage.configuration, vm=replace(QUICK, shares=5)))
         assert stage.records["a"].limits.shares == 5
         assert stage.records["a"].health == "ok"
 
@@ -137,12 +138,27 @@ async def test_a_socket_that_no_glob_covers_any_more_is_let_go(
     async with staged(sockets_dir, monkeypatch) as stage:
         await stage.until(lambda: stage.health("a") == stage.health("b") == "ok")
         only_b = DiscoverySettings(sockets=(f"{sockets_dir}/b*.qmp",))
-        stage.fleet.reconfigure(replace(stage.configuration, discovery=only_b))
+        stage.reconfigure(replace(stage.configuration, discovery=only_b))
         assert stage.gone == ["a"]
         await stage.until(lambda: not qemu._connections)  # somebody else may have the monitor now
         await qemus.start("b2")
         await stage.until_health("b2", "ok")
-        assert set(stage.fleet.vms) == {"b", "b2"}
+        assert stage.ids == {"b", "b2"}
+
+
+async def test_a_monitor_that_never_answered_is_let_go_as_well(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    async with session_with(qemu.path), staged(sockets_dir, monkeypatch) as stage:
+        await stage.until(lambda: stage.supervisor.unidentified)
+        await stage.until(lambda: any(task.get_name().startswith("greeting") for task in asyncio.all_tasks()))
+        elsewhere = DiscoverySettings(sockets=(f"{sockets_dir}/b*.qmp",))
+        stage.reconfigure(replace(stage.configuration, discovery=elsewhere))
+        await stage.until(lambda: not stage.supervisor.unidentified)
+        await stage.until(lambda: all(each.is_over for each in stage.supervisor._connectors.values()))
+        for task in asyncio.all_tasks():
+            assert not task.get_name().startswith(("connection", "greeting")), task.get_name()
 
 
 # ── lives ────────────────────────────────────────────────────────────────────────────────────────
@@ -156,9 +172,9 @@ async def test_two_sockets_of_one_life_are_one_vm(
     qemu = await qemus.start("a", "b", machine=named("web"))
     async with staged(sockets_dir, monkeypatch, kernel) as stage:
         await stage.until_health("web", "ok")
-        assert set(stage.fleet.vms) == {"web"}
+        assert stage.ids == {"web"}
         assert stage.vm("web").path == os.fspath(qemus.path("a"))
-        assert stage.fleet.unidentified == ()
+        assert stage.supervisor.unidentified == ()
         assert len(qemu._connections) == 1
 
 
@@ -176,7 +192,7 @@ async def test_the_second_socket_takes_over_and_the_vm_keeps_its_name(
         record = await stage.until_health("a", "ok")
         assert record.life == life
         assert stage.gone == []
-        assert set(stage.fleet.vms) == {"a"}
+        assert stage.ids == {"a"}
 
 
 async def test_the_first_socket_takes_the_vm_back(
@@ -194,7 +210,7 @@ async def test_the_first_socket_takes_the_vm_back(
         await stage.until(lambda: stage.vm("web").path == os.fspath(qemus.path("a")))
         await stage.until_health("web", "ok")
         await stage.until(lambda: len(qemu._connections) == 1)
-        assert set(stage.fleet.vms) == {"web"}
+        assert stage.ids == {"web"}
 
 
 async def test_a_killed_qemu_is_offline_and_a_new_one_is_a_new_life(
@@ -259,7 +275,7 @@ async def test_a_socket_that_is_replaced_by_one_that_does_not_listen_yet_is_anot
         await stage.until_health("a", "ok")
         path.unlink()  # the old one still lives and still talks to us
         if seen_gone:
-            await stage.until(lambda: stage.fleet._connectors[os.fspath(path)]._mark is None)
+            await stage.until(lambda: stage.supervisor._connectors[os.fspath(path)]._mark is None)
         with socket.socket(socket.AF_UNIX) as slow:
             slow.bind(os.fspath(path))
             await stage.until_health("a", "offline")
@@ -308,14 +324,14 @@ async def test_a_socket_that_never_answered_is_no_vm(
 
     async with peer(qemus.path("mail"), talk), staged(sockets_dir, monkeypatch) as stage:
         strangers = tuple(os.fspath(qemus.path(name)) for name in ("dead", "mail", "silent"))
-        await stage.until(lambda: stage.fleet.unidentified == strangers)
-        assert not stage.fleet.vms
+        await stage.until(lambda: stage.supervisor.unidentified == strangers)
+        assert not stage.ids
         silent.faults = Faults()
         silent.drop_clients()
         await stage.until_health("silent", "ok")
-        assert stage.fleet.unidentified == strangers[:2]
+        assert stage.supervisor.unidentified == strangers[:2]
         qemus.path("dead").unlink()
-        await stage.until(lambda: stage.fleet.unidentified == strangers[1:2])
+        await stage.until(lambda: stage.supervisor.unidentified == strangers[1:2])
 
 
 async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
@@ -331,27 +347,27 @@ async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
         await stage.until_health("a", "offline")
 
         def look_much_later() -> None:
-            stage.fleet.forget_the_gone()
+            stage.supervisor.forget_the_gone()
             stage.later_s += 86_401
 
         look_much_later()
-        stage.fleet.forget_the_gone()
-        assert "a" in stage.fleet.vms  # its socket file is there
+        stage.supervisor.forget_the_gone()
+        assert "a" in stage.ids  # its socket file is there
         qemus.path("a").unlink()
-        await stage.until(lambda: all(endpoint.is_over for endpoint in stage.fleet._connectors.values()))
+        await stage.until(lambda: all(endpoint.is_over for endpoint in stage.supervisor._connectors.values()))
         await qemus.start("b")  # whatever makes the fleet look
         await stage.until_health("b", "ok")
         look_much_later()
-        stage.fleet.forget_the_gone()
-        assert "a" in stage.fleet.vms  # its process is there
+        stage.supervisor.forget_the_gone()
+        assert "a" in stage.ids  # its process is there
         kernel.dies(life)
-        stage.fleet.forget_the_gone()
+        stage.supervisor.forget_the_gone()
         stage.later_s += 86_300
-        stage.fleet.forget_the_gone()
-        assert "a" in stage.fleet.vms
+        stage.supervisor.forget_the_gone()
+        assert "a" in stage.ids
         stage.later_s += 100
-        stage.fleet.forget_the_gone()
-        assert "a" not in stage.fleet.vms
+        stage.supervisor.forget_the_gone()
+        assert "a" not in stage.ids
         assert stage.gone == ["a"]
         assert os.fspath(qemus.path("a")) not in stage.store.sockets
         assert stage.store.kept(VmId("a")).shares is None

@@ -57,7 +57,7 @@ async def test_the_host_that_observes_wins_then_the_request_then_the_vm_then_the
         await stage.until_health("a", "ok")
         if request_mode is not None:
             await stage.ask("a", "set-mode", mode=request_mode)
-        stage.governor.apply_mode(stage.vm("a"))
+        stage.vm("a").renew_mode()
         assert stage.records["a"].mode == in_force
 
 
@@ -114,7 +114,7 @@ async def test_only_automatic_vms_are_released_and_none_of_a_host_that_observes(
     async with staged(sockets_dir, monkeypatch, policy=policy, host=host) as stage:
         await stage.until_health("a", "ok")
         await stage.until(lambda: stage.record("a").actual == 128 * MIB)
-        assert [vm.vm for vm in stage.governor.release_all()] == released
+        assert [vm.id for vm in stage.governor.release_all()] == released
 
 
 async def test_the_host_is_told_with_every_tick(

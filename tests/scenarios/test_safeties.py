@@ -10,10 +10,11 @@ import pytest
 from stage import Between, a_trace, a_vm, moves, of_guests, ours, played, words
 from test_traps import STRICT, in_turn
 
+from qmpballoon.model.records import Sample
 from qmpballoon.policy.cooperation import Safeties
 from qmpballoon.policy.estimate import EstimateRules
 from qmpballoon.policy.ports.fixed import Fixed
-from qmpballoon.policy.snapshot import GuestSnapshot, Reading, Snapshot
+from qmpballoon.policy.snapshot import GuestSnapshot, Snapshot
 from qmpballoon.sim.guest import Behaviour
 from qmpballoon.sim.host import Run
 from qmpballoon.sim.trace import Trace
@@ -212,7 +213,7 @@ def test_late_ticks_what_was_seen_before_a_stop_takes_nothing() -> None:
 class Stopped:
     """The agent is stopped from 20 s to 32 s; what it knows after that is from before, for a while."""
 
-    readings: dict[str, Reading | None] = field(default_factory=dict)
+    readings: dict[str, Sample | None] = field(default_factory=dict)
     late: bool = True
 
     def __call__(self, snapshot: Snapshot) -> Snapshot:

@@ -17,6 +17,8 @@ import pytest
 import uvloop
 
 from qmpballoon.agent import connector as connector_module
+from qmpballoon.agent.context import Context
+from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.store import Store
 from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.config import AgentSettings, Configuration, DiscoverySettings, VmSettings
@@ -144,36 +146,28 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
         vm=VmSettings(fast_interval_s=0.005, grace_s=0.0),
     )
     store = Store(sockets_dir / "state", "edge-7")
-    changed = asyncio.Event()
-    fleet = Supervisor(
-        configuration,
-        store,
-        on_record=lambda _: changed.set(),
-        on_event=lambda *_: None,
-        on_gone=lambda _: None,
-    )
+    context = Context(configuration, store)
+    registry = Registry(context)
+    supervisor = Supervisor(context, registry)
 
     async def until_health(word: str) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            while not any(vm.record().health == word for vm in fleet.vms.values()):
-                changed.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(0.005):
-                        await changed.wait()
+            while not any(vm.record.health == word for vm in registry):
+                await asyncio.sleep(0.001)
 
     async def live_and_die(number: int) -> None:
         nonlocal life
         life = Life(life.pid + 1, 1)
         async with SimulatedQemu(path) as qemu:
             await until_health("ok")
-            assert next(iter(fleet.vms.values())).life == life
+            assert next(iter(registry)).run.life == life
             qemu.die(unlink=bool(number % 2))
             await until_health("offline")
-        fleet.forget_the_gone()
+        supervisor.forget_the_gone()
 
     # A pool with room for more makes a thread whenever none is idle yet: one more now and then is no leak.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
-    following = asyncio.create_task(fleet.run())
+    following = asyncio.create_task(supervisor.run())
     asyncio.get_running_loop().set_debug(False)  # it keeps tracebacks of every task
     tracemalloc.start()
     try:
@@ -183,6 +177,6 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
         following.cancel()
         await asyncio.wait((following,))
         await store.close()
-    assert len(fleet.vms) == 1
-    assert len(fleet._connectors) <= 1
-    assert len(fleet.lives) <= 1
+    assert len(registry) == 1
+    assert len(supervisor._connectors) <= 1
+    assert len(registry._serving) <= 1

@@ -319,3 +319,71 @@ async def test_limits_set_by_request_stay_within_those_of_the_file(
         assert limits.overridden == ("floor", "ceiling", "shares")
         assert limits.shares == 5
     assert os.fspath(qemus.path("a")) in stage.store.sockets
+
+
+# ── where QEMU is not asked for the driver ───────────────────────────────────────────────────────
+
+UNASKED = MachineSpec(virtio_status=False)
+
+
+async def test_statistics_prove_a_driver_and_what_is_offered_counts_as_negotiated(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a", machine=UNASKED, guest=GuestSpec(deflate_on_oom=True))
+    await qemus.start("b", machine=UNASKED)
+    async with staged(sockets_dir, monkeypatch) as stage:
+        assert (await stage.until_health("a", "ok")).driver_up
+        assert (await stage.until_health("b", "ok")).driver_up
+        guests = {vm.id: vm.guest() for vm in stage.registry}
+        assert {name: guest and guest.deflate_on_oom for name, guest in guests.items()} == {
+            "a": True,
+            "b": False,
+        }
+
+
+async def test_a_moving_balloon_proves_a_driver_that_reports_nothing(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a", machine=UNASKED, guest=GuestSpec(statistics=False))
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "no-driver")
+        assert not stage.record("a").driver_up
+        qemu.execute("balloon", {"value": 128 * MIB})
+        await stage.until(lambda: stage.record("a").driver_up)
+        await stage.until_health("a", "starting", "no-stats")
+        guest = stage.vm("a").guest()
+        assert guest is not None
+        assert guest.charge < 256 * MIB
+
+
+async def test_a_reset_takes_the_proof_back_until_the_driver_returns(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a", machine=UNASKED)
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        qemu.execute("balloon", {"value": 128 * MIB})
+        await stage.until(lambda: stage.record("a").actual == 128 * MIB)
+        qemu.set_behaviour(Behaviour.NO_DRIVER)
+        qemu.execute("system_reset", {})
+        await stage.until_health("a", "starting")
+        assert not stage.record("a").driver_up
+        guest = stage.vm("a").guest()
+        assert guest is not None
+        assert guest.charge == 256 * MIB
+        qemu.set_behaviour(Behaviour.IDEAL)
+        await stage.until_health("a", "ok")
+        assert stage.record("a").driver_up
+
+
+async def test_a_driver_that_is_unloaded_is_missed_when_the_balloon_empties(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a", machine=UNASKED)
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        await stage.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S)
+        qemu.set_behaviour(Behaviour.NO_DRIVER)
+        stage.vm("a").on_qmp_event("BALLOON_CHANGE", {"actual": 256 * MIB})
+        assert not stage.record("a").driver_up
+        assert stage.record("a").sample is None

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from policy_makers import a_guest, a_host
 
+from qmpballoon.model.records import Sample
 from qmpballoon.policy.estimate import EstimateRules, estimate, observe
 from qmpballoon.policy.fairshare import FairShare
-from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, Reading, SetTarget, Snapshot
+from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB
 
 RULES = EstimateRules()
@@ -28,7 +29,7 @@ def decided(host: Snapshot) -> dict[str, Decision]:
 def grown(guest: GuestSnapshot, held: int, seen_at_s: float) -> GuestSnapshot:
     assert guest.reading is not None
     figures = replace(guest.reading.figures, available=guest.actual - held * MIB)
-    return replace(guest, reading=Reading(figures, seen_at_s, guest.actual))
+    return replace(guest, reading=Sample(figures, seen_at_s, guest.actual))
 
 
 def test_nothing_moves_while_everybody_is_at_ease() -> None:

@@ -2,15 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, Connection, Signs, health_of
-from qmpballoon.model.records import HEALTH_WORDS
+from qmpballoon.model.facts import BootFacts, Connection, Seen, VmFacts
+from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, health_of
+from qmpballoon.model.names import VmId
+from qmpballoon.model.records import HEALTH_WORDS, Figures, Sample
+
+NOW_S = 1000.0
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What a VM's health depends on, every time as seconds until now."""
+
+    connection: Connection
+    has_balloon: bool = True
+    migrating: bool = False
+    run_state: str | None = "running"
+    driver_up: bool | None = None
+    driver_reports: bool = True
+    ever_reported: bool = True
+    since_boot_s: float = 0.0
+    since_driver_s: float = 0.0
+    sample_age_s: float | None = None
+    fresh_for_s: float | None = None  # None: no grace is needed
+    grace_s: float = 3.0
+    stats_interval_s: float = 2.0
+
+
+def word_of(signs: Signs) -> str:
+    sampled = signs.sample_age_s is not None
+    seen = Seen(
+        run_state=signs.run_state,
+        migrating=signs.migrating,
+        has_balloon=signs.has_balloon,
+        driver=signs.driver_up,
+        driver_up=sampled if signs.driver_up is None else signs.driver_up,
+        driver_since_s=NOW_S - signs.since_driver_s,
+        driver_reports=signs.driver_reports,
+        ever_reported=signs.ever_reported,
+        sample=None if signs.sample_age_s is None else Sample(Figures(), NOW_S - signs.sample_age_s),
+    )
+    fresh_s = None if signs.fresh_for_s is None else NOW_S - signs.fresh_for_s
+    booted_at_s = NOW_S - max(signs.since_boot_s, signs.since_driver_s)  # no driver is up before its guest
+    boot = BootFacts(booted_at_s, fresh_s, needs_grace=fresh_s is not None)
+    facts = VmFacts(
+        id=VmId("a"),
+        connection=signs.connection,
+        seen=seen,
+        boot=boot,
+        grace_s=signs.grace_s,
+        stats_interval_s=signs.stats_interval_s,
+    )
+    return health_of(facts, NOW_S)
+
 
 WELL = Signs(connection="up", driver_up=True, sample_age_s=1.0, fresh_for_s=60.0)
 
@@ -49,7 +100,7 @@ TABLE: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "word"), TABLE)
 def test_these_signs_mean_this_word(changes: dict[str, Any], word: str) -> None:
-    assert health_of(replace(WELL, **changes)) == word
+    assert word_of(replace(WELL, **changes)) == word
 
 
 CONNECTIONS: list[Connection] = ["offline", "unresponsive", "busy"]
@@ -67,7 +118,7 @@ def test_of_several_that_are_true_the_first_is_said(words: set[str]) -> None:
     connections = [word for word in CONNECTIONS if word in words]
     changes = {key: value for word in words & ALONE.keys() for key, value in ALONE[word].items()}
     signs = replace(WELL, **changes, connection=connections[0] if connections else "up")
-    assert health_of(signs) == min(words, key=HEALTH_WORDS.index)
+    assert word_of(signs) == min(words, key=HEALTH_WORDS.index)
 
 
 @given(
@@ -82,4 +133,24 @@ def test_of_several_that_are_true_the_first_is_said(words: set[str]) -> None:
     )
 )
 def test_any_signs_mean_a_word_of_the_contract(signs: Signs) -> None:
-    assert health_of(signs) in set(HEALTH_WORDS) - {"untrusted", "uncooperative", "stuck"}
+    assert word_of(signs) in set(HEALTH_WORDS) - {"untrusted", "uncooperative", "stuck"}
+
+
+def test_within_the_grace_time_a_sample_that_is_not_noted_yet_makes_no_vm_ok() -> None:
+    seen = Seen(driver=True, driver_up=True, sample=Sample(Figures(), NOW_S))
+    facts = VmFacts(id=VmId("a"), seen=seen, boot=BootFacts(NOW_S - 5, None, needs_grace=True))
+    assert health_of(facts, NOW_S) == "starting"
+
+
+@pytest.mark.parametrize("judged", ["untrusted", "uncooperative", "stuck"])
+def test_what_the_guard_judges_is_said_of_a_vm_that_is_well_otherwise(judged: str) -> None:
+    seen = Seen(driver=True, driver_up=True, sample=Sample(Figures(), NOW_S))
+    facts = VmFacts(id=VmId("a"), seen=seen, judged=judged)
+    assert health_of(facts, NOW_S) == judged
+    assert health_of(replace(facts, connection="busy"), NOW_S) == "busy"
+
+
+def test_a_driver_that_is_proved_by_a_moving_balloon_and_reports_nothing() -> None:
+    seen = Seen(driver=None, driver_up=True, ever_reported=False, driver_since_s=NOW_S - FIRST_SAMPLE_S)
+    facts = VmFacts(id=VmId("a"), seen=seen, boot=BootFacts(NOW_S - BOOT_S))
+    assert health_of(facts, NOW_S) == "no-stats"

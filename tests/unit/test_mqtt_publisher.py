@@ -155,9 +155,9 @@ async def test_availability_follows_the_monitor() -> None:
 async def test_events_and_samples_go_out_as_they_come() -> None:
     room = Room(samples=True)
     room.publisher.vm_changed(RECORD)
-    room.publisher.event(RECORD.vm, Event("reset", utc_now()))
-    room.publisher.event(None, Event("level", utc_now(), {"from": "ok", "to": "soft"}))
-    room.publisher.sample_tick()
+    room.publisher.vm_event(RECORD.vm, Event("reset", utc_now()))
+    room.publisher.host_event(Event("level", utc_now(), {"from": "ok", "to": "soft"}))
+    room.publisher.sampled()
     assert room.bridge.on(TOPICS.event("web1"))[0]["event"] == "reset"
     assert room.bridge.on(TOPICS.event(None))[0]["data"] == {"from": "ok", "to": "soft"}
     assert list(room.bridge.on(TOPICS.samples)[0]["vms"]) == ["web1"]
@@ -165,7 +165,7 @@ async def test_events_and_samples_go_out_as_they_come() -> None:
 
 async def test_samples_are_off_unless_wanted() -> None:
     room = Room()
-    room.publisher.sample_tick()
+    room.publisher.sampled()
     assert room.bridge.on(TOPICS.samples) == []
 
 

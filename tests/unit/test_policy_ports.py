@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import pytest
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Figures
+from qmpballoon.model.records import Figures, Sample
 from qmpballoon.policy.guard import Guard
 from qmpballoon.policy.ports import mom, proportional, proxmox, qubes
 from qmpballoon.policy.ports.fixed import Fixed
 from qmpballoon.policy.registry import BARE, SIMULATED, guarded, simulated
-from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, Reading, SetTarget, Snapshot
+from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, SetTarget, Snapshot
 from qmpballoon.units import KIB, MIB
 
 MB = 1000 * 1000
@@ -42,7 +42,7 @@ def a_guest(
         ceiling=size,
         shares=shares,
         driver_up=driver_up,
-        reading=None if available is None else Reading(figures, at_s, actual),
+        reading=None if available is None else Sample(figures, at_s, actual),
     )
 
 

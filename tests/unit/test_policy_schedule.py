@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Figures
+from qmpballoon.model.records import Figures, Sample
 from qmpballoon.policy.schedule import Pace, sampling_interval_s
-from qmpballoon.policy.snapshot import GuestSnapshot, Reading
+from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.units import MIB
 
 
@@ -21,7 +21,7 @@ def a_guest(available: int = 300 * MIB, *, at_s: float = 100.0, actual: int = 51
         floor=128 * MIB,
         ceiling=1024 * MIB,
         fresh_since_s=0.0,
-        reading=Reading(Figures(available=available), at_s, actual),
+        reading=Sample(Figures(available=available), at_s, actual),
     )
 
 

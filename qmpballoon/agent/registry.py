@@ -1,0 +1,188 @@
+"""All VMs of this agent: by id, by the path of their monitor, by life; and who serves which life.
+
+Two sockets of one life are one VM: the first path in sorted order serves it, the others are left alone
+until that one is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from qmpballoon.agent.context import Context
+from qmpballoon.agent.store import KnownSocket
+from qmpballoon.agent.vm import Identity, ManagedVm
+from qmpballoon.config import rename_for, vm_settings
+from qmpballoon.log import say
+from qmpballoon.model.names import LONGEST_NAME, VmId, safe_name
+from qmpballoon.model.records import Life
+from qmpballoon.procfs import life_of
+
+
+class Serving(Protocol):
+    """Who serves a life: a connector."""
+
+    @property
+    def path(self) -> str:
+        """The path of its socket."""
+        ...
+
+    def kick(self) -> None:
+        """Give up the connection and look anew."""
+
+
+class Registry:
+    """The VMs, their names, and which connector serves which life."""
+
+    def __init__(self, context: Context) -> None:
+        self.lives_changed = asyncio.Event()  # set, and replaced, when a life is given up
+        self._context = context
+        self._by_id: dict[VmId, ManagedVm] = {}
+        self._by_path: dict[str, ManagedVm] = {}
+        self._by_life: dict[str, ManagedVm] = {}  # also lives that an earlier run of the agent knew
+        self._serving: dict[Life, Serving] = {}
+        self._stems: dict[Life, str] = {}  # what a QEMU without -name is called: after its first socket
+
+    def __iter__(self) -> Iterator[ManagedVm]:
+        """Iterate over the VMs as they are now; they may come and go meanwhile."""
+        return iter(tuple(self._by_id.values()))
+
+    def __len__(self) -> int:
+        """Return how many VMs there are."""
+        return len(self._by_id)
+
+    def get(self, vm: VmId) -> ManagedVm | None:
+        """Return the VM of this id, if there is one."""
+        return self._by_id.get(vm)
+
+    def at(self, path: str) -> ManagedVm | None:
+        """Return the VM whose monitor is this socket, if it is known."""
+        return self._by_path.get(path)
+
+    # ── VMs come, go and are renamed ─────────────────────────────────────────────────────────────
+
+    def remember(self, path: str, known: KnownSocket) -> None:
+        """Set up a VM that an earlier run knew; it is offline until its monitor answers."""
+        self._add(VmId(known.vm), known.name, path, qemu_name=known.name)
+
+    def answered(self, path: str, identity: Identity, life: Life | None) -> ManagedVm:
+        """Return the VM that answered at this socket, under its name; a new or renamed one is set up."""
+        vm = self.named(path, identity)
+        if life is not None:
+            self._by_life[str(life)] = vm
+        return vm
+
+    def named(self, path: str, identity: Identity) -> ManagedVm:
+        """Return the VM at this socket under the name that the configuration in force gives it."""
+        configuration, store = self._context.configuration, self._context.store
+        name = rename_for(configuration, identity.name, path) or identity.name
+        base = safe_name(name)
+        vm, known = self.at(path), store.sockets.get(path)
+        if vm is not None and known is not None and known.base == base:
+            vm.spec.settings = vm_settings(configuration, name=identity.name, socket=path)
+            if vm.name != name:
+                vm.name = name
+                store.know(path, KnownSocket(vm.id, base, name))
+            vm.touch()
+            return vm
+        if vm is not None:
+            say("vm-renamed", vm=vm.id, now=name)
+            vm.retired = True
+            self.drop(vm)
+        free = self._free_id(base)
+        if vm is not None:  # the target belongs to the life, not to the name
+            before = store.kept(vm.id)
+            store.keep(free, life=before.life, sent=before.sent)
+        store.know(path, KnownSocket(free, base, name))
+        return self._add(free, name, path, qemu_name=identity.name)
+
+    def drop(self, vm: ManagedVm) -> None:
+        """Forget a VM: it leaves the lists, and its retained topics are cleared."""
+        del self._by_id[vm.id], self._by_path[vm.path]
+        self._by_life = {life: other for life, other in self._by_life.items() if other is not vm}
+        self._context.store.know(vm.path, None)
+        vm.fell_silent("offline")
+        vm.retired = True  # a request or a session that ends later must not bring it back
+        self._context.feed.vm_gone(vm.id)
+
+    def retire(self) -> None:
+        """Say nothing more of the VMs: the agent stops, and they do not."""
+        for vm in self:
+            vm.retired = True
+
+    # ── lives ────────────────────────────────────────────────────────────────────────────────────
+
+    def stem_of(self, path: str, life: Life | None) -> str:
+        """Return the name of a QEMU without one: its socket's file stem, kept when another one takes over."""
+        stem = Path(path).stem
+        return stem if life is None else self._stems.setdefault(life, stem)
+
+    def may_serve(self, connector: Serving, life: Life) -> bool:
+        """Tell whether this connector is the one for the life; the first path in sorted order is."""
+        holder = self._serving.get(life)
+        if holder is connector:
+            return True
+        if holder is not None and holder.path < connector.path:
+            return False
+        if holder is not None:
+            say("socket-second", "another socket of the same QEMU comes first", socket=holder.path)
+            holder.kick()
+        self._serving[life] = connector
+        self._move(life, connector.path)
+        return True
+
+    def is_served_by_another(self, connector: Serving, life: Life) -> bool:
+        """Tell whether another socket of the same QEMU serves this life."""
+        return self._serving.get(life) not in (None, connector)
+
+    def gave_up(self, connector: Serving) -> None:
+        """Note that the connector serves no life any more."""
+        for life in [life for life, holder in self._serving.items() if holder is connector]:
+            del self._serving[life]
+        self.lives_changed.set()
+        self.lives_changed = asyncio.Event()
+
+    def forget_ended_lives(self) -> None:
+        """Drop what is remembered of processes that have ended."""
+        ended = [life for life in self._stems if life not in self._serving and life_of(life.pid) != life]
+        for life in ended:
+            del self._stems[life]
+            self._by_life.pop(str(life), None)
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────────
+
+    def _add(self, vm_id: VmId, name: str, path: str, *, qemu_name: str) -> ManagedVm:
+        settings = vm_settings(self._context.configuration, name=qemu_name, socket=path)
+        vm = ManagedVm(vm_id, name, path, settings, self._context)
+        self._by_id[vm_id] = self._by_path[path] = vm
+        life = self._context.store.kept(vm_id).life
+        if life is not None:
+            self._by_life.setdefault(life, vm)
+        vm.touch()
+        return vm
+
+    def _free_id(self, base: str) -> VmId:
+        if VmId(base) not in self._by_id:
+            return VmId(base)
+        number = 2
+        while (name := VmId(f"{base[: LONGEST_NAME - len(str(number)) - 1]}-{number}")) in self._by_id:
+            number += 1
+        return name
+
+    def _move(self, life: Life, path: str) -> None:
+        """Let the VM of a life follow it to another of its sockets."""
+        vm = self._by_life.get(str(life))
+        if vm is None or vm.path == path or path in self._by_path:
+            return
+        if vm.run.life is not None and vm.run.life != life:
+            return  # it has begun another life since
+        store = self._context.store
+        known = store.sockets.get(vm.path)
+        store.know(vm.path, None)
+        store.know(path, known)
+        say("vm-moved", vm=vm.id, socket=path)
+        del self._by_path[vm.path]
+        vm.path = path
+        self._by_path[path] = vm

@@ -1,0 +1,50 @@
+"""What a policy sees of a VM, of the facts that its owner froze. Pure."""
+
+from __future__ import annotations
+
+from qmpballoon.model.facts import VmFacts
+from qmpballoon.model.health import MIGRATION_STATES
+from qmpballoon.policy.snapshot import GuestSnapshot
+
+
+def guest_of(facts: VmFacts) -> GuestSnapshot | None:
+    """Return what a policy sees of the VM; None while it holds nothing, or nothing is known.
+
+    A VM that fell silent is as it was when it was last seen, and holds at least what is resident.
+    """
+    size, floor, ceiling = facts.size, facts.limits.floor, facts.limits.ceiling
+    if size is None or floor is None or ceiling is None:
+        return None
+    answers = facts.connection == "up"
+    if facts.connection == "offline" and (facts.life is None or facts.gone):
+        return None  # its memory went with it
+    seen = facts.seen
+    if seen is None:
+        return GuestSnapshot(
+            facts.id, str(facts.life), size, size, None, floor, ceiling, answers=False, driver_up=False
+        )
+    return GuestSnapshot(
+        vm=facts.id,
+        life=str(facts.life),
+        size=size,
+        actual=size if seen.actual is None else seen.actual,
+        target=facts.target,
+        floor=floor,
+        ceiling=ceiling,
+        shares=facts.limits.shares,
+        mode=facts.mode,
+        run_state=seen.run_state or "unknown",
+        migrating=seen.migrating or seen.run_state in MIGRATION_STATES,
+        answers=answers,
+        driver_up=seen.driver_up and seen.has_balloon,
+        deflate_on_oom=seen.deflates_on_oom,
+        booted_at_s=facts.boot.booted_at_s,
+        fresh_since_s=facts.boot.fresh_since_s if facts.boot.needs_grace else facts.boot.booted_at_s,
+        reading=seen.sample,
+        stats_interval_s=facts.stats_interval_s,
+        grace_s=facts.grace_s,
+        rss=facts.rss,
+        rss_tells=seen.rss_tells,
+        oom_kills=seen.oom_kills,
+        charge_at_least=0 if answers else min(size, facts.rss or 0),
+    )

@@ -1,0 +1,60 @@
+"""A device that changes how much memory a guest has: what the agent needs of it, whatever it is.
+
+The virtio balloon is the first (`qmpballoon.qmp.balloon.VirtioBalloon`). virtio-mem would be another one: it
+plugs and unplugs blocks, has a coarser granularity, and says itself what it reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class DriverState:
+    """What QEMU knows of the guest's driver for the device."""
+
+    up: bool
+    deflates_on_oom: bool = False  # negotiated: the guest takes memory back by itself when it runs out
+    reports: bool = True  # negotiated: it sends statistics
+
+
+class Resizer(Protocol):
+    """One such device of one VM, over one session. Sizes are bytes.
+
+    Every call may raise ConnectionLost, when the session ends meanwhile.
+    """
+
+    @property
+    def granularity(self) -> int:
+        """Targets are rounded up to multiples of this."""
+        ...
+
+    @property
+    def asked(self) -> int | None:
+        """The last target that was asked for over this session; a device may not tell an earlier one."""
+        ...
+
+    async def actual(self) -> int:
+        """Return what the guest has now.
+
+        Raises:
+            QmpError: the device is gone.
+        """
+        ...
+
+    async def driver(self) -> DriverState | None:
+        """Return the state of the guest's driver; None where QEMU does not tell."""
+        ...
+
+    async def offers_deflate_on_oom(self) -> bool:
+        """Tell whether the guest may be set up to take memory back by itself."""
+        ...
+
+    async def ask(self, target: int) -> None:
+        """Ask for this much to be left; that QEMU took it says nothing of the guest.
+
+        Raises:
+            QmpError: QEMU refused it.
+        """
+        ...

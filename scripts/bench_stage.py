@@ -142,7 +142,7 @@ async def _running(*command: str | Path) -> AsyncGenerator[Process, None]:
 async def pretended_qemus(directory: Path, count: int) -> AsyncGenerator[list[str], None]:
     """Run so many pretended QEMUs, each its own process; give their sockets."""
     path = directory / f"vm{count}.qmp"
-    command = (sys.executable, "-m", "qmpballoon.sim.qemu.server", path, "--count", str(count), "--fork")
+    command = (sys.executable, "-m", "qmpballoon.sim.qemu", path, "--count", str(count), "--fork")
     async with _running(*command) as process:
         await process.said(lambda line: line == "ready")
         yield [str(numbered(path, number, count)) for number in range(count)]

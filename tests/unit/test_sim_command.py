@@ -22,7 +22,7 @@ PATIENCE_S = 20.0
 @contextlib.asynccontextmanager
 async def started(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "qmpballoon.sim.qemu.server", *arguments, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "qmpballoon.sim.qemu", *arguments, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     try:

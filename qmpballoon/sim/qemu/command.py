@@ -1,4 +1,4 @@
-"""``python -m qmpballoon.sim.qemu.server PATH …``: pretended QEMUs in processes of their own.
+"""``python -m qmpballoon.sim.qemu PATH …``: pretended QEMUs in processes of their own.
 
 Prints ``ready`` once every socket listens, and ends on SIGTERM or when all of them were quit. An agent
 takes the sockets of one process for one VM, so ``--fork`` gives each QEMU a process; those share the
@@ -47,7 +47,7 @@ def numbered(path: Path, number: int, count: int) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m qmpballoon.sim.qemu.server", description="Pretended QEMUs with a balloon."
+        prog="python -m qmpballoon.sim.qemu", description="Pretended QEMUs with a balloon."
     )
     parser.add_argument("path", type=Path, help="the QMP socket; with --count a number is put into it")
     parser.add_argument("--count", type=int, default=1, help="how many QEMUs (1)")

@@ -2,7 +2,7 @@
 
 Idle ones cost nothing but their sockets: there is one timer per QEMU, and only while an event is due.
 
-``python -m qmpballoon.sim.qemu.server`` runs them in processes of their own (see `command`).
+``python -m qmpballoon.sim.qemu`` runs them in processes of their own (see `command`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import os
 import random
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -360,9 +359,3 @@ class _Connection(asyncio.Protocol):
 
 
 _NO_FAULTS: Final = Faults()
-
-
-if __name__ == "__main__":
-    from qmpballoon.sim.qemu.command import main
-
-    sys.exit(main())

@@ -4,7 +4,7 @@ PYTHON_BIN = .venv/bin
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo test check bench bench-policy clean
+.PHONY: help demo test test-python check bench bench-policy clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -17,6 +17,9 @@ demo: ## real guests, a real broker and the agent on this machine; cleans up aft
 test: check ## everything that check does, then scenarios, real guests and a real broker; PYTEST_ARGS="-k name"
 	@scripts/setup dev lab
 	$(PYTHON_BIN)/pytest -n 3 --dist worksteal tests --ignore=tests/unit --ignore=tests/property $(PYTEST_ARGS)
+
+test-python: ## unit and property tests under Python 3.11, 3.12 and 3.13, as far as they are here
+	@scripts/test-python
 
 check: ## lint, types, unit and property tests: under 30 s, no guests
 	@scripts/setup dev
@@ -34,5 +37,5 @@ bench-policy: ## every policy on eight real guests, 25 minutes; BENCH_ARGS="--ra
 	@$(PYTHON_BIN)/python scripts/bench_policy.py $(BENCH_ARGS)
 
 clean: ## remove .venv and all that tools left here; the guest image stays in its cache
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -28,17 +28,38 @@ from qmpballoon.agent.store import Store
 from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import Configuration, read_password, reloaded, restart_needed
-from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError, RequestRefused
+from qmpballoon.errors import (
+    ConfigurationError,
+    ConnectionLost,
+    NoBalloon,
+    Problem,
+    QmpBalloonError,
+    QmpError,
+    RequestRefused,
+)
 from qmpballoon.log import say
 from qmpballoon.model.names import VmId, safe_name
 from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 from qmpballoon.mqtt.connection import Broker
 from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.protocol.objects import Agent as Publishes
+from qmpballoon.protocol.payloads import HAS_MSGPACK
 
 Reload = Callable[[], Configuration]
 
 BIRTH_TOPIC: Final = "homeassistant/status"
+
+
+def check_usable(configuration: Configuration) -> None:
+    """Refuse what this machine cannot do, whatever the file says.
+
+    Raises:
+        ConfigurationError: the password's file cannot be read, or msgpack is asked for and not installed.
+    """
+    read_password(configuration.mqtt)
+    if configuration.mqtt.payload == "msgpack" and not HAS_MSGPACK:
+        reason = 'the package msgpack is not installed here: use "json", or install msgpack'
+        raise ConfigurationError(configuration.source, [Problem(None, "mqtt.payload", reason)])
 
 
 async def run(configuration: Configuration, *, reload: Reload | None = None) -> int:
@@ -49,9 +70,9 @@ async def run(configuration: Configuration, *, reload: Reload | None = None) -> 
     Raises:
         AnotherAgentRuns: an agent of this host name runs already.
         StateUnusable: the state directory cannot be used.
-        ConfigurationError: the password's file cannot be read.
+        ConfigurationError: something in it cannot be done on this machine.
     """
-    read_password(configuration.mqtt)
+    check_usable(configuration)
     store = Store(configuration.agent.state_dir, safe_name(configuration.agent.host))
     try:
         await Agent(configuration, store, reload).run()
@@ -222,7 +243,7 @@ class Agent:
         if self._reload_from is None:
             raise RequestRefused("not-allowed", "this agent was started without a configuration to re-read")
         before, new = self.configuration, self._reload_from()
-        read_password(new.mqtt)
+        check_usable(new)
         later = restart_needed(before, new)
         taken = reloaded(before, new)
         self._context.configuration = taken

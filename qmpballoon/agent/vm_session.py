@@ -10,7 +10,7 @@ from typing import Final
 from qmpballoon.errors import NoBalloon, QmpError
 from qmpballoon.model.facts import Seen
 from qmpballoon.model.records import Sample
-from qmpballoon.procfs import ResidentMemory, hidden_of
+from qmpballoon.procfs import ResidentMemory, status_of
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.resizer import DriverState, Resizer
@@ -126,7 +126,6 @@ class VmSession:
             deflates_on_oom=self.deflates_on_oom,
             ever_reported=sampler is not None and sampler.ever_reported,
             sample=self.sample,
-            oom_kills=sampler.oom_kills if sampler else None,
             rss_tells=self._rss_tells,
         )
 
@@ -148,8 +147,10 @@ class VmSession:
                 self._driver = _Driver(self._clock())
                 return
             await self.look_at_driver()
+        if self._resident is not None and self.session.pid:
+            self._resident.look_for_huge_pages()
+            self._rss_tells = status_of(self.session.pid).get("VmSwap", 0) <= _LITTLE
         self.look_at_process()
-        self._rss_tells = not self.session.pid or hidden_of(self.session.pid) <= _LITTLE
 
     async def _find_device(self) -> None:
         """Look for the balloon, which may also be plugged later, and arm its statistics."""

@@ -70,14 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(default_text(), end="")
         return DONE
     configuration = configured(arguments)
-    import uvloop
-
-    from qmpballoon.agent.app import (
-        run as rule,  # after the options are right: it brings MQTT and all the rest
-    )
+    from qmpballoon.agent.app import run as rule  # after the options are right: it brings MQTT and the rest
+    from qmpballoon.agent.event_loop import loop_factory
 
     log.set_up(verbose=arguments.verbose)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(rule(configuration, reload=lambda: configured(arguments)))
 
 

@@ -41,8 +41,7 @@ class Seen:
     deflates_on_oom: bool = False
     ever_reported: bool = True  # the guest sent statistics since QEMU started or it was reset
     sample: Sample | None = None  # the newest that came over this connection
-    oom_kills: int | None = None  # since the guest's boot, where it reports them
-    rss_tells: bool = True  # False: much of the QEMU's memory is where its RSS does not count it
+    rss_tells: bool = True  # False: much of the QEMU's memory is swapped out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

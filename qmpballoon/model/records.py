@@ -71,6 +71,13 @@ class Figures:
     minor_faults: int | None = None
     hugetlb_allocs: int | None = None
     hugetlb_failures: int | None = None
+    # From QEMU 9.2 and Linux 6.12 on:
+    oom_kills: int | None = None
+    alloc_stalls: int | None = None  # allocations that had to wait for reclaim
+    async_scans: int | None = None  # pages that kswapd looked at
+    direct_scans: int | None = None  # pages that allocations looked at themselves
+    async_reclaims: int | None = None
+    direct_reclaims: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

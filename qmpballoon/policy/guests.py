@@ -45,6 +45,6 @@ def guest_of(facts: VmFacts) -> GuestSnapshot | None:
         grace_s=facts.grace_s,
         rss=facts.rss,
         rss_tells=seen.rss_tells,
-        oom_kills=seen.oom_kills,
+        oom_kills=seen.sample.figures.oom_kills if seen.sample else None,
         charge_at_least=0 if answers else min(size, facts.rss or 0),
     )

@@ -14,11 +14,10 @@ _EASES_BY: Final = 1.2  # a level is left when things are so much better than wh
 
 
 def reclaimable(record: VmRecord) -> int:
-    """Return what an idle guest could give without pain, by its fresh statistics, in bytes."""
-    available = record.sample.figures.available if record.sample else None
-    if record.health != "ok" or available is None or record.actual is None or record.limits.floor is None:
+    """Return what an idle guest could give without reclaim, by a fresh sample, in bytes."""
+    held = record.sample.held if record.sample else None
+    if record.health != "ok" or held is None or record.actual is None or record.limits.floor is None:
         return 0
-    held = max(0, record.actual - available)
     return max(0, record.actual - max(record.limits.floor, held + _MARGIN))
 
 

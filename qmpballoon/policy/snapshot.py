@@ -53,8 +53,8 @@ class GuestSnapshot:
     reading: Sample | None = None  # the newest figures, None before the first fresh ones
     stats_interval_s: float = 2.0
     grace_s: float = 3.0
-    rss: int | None = None  # of its QEMU process
-    rss_tells: bool = True  # False: hugepages, locked memory, vfio: RSS does not follow the balloon
+    rss: int | None = None  # of its QEMU process, huge pages included
+    rss_tells: bool = True  # False: much of its memory is swapped out, where RSS does not count it
     oom_kills: int | None = None  # since the guest's boot, where it reports them
     asked_at_s: float = float("-inf")  # the guard's: when its target was last changed
     estimate: Estimate | None = None  # the guard's; None where there is nothing to go by

@@ -63,6 +63,7 @@ def vm_object(record: VmRecord, host: str, now_s: float, ts: datetime) -> dict[s
         "mode": record.mode,
         "policy": record.policy,
         "why": record.why,
+        "held": None if offline or record.sample is None else record.sample.held,
         "health": record.health,
         "guest": guest_object(None if offline else record.sample, now_s),
         "rss": None if offline else record.rss,

@@ -14,9 +14,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, NoReturn, TypeAlias
 
-import msgpack  # type: ignore[import-untyped]
-
 from qmpballoon.errors import RequestRefused
+
+try:
+    import msgpack  # type: ignore[import-untyped]
+except ImportError:  # no wheel for this machine (armv7l): JSON only
+    msgpack = None
+
+HAS_MSGPACK: Final = msgpack is not None
 
 Format: TypeAlias = Literal["json", "msgpack"]
 
@@ -59,6 +64,8 @@ def encode(value: object, payload_format: Format) -> bytes:
 def request_format(payload: bytes, content_type: str | None) -> Format:
     """Tell which format a request has, and so its answer: by content type, else by the first byte."""
     media_type = (content_type or "").partition(";")[0].strip().lower()
+    if not HAS_MSGPACK:
+        return "json"
     if media_type in _MSGPACK_TYPES:
         return "msgpack"
     if media_type != "application/json" and payload and payload[0] in _MAP_BYTES:
@@ -97,7 +104,8 @@ def _from_json(payload: bytes) -> object:
     try:
         text = payload.decode("utf-8")
     except UnicodeDecodeError:
-        raise _malformed("the payload is neither UTF-8 nor msgpack") from None
+        hint = "" if HAS_MSGPACK else "; msgpack is not installed where the agent runs: send JSON"
+        raise _malformed(f"the payload is neither UTF-8 nor msgpack{hint}") from None
     try:
         value: object = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
     except RecursionError:

@@ -44,6 +44,12 @@ _STATISTICS: Final = {
     "minor_faults": "stat-minor-faults",
     "hugetlb_allocs": "stat-htlb-pgalloc",
     "hugetlb_failures": "stat-htlb-pgfail",
+    "oom_kills": "stat-oom-kills",
+    "alloc_stalls": "stat-alloc-stalls",
+    "async_scans": "stat-async-scans",
+    "direct_scans": "stat-direct-scans",
+    "async_reclaims": "stat-async-reclaims",
+    "direct_reclaims": "stat-direct-reclaims",
 }
 
 
@@ -224,7 +230,6 @@ class Sampler:
         self, session: Session, device: BalloonDevice, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.sample: Sample | None = None
-        self.oom_kills: int | None = None  # since the guest's boot; from Linux 6.12 and QEMU 9.2 on
         self.found_s: int | None = None  # the interval that was there; None until it was read
         self._interval_s = 1  # wanted: whole seconds
         self._armed_s: int | None = None  # in QEMU, 0 is off; None while a change is on its way
@@ -325,7 +330,6 @@ class Sampler:
 
     async def _read(self) -> tuple[int, Figures]:
         answer = _fields(self._session, await self._get("guest-stats"))
-        self.oom_kills = _statistic(_part(answer.get("stats"), "stat-oom-kills"))
         return (
             _bytes(self._session, answer.get("last-update")),
             parse_figures(_fields(self._session, answer.get("stats"))),

@@ -23,7 +23,7 @@ def a_record(*, available: int = 600, **more: object) -> VmRecord:
         size=GIB,
         actual=GIB,
         limits=Limits(256 * MIB, GIB, 1000),
-        sample=Sample(Figures(available=available * MIB), 1.0),
+        sample=Sample(Figures(available=available * MIB), 1.0, actual=GIB),
         driver_up=True,
     )
     return replace(record, **more)  # type: ignore[arg-type]
@@ -52,6 +52,7 @@ def test_an_idle_guest_could_give_down_to_its_floor_or_what_it_holds_with_a_marg
     [
         a_record(health="stale"),
         a_record(sample=None),
+        a_record(sample=Sample(Figures(available=600 * MIB), 1.0)),  # actual of that moment is not known
         a_record(actual=None),
         a_record(available=10),
         a_record(limits=Limits(None, None, 1000)),

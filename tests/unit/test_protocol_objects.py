@@ -46,6 +46,12 @@ GUEST_KEYS = [
     "minor_faults",
     "hugetlb_allocs",
     "hugetlb_failures",
+    "oom_kills",
+    "alloc_stalls",
+    "async_scans",
+    "direct_scans",
+    "async_reclaims",
+    "direct_reclaims",
     "age_s",
 ]
 VM_KEYS = [
@@ -68,6 +74,7 @@ VM_KEYS = [
     "mode",
     "policy",
     "why",
+    "held",
     "health",
     "guest",
     "rss",
@@ -83,8 +90,8 @@ def test_every_key_of_a_vm_is_there_and_null_when_unknown() -> None:
     assert shown["guest"] == dict.fromkeys(GUEST_KEYS)
     assert shown["ts"] == "2026-11-23T08:31:05.123Z"
     assert {key for key, value in shown.items() if value is None} == {
-        "uuid", "life", "run_state", "size", "actual", "balloon", "target", "floor", "ceiling", "why", "rss",
-        "pid", "qemu",
+        "uuid", "life", "run_state", "size", "actual", "balloon", "target", "floor", "ceiling", "why", "held",
+        "rss", "pid", "qemu",
     }  # fmt: skip
 
 

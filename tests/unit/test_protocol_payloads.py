@@ -17,6 +17,17 @@ def test_json_is_compact_and_msgpack_holds_the_same() -> None:
     assert msgpack.unpackb(encode(value, "msgpack")) == value
 
 
+def test_without_msgpack_json_is_spoken_and_a_msgpack_request_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qmpballoon.protocol.payloads.HAS_MSGPACK", False)
+    assert request_format(b"\x80", "application/msgpack") == "json"
+    with pytest.raises(RequestRefused, match="send JSON") as refused:
+        decode_request(b"\x81\xa6target\xa8\xff", "application/msgpack")
+    assert refused.value.code == "malformed"
+    assert decode_request(b"256").bare == 256
+
+
 def test_text_that_has_no_utf_8_can_still_be_published() -> None:
     assert json.loads(encode({"name": "\ud800"}, "json")) == {"name": "\ud800"}
     assert msgpack.unpackb(encode({"name": "\ud800"}, "msgpack")) == {"name": "?"}

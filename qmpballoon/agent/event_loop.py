@@ -1,0 +1,22 @@
+"""Which event loop the agent runs on: uvloop's where it is installed, else asyncio's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from qmpballoon.log import say
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes the agent's event loop; a machine without uvloop is logged."""
+    try:
+        import uvloop
+    except ImportError as error:  # no wheel for this machine (armv7l, riscv64), or one that does not load
+        say(
+            "asyncio-loop",
+            "uvloop cannot be used: asyncio's own loop serves, at some more processor time",
+            reason=error,
+        )
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop

@@ -35,7 +35,7 @@ KERNEL_6_1: Final = GuestKernel(
 )
 KERNEL_6_12: Final = GuestKernel(
     release="6.12",
-    base=63 * MIB,
+    base=64 * MIB,
     unseen=43 * MIB,
     inflate_stops_at=0,
     oom_kills_at=0,

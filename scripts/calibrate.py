@@ -18,9 +18,11 @@ from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
 from qmpballoon.lab.guest import BalloonDevice, LabGuest
+from qmpballoon.lab.image import guest_image
 from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.require import LabError
 from qmpballoon.sim.guest import GuestSpec, SimulatedGuest
+from qmpballoon.sim.kernels import kernel_like
 from qmpballoon.units import MIB
 
 SIZE: Final = 224 * MIB
@@ -325,7 +327,10 @@ async def compared() -> list[Compared]:
     Raises:
         LabError: the real guests cannot be started, or did not do what the script says.
     """
-    async with Lab(progress=lambda line: print(line, file=sys.stderr)) as room:
+    image = await asyncio.to_thread(guest_image, _tell)
+    kernel = kernel_like(image.release)
+    _tell(f"guests of Linux {image.release} beside simulated ones of {kernel.release}")
+    async with Lab(progress=_tell) as room:
         few = asyncio.Semaphore(AT_ONCE)
 
         async def play(scene: Scene, deflate_on_oom: bool) -> list[Compared]:
@@ -333,13 +338,19 @@ async def compared() -> list[Compared]:
                 guest = await room.guest(memory=SIZE, balloon=BalloonDevice(deflate_on_oom=deflate_on_oom))
                 real = await scene(Real(guest))
                 await guest.close()
-            spec = GuestSpec(size=SIZE, deflate_on_oom=deflate_on_oom, restart_s=1e6)
+            spec = GuestSpec(
+                size=SIZE, kernel=kernel, base=kernel.base, deflate_on_oom=deflate_on_oom, restart_s=1e6
+            )
             simulated = await scene(Simulated(SimulatedGuest(spec, booted=True)))
             return [Compared(name, real[name], simulated[name], _tolerance(name)) for name in real]
 
         async with asyncio.TaskGroup() as scenes:
             plays = [scenes.create_task(play(*scene), name=str(scene)) for scene in SCENES]
     return [one for done in plays for one in done.result()]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _tolerance(figure: str) -> float | None:

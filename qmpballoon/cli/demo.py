@@ -20,7 +20,7 @@ them by itself, then each has an equal part, and the difference is told. Drawn l
 is respected), told line by line elsewhere.
 
 Needs QEMU and mosquitto, no KVM and no root. The guests are emulated and small. The first run downloads
-a kernel (27 MB). All of it lives in a directory under /tmp and is gone at the end, also after Ctrl-C.
+a kernel (some 30 MB). All of it lives in a directory under /tmp and is gone at the end, also after Ctrl-C.
 """
 
 

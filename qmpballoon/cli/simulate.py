@@ -20,6 +20,7 @@ from qmpballoon.model.names import VmId
 from qmpballoon.policy.registry import BARE, SIMULATED, simulated
 from qmpballoon.sim.drawing import draw
 from qmpballoon.sim.host import Host, Run, Step, play
+from qmpballoon.sim.kernels import KERNEL_6_1, KERNELS
 from qmpballoon.sim.trace import Trace, read_trace
 from qmpballoon.sim.traces import BUILT_IN, built_in
 from qmpballoon.units import format_size
@@ -71,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", metavar="FILE.svg", help="draw each run; of several the names go into the file names"
     )
+    parser.add_argument(
+        "--kernel",
+        choices=tuple(KERNELS),
+        default=KERNEL_6_1.release,
+        help="of the guests: how much is available when theirs kills; default: %(default)s",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one list")
 
 
@@ -85,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.why is not None:
         _check_vm(arguments.why, [trace for trace, _ in traces])
     jobs = [
-        _Job(trace, seed, policy, closely)
+        _Job(trace, Host(seed=seed, kernel=KERNELS[arguments.kernel]), policy, closely)
         for trace, seed in traces
         for policy in dict.fromkeys(arguments.policy or SIMULATED)
     ]
@@ -107,14 +114,14 @@ def run(arguments: argparse.Namespace) -> int:
 class _Job:
     """One trace under one policy; goes to another process and comes back as a run."""
 
-    def __init__(self, trace: Trace, seed: int, policy: str, record: bool) -> None:
-        self.trace, self.seed, self.policy, self.record = trace, seed, policy, record
+    def __init__(self, trace: Trace, host: Host, policy: str, record: bool) -> None:
+        self.trace, self.host, self.policy, self.record = trace, host, policy, record
 
     def __call__(self, progress: Callable[[float], None] | None = None) -> Run:
         return play(
             self.trace,
             simulated(self.policy),
-            host=Host(seed=self.seed),
+            host=self.host,
             name=self.policy,
             record=self.record,
             progress=progress,

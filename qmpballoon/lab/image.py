@@ -1,9 +1,9 @@
 """The guest image: a Debian kernel and an initramfs of one small program, built once and cached.
 
-The kernel is that of Debian's ``linux-image-cloud-amd64``, downloaded but not installed; an installed one
-is the fall-back. ``guest_init.c`` is compiled by tcc, which is downloaded the same way (a compiler on the
-PATH is its fall-back). Neither needs root. The cache is ``$QMPBALLOON_CACHE``, else
-``$XDG_CACHE_HOME/qmpballoon``, else ``~/.cache/qmpballoon``, and may be deleted at any time.
+The kernel is that of Debian's ``linux-image-cloud-amd64`` (see `qmpballoon.lab.kernel`), downloaded but not
+installed; an installed one is the fall-back. ``guest_init.c`` is compiled by tcc, which is downloaded the
+same way (a compiler on the PATH is its fall-back). Neither needs root. The cache is ``$QMPBALLOON_CACHE``,
+else ``$XDG_CACHE_HOME/qmpballoon``, else ``~/.cache/qmpballoon``, and may be deleted at any time.
 
 ``python -m qmpballoon.lab.image`` builds the image and prints where it is.
 """
@@ -28,13 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TextIO
 
+from qmpballoon.lab.kernel import KERNEL_PACKAGE, Kernel, kernel_packages, kernel_under
 from qmpballoon.lab.require import LabError, require_programs
-
-KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 
 _MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_balloon")  # loaded in this order, after what they need
 _INIT_SOURCE: Final = Path(__file__).with_name("guest_init.c")
-_DOWNLOAD_S: Final = 300.0  # 27 MB, on a slow line
+_RECIPE: Final = (_INIT_SOURCE, Path(__file__), Path(__file__).with_name("kernel.py"))
+_DOWNLOAD_S: Final = 300.0  # 27 MB (Linux 6.1) to 38 MB (7.2), on a slow line
 _COMMAND_S: Final = 60.0
 
 
@@ -50,6 +50,11 @@ class GuestImage:
         """Return the image whose files lie, or will lie, in ``directory``."""
         return cls(directory / "vmlinuz", directory / "initramfs")
 
+    @property
+    def release(self) -> str:
+        """The kernel's release, such as ``6.1.0-50-cloud-amd64``."""
+        return _release_file(self).read_text().strip()
+
 
 def cache_directory() -> Path:
     """Return the directory of everything that the lab builds once; it is made if it is not there."""
@@ -64,14 +69,14 @@ def cache_directory() -> Path:
 def guest_image(progress: Callable[[str], None] = lambda line: None) -> GuestImage:
     """Return the guest image, built if this recipe was not built before; blocks for seconds then.
 
-    The recipe is the source of the init program and of this module. The kernel is what Debian has at the
-    time of building: asking for a newer one at every start would cost seconds and need the network.
-    ``progress`` gets a line for each step that takes long.
+    The recipe is the source of the init program, of this module and of `qmpballoon.lab.kernel`. The kernel is
+    what Debian has at the time of building: asking for a newer one at every start would cost seconds and
+    need the network. ``progress`` gets a line for each step that takes long.
 
     Raises:
         LabError: something cannot be downloaded, compiled or found; the message says what to install.
     """
-    recipe = hashlib.sha256(_INIT_SOURCE.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:12]
+    recipe = hashlib.sha256(b"".join(source.read_bytes() for source in _RECIPE)).hexdigest()[:12]
     cache = cache_directory()
     directory = cache / f"image-{recipe}"
     image = GuestImage.inside(directory)
@@ -115,14 +120,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _build(image: GuestImage, work: Path, progress: Callable[[str], None]) -> None:
-    kernel, modules, compiler = _materials(work, progress)
+    kernel, compiler = _materials(work, progress)
     init = work / "init"
     try:
         _run([compiler, "-nostdlib", "-static", "-fno-builtin", "-o", str(init), str(_INIT_SOURCE)])
     except LabError as error:
         raise LabError(f"cannot compile the guest's init program: {error}") from error
-    files = _module_files(modules)
-    order = _load_order(files, modules)
+    files = _module_files(kernel.modules)
+    order = _load_order(files, kernel.modules)
     entries = [_Entry(name, stat.S_IFDIR | 0o755) for name in ("proc", "sys", "dev", "modules")]
     entries.append(_Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
     entries.append(_Entry("init", stat.S_IFREG | 0o755, init.read_bytes()))
@@ -130,21 +135,25 @@ def _build(image: GuestImage, work: Path, progress: Callable[[str], None]) -> No
     listing = "".join(f"/modules/{name}.ko\n" for name in order)
     entries.append(_Entry("modules/order", stat.S_IFREG | 0o644, listing.encode()))
     image.initramfs.write_bytes(_newc(entries))
-    shutil.copyfile(kernel, image.kernel)
+    shutil.copyfile(kernel.file, image.kernel)
+    _release_file(image).write_text(f"{kernel.release}\n")
+
+
+def _release_file(image: GuestImage) -> Path:
+    return image.kernel.with_name("release")
 
 
 # ---- where the parts come from ----
 
 
-def _materials(work: Path, progress: Callable[[str], None]) -> tuple[Path, Path, str]:
-    """Return the kernel, the directory of its modules, and a C compiler."""
+def _materials(work: Path, progress: Callable[[str], None]) -> tuple[Kernel, str]:
+    """Return the kernel and a C compiler."""
     try:
         root = _download(work, progress)
-        kernel, modules = _kernel_under(root)
-        return kernel, modules, str(root / "usr/bin/tcc")
+        return kernel_under(root), str(root / "usr/bin/tcc")
     except LabError as error:
         try:
-            kernel, modules = _kernel_under(Path("/"))
+            kernel = kernel_under(Path("/"))
         except LabError:
             raise LabError(
                 f"no kernel for the guests: {error}. "
@@ -153,15 +162,15 @@ def _materials(work: Path, progress: Callable[[str], None]) -> tuple[Path, Path,
         compiler = shutil.which("tcc") or shutil.which("gcc") or shutil.which("cc")
         if compiler is None:
             raise LabError(f"no C compiler for the guest's init program: {error}. Install tcc") from error
-        progress(f"not downloaded ({error}): using the installed {kernel}")
-        return kernel, modules, compiler
+        progress(f"not downloaded ({error}): using the installed {kernel.file}")
+        return kernel, compiler
 
 
 def _download(work: Path, progress: Callable[[str], None]) -> Path:
     require_programs("apt-get", "apt-cache", "dpkg-deb")
     packages, root = work / "packages", work / "root"
     packages.mkdir()
-    progress(f"downloading {KERNEL_PACKAGE} and tcc (27 MB) for the guest image")
+    progress(f"downloading {KERNEL_PACKAGE} and tcc (some 30 MB) for the guest image")
     try:
         _download_packages(packages)
     except LabError:
@@ -176,20 +185,8 @@ def _download(work: Path, progress: Callable[[str], None]) -> Path:
 
 
 def _download_packages(directory: Path) -> None:
-    depends = _run(["apt-cache", "depends", KERNEL_PACKAGE])
-    concrete = re.search(r"Depends: (linux-image-\S+-cloud-amd64)\s", depends)
-    if concrete is None:
-        raise LabError(f"Debian's package lists do not know {KERNEL_PACKAGE}")
-    _run(["apt-get", "-qq", "download", concrete[1], "tcc"], directory=directory, timeout_s=_DOWNLOAD_S)
-
-
-def _kernel_under(root: Path) -> tuple[Path, Path]:
-    for kernel in sorted(root.glob("boot/vmlinuz-*-cloud-amd64"), reverse=True):
-        version = kernel.name.removeprefix("vmlinuz-")
-        for modules in (root / "lib/modules" / version, root / "usr/lib/modules" / version):
-            if modules.is_dir() and os.access(kernel, os.R_OK):
-                return kernel, modules
-    raise LabError(f"no readable {root / 'boot/vmlinuz-*-cloud-amd64'} with its modules")
+    packages = kernel_packages(lambda package: _run(["apt-cache", "show", "--no-all-versions", package]))
+    _run(["apt-get", "-qq", "download", *packages, "tcc"], directory=directory, timeout_s=_DOWNLOAD_S)
 
 
 def _run(arguments: list[str], *, directory: Path | None = None, timeout_s: float = _COMMAND_S) -> str:

@@ -82,6 +82,13 @@ class SecondMonitor:
             raise LabError(f"{self.socket.name}: actual is {actual!r}")
         return actual
 
+    async def version(self) -> str:
+        """Return QEMU's version, such as ``7.2.22``."""
+        qemu = await self._member("qemu", "query-version")
+        if not isinstance(qemu, dict):
+            raise LabError(f"{self.socket.name}: its version is {qemu!r}")
+        return ".".join(str(qemu[part]) for part in ("major", "minor", "micro"))
+
     async def status(self) -> str:
         """Return QEMU's word for the run state, such as ``running``."""
         return str(await self._member("status", "query-status"))

@@ -5,7 +5,8 @@ change, so a guest that nobody looks at costs nothing. Act on a guest by advanci
 calling one of its verbs.
 
 The numbers come from QEMU 7.2 with a Linux 6.1 guest of 256 MiB under TCG: the driver moves in steps
-of 1 MiB at about 1 GiB/s, loads about 2.7 s after a reset, and gives up when 6 MiB are available.
+of 1 MiB at about 1 GiB/s and loads about 2.7 s after a reset. What differs between kernels is a
+`qmpballoon.sim.kernels.GuestKernel`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ from enum import StrEnum
 from typing import Final
 
 from qmpballoon.model.records import Figures
+from qmpballoon.sim.kernels import KERNEL_6_1, GuestKernel
 from qmpballoon.units import GIB, MIB, PAGE, round_up_to_page
 
 NOT_REPORTED: Final = 2**64 - 1
 STEP: Final = MIB  # the driver tells QEMU its balloon's size after every 256 pages
-INFLATE_STOPS_AT: Final = 6 * MIB  # available memory at which the driver finds no page to take
-OOM_KILLS_AT: Final = 5 * MIB  # available memory at which the guest's kernel kills
-DEFLATE_ON_OOM_KEEPS: Final = 7 * MIB  # available memory that deflate-on-oom restores
 _ROUNDING: Final = 64  # bytes; a clock in floating point may miss the moment of a step by this much
 _NOT_SERVED_S: Final = 8.0  # an intermittent driver rests so long out of every _PERIOD_S
 _PERIOD_S: Final = 10.0
@@ -65,8 +64,8 @@ class GuestSpec:
     """What a simulated guest is made of; sizes in bytes."""
 
     size: int = 256 * MIB  # what ``actual`` is with an empty balloon
-    base: int = 59 * MIB  # memory that the kernel never gives; grows with the size: 54 of 128, 68 of 512
-    unseen: int = 37 * MIB  # the part of ``base`` that the guest's total does not count
+    kernel: GuestKernel = KERNEL_6_1
+    base: int = KERNEL_6_1.base  # memory that the kernel never gives
     inflate_bytes_per_s: float = float(GIB)
     deflate_bytes_per_s: float = 1.5 * GIB
     boot_s: float = 2.7  # from power-on or reset until the driver loads
@@ -78,6 +77,11 @@ class GuestSpec:
     free_page_reporting: bool = False
     behaviour: Behaviour = Behaviour.IDEAL
     limit: int = 0  # LIMITED: the least ``actual`` it goes to
+
+    @property
+    def unseen(self) -> int:
+        """The part of ``base`` that the guest's total does not count."""
+        return min(self.kernel.unseen, self.base * 2 // 3)
 
 
 class SimulatedGuest:
@@ -311,7 +315,7 @@ class SimulatedGuest:
             return self._moved_from
         if self.wanted_balloon <= self._moved_from:
             return self.wanted_balloon
-        least = self.spec.base + self.anonymous + INFLATE_STOPS_AT
+        least = self.spec.base + self.anonymous + self.spec.kernel.inflate_stops_at
         if self.behaviour is Behaviour.LIMITED:
             least = max(least, self.spec.limit)
         return max(self._moved_from, min(self.wanted_balloon, self.size - round_up_to_page(least)))
@@ -350,11 +354,11 @@ class SimulatedGuest:
         self._start_moving()
         needed = self.spec.base + self.anonymous
         if self.spec.deflate_on_oom and self.driver_loaded:
-            most = max(0, self.size - needed - DEFLATE_ON_OOM_KEEPS) // PAGE * PAGE
+            most = max(0, self.size - needed - self.spec.kernel.deflate_on_oom_keeps) // PAGE * PAGE
             if self.balloon > most:
                 self._jump(most)
                 self._released = True
-        if self.anonymous and self.size - self.balloon - needed < OOM_KILLS_AT:
+        if self.anonymous and self.size - self.balloon - needed < self.spec.kernel.oom_kills_at:
             self.oom_kills += 1
             self._workload_at_s = self._clock_s + self.spec.restart_s
             self._start_moving()

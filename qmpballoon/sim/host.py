@@ -22,6 +22,7 @@ from qmpballoon.policy.sharing import Claim, split
 from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, Policy, SetTarget, Snapshot
 from qmpballoon.sim.figures import Figures, HostTally, figures
 from qmpballoon.sim.guest import STEP, Behaviour
+from qmpballoon.sim.kernels import KERNEL_6_1, GuestKernel
 from qmpballoon.sim.trace import Trace, TraceVm
 from qmpballoon.sim.vm import FINE_S, SimulatedVm
 from qmpballoon.units import MIB
@@ -43,6 +44,7 @@ class Host:
     fast_interval_s: float = 0.2  # of samples; 0: never faster than a VM's own interval
     grace_s: float = 3.0
     overload: str = "guests"
+    kernel: GuestKernel = KERNEL_6_1  # of all guests
     seed: int = 0  # shifts when each guest is sampled
 
 
@@ -169,7 +171,7 @@ class _Playing:
         return Run(self.trace, name, found, self.against_rules, self.steps, kills, self.points)
 
     def _add(self, vm: TraceVm, start: int | None, now_s: float) -> None:
-        added = SimulatedVm(vm, start=start, now_s=now_s, grace_s=self.host.grace_s)
+        added = SimulatedVm(vm, kernel=self.host.kernel, start=start, now_s=now_s, grace_s=self.host.grace_s)
         if start is not None:
             self._sample(added, now_s)
             added.next_sample_s = now_s + self.random.uniform(0.2, 1.0) * vm.stats_interval_s

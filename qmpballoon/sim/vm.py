@@ -9,11 +9,11 @@ from qmpballoon.model.records import Sample
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.sim.figures import STARVED, Need, VmTally
 from qmpballoon.sim.guest import Behaviour, GuestSpec, SimulatedGuest
+from qmpballoon.sim.kernels import GuestKernel
 from qmpballoon.sim.trace import Demand, TraceVm
 from qmpballoon.units import MIB, PAGE
 
 QEMU_OVERHEAD: Final = 40 * MIB  # RSS of a QEMU beyond its guest's memory
-UNSEEN: Final = 37 * MIB  # the part of base that a guest's total does not count
 FINE_S: Final = 0.1  # between two looks at a guest that moves or is thin
 COARSE_S: Final = 0.5  # at one whose demand changes and that has plenty
 _LONG_AGO_S: Final = 86400.0
@@ -25,7 +25,15 @@ _MOVED_AROUND: Final = MIB  # a sample during which the balloon moved further pr
 class SimulatedVm:
     """A guest that is brought forward only when something can happen, and is exact in between."""
 
-    def __init__(self, vm: TraceVm, *, start: int | None, now_s: float, grace_s: float) -> None:
+    def __init__(
+        self,
+        vm: TraceVm,
+        *,
+        kernel: GuestKernel,
+        start: int | None,
+        now_s: float,
+        grace_s: float,
+    ) -> None:
         """Let it boot now, or have been up for long at ``start`` bytes of actual."""
         self.vm = vm
         self.name = VmId(vm.name)
@@ -35,7 +43,7 @@ class SimulatedVm:
         spec = GuestSpec(
             size=vm.size,
             base=vm.base,
-            unseen=min(UNSEEN, vm.base * 2 // 3),
+            kernel=kernel,
             inflate_bytes_per_s=vm.inflate_bytes_per_s,
             deflate_bytes_per_s=vm.deflate_bytes_per_s,
             sample_delay_s=0.0,

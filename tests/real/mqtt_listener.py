@@ -30,13 +30,18 @@ class Listener:
     def __init__(self, client: aiomqtt.Client) -> None:
         self.client = client
         self.messages: list[aiomqtt.Message] = []
+        self.cut_off = asyncio.Event()  # the broker ended the connection
         self._came = asyncio.Condition()
 
     async def collect(self) -> None:
-        async for message in self.client.messages:
-            async with self._came:
-                self.messages.append(message)
-                self._came.notify_all()
+        try:
+            async for message in self.client.messages:
+                async with self._came:
+                    self.messages.append(message)
+                    self._came.notify_all()
+        except aiomqtt.MqttError:
+            self.cut_off.set()
+            raise
 
     async def until(self, wanted: Callable[[aiomqtt.Message], bool], start: int = 0) -> aiomqtt.Message:
         """Return the first message from ``start`` on that is wanted."""

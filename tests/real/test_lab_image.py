@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpballoon.lab import image, require
+from qmpballoon.lab import image, kernel, require
 
 
 def test_a_missing_program_is_named_with_the_package_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +24,7 @@ def test_an_image_that_is_built_is_found_without_any_program(
     monkeypatch.setenv("PATH", "/nonexistent")
     assert image.guest_image() == guest_image
     assert guest_image.kernel.exists()
+    assert guest_image.release.endswith("-amd64")
 
 
 def test_without_any_kernel_the_error_tells_what_to_install(
@@ -32,13 +33,13 @@ def test_without_any_kernel_the_error_tells_what_to_install(
     def offline(directory: Path) -> None:
         raise require.LabError("no network")
 
-    def nowhere(root: Path) -> tuple[Path, Path]:
+    def nowhere(root: Path) -> kernel.Kernel:
         raise require.LabError("no kernel")
 
     monkeypatch.setenv("QMPBALLOON_CACHE", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(image, "_download_packages", offline)
-    monkeypatch.setattr(image, "_kernel_under", nowhere)
+    monkeypatch.setattr(image, "kernel_under", nowhere)
     with pytest.raises(
         require.LabError, match=r"no network.*apt-get update.*linux-image-cloud-amd64 and tcc"
     ):

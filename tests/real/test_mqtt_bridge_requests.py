@@ -121,12 +121,36 @@ async def test_a_response_topic_below_the_base_is_not_honoured(listener: Listene
 async def test_a_response_topic_that_would_cut_us_off_is_not_honoured(
     mosquitto: LabBroker, agent: Agent
 ) -> None:
+    # mosquitto 2.0.11 passes such requests on; 2.0.21 cuts off the one that sends them.
     bridge = agent.bridge(mosquitto)
     async with listening(mosquitto.port) as listener, running(bridge):
         connection = bridge.connection
-        assert code(await listener.ask(GET, {}, ResponseTopic="a/" * 300)) == "ok"
-        assert code(await listener.ask(GET, {}, ResponseTopic="replies/#")) == "ok"
-        assert bridge.connection is connection
+        for asked in ("a/" * 300, "replies/#"):
+            start = len(listener.messages)
+            done = len(agent.done)
+            if await was_passed_on(mosquitto, asked):
+                answer = await listener.on(GET.replace("request", "response"), start=start)
+                assert code(json.loads(answer.payload)) == "ok"
+                done += 1
+            assert code(await listener.ask(GET, {})) == "ok"
+            assert len(agent.done) == done + 1
+            assert bridge.connection is connection
+
+
+async def was_passed_on(mosquitto: LabBroker, response_topic: str) -> bool:
+    """Send a request by a client of its own; return whether the broker took it and did not cut that off."""
+    async with listening(mosquitto.port, "nothing") as stranger:
+        sent = asyncio.create_task(stranger.send(GET, {}, ResponseTopic=response_topic), name="request")
+        cut_off = asyncio.create_task(stranger.cut_off.wait(), name="cut off")
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await asyncio.wait({sent, cut_off}, return_when=asyncio.FIRST_COMPLETED)
+            assert sent.done() or cut_off.done()
+            return sent.done() and sent.exception() is None
+        finally:
+            for task in (sent, cut_off):
+                task.cancel()
+            await asyncio.gather(sent, cut_off, return_exceptions=True)
 
 
 async def test_the_same_transaction_twice_has_one_effect(listener: Listener, agent: Agent) -> None:

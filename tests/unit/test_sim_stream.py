@@ -61,6 +61,8 @@ def test_any_bytes_give_values_or_sentences_and_nothing_else(junk: bytes, cuts: 
         (b"[NaN]", "JSON parse error, invalid keyword 'NaN'"),
         (b'{"a":"\xff"}', "JSON parse error, expecting value"),
         (b"[" * 5000 + b"]" * 5000, "JSON nesting depth limit exceeded"),
+        (b"[" * 1025 + b"]" * 1025, "JSON nesting depth limit exceeded"),
+        (b"[" * 10**6 + b"]" * 10**6, "JSON nesting depth limit exceeded"),
     ],
 )
 def test_a_broken_value_is_told_once_and_the_next_is_read(text: bytes, sentence: str) -> None:

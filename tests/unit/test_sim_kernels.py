@@ -1,0 +1,90 @@
+"""The kernels that guests of the simulator may have, and what differs between them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qmpballoon.policy.registry import simulated
+from qmpballoon.sim.guest import GuestSpec, SimulatedGuest
+from qmpballoon.sim.host import Host, play
+from qmpballoon.sim.kernels import KERNEL_6_1, KERNEL_6_12, KERNELS, GuestKernel, kernel_like
+from qmpballoon.sim.traces import built_in
+from qmpballoon.units import MIB
+
+EACH = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+
+
+@pytest.mark.parametrize(
+    ("release", "kernel"),
+    [
+        ("6.1.0-50-cloud-amd64", KERNEL_6_1),
+        ("6.9.7", KERNEL_6_1),
+        ("6.12.117+deb13-cloud-amd64", KERNEL_6_12),
+        ("7.3.4+deb13-cloud-amd64", KERNEL_6_12),
+        ("5.10.0-30-amd64", KERNEL_6_1),
+        ("", KERNEL_6_1),
+    ],
+)
+def test_a_release_is_like_the_newest_known_one_before_it(release: str, kernel: GuestKernel) -> None:
+    assert kernel_like(release) is kernel
+
+
+def a_guest(kernel: GuestKernel, *, deflate_on_oom: bool = False) -> SimulatedGuest:
+    spec = GuestSpec(size=256 * MIB, kernel=kernel, base=kernel.base, deflate_on_oom=deflate_on_oom)
+    guest = SimulatedGuest(spec, booted=True)
+    guest.set_polling_interval(1)
+    guest.set_demand(40 * MIB)
+    return guest
+
+
+@EACH
+def test_inflation_stops_where_the_kernel_has_no_page_left(kernel: GuestKernel) -> None:
+    guest = a_guest(kernel)
+    guest.set_target(1)
+    guest.advance(10.0)
+    assert (guest.available, guest.oom_kills) == (kernel.inflate_stops_at, 0)
+    assert guest.actual == kernel.base + 40 * MIB + kernel.inflate_stops_at
+
+
+@EACH
+def test_a_kernel_kills_below_its_mark_and_not_at_it(kernel: GuestKernel) -> None:
+    guest = a_guest(kernel)
+    guest.set_target(kernel.base + 100 * MIB)
+    guest.advance(10.0)
+    guest.set_demand(100 * MIB - kernel.oom_kills_at)
+    assert (guest.available, guest.oom_kills) == (kernel.oom_kills_at, 0)
+    guest.set_demand(100 * MIB - kernel.oom_kills_at + 4096)
+    assert guest.oom_kills == 1
+
+
+@EACH
+def test_deflate_on_oom_keeps_what_the_kernel_needs(kernel: GuestKernel) -> None:
+    guest = a_guest(kernel, deflate_on_oom=True)
+    guest.set_target(kernel.base + 60 * MIB)
+    guest.advance(10.0)
+    guest.set_demand(80 * MIB)
+    guest.advance(12.0)
+    assert (guest.available, guest.oom_kills) == (kernel.deflate_on_oom_keeps, 0)
+
+
+@EACH
+def test_the_total_lacks_what_the_kernel_does_not_count(kernel: GuestKernel) -> None:
+    guest = a_guest(kernel)
+    guest.advance(10.0)
+    assert 256 * MIB - guest.statistics["stat-total-memory"] == pytest.approx(kernel.unseen, abs=MIB)
+
+
+def test_a_small_base_hides_no_more_than_a_part_of_itself() -> None:
+    assert replace(GuestSpec(), base=30 * MIB).unseen == 20 * MIB
+
+
+def killed(policy: str, kernel: GuestKernel) -> int:
+    return play(built_in("unequal", 1), simulated(policy), host=Host(seed=1, kernel=kernel)).figures.oom_kills
+
+
+@EACH
+def test_nobody_is_killed_under_either_kernel_where_qubes_kills(kernel: GuestKernel) -> None:
+    assert killed("fairshare", kernel) == 0
+    assert killed("qubes", kernel) > 0

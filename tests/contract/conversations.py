@@ -9,6 +9,8 @@ from typing import Any
 
 from both_qemus import Start
 
+from qmpballoon.qmp.commands import DRIVER_STATUS
+
 DEVICE = "/machine/peripheral/balloon0"
 ANONYMOUS_DEVICE = "/machine/peripheral-anon/device[1]"
 INTERVAL = "guest-stats-polling-interval"
@@ -17,7 +19,9 @@ INTERVAL = "guest-stats-polling-interval"
 # A part "*" stands for every entry of a list.
 VOLATILE = (
     "QMP.version.package",
+    "QMP.version.qemu.micro",
     "return.package",
+    "return.qemu.micro",
     "timestamp.seconds",
     "timestamp.microseconds",
     "return.host-features.unknown-dev-features",
@@ -115,9 +119,6 @@ CONVERSATIONS = (
             _set(DEVICE, "nosuch", True),
             _set("/nosuch", "nosuch", True),
             _ask("qom-set", path=DEVICE, property="nosuch"),
-            _ask("x-query-virtio-status", path=f"{DEVICE}/virtio-backend"),
-            _ask("x-query-virtio-status", path=DEVICE),
-            _ask("x-query-virtio-status", path="/nosuch"),
         ),
     ),
     Conversation(
@@ -143,7 +144,6 @@ CONVERSATIONS = (
             _ask("query-name"),
             _ask("qom-list", path="/machine/peripheral"),
             _ask("qom-list", path="/machine/peripheral-anon"),
-            _ask("x-query-virtio-status", path=f"{DEVICE}/virtio-backend"),
         ),
     ),
     Conversation(
@@ -165,7 +165,6 @@ CONVERSATIONS = (
             _ask("qom-list", path="/machine/peripheral-anon"),
             *(_get(ANONYMOUS_DEVICE, name) for name in ("deflate-on-oom", "free-page-reporting", "nosuch")),
             _set(ANONYMOUS_DEVICE, "free-page-reporting", False),
-            _ask("x-query-virtio-status", path=f"{ANONYMOUS_DEVICE}/virtio-backend"),
         ),
     ),
     Conversation(
@@ -184,6 +183,30 @@ CONVERSATIONS = (
         ),
     ),
     Conversation("reset without reboot", Start(no_reboot=True), (NEGOTIATE, _ask("system_reset"))),
+    # Conversations of their own, and the device last: some versions do not live through it.
+    Conversation(
+        "the driver's status",
+        Start(stopped=True),
+        (
+            NEGOTIATE,
+            *(_ask(DRIVER_STATUS, path=path) for path in ("/nosuch", DEVICE, f"{DEVICE}/virtio-backend")),
+        ),
+    ),
+    Conversation(
+        "the driver's status without a balloon",
+        Start(device=None),
+        (NEGOTIATE, _ask(DRIVER_STATUS, path=f"{DEVICE}/virtio-backend")),
+    ),
+    Conversation(
+        "the driver's status without an id, with features",
+        Start(
+            device="virtio-balloon-pci-transitional",
+            device_id=None,
+            deflate_on_oom=True,
+            free_page_reporting=True,
+        ),
+        (NEGOTIATE, _ask(DRIVER_STATUS, path=f"{ANONYMOUS_DEVICE}/virtio-backend")),
+    ),
 )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -17,6 +20,9 @@ from qmpballoon.sim.guest import GuestSpec
 from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.units import MIB
 
+Version = tuple[int, int, int]
+
+QEMU = "qemu-system-x86_64"
 PATIENCE_S = 60.0  # for what takes less than a second on an idle machine
 SIZE = 256 * MIB
 
@@ -58,8 +64,8 @@ class Start:
         words += ["-S"] * self.stopped
         return words + ["-no-reboot"] * self.no_reboot
 
-    def specs(self) -> tuple[GuestSpec, MachineSpec]:
-        """Return the same for the pretended QEMU, with nothing in the guest that would drive a balloon."""
+    def specs(self, version: Version) -> tuple[GuestSpec, MachineSpec]:
+        """Return the same for a pretended QEMU of this version, with nothing in the guest that would drive a balloon."""
         guest = GuestSpec(
             size=SIZE + 128 * MIB * self.dimm,
             driver=False,
@@ -72,6 +78,7 @@ class Start:
             device_id=self.device_id,
             dimms=(128 * MIB,) * self.dimm,
             nvdimms=(128 * MIB,) * self.nvdimm,
+            version=version,
             stopped=self.stopped,
             no_reboot=self.no_reboot,
         )
@@ -89,6 +96,15 @@ class Qemu(Protocol):
 
     async def ended(self) -> int:
         """Wait for it to end by itself; return its exit code."""
+
+
+@functools.cache
+def installed_version() -> Version:
+    """Return the version of the QEMU that is first on the PATH."""
+    told = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
+    found = re.search(r"version (\d+)\.(\d+)\.(\d+)", told.stdout)
+    assert found is not None, told.stdout
+    return int(found[1]), int(found[2]), int(found[3])
 
 
 class QemuProcess:
@@ -112,11 +128,15 @@ class QemuProcess:
 
 @contextlib.asynccontextmanager
 async def running(kind: str, path: Path, start: Start) -> AsyncIterator[Qemu]:
-    """Run a QEMU of a kind (``real`` or ``simulated``) that listens on ``path``; end it afterwards."""
+    """Run a QEMU of a kind (``real`` or ``simulated``) that listens on ``path``; end it afterwards.
+
+    The simulated one pretends to be of the installed version.
+    """
     if kind == "real":
-        command = ["qemu-system-x86_64", *start.arguments(path)]
+        command = [QEMU, *start.arguments(path)]
     else:
-        command = [sys.executable, str(Path(__file__).with_name("run_simulated.py")), str(path), repr(start)]
+        program = str(Path(__file__).with_name("run_simulated.py"))
+        command = [sys.executable, program, str(path), repr(start), repr(installed_version())]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     try:
         async with asyncio.timeout(PATIENCE_S):

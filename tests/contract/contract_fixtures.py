@@ -7,7 +7,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from both_qemus import Qemu, Start, running
+from both_qemus import Qemu, Start, installed_version, running
+
+from qmpballoon.sim.qemu.dialect import Dialect, dialect_of
 
 
 @pytest.fixture(params=["real", "simulated"])
@@ -27,3 +29,9 @@ async def start_qemu(
 async def qemu(start_qemu: Callable[[Start], Awaitable[Qemu]]) -> Qemu:
     """A running QEMU of either kind with a balloon and nobody in it to drive the balloon."""
     return await start_qemu(Start())
+
+
+@pytest.fixture
+def dialect() -> Dialect:
+    """How the installed QEMU speaks, and the pretended one with it."""
+    return dialect_of(installed_version())

@@ -12,6 +12,7 @@ from both_qemus import Start
 from qmpballoon.qmp.commands import DRIVER_STATUS
 
 DEVICE = "/machine/peripheral/balloon0"
+BACKEND = f"{DEVICE}/virtio-backend"
 ANONYMOUS_DEVICE = "/machine/peripheral-anon/device[1]"
 INTERVAL = "guest-stats-polling-interval"
 
@@ -189,13 +190,13 @@ CONVERSATIONS = (
         Start(stopped=True),
         (
             NEGOTIATE,
-            *(_ask(DRIVER_STATUS, path=path) for path in ("/nosuch", DEVICE, f"{DEVICE}/virtio-backend")),
+            *(_ask(DRIVER_STATUS, path=path) for path in ("/nosuch", DEVICE, BACKEND)),
         ),
     ),
     Conversation(
         "the driver's status without a balloon",
         Start(device=None),
-        (NEGOTIATE, _ask(DRIVER_STATUS, path=f"{DEVICE}/virtio-backend")),
+        (NEGOTIATE, _ask(DRIVER_STATUS, path=BACKEND)),
     ),
     Conversation(
         "the driver's status without an id, with features",

@@ -1,22 +1,25 @@
-"""Runs one pretended QEMU for the contract tests: PATH and the `Start` as Python writes it."""
+"""Runs one pretended QEMU for the contract tests: PATH, the `Start` and the version as Python writes them."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 
-from both_qemus import Start
+from both_qemus import Start, Version
 
 from qmpballoon.sim.qemu.server import SimulatedQemu
 
 
-async def main(path: str, start: Start) -> None:
-    """Serve until quit, reset with -no-reboot, or SIGTERM."""
-    guest, machine = start.specs()
+async def main(path: str, start: Start, version: Version) -> None:
+    """Serve until quit, reset with -no-reboot, SIGTERM, or a command that it does not live through."""
+    guest, machine = start.specs(version)
     async with SimulatedQemu(path, guest=guest, machine=machine) as qemu:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, qemu.terminate)
         await qemu.exited.wait()
+        if qemu.aborted:
+            os.abort()
 
 
-asyncio.run(main(sys.argv[1], eval(sys.argv[2], {"Start": Start})))
+asyncio.run(main(sys.argv[1], eval(sys.argv[2], {"Start": Start}), eval(sys.argv[3], {})))

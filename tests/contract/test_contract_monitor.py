@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGABRT, SIGKILL, SIGTERM
 from typing import Any
 
 import pytest
 from both_qemus import PATIENCE_S, SIZE, Qemu, Start, Wire
-from conversations import DEVICE, INTERVAL
+from conversations import BACKEND, DEVICE, INTERVAL
 from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
+from qmpballoon.qmp.commands import DRIVER_STATUS
+from qmpballoon.sim.qemu.dialect import Dialect, VirtioStatus
 from qmpballoon.units import MIB
 
 UNHEARD_S = 0.1  # so long a silence of a monitor that answers in a millisecond means that it is taken
@@ -32,6 +35,14 @@ async def actual(wire: Wire) -> int:
     value = reply["return"]["actual"]
     assert isinstance(value, int)
     return value
+
+
+async def told(wire: Wire, dialect: Dialect, command: str) -> dict[str, Any]:
+    """Send a command that causes one event and return that: in front of the reply, or after it on 5.2."""
+    reply, events = await wire.execute_with_events(command)
+    assert reply == {"return": {}}
+    assert len(events) == (0 if command in dialect.told_after_reply else 1)
+    return events[0] if events else await wire.message()
 
 
 async def test_the_library_of_qemu_talks_to_it(qemu: Qemu) -> None:
@@ -127,10 +138,11 @@ async def test_the_socket_tells_the_pid_of_qemu(qemu: Qemu) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, -(2**63)])
-async def test_a_target_of_nothing_or_less_is_refused(qemu: Qemu, value: int) -> None:
+async def test_a_target_of_nothing_or_less_is_refused(qemu: Qemu, dialect: Dialect, value: int) -> None:
+    sentence = f"Parameter '{dialect.refused_size}' expects a size"
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
-        assert await wire.execute("balloon", value=value) == refused("Parameter 'target' expects a size")
+        assert await wire.execute("balloon", value=value) == refused(sentence)
 
 
 async def test_a_target_without_a_driver_is_taken_and_moves_nothing(qemu: Qemu) -> None:
@@ -184,13 +196,13 @@ async def test_stop_and_cont_tell_their_event_before_their_reply_and_only_once(q
         assert told == [[], ["STOP"], [], ["RESUME"], []]
 
 
-async def test_the_host_tells_a_reset_before_its_reply_and_all_further_ones_are_the_guests(
-    qemu: Qemu,
+async def test_the_host_tells_a_reset_and_all_further_ones_are_the_guests(
+    qemu: Qemu, dialect: Dialect
 ) -> None:
     # How many follow is up to the firmware: none, one or two were seen.
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
-        _, [first] = await wire.execute_with_events("system_reset")
+        first = await told(wire, dialect, "system_reset")
         _, [*later, stop] = await wire.execute_with_events("stop")
         assert first["data"] == {"guest": False, "reason": "host-qmp-system-reset"}
         assert {first["event"], *(event["event"] for event in later)} == {"RESET"}
@@ -198,11 +210,11 @@ async def test_the_host_tells_a_reset_before_its_reply_and_all_further_ones_are_
         assert stop["event"] == "STOP"
 
 
-async def test_a_reset_without_reboot_is_the_end(start_qemu: StartQemu) -> None:
+async def test_a_reset_without_reboot_is_the_end(start_qemu: StartQemu, dialect: Dialect) -> None:
     qemu = await start_qemu(Start(no_reboot=True))
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
-        _, [event] = await wire.execute_with_events("system_reset")
+        event = await told(wire, dialect, "system_reset")
         assert (event["event"], event["data"]["reason"]) == ("SHUTDOWN", "host-qmp-system-reset")
         assert await wire.line() == b""
     assert await qemu.ended() == 0
@@ -233,15 +245,29 @@ async def test_the_polling_interval_stays_when_the_client_leaves(qemu: Qemu) -> 
         assert await wire.execute("qom-get", path=DEVICE, property=INTERVAL) == {"return": 7}
 
 
-async def test_quit_tells_shutdown_answers_and_removes_the_socket(qemu: Qemu) -> None:
+async def test_quit_tells_shutdown_answers_and_removes_the_socket(qemu: Qemu, dialect: Dialect) -> None:
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
-        reply, [event] = await wire.execute_with_events("quit")
-        assert reply == {"return": {}}
+        event = await told(wire, dialect, "quit")
         assert (event["event"], event["data"]) == ("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
         assert await wire.line() == b""
     assert await qemu.ended() == 0
     assert not qemu.path.exists()
+
+
+async def test_what_becomes_of_a_qemu_that_is_asked_for_the_status_of_its_driver(
+    qemu: Qemu, dialect: Dialect
+) -> None:
+    async with Wire.connected(qemu.path) as wire:
+        await wire.negotiate()
+        wire.send(json.dumps({"execute": DRIVER_STATUS, "arguments": {"path": BACKEND}}).encode())
+        if dialect.virtio_status is VirtioStatus.ABORTS:
+            assert await wire.line() == b""
+            assert await qemu.ended() == -SIGABRT
+        else:
+            answered = dialect.virtio_status is VirtioStatus.ANSWERED
+            assert ("return" in await wire.message()) == answered
+            assert await actual(wire) == SIZE
 
 
 async def test_sigterm_tells_shutdown_and_removes_the_socket(qemu: Qemu) -> None:

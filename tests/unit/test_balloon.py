@@ -26,7 +26,9 @@ from qmpballoon.qmp.balloon import (
     query_run_state,
 )
 from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.commands import DRIVER_STATUS
 from qmpballoon.sim.guest import Behaviour, GuestSpec
+from qmpballoon.sim.qemu.faults import Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.sim.qemu.server import SimulatedQemu
 from qmpballoon.units import MIB
@@ -120,8 +122,18 @@ async def test_the_driver_and_what_it_negotiated(sockets_dir: Path) -> None:
         assert not status.features
 
 
-async def test_a_qemu_that_cannot_tell_of_the_driver_says_none(sockets_dir: Path) -> None:
-    async with attached(sockets_dir / "a.qmp", machine=MachineSpec(virtio_status=False)) as (_, session):
+@pytest.mark.parametrize("version", [(5, 2, 0), (11, 1, 3)])
+async def test_a_qemu_that_may_not_be_asked_for_the_driver_is_not(
+    version: tuple[int, int, int], sockets_dir: Path
+) -> None:
+    async with attached(sockets_dir / "a.qmp", machine=MachineSpec(version=version)) as (qemu, session):
+        assert await query_driver(session, await find_balloon(session)) is None
+        assert not qemu.aborted
+
+
+async def test_a_qemu_that_refuses_to_tell_of_the_driver_says_none(sockets_dir: Path) -> None:
+    faults = Faults(refuse=frozenset({DRIVER_STATUS}))
+    async with attached(sockets_dir / "a.qmp", faults=faults) as (_, session):
         assert await query_driver(session, await find_balloon(session)) is None
 
 

@@ -232,10 +232,22 @@ async def test_it_is_steered_over_a_second_monitor(sockets_dir: Path) -> None:
 
 
 async def test_an_older_qemu_does_not_know_the_virtio_status(sockets_dir: Path) -> None:
-    machine = MachineSpec(virtio_status=False, version=(7, 1, 0))
+    machine = MachineSpec(version=(7, 1, 0))
     async with SimulatedQemu(sockets_dir / "a.qmp", machine=machine) as qemu, connected(qemu.path) as client:
         reply = await client.ask("x-query-virtio-status", path=f"{DEVICE}/virtio-backend")
         assert reply["error"]["class"] == "CommandNotFound"
+
+
+async def test_a_newer_qemu_dies_of_the_virtio_status_and_leaves_its_socket(sockets_dir: Path) -> None:
+    machine = MachineSpec(version=(11, 1, 3))
+    async with SimulatedQemu(sockets_dir / "a.qmp", machine=machine) as qemu, connected(qemu.path) as client:
+        refused = await client.ask("x-query-virtio-status", path=DEVICE)
+        assert refused["error"]["desc"] == f"Path {DEVICE} is not a realized VirtIODevice"
+        client.say("x-query-virtio-status", path=f"{DEVICE}/virtio-backend")
+        assert await client.rest() == b""
+        assert qemu.exited.is_set()
+        assert qemu.aborted
+        assert qemu.path.is_socket()
 
 
 @pytest.mark.parametrize("booted", [True, False])

@@ -69,6 +69,29 @@ def test_a_broken_value_is_told_once_and_the_next_is_read(text: bytes, sentence:
     assert fed([text, b'{"execute":"stop"}']) == [Broken(sentence), Request({"execute": "stop"})]
 
 
+@pytest.mark.parametrize(
+    ("texts", "sentences"),  # as QEMU 11.1.3 said them
+    [
+        ([b"}", b"\n}", b"  }"], ["1:1: {}", "2:1: {}", "2:4: {}"]),
+        ([b'{"execute":"stop"}}', b"\n{} }"], ["1:19: {}", "2:4: {}"]),
+        ([b'{"a":\n\n  1} ', b"}"], ["3:6: {}"]),
+    ],
+)
+def test_where_it_is_broken_is_told_by_line_and_column_of_all_that_came(
+    texts: list[bytes], sentences: list[str]
+) -> None:
+    stream = RequestStream(positions=True)
+    found = [value for text in texts for value in stream.feed(text)]
+    broken = [value.description for value in found if isinstance(value, Broken)]
+    assert broken == [sentence.format("JSON parse error, expecting value") for sentence in sentences]
+
+
+def test_a_broken_keyword_is_told_with_its_own_place_in_the_value() -> None:
+    stream = RequestStream(positions=True)
+    assert stream.feed(b'\n{"execute": \n  bad}') == [Broken("3:3: JSON parse error, invalid keyword 'bad'")]
+    assert stream.feed(b"[" * 5000 + b"]" * 5000) == [Broken("JSON nesting depth limit exceeded")]
+
+
 def test_a_request_needs_no_end_of_line() -> None:
     stream = RequestStream()
     assert stream.feed(b'{"execute":"stop"') == []

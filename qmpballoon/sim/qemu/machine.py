@@ -1,7 +1,7 @@
 """The QMP commands and events of one pretended QEMU, over a simulated guest. No I/O, no clock of its own.
 
-Replies, errors and events have the words and the order of keys that QEMU 7.2 sent; the contract tests
-compare them with a recording.
+Replies, errors and events have the words and the order of keys that QEMU 7.2 sent, or those of the version
+that it pretends to be (see `dialect`); the contract tests compare them with recordings.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from qmpballoon.sim.guest import SimulatedGuest
+from qmpballoon.sim.guest import NOT_REPORTED, SimulatedGuest
+from qmpballoon.sim.qemu.dialect import VirtioStatus, dialect_of
 from qmpballoon.units import MIB
 
 Json: TypeAlias = object  # anything that json.dumps takes
@@ -27,14 +28,10 @@ _ACKNOWLEDGED: Final = (
     "VIRTIO_CONFIG_S_FEATURES_OK: Feature negotiation complete",
     "VIRTIO_CONFIG_S_DRIVER_OK: Driver setup and ready",
 )
-_OFFERED_TRANSPORTS: Final = (
+_TAKEN_TRANSPORTS: Final = (
     "VIRTIO_RING_F_EVENT_IDX: Used & avail. event fields enabled",
-    "VIRTIO_RING_F_INDIRECT_DESC: Indirect descriptors supported",
     "VIRTIO_F_VERSION_1: Device compliant for v1 spec (legacy)",
-    "VIRTIO_F_ANY_LAYOUT: Device accepts arbitrary desc. layouts",
-    "VIRTIO_F_NOTIFY_ON_EMPTY: Notify when device runs out of avail. descs. on VQ",
 )
-_TAKEN_TRANSPORTS: Final = (_OFFERED_TRANSPORTS[0], _OFFERED_TRANSPORTS[2])
 _UNKNOWN_OFFERED: Final = 1100585369600
 _UNKNOWN_TAKEN: Final = 1099511627776
 
@@ -48,6 +45,10 @@ class CommandError(Exception):
         super().__init__(f"{error_class}: {description}")
 
 
+class Aborted(Exception):
+    """QEMU ended in the middle of a command, by SIGABRT."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """What a pretended QEMU was started with; sizes in bytes."""
@@ -58,9 +59,8 @@ class MachineSpec:
     device_id: str | None = "balloon0"  # None: it sits in /machine/peripheral-anon, as device[1]
     dimms: tuple[int, ...] = ()  # part of the guest's size
     nvdimms: tuple[int, ...] = ()  # not part of it
-    version: tuple[int, int, int] = (7, 2, 22)
+    version: tuple[int, int, int] = (7, 2, 22)  # which it also speaks as
     package: str = "simulated"
-    virtio_status: bool = True  # x-query-virtio-status, there since QEMU 7.2
     no_reboot: bool = False
     stopped: bool = False  # -S
     processors_stopped_as: str = "paused"  # the run state after ``stop``
@@ -72,6 +72,7 @@ class SimulatedMachine:
     def __init__(self, guest: SimulatedGuest, spec: MachineSpec | None = None) -> None:
         self.guest = guest
         self.spec = spec or MachineSpec()
+        self.dialect = dialect_of(self.spec.version)
         self.run_state = "prelaunch" if self.spec.stopped else "running"
         self.migration: Mapping[str, object] = {}  # what query-migrate answers
         self.dimms = self.spec.dimms
@@ -102,7 +103,7 @@ class SimulatedMachine:
             "system_reset": (self._reset, {}),
             "quit": (lambda _: self.shut_down("host-qmp-quit"), {}),
         }
-        if self.spec.virtio_status:
+        if self.dialect.virtio_status is not VirtioStatus.UNKNOWN:
             self._commands = {
                 **self._commands,
                 "x-query-virtio-status": (self._virtio_status, {"path": str}),
@@ -156,6 +157,7 @@ class SimulatedMachine:
 
         Raises:
             CommandError: as QEMU would answer.
+            Aborted: QEMU does not live through it.
         """
         if command == "qmp_capabilities":
             raise CommandError(
@@ -197,7 +199,8 @@ class SimulatedMachine:
         return {"qemu": {"micro": micro, "minor": minor, "major": major}, "package": self.spec.package}
 
     def _status(self, _: Arguments) -> Json:
-        return {"status": self.run_state, "singlestep": False, "running": self.run_state == "running"}
+        singlestep = {"singlestep": False} if self.dialect.has_singlestep else {}
+        return {"status": self.run_state, **singlestep, "running": self.run_state == "running"}
 
     def _need_balloon(self) -> None:
         if self.spec.device is None:
@@ -211,7 +214,7 @@ class SimulatedMachine:
         self._need_balloon()
         value = arguments["value"]
         if not isinstance(value, int) or value <= 0:
-            raise _refused("Parameter 'target' expects a size")
+            raise _refused(f"Parameter '{self.dialect.refused_size}' expects a size")
         self.guest.set_target(value)
         return {}
 
@@ -268,7 +271,9 @@ class SimulatedMachine:
     def _get(self, arguments: Arguments) -> Json:
         match self._need_property(arguments):
             case "guest-stats":
-                return {"stats": self.guest.statistics, "last-update": self.guest.last_update}
+                reported = self.guest.statistics
+                statistics = {name: reported.get(name, NOT_REPORTED) for name in self.dialect.statistics}
+                return {"stats": statistics, "last-update": self.guest.last_update}
             case "guest-stats-polling-interval":
                 return self.guest.polling_interval_s
             case "deflate-on-oom":
@@ -291,7 +296,7 @@ class SimulatedMachine:
         if name == "type":
             raise _refused(f"Property '{self.spec.device}.type' is not writable")
         if name == "guest-stats":
-            raise _refused("Property 'virtio-balloon-device.guest-stats' is not writable")
+            raise _refused(self.dialect.statistics_read_only)
         raise _refused(
             f"Attempt to set property '{name}' on anonymous device (type 'virtio-balloon-device')"
             " after it was realized"
@@ -303,7 +308,10 @@ class SimulatedMachine:
         if backend is not None and self.spec.device != "virtio-balloon-device":
             backend += "/virtio-backend"  # the bus's proxy has the device as a child
         if backend is None or path != backend:
-            raise _refused(f"Path {path} is not a VirtIODevice")
+            raise _refused(f"Path {path} is not a {self.dialect.virtio_device}")
+        if self.dialect.virtio_status is VirtioStatus.ABORTS:
+            self.exited = True
+            raise Aborted
         up, guest = self.guest.driver_loaded, self.guest.spec
         reporting = ["VIRTIO_BALLOON_F_REPORTING: Page reporting VQ enabled"] * guest.free_page_reporting
         deflating = ["VIRTIO_BALLOON_F_DEFLATE_ON_OOM: Deflate balloon when guest OOM"] * guest.deflate_on_oom
@@ -333,7 +341,7 @@ class SimulatedMachine:
             "host-features": {
                 "unknown-dev-features": _UNKNOWN_OFFERED,
                 "dev-features": reporting + poison + deflating + statistics,
-                "transports": list(_OFFERED_TRANSPORTS),
+                "transports": list(self.dialect.offered_transports),
             },
             "use-guest-notifier-mask": True,
             "vm-running": self.run_state == "running",

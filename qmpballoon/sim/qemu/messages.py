@@ -1,4 +1,4 @@
-"""Requests taken apart and replies put together, in the words of QEMU 7.2."""
+"""Requests taken apart and replies put together, in words that all versions of QEMU share."""
 
 from __future__ import annotations
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Final, cast
 
 from qmpballoon.sim.guest import Behaviour, GuestSpec, SimulatedGuest
+from qmpballoon.sim.qemu.dialect import Dialect
 from qmpballoon.sim.qemu.faults import Babble, Faults, concerns
-from qmpballoon.sim.qemu.machine import CommandError, Json, MachineSpec, SimulatedMachine
+from qmpballoon.sim.qemu.machine import Aborted, CommandError, Json, MachineSpec, SimulatedMachine
 from qmpballoon.sim.qemu.messages import encode, error_message, flood_event, parse_request
 from qmpballoon.sim.qemu.stream import Broken, RequestStream
 
@@ -51,6 +52,7 @@ class SimulatedQemu:
         self.paths = tuple(Path(each) for each in (path, *more_paths))
         self.faults = faults or Faults()
         self.exited = asyncio.Event()
+        self.aborted = False  # ended by a failed assertion of its own
         now_s = time.monotonic()
         simulated = SimulatedGuest(guest, now_s=now_s, epoch_s=time.time() - now_s, booted=booted)
         self._machine = SimulatedMachine(simulated, machine)
@@ -63,6 +65,11 @@ class SimulatedQemu:
     def path(self) -> Path:
         """The first monitor's socket."""
         return self.paths[0]
+
+    @property
+    def dialect(self) -> Dialect:
+        """What its version says in its own way."""
+        return self._machine.dialect
 
     @property
     def machine(self) -> SimulatedMachine:
@@ -150,15 +157,17 @@ class SimulatedQemu:
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.settle)
 
     def execute(self, command: str, arguments: Mapping[str, object]) -> Json:
-        """Carry out a command and send the events that it causes.
+        """Carry out a command and send the events that it causes, but those that come after its reply.
 
         Raises:
             CommandError: as QEMU would answer.
+            Aborted: QEMU does not live through it.
         """
         if command == "x-simulate":
             return self._simulate(arguments)
         result = self.machine.execute(command, arguments)
-        self.settle()  # QEMU sends a command's events in front of its reply
+        if command not in self.dialect.told_after_reply:
+            self.settle()
         return result
 
     def end_if_exited(self) -> None:
@@ -226,7 +235,7 @@ class _Connection(asyncio.Protocol):
         self.negotiated = False
         self.closed = asyncio.Event()
         self.transport: asyncio.Transport | None = None
-        self._requests = RequestStream()
+        self._requests = RequestStream(positions=qemu.dialect.error_positions)
         self._replies = 0
         self._sent = 0
         self._hung_up = False
@@ -286,9 +295,15 @@ class _Connection(asyncio.Protocol):
                 reply = {"return": self.qemu.execute(command, arguments)}
         except CommandError as error:
             reply = error_message(error.error_class, error.description)
+        except Aborted:
+            self.qemu.aborted = True
+            self.qemu.die()
+            return
         if isinstance(request, dict) and "id" in request:
             reply = {"id": request["id"], **reply} if "error" in reply else {**reply, "id": request["id"]}
         self._reply(command, reply)
+        if command in self.qemu.dialect.told_after_reply:
+            self.qemu.settle()
         self.qemu.end_if_exited()
 
     def _negotiate(self, command: str, arguments: Mapping[str, object]) -> Json:
@@ -302,7 +317,8 @@ class _Connection(asyncio.Protocol):
             raise CommandError("GenericError", "Invalid parameter type for 'enable', expected: array")
         for capability in wanted:
             if capability != "oob":
-                raise CommandError("GenericError", f"Parameter 'null' does not accept value '{capability}'")
+                sentence = self.qemu.dialect.unknown_capability
+                raise CommandError("GenericError", sentence.format(capability))
         self.qemu.machine.take_events()  # nobody was there to hear them
         self.negotiated = True
         self.qemu.settle()

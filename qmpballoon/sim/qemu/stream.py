@@ -1,6 +1,6 @@
 """Splits what a QMP client sends into JSON values: a stream, with nothing between the requests.
 
-QEMU answers an error per broken value and reads on. Source: QEMU 7.2, seen on the wire.
+QEMU answers an error per broken value and reads on. Sources: QEMU 7.2 and 11.1, seen on the wire.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ LONGEST: Final = 64 * 1024 * 1024  # bytes of one value; QEMU's own limit
 DEEPEST: Final = 1024  # brackets within brackets; QEMU's own limit (MAX_NESTING of its json-streamer.c)
 
 _TOO_DEEP: Final = "JSON nesting depth limit exceeded"
+_PARSE_ERROR: Final = "JSON parse error"
 _BLANK: Final = re.compile(rb"[ \t\r\n]*")
 _WORD: Final = re.compile(rb"[-+.0-9A-Za-z]+")
 _STRUCTURE: Final = re.compile(rb'["{}\[\]]')
@@ -35,9 +36,15 @@ class Broken:
 
 
 class RequestStream:
-    """Takes bytes as they come, gives values as they are complete. Broken input never raises."""
+    """Takes bytes as they come, gives values as they are complete. Broken input never raises.
 
-    def __init__(self) -> None:
+    With ``positions`` the sentence about a parse error starts with its line and column, both counted in
+    bytes from 1 over all that was ever fed.
+    """
+
+    def __init__(self, *, positions: bool = False) -> None:
+        self._positions = positions
+        self._line, self._column = 1, 1  # of the first pending byte
         self._pending = bytearray()
         self._scanned = 0  # how far into the pending value the brackets were counted
         self._depth = self._deepest = 0
@@ -54,7 +61,7 @@ class RequestStream:
     def _next(self) -> Request | Broken | None:
         if not self._scanned:
             blank = _BLANK.match(self._pending)
-            del self._pending[: blank.end() if blank else 0]
+            self._consume(blank.end() if blank else 0)
         if not self._pending:
             return None
         if self._scanned or self._pending[0] in b'{["':
@@ -64,10 +71,10 @@ class RequestStream:
                 return self._drop(len(self._pending), "JSON token size limit exceeded")
             return None
         if self._pending[0] in b"}]":
-            return self._drop(1, "JSON parse error, expecting value")
+            return self._drop(1, f"{_PARSE_ERROR}, expecting value")
         word = _WORD.match(self._pending)
         if word is None:
-            return self._drop(1, f"JSON parse error, stray '{_shown(self._pending[0])}'")
+            return self._drop(1, f"{_PARSE_ERROR}, stray '{_shown(self._pending[0])}'")
         if word.end() == len(self._pending) and word.end() < LONGEST:
             return None
         self._scanned = word.end()
@@ -104,16 +111,36 @@ class RequestStream:
         try:
             value = json.loads(text.decode(), parse_constant=_refuse)
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are such
-            return self._drop(len(text), _sentence(text, error))
+            return self._drop(len(text), _sentence(text, error), at=_offset(error))
         except RecursionError:  # Python 3.11 reads less than QEMU, 3.13 more
             return self._drop(len(text), _TOO_DEEP)
         self._drop(len(text), "")
         return Request(value)
 
-    def _drop(self, size: int, description: str) -> Broken:
-        del self._pending[:size]
+    def _drop(self, size: int, description: str, *, at: int = 0) -> Broken:
+        if self._positions and description.startswith(_PARSE_ERROR):
+            line, column = self._position(at)
+            description = f"{line}:{column}: {description}"
+        self._consume(size)
         self._scanned, self._depth, self._deepest, self._in_text = 0, 0, 0, False
         return Broken(description)
+
+    def _position(self, offset: int) -> tuple[int, int]:
+        """Return line and column of a pending byte."""
+        before = self._pending[:offset]
+        if b"\n" not in before:
+            return self._line, self._column + offset
+        return self._line + before.count(b"\n"), offset - before.rindex(b"\n")
+
+    def _consume(self, size: int) -> None:
+        if self._positions:
+            self._line, self._column = self._position(size)
+        del self._pending[:size]
+
+
+def _offset(error: ValueError) -> int:
+    """Return how many bytes of a value stand in front of what is wrong in it, where Python tells."""
+    return len(error.doc[: error.pos].encode()) if isinstance(error, json.JSONDecodeError) else 0
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -124,10 +151,10 @@ def _sentence(text: bytes, error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
         keyword = re.match(r"[A-Za-z]+", error.doc[error.pos :])
         if keyword:
-            return f"JSON parse error, invalid keyword '{keyword[0]}'"
+            return f"{_PARSE_ERROR}, invalid keyword '{keyword[0]}'"
     elif not isinstance(error, UnicodeDecodeError) and str(error) in ("NaN", "Infinity", "-Infinity"):
-        return f"JSON parse error, invalid keyword '{error}'"
-    return "JSON parse error, expecting value"
+        return f"{_PARSE_ERROR}, invalid keyword '{error}'"
+    return f"{_PARSE_ERROR}, expecting value"
 
 
 def _shown(byte: int) -> str:

@@ -65,7 +65,7 @@ class Start:
         return words + ["-no-reboot"] * self.no_reboot
 
     def specs(self, version: Version) -> tuple[GuestSpec, MachineSpec]:
-        """Return the same for a pretended QEMU of this version, with nothing in the guest that would drive a balloon."""
+        """Return the same for a pretended QEMU of this version, with nothing in it to drive a balloon."""
         guest = GuestSpec(
             size=SIZE + 128 * MIB * self.dimm,
             driver=False,

@@ -56,7 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=parse_size, default="256MiB", help="memory of a guest (256MiB)")
     parser.add_argument("--anonymous", type=parse_size, default=None, help="memory its workload holds")
     parser.add_argument("--name", help="QEMU's -name; with --count a number is appended")
-    parser.add_argument("--qemu", type=_version, default="7.2.22", help="the version it speaks as (7.2.22)")
     parser.add_argument("--boot-s", type=float, help="seconds until the driver loads; it is up if not given")
     parser.add_argument("--no-balloon", action="store_true", help="no balloon device")
     parser.add_argument("--deflate-on-oom", action="store_true", help="negotiated")
@@ -65,11 +64,6 @@ def _parser() -> argparse.ArgumentParser:
         "--fault", action="append", default=[], metavar="NAME[=VALUE]", help="may be given again"
     )
     return parser
-
-
-def _version(text: str) -> tuple[int, int, int]:
-    major, minor, micro = map(int, text.split("."))
-    return major, minor, micro
 
 
 def _qemu(options: argparse.Namespace, number: int) -> SimulatedQemu:
@@ -86,11 +80,7 @@ def _qemu(options: argparse.Namespace, number: int) -> SimulatedQemu:
             deflate_on_oom=options.deflate_on_oom,
             boot_s=GuestSpec().boot_s if options.boot_s is None else options.boot_s,
         ),
-        machine=MachineSpec(
-            name=name,
-            device=None if options.no_balloon else "virtio-balloon-pci",
-            version=options.qemu,
-        ),
+        machine=MachineSpec(name=name, device=None if options.no_balloon else "virtio-balloon-pci"),
         faults=Faults.parse(options.fault),
         booted=options.boot_s is None,
     )

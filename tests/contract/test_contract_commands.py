@@ -1,0 +1,167 @@
+"""Everything that the program ever sends leaves a QEMU alive, whatever that QEMU is doing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from both_qemus import PATIENCE_S, Qemu, Start, Wire, installed_version
+from conversations import BACKEND, DEVICE, INTERVAL
+from overheard import overheard
+
+import qmpballoon
+from qmpballoon.agent.vm_session import VmSession
+from qmpballoon.lab.guest import BalloonDevice, LabGuest
+from qmpballoon.lab.lab import Lab
+from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.commands import COMMANDS, DRIVER_STATUS, may_be_sent
+from qmpballoon.qmp.monitor import open_monitor
+from qmpballoon.units import MIB
+
+VERSION = ".".join(map(str, installed_version()))
+SENT = [name for name in COMMANDS if may_be_sent(name, VERSION)]
+
+StartQemu = Callable[[Start], Awaitable[Qemu]]
+
+ARGUMENTS: dict[str, dict[str, object]] = {
+    "qom-list": {"path": "/machine/peripheral"},
+    "balloon": {"value": 112 * MIB},
+    "qom-get guest-stats": {"path": DEVICE, "property": "guest-stats"},
+    f"qom-get {INTERVAL}": {"path": DEVICE, "property": INTERVAL},
+    f"qom-set {INTERVAL}": {"path": DEVICE, "property": INTERVAL, "value": 1},
+    "qom-get deflate-on-oom": {"path": DEVICE, "property": "deflate-on-oom"},
+    DRIVER_STATUS: {"path": BACKEND},
+}
+WITHOUT_BALLOON = {  # the class of the error; all others are answered
+    "query-balloon": "DeviceNotActive",
+    "balloon": "DeviceNotActive",
+    "qom-get guest-stats": "DeviceNotFound",
+    f"qom-get {INTERVAL}": "DeviceNotFound",
+    f"qom-set {INTERVAL}": "DeviceNotFound",
+    "qom-get deflate-on-oom": "DeviceNotFound",
+    DRIVER_STATUS: "GenericError",
+}
+
+
+async def said_to_all(path: Path, *, run_state: str) -> dict[str, str]:
+    """Send everything, in the order of the table; return the class of each error, and how QEMU is then."""
+    errors = {}
+    async with Wire.connected(path) as wire:
+        await wire.message()
+        for name in SENT:
+            reply = await wire.execute(name.split()[0], **ARGUMENTS.get(name, {}))
+            if "return" not in reply:
+                errors[name] = reply["error"]["class"]
+        status = await wire.execute("query-status")
+        assert status["return"]["status"] == run_state
+    return errors
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("balloon", [True, False])
+async def test_a_qemu_without_a_guest_lives_through_everything_that_is_sent(
+    start_qemu: StartQemu, balloon: bool, stopped: bool
+) -> None:
+    qemu = await start_qemu(Start(device="virtio-balloon-pci" if balloon else None, stopped=stopped))
+    errors = await said_to_all(qemu.path, run_state="prelaunch" if stopped else "running")
+    expected = {} if balloon else WITHOUT_BALLOON
+    assert errors == {name: error for name, error in expected.items() if name in SENT}
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("driver", [True, False])
+async def test_a_qemu_with_linux_in_it_lives_through_everything_that_is_sent(
+    sockets_dir: Path, driver: bool, stopped: bool
+) -> None:
+    async with Lab(sockets_dir) as lab:
+        guest = await lab.guest("linux", driver=driver)
+        assert (await guest.guest_memory()).driver == driver
+        if stopped:
+            await guest.truth.execute("stop")
+        assert await said_to_all(guest.socket, run_state="paused" if stopped else "running") == {}
+        if driver and not stopped:
+            await guest.truth.until_actual(
+                lambda actual: actual < guest.memory, timeout_s=PATIENCE_S, what="its balloon moves"
+            )
+        assert guest.program.exit_status is None
+
+
+# ── what the program does send ───────────────────────────────────────────────────────────────────
+
+
+async def use_the_api(socket: Path, guest: LabGuest) -> None:
+    async with qmpballoon.connect(socket, timeout_s=PATIENCE_S) as vm:
+        state = await vm.state(fresh_s=PATIENCE_S if guest.machine.driver else 0)
+        assert state.size == guest.memory
+        assert (state.guest is not None) == guest.machine.driver
+        assert await vm.set_target(guest.memory - 16 * MIB) == guest.memory - 16 * MIB
+        assert (await vm.driver_up()) in (guest.machine.driver, None)
+
+
+async def watch_as_the_agent(socket: Path, guest: LabGuest) -> None:
+    clock = asyncio.get_running_loop().time
+    session = await Session.greeted(
+        open_monitor(socket),
+        lambda event, details: None,
+        greeting_timeout_s=PATIENCE_S,
+        request_timeout_s=PATIENCE_S,
+    )
+    try:
+        seen = VmSession(session, stats_interval_s=1, clock=clock)
+        await seen.look()
+        came = await seen.take_sample(ask=True, wait_s=PATIENCE_S if guest.machine.driver else 0)
+        assert came == guest.machine.driver
+        await seen.look()
+        assert seen.driver_up == guest.machine.driver
+        assert seen.deflates_on_oom == guest.machine.driver
+        seen.close()
+    finally:
+        await session.close()
+
+
+@pytest.mark.parametrize("driver", [True, False])
+@pytest.mark.parametrize("use", [use_the_api, watch_as_the_agent])
+async def test_the_program_sends_nothing_else_and_the_unstable_only_where_it_was_tried(
+    sockets_dir: Path, use: Callable[[Path, LabGuest], Awaitable[None]], driver: bool
+) -> None:
+    async with Lab(sockets_dir) as lab:
+        guest = await lab.guest("linux", balloon=BalloonDevice(deflate_on_oom=True), driver=driver)
+        async with overheard(guest.socket, sockets_dir / "overheard") as said:
+            await use(sockets_dir / "overheard", guest)
+        assert said[0] == "qmp_capabilities"
+        assert "query-balloon" in said
+        assert set(said) <= set(SENT)
+        assert (DRIVER_STATUS in said) == (DRIVER_STATUS in SENT)
+        assert await guest.truth.status() == "running"
+        assert guest.program.exit_status is None
+
+
+# ── what QEMU says of them ───────────────────────────────────────────────────────────────────────
+
+UNSTABLE_IS_FLAGGED_SINCE = (6, 2, 0)
+
+
+async def test_qemu_calls_those_unstable_that_the_table_does_and_none_deprecated(sockets_dir: Path) -> None:
+    async with Lab(sockets_dir) as lab:
+        qemu = await lab.empty_qemu("schema")
+        async with Wire.connected(qemu.socket) as wire:
+            await wire.negotiate()
+            schema: list[dict[str, Any]] = (await wire.execute("query-qmp-schema"))["return"]
+    features = {each["name"]: each.get("features", []) for each in schema if each["meta-type"] == "command"}
+    flagged = any("unstable" in each for each in features.values())
+    assert flagged == (installed_version() >= UNSTABLE_IS_FLAGGED_SINCE)
+    for name, sent in COMMANDS.items():
+        command = name.split()[0]
+        stable = sent.tried is None
+        assert stable or command.startswith("x-")
+        assert (command in features) == (installed_version() >= since(sent.since))
+        assert "deprecated" not in features.get(command, [])
+        if flagged and command in features:
+            assert ("unstable" in features[command]) != stable
+
+
+def since(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))

@@ -413,10 +413,10 @@ class ManagedVm:
         return is_news
 
     def _balloon_changed(self, session: VmSession, actual: int) -> None:
-        size, target = self.run.size, self.run.target
+        size, target, before = self.run.size, self.run.target, session.actual
         session.take_actual(actual)
-        empty = size is not None and actual >= size - 2 * MIB
-        if empty and target is not None and actual > target + 2 * MIB:  # perhaps the driver went
+        empties = size is not None and actual >= size - 2 * MIB and (before is None or actual >= before)
+        if empties and target is not None and actual > target + 2 * MIB:  # perhaps the driver went
             with self._driver_watched(session):
                 session.emptied_against_target()
             self._look_soon()

@@ -387,3 +387,14 @@ async def test_a_driver_that_is_unloaded_is_missed_when_the_balloon_empties(
         stage.vm("a").on_qmp_event("BALLOON_CHANGE", {"actual": 256 * MIB})
         assert not stage.record("a").driver_up
         assert stage.record("a").sample is None
+
+
+async def test_the_first_step_towards_a_target_is_no_driver_that_went(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a", machine=UNASKED, guest=GuestSpec(behaviour=Behaviour.SLOW))
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        was = list(stage.healths)
+        await stage.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S)
+        assert stage.healths == was

@@ -2,6 +2,7 @@
 
 PYTHON_BIN = .venv/bin
 PYTEST_ARGS ?=
+QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_real.py agent_target.py)
 BENCH_ARGS ?=
 
 .PHONY: help demo test test-python check bench bench-policy clean
@@ -20,6 +21,14 @@ test: check ## everything that check does, then scenarios, real guests and a rea
 
 test-python: ## unit and property tests under Python 3.11, 3.12 and 3.13, as far as they are here
 	@scripts/test-python
+
+test-qemu: ## contract, health, API and targets with QEMU 5.2, 10.0 and 11.1, which scripts/fetch-qemu brings
+	@scripts/setup dev lab
+	@set -e; directories=$$(scripts/fetch-qemu all); for bin in $$directories; do \
+	    $$bin/qemu-system-x86_64 --version | sed -n 1p; \
+	    PATH=$$bin:$$PATH QMPBALLOON_CACHE=$${bin%/bin}/lab \
+	        $(PYTHON_BIN)/pytest -n 3 --dist worksteal $(QEMU_TESTS) $(PYTEST_ARGS); \
+	done
 
 check: ## lint, types, unit and property tests: under 30 s, no guests
 	@scripts/setup dev

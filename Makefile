@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_real.py agent_target.py)
 BENCH_ARGS ?=
 
-.PHONY: help demo test test-python check bench bench-policy clean
+.PHONY: help demo test test-python test-qemu check bench bench-policy clean
 .NOTPARALLEL:
 
 help: ## list the targets

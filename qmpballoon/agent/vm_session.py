@@ -55,6 +55,8 @@ class _Driver:
     def moved(self, now_s: float) -> None:
         """Note that the balloon moved."""
         if now_s >= self._moves_count_from_s:
+            if not self.has_moved:
+                self.since_s = now_s
             self.has_moved = True
 
     def was_reset(self, now_s: float) -> None:

@@ -14,7 +14,7 @@ from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
 from scripted_peer import session_with
 
 from qmpballoon.agent import connector as connector_module
-from qmpballoon.model.health import BOOT_S
+from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S
 from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.faults import Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
@@ -374,6 +374,18 @@ async def test_a_reset_takes_the_proof_back_until_the_driver_returns(
         qemu.set_behaviour(Behaviour.IDEAL)
         await stage.until_health("a", "ok")
         assert stage.record("a").driver_up
+
+
+async def test_a_driver_that_comes_late_has_time_for_its_first_sample(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a", machine=UNASKED, guest=GuestSpec(statistics=False))
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "no-driver")
+        stage.later_s += FIRST_SAMPLE_S + 1
+        qemu.execute("balloon", {"value": 128 * MIB})
+        await stage.until(lambda: stage.record("a").driver_up)
+        assert stage.health("a") == "starting"
 
 
 async def test_a_driver_that_is_unloaded_is_missed_when_the_balloon_empties(

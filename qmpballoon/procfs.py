@@ -128,7 +128,7 @@ class ResidentMemory:
     """What ``rss_of`` tells, again and again, at a seventh of the time: a file is kept open.
 
     Huge pages are not in VmRSS. Where a process has some, both are read at one moment from /proc/PID/status,
-    which takes ten times as long as /proc/PID/statm. See proc(5).
+    which takes 50 µs and not 2 as /proc/PID/statm does. See proc(5).
     """
 
     def __init__(self, pid: int) -> None:
@@ -143,14 +143,12 @@ class ResidentMemory:
             return None
         if self._has_huge_pages is False:
             return _resident(self._read_statm())
-        sizes = status_of(self._pid)
-        huge_pages, resident = sizes.get("HugetlbPages", 0), sizes.get("VmRSS")
-        self._has_huge_pages = huge_pages > 0
-        return None if resident is None else resident + huge_pages
+        sizes = self._read_status()
+        return sizes["VmRSS"] + sizes.get("HugetlbPages", 0) if "VmRSS" in sizes else None
 
-    def look_for_huge_pages(self) -> None:
-        """Let the next read look whether the process has huge pages by now."""
-        self._has_huge_pages = None
+    def look_closely(self) -> int:
+        """Look whether the process has huge pages by now; return how much of it is swapped out, in bytes."""
+        return 0 if self._closed else self._read_status().get("VmSwap", 0)
 
     def close(self) -> None:
         """Close the file; nothing is read any more."""
@@ -158,6 +156,12 @@ class ResidentMemory:
         if self._statm is not None:
             os.close(self._statm)
             self._statm = None
+
+    def _read_status(self) -> dict[str, int]:
+        sizes = status_of(self._pid)
+        if "VmRSS" in sizes:
+            self._has_huge_pages = sizes.get("HugetlbPages", 0) > 0
+        return sizes
 
     def _read_statm(self) -> bytes:
         try:

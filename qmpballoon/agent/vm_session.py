@@ -10,7 +10,7 @@ from typing import Final
 from qmpballoon.errors import NoBalloon, QmpError
 from qmpballoon.model.facts import Seen
 from qmpballoon.model.records import Sample
-from qmpballoon.procfs import ResidentMemory, status_of
+from qmpballoon.procfs import ResidentMemory
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.resizer import DriverState, Resizer
@@ -149,9 +149,8 @@ class VmSession:
                 self._driver = _Driver(self._clock())
                 return
             await self.look_at_driver()
-        if self._resident is not None and self.session.pid:
-            self._resident.look_for_huge_pages()
-            self._rss_tells = status_of(self.session.pid).get("VmSwap", 0) <= _LITTLE
+        if self._resident is not None:
+            self._rss_tells = self._resident.look_closely() <= _LITTLE
         self.look_at_process()
 
     async def _find_device(self) -> None:

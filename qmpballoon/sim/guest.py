@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -41,8 +41,14 @@ _STATISTICS: Final = {
     "stat-total-memory": "total",
     "stat-swap-in": "swap_in",
     "stat-disk-caches": "caches",
+    "stat-oom-kills": "oom_kills",
+    "stat-alloc-stalls": "alloc_stalls",
+    "stat-async-scans": "async_scans",
+    "stat-direct-scans": "direct_scans",
+    "stat-async-reclaims": "async_reclaims",
+    "stat-direct-reclaims": "direct_reclaims",
 }
-"""QEMU's names, in its order, and ours."""
+"""QEMU's names and ours; which of them a QEMU has, and in which order, is its dialect."""
 
 
 class Behaviour(StrEnum):
@@ -109,7 +115,8 @@ class SimulatedGuest:
         self.polling_interval_s = 0
         self.last_update = 0
         self.figures: Figures | None = None  # what the driver last reported
-        self.oom_kills = 0
+        self.oom_kills = 0  # since it was powered on first, resets included
+        self._kills_before_boot = 0
         self._told_balloon = 0  # what the driver last wrote into the device; a reset does not clear it
         self._steps_from = 0  # the balloon at the driver's last step, 0 after a reset
         self._anonymous = 0
@@ -155,7 +162,8 @@ class SimulatedGuest:
         """The figures as QEMU tells them."""
         if self.figures is None:
             return dict.fromkeys(_STATISTICS, NOT_REPORTED)
-        return {name: getattr(self.figures, ours) for name, ours in _STATISTICS.items()}
+        reported = {name: getattr(self.figures, ours) for name, ours in _STATISTICS.items()}
+        return {name: NOT_REPORTED if value is None else value for name, value in reported.items()}
 
     @property
     def caches(self) -> int:
@@ -241,6 +249,7 @@ class SimulatedGuest:
         self._sample_at_s = _NEVER
         self._workload_at_s = _NEVER
         self._powered_at_s = self._clock_s
+        self._kills_before_boot = self.oom_kills
         self._released = False
         self._boots_at_s = self._clock_s + self.spec.boot_s
         self._start_moving()
@@ -387,5 +396,16 @@ class SimulatedGuest:
             available, caches = total, 0
         minor_faults = int((self._clock_s - self._powered_at_s) * _MINOR_FAULTS_PER_S)
         minor_faults += anonymous // PAGE
-        self.figures = Figures(total, available - caches, available, caches, 0, 0, 0, minor_faults, 0, 0)
+        figures = Figures(total, available - caches, available, caches, 0, 0, 0, minor_faults, 0, 0)
+        if self.spec.kernel.counts_reclaim:  # it kills at once: nothing is scanned or reclaimed before
+            figures = replace(
+                figures,
+                oom_kills=self.oom_kills - self._kills_before_boot,
+                alloc_stalls=0,
+                async_scans=0,
+                direct_scans=0,
+                async_reclaims=0,
+                direct_reclaims=0,
+            )
+        self.figures = figures
         self.last_update = int(self.epoch_s + self._clock_s + self._lag_s)

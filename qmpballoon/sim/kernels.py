@@ -23,6 +23,7 @@ class GuestKernel:
     inflate_stops_at: int  # the driver finds no page to take
     oom_kills_at: int  # it kills
     deflate_on_oom_keeps: int  # deflate-on-oom restores
+    counts_reclaim: bool  # reports ``stat-oom-kills`` and the five other counters of reclaim
 
 
 KERNEL_6_1: Final = GuestKernel(
@@ -32,6 +33,7 @@ KERNEL_6_1: Final = GuestKernel(
     inflate_stops_at=6 * MIB,
     oom_kills_at=5 * MIB,
     deflate_on_oom_keeps=7 * MIB,
+    counts_reclaim=False,
 )
 KERNEL_6_12: Final = GuestKernel(
     release="6.12",
@@ -40,6 +42,7 @@ KERNEL_6_12: Final = GuestKernel(
     inflate_stops_at=0,
     oom_kills_at=0,
     deflate_on_oom_keeps=0,
+    counts_reclaim=True,
 )
 KERNELS: Final = {kernel.release: kernel for kernel in (KERNEL_6_1, KERNEL_6_12)}
 """By release, oldest first."""

@@ -16,11 +16,12 @@ from qmpballoon.units import MIB
 
 VM_KEYS = """
     schema ts host vm name uuid life run_state size actual balloon target floor ceiling shares overridden
-    mode policy why health guest rss pid socket qemu
+    mode policy why held health guest rss pid socket qemu
 """
 GUEST_KEYS = """
     total free available caches swap_in swap_out major_faults minor_faults
-    hugetlb_allocs hugetlb_failures age_s
+    hugetlb_allocs hugetlb_failures oom_kills alloc_stalls async_scans direct_scans
+    async_reclaims direct_reclaims age_s
 """
 HOST_KEYS = """
     schema ts host name version instance seq uptime_s heartbeat_s policy mode level budget reserve used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -174,7 +175,14 @@ def test_every_figure_has_its_place() -> None:
         "stat-minor-faults": "minor_faults",
         "stat-htlb-pgalloc": "hugetlb_allocs",
         "stat-htlb-pgfail": "hugetlb_failures",
+        "stat-oom-kills": "oom_kills",
+        "stat-alloc-stalls": "alloc_stalls",
+        "stat-async-scans": "async_scans",
+        "stat-direct-scans": "direct_scans",
+        "stat-async-reclaims": "async_reclaims",
+        "stat-direct-reclaims": "direct_reclaims",
     }
+    assert sorted(names.values()) == sorted(field.name for field in dataclasses.fields(Figures))
     figures = parse_figures({key: number for number, key in enumerate(names)} | {"stat-of-tomorrow": 1})
     assert {name: getattr(figures, name) for name in names.values()} == {
         name: number for number, name in enumerate(names.values())

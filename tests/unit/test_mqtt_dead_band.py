@@ -62,6 +62,8 @@ def test_a_guest_size_that_leaves_its_dead_band_is_published(name: str) -> None:
 
 def test_ages_counters_and_a_little_rss_alone_are_no_change() -> None:
     assert not vm_changed(RECORD, figures(minor_faults=500, major_faults=1, swap_in=9, hugetlb_allocs=1))
+    assert not vm_changed(RECORD, figures(oom_kills=2, alloc_stalls=38, async_scans=1, direct_scans=1))
+    assert not vm_changed(RECORD, figures(async_reclaims=1, direct_reclaims=1))
     assert not vm_changed(RECORD, dataclasses.replace(RECORD, rss=191 * MIB))
     assert not vm_changed(RECORD, RECORD)
     assert vm_changed(None, RECORD)

@@ -165,17 +165,33 @@ def test_the_sizes_of_a_process_are_bytes(monkeypatch: pytest.MonkeyPatch) -> No
 def test_huge_pages_are_resident_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(procfs, "_text", lambda path: STATUS)
     resident = ResidentMemory(os.getpid())
-    assert resident.read() == resident.read() == (90000 + 4096) * 1024
+    assert resident.read() == resident.read() == rss_of(os.getpid()) == (90000 + 4096) * 1024
     monkeypatch.setattr(procfs, "_text", lambda path: STATUS.replace("4096", "0"))
     assert resident.read() == 90000 * 1024
     monkeypatch.setattr(procfs, "_text", lambda path: STATUS)
     small = resident.read()  # none were there: the cheaper file is read until somebody looks again
     assert small is not None
     assert small != (90000 + 4096) * 1024
-    resident.look_for_huge_pages()
+    assert resident.look_closely() == 12 * 1024  # swapped out
     assert resident.read() == (90000 + 4096) * 1024
     resident.close()
     assert resident.read() is None
+    assert resident.look_closely() == 0
+
+
+def test_a_kernel_without_huge_pages_tells_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def status(path: str) -> str:
+        read.append(path)
+        return "VmRSS:\t  90000 kB\n"
+
+    monkeypatch.setattr(procfs, "_text", status)
+    resident = ResidentMemory(os.getpid())
+    assert resident.look_closely() == 0
+    assert resident.read() not in (None, 90000 * 1024)  # of the real process, by the cheaper file
+    assert read == [f"/proc/{os.getpid()}/status"]
+    resident.close()
 
 
 def test_a_real_process_without_huge_pages_is_read_the_same_in_both_ways() -> None:

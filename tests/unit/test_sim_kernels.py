@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qmpballoon.policy.registry import simulated
-from qmpballoon.sim.guest import GuestSpec, SimulatedGuest
+from qmpballoon.sim.guest import NOT_REPORTED, GuestSpec, SimulatedGuest
 from qmpballoon.sim.host import Host, play
 from qmpballoon.sim.kernels import KERNEL_6_1, KERNEL_6_12, KERNELS, GuestKernel, kernel_like
 from qmpballoon.sim.traces import built_in
@@ -74,6 +74,27 @@ def test_the_total_lacks_what_the_kernel_does_not_count(kernel: GuestKernel) -> 
     guest = a_guest(kernel)
     guest.advance(10.0)
     assert 256 * MIB - guest.statistics["stat-total-memory"] == pytest.approx(kernel.unseen, abs=MIB)
+
+
+COUNTERS = ("oom-kills", "alloc-stalls", "async-scans", "direct-scans", "async-reclaims", "direct-reclaims")
+
+
+def counters(guest: SimulatedGuest) -> list[int]:
+    return [guest.statistics[f"stat-{name}"] for name in COUNTERS]
+
+
+def test_kills_since_the_boot_are_reported_by_newer_kernels_alone() -> None:
+    older, newer = a_guest(KERNEL_6_1), a_guest(KERNEL_6_12)
+    for guest in (older, newer):
+        guest.set_demand(256 * MIB)
+        guest.advance(2.0)
+        assert guest.oom_kills == 1
+    assert counters(older) == [NOT_REPORTED] * 6
+    assert counters(newer) == [1, 0, 0, 0, 0, 0]
+    newer.set_demand(0)
+    newer.reset()
+    newer.advance(10.0)
+    assert counters(newer) == [0] * 6
 
 
 def test_a_small_base_hides_no_more_than_a_part_of_itself() -> None:

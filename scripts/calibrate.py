@@ -28,6 +28,8 @@ from qmpballoon.units import MIB
 SIZE: Final = 224 * MIB
 SQUEEZED: Final = 128 * MIB  # where the growth begins
 RATES_MIB_PER_S: Final = (8, 20, 40)
+LET_GO: Final = 100 * MIB
+LATER_S: Final = 5.0
 LOOK_EVERY_S: Final = 0.01
 AT_ONCE: Final = 3  # real guests
 _SIMULATED_STEP_S: Final = 0.002
@@ -228,9 +230,33 @@ async def kept_by_deflate_on_oom(subject: Subject) -> dict[str, float]:
     return {"available kept by deflate-on-oom": least / MIB, "kills with deflate-on-oom": float(look.kills)}
 
 
+async def let_go(subject: Subject) -> dict[str, float]:
+    """A workload that ends: how much of its memory is not seen as available, at once and later."""
+    before = await subject.look()
+    await _held(subject, LET_GO // MIB)
+    await _held(subject, 0)
+    at_once = await subject.look()
+    await subject.pause(LATER_S)
+    later = await subject.look()
+    return {
+        f"not seen of {LET_GO // MIB} MiB let go": (before.available - at_once.available) / MIB,
+        f"not seen {LATER_S:g} s later": (before.available - later.available) / MIB,
+    }
+
+
 async def reset(subject: Subject) -> dict[str, float]:
     """A reset: how long until its driver is there."""
     return {"boots in": await subject.reset_until_driver()}
+
+
+async def _held(subject: Subject, mib: int) -> None:
+    """Let the workload hold this much, as fast as it can."""
+    await subject.grow(mib, 1000)
+    end_s = subject.now_s() + _END_S
+    while (await subject.look()).held != mib * MIB:
+        if subject.now_s() > end_s:
+            raise LabError(f"the workload does not hold {mib} MiB")
+        await subject.pause(LOOK_EVERY_S)
 
 
 async def _moved(subject: Subject, target: int) -> float:
@@ -303,6 +329,7 @@ SCENES: Final[tuple[tuple[Scene, bool], ...]] = (
     *((starved(rate), False) for rate in RATES_MIB_PER_S),
     (starved_with_deflate_on_oom, True),
     (kept_by_deflate_on_oom, True),
+    (let_go, False),
     (reset, False),
 )
 """Each scene, and whether its guest has deflate-on-oom."""
@@ -318,6 +345,7 @@ _TOLERANCES_MIB: Final = {
     "balloon at": 8.0,
     "available kept": 4.0,
     "kills with": 0.0,
+    "not seen": 6.0,
 }
 
 

@@ -127,6 +127,10 @@ class SimulatedGuest:
         self._powered_at_s = now_s
         self._moved_from = 0
         self._moves_since_s = now_s
+        self._listed = 0.0  # bytes that were freed and are not counted as available, at _listed_at_s
+        self._lists_take = 0.0  # bytes that lists have room for, then
+        self._listed_at_s = now_s
+        self._in_use = 0  # by the balloon and the workload, when that was last looked at
         self._released = False  # deflate-on-oom took memory back; the driver waits for a new target
         self._boots_at_s = now_s if booted else now_s + self.spec.boot_s
         self._poll_at_s = self._sample_at_s = self._workload_at_s = _NEVER
@@ -154,8 +158,9 @@ class SimulatedGuest:
 
     @property
     def available(self) -> int:
-        """Bytes that the workload could still get, as Linux's MemAvailable."""
-        return self.memory()[1]
+        """Linux's MemAvailable in bytes: less than the workload could still get while much is in lists."""
+        _, available, caches = self.memory()
+        return max(caches, available - self._listed_now())
 
     @property
     def statistics(self) -> Mapping[str, int]:
@@ -171,7 +176,7 @@ class SimulatedGuest:
         return self.memory()[2]
 
     def memory(self) -> tuple[int, int, int]:
-        """Return what is anonymous, available and page cache, all three at once."""
+        """Return what is anonymous, what can still be had, and what of that is page cache, all at once."""
         anonymous = self.anonymous
         available = max(0, self.size - self.balloon - self.spec.base - anonymous)
         return anonymous, available, min(self._cache, available)
@@ -199,6 +204,7 @@ class SimulatedGuest:
                 break
             self._clock_s = max(self._clock_s, due_s)
             self._move()
+            self._list_what_was_freed()
             if due_s == self._boots_at_s:
                 self._boot()
             elif due_s == self._workload_at_s:
@@ -210,6 +216,7 @@ class SimulatedGuest:
                 self._ask_for_statistics()
         self._clock_s = until_s
         self._move()
+        self._list_what_was_freed()
 
     def set_target(self, target: int) -> None:
         """Ask for an ``actual`` of ``target`` bytes: rounded up to 4 KiB, at most the size."""
@@ -221,6 +228,7 @@ class SimulatedGuest:
         """Let the workload ask for bytes of anonymous memory and page cache, from now on."""
         self._anonymous, self._cache = anonymous, cache
         self._serve_demand()
+        self._list_what_was_freed()
 
     def set_behaviour(self, behaviour: Behaviour) -> None:
         """Change how the guest takes to its balloon; the driver loads or unloads where that means so."""
@@ -245,7 +253,8 @@ class SimulatedGuest:
     def reset(self) -> None:
         """Reboot: the memory is back in full at once, and ``actual`` is untrue until the driver moves."""
         self.driver_loaded = False
-        self.balloon = self._steps_from = 0
+        self.balloon = self._steps_from = self._in_use = 0
+        self._listed = self._lists_take = 0.0
         self._sample_at_s = _NEVER
         self._workload_at_s = _NEVER
         self._powered_at_s = self._clock_s
@@ -372,6 +381,22 @@ class SimulatedGuest:
             self._workload_at_s = self._clock_s + self.spec.restart_s
             self._start_moving()
 
+    def _list_what_was_freed(self) -> None:
+        in_use = self.balloon + self.anonymous
+        taken, self._in_use = in_use - self._in_use, in_use
+        if taken and self.spec.kernel.lists_take:
+            listed, room = self._listed_now(), self._lists_take * self._lists_keep()
+            most = self.spec.kernel.lists_take * self.size
+            self._lists_take = min(most, room + max(0, taken))
+            self._listed = min(self._lists_take, max(0.0, listed - taken))  # what is taken comes from there
+            self._listed_at_s = self._clock_s
+
+    def _listed_now(self) -> int:
+        return int(min(self._listed, self._lists_take * self._lists_keep())) if self._listed else 0
+
+    def _lists_keep(self) -> float:
+        return float(self.spec.kernel.lists_keep ** (self._clock_s - self._listed_at_s))
+
     def _ask_for_statistics(self) -> None:
         if self._can_sample() and self._sample_at_s == _NEVER:
             self._poll_at_s = _NEVER
@@ -389,7 +414,8 @@ class SimulatedGuest:
         if self.behaviour is Behaviour.FROZEN_STATS and self.last_update:
             return
         total = self.size - self.spec.unseen - (0 if self.spec.deflate_on_oom else self.balloon)
-        anonymous, available, caches = self.memory()
+        anonymous, _, caches = self.memory()
+        available = self.available
         if self.behaviour is Behaviour.CLAIMS_ALL:
             available = caches = 0
         elif self.behaviour is Behaviour.CLAIMS_NONE:

@@ -15,15 +15,22 @@ from qmpballoon.units import MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestKernel:
-    """One kernel; sizes in bytes, the last three of available memory (Linux's MemAvailable)."""
+    """One kernel; sizes in bytes.
+
+    Pages that a guest frees, also those of a deflated balloon, go to a list of their processor first, where
+    they can be had and are not counted as available. From Linux 6.7 on the kernel makes room for more of them
+    while memory is taken, also by a balloon that is inflated, and less as time passes.
+    """
 
     release: str  # ``6.1``: holds for this and newer ones, up to the next that is known
     base: int  # memory that it never gives in a guest of 224 MiB; 6.1: 54 in one of 128, 68 in one of 512
     unseen: int  # the part of ``base`` that the guest's total does not count
-    inflate_stops_at: int  # the driver finds no page to take
-    oom_kills_at: int  # it kills
-    deflate_on_oom_keeps: int  # deflate-on-oom restores
+    inflate_stops_at: int  # available memory (MemAvailable) at which the driver finds no page to take
+    oom_kills_at: int  # available memory at which it kills
+    deflate_on_oom_keeps: int  # available memory that deflate-on-oom restores
     counts_reclaim: bool  # reports ``stat-oom-kills`` and the five other counters of reclaim
+    lists_take: float = 0.0  # the part of the size that lists have room for at the most
+    lists_keep: float = 1.0  # of that room per second
 
 
 KERNEL_6_1: Final = GuestKernel(
@@ -43,6 +50,8 @@ KERNEL_6_12: Final = GuestKernel(
     oom_kills_at=0,
     deflate_on_oom_keeps=0,
     counts_reclaim=True,
+    lists_take=0.085,
+    lists_keep=0.93,
 )
 KERNELS: Final = {kernel.release: kernel for kernel in (KERNEL_6_1, KERNEL_6_12)}
 """By release, oldest first."""

@@ -53,11 +53,16 @@ async def test_memory_held_in_a_guest_is_not_available_until_it_is_let_go(lab: L
     free = await guest.guest_memory()
     await guest.command("hold 40")
     holding = await guest.guest_memory()
-    await guest.command("hold 0")
-    released = await guest.guest_memory()
     assert holding.held == 40 * MIB
     assert 39 * MIB <= free.available - holding.available <= 42 * MIB
-    assert free.available - released.available <= 2 * MIB
+    await guest.command("hold 0")
+    await eventually(  # a list of each processor keeps freed pages for some seconds, unseen (Linux 6.12)
+        guest.guest_memory,
+        lambda released: free.available - released.available <= 2 * MIB,
+        timeout_s=PATIENCE_S,
+        what="what was held is available",
+        interval_s=0.1,
+    )
 
 
 async def test_a_guest_grows_in_steps_and_a_newer_order_replaces_an_older(lab: Lab) -> None:

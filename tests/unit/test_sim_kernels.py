@@ -101,6 +101,42 @@ def test_a_small_base_hides_no_more_than_a_part_of_itself() -> None:
     assert replace(GuestSpec(), base=30 * MIB).unseen == 20 * MIB
 
 
+def test_what_is_freed_is_seen_late_and_can_be_had_at_once() -> None:
+    kernel = KERNEL_6_12
+    guest = a_guest(kernel)
+    guest.advance(10.0)
+    guest.set_demand(100 * MIB)
+    guest.set_demand(0)
+    unseen = 256 * MIB - kernel.base - guest.available
+    assert unseen == int(kernel.lists_take * 256 * MIB)
+    guest.advance(20.0)
+    later = 256 * MIB - kernel.base - guest.available
+    assert later == pytest.approx(unseen * kernel.lists_keep**10, abs=4096)
+    guest.set_demand(256 * MIB - kernel.base)
+    assert (guest.available, guest.oom_kills) == (0, 0)
+
+
+def test_a_deflated_balloon_is_seen_late_too_and_a_reset_forgets() -> None:
+    kernel = KERNEL_6_12
+    guest = a_guest(kernel)
+    guest.set_target(kernel.base + 60 * MIB)
+    guest.advance(10.0)
+    assert guest.available == 20 * MIB
+    guest.set_target(kernel.base + 70 * MIB)
+    guest.advance(11.0)
+    assert guest.actual == kernel.base + 70 * MIB
+    assert guest.available == 20 * MIB
+    guest.reset()
+    guest.advance(20.0)
+    assert guest.available == 30 * MIB  # its balloon is taken anew
+
+
+def test_figures_of_6_1_hide_nothing() -> None:
+    guest = a_guest(KERNEL_6_1)
+    guest.set_demand(0)
+    assert guest.available == 256 * MIB - KERNEL_6_1.base
+
+
 def killed(policy: str, kernel: GuestKernel) -> int:
     return play(built_in("unequal", 1), simulated(policy), host=Host(seed=1, kernel=kernel)).figures.oom_kills
 

@@ -155,7 +155,12 @@ class ConfigurationError(QmpBalloonError):
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         self.source = source
         self.problems = tuple(problems)
-        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+        super().__init__("\n".join(self.lines))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """A sentence for each problem, with its place; may hold text of the file."""
+        return tuple(f"{self.source}: {problem}" for problem in self.problems)
 
 
 class AnotherAgentRuns(QmpBalloonError):

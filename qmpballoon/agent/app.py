@@ -232,7 +232,8 @@ class Agent:
         try:
             self._reload()
         except QmpBalloonError as error:
-            say("reload-refused", f"the old one stays: {error}", level=logging.ERROR)
+            reason = str(error).replace("\n", "; ")  # a configuration may have more than one problem
+            say("reload-refused", f"the old one stays: {reason}", level=logging.ERROR)
         finally:
             systemd.notify("READY=1")
 

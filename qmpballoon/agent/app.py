@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, cast
 
-from qmpballoon import __version__
+from qmpballoon import __version__, descriptors
 from qmpballoon.agent import systemd
 from qmpballoon.agent.actuator import Actuator
 from qmpballoon.agent.context import Context
@@ -73,6 +73,7 @@ async def run(configuration: Configuration, *, reload: Reload | None = None) -> 
         ConfigurationError: something in it cannot be done on this machine.
     """
     check_usable(configuration)
+    descriptors.keep_reserve()
     store = Store(configuration.agent.state_dir, safe_name(configuration.agent.host))
     try:
         await Agent(configuration, store, reload).run()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from qmpballoon import descriptors
 from qmpballoon.agent.feed import Feed
 from qmpballoon.config import HostSettings
 from qmpballoon.log import say
@@ -26,16 +28,36 @@ class HostMonitor:
         self._limit_missed = False
         self._level = "ok"
         self._alarm: str | None = None
+        self._exhausted = False
 
     def look(self, settings: HostSettings) -> None:
-        """Read the host's figures now."""
+        """Read the host's figures now; a total that cannot be read is as it was."""
+        self._look_at_descriptors()
+        total = self.sample.mem_total
         self.sample = read_host()
+        if self.sample.mem_total is None:  # else a budget of so many percent would be none at all
+            self.sample = replace(self.sample, mem_total=total)
         total = self.sample.mem_total
         if isinstance(settings.budget, Amount):
             self.budget = _size(settings.budget, total)
         else:
             self._take_limit(settings.budget.path)
         self.reserve = _size(settings.reserve, total) or 0
+
+    def _look_at_descriptors(self) -> None:
+        """Tell when none is left for another VM or broker, and when there are some again."""
+        exhausted = not descriptors.are_left()
+        if exhausted and not self._exhausted:
+            say(
+                "descriptors-exhausted",
+                "no monitor or broker can be connected to and no state saved: raise the limit (LimitNOFILE= "
+                "in a systemd unit)",
+                level=logging.ERROR,
+                most=descriptors.most(),
+            )
+        elif self._exhausted and not exhausted:
+            say("descriptors-left", "there are some again")
+        self._exhausted = exhausted
 
     def _take_limit(self, path: str) -> None:
         """Take a cgroup's limit as the budget; one that cannot be read leaves the last one that could."""

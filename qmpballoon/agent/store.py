@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from qmpballoon.descriptors import EXHAUSTED
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
 from qmpballoon.log import say
 from qmpballoon.model.names import VmId
@@ -78,7 +79,7 @@ class Store:
 
         Raises:
             AnotherAgentRuns: the lock is held.
-            StateUnusable: the directory cannot be made or written.
+            StateUnusable: the directory cannot be made or written, or no descriptor is left to read it.
         """
         self._directory = Path(state_dir)
         self._file = self._directory / f"{host}.json"
@@ -94,7 +95,11 @@ class Store:
         except OSError:
             os.close(self._lock)
             raise AnotherAgentRuns(host, os.fspath(state_dir)) from None
-        self._contents = self._read()
+        try:
+            self._contents = self._read()
+        except StateUnusable:
+            os.close(self._lock)
+            raise
         self._wanted = 0  # changes made
         self._written = 0  # changes that are on disk, or that could not be written
         self._changed = asyncio.Event()
@@ -257,13 +262,16 @@ class Store:
         }
 
     def _read(self) -> _Contents:
-        with suppress(OSError, ValueError):  # a draft is newer than the file, if it is whole
+        try:
             return parse_state(_draft_of(self._file).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:  # a draft is newer than the file, if it is whole
+            self._check_descriptors(error)
         try:
             return parse_state(self._file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return _Contents()
         except (OSError, ValueError) as error:
+            self._check_descriptors(error)
             aside = self._file.with_name(f"{self._file.name}.unreadable-{int(time.time())}")
             with suppress(OSError):
                 self._file.rename(aside)
@@ -275,6 +283,10 @@ class Store:
                 reason=error,
             )
             return _Contents()
+
+    def _check_descriptors(self, error: OSError | ValueError) -> None:
+        if isinstance(error, OSError) and error.errno in EXHAUSTED:  # there is nothing wrong with the file
+            raise StateUnusable(os.fspath(self._directory), error) from error
 
 
 def parse_state(text: str) -> _Contents:

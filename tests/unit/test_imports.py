@@ -16,6 +16,7 @@ PACKAGE = Path(qmpballoon.__file__).parent
 
 FLOORS = (  # from the bottom to the top; a module imports its own group and those below
     "log",
+    "descriptors",
     "model",
     "errors",
     "units",

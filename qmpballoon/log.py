@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, TextIO
@@ -79,13 +79,13 @@ _repeats: Final = _Repeats()
 def say(word: str, sentence: str = "", *, level: int = logging.INFO, **fields: object) -> None:
     """Log ``word key=value ...: sentence``; fields that are None are left out.
 
-    The same word about the same VM is said three times a minute; the rest is counted, and the last of it
-    told by ``catch_up``, so that the log ends with how things are.
+    The same word about the same VM or broker is said three times a minute; the rest is counted, and the
+    last of it told by ``catch_up``, so that the log ends with how things are.
     """
     if not LOG.isEnabledFor(level):
         return
     parts = [word, *(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)]
-    heard = _repeats.heard(word, str(fields.get("vm") or fields.get("socket") or ""))
+    heard = _repeats.heard(word, _about(fields))
     heard.level, heard.line = level, (" ".join(parts), one_line(sentence))
     if heard.count > _REPEATS:
         heard.withheld += 1
@@ -158,6 +158,11 @@ class _Stamps(_Lines):
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
         self.converter = time.gmtime
+
+
+def _about(fields: Mapping[str, object]) -> str:
+    """Return what a line is about, as far as its repeats are counted apart."""
+    return next((str(fields[key]) for key in ("vm", "socket", "url") if fields.get(key)), "")
 
 
 def _quoted(value: object) -> str:

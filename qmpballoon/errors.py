@@ -17,11 +17,16 @@
     ├ AnotherAgentRuns                 busy        an agent of this name holds the lock
     └ StateUnusable(OSError)           internal    the state directory cannot be used
 
-An error keeps its facts in fields and forms its sentence last.
+An error keeps its facts in fields and forms its sentence last. It can be copied and pickled, so that it may
+cross processes.
+
+Some are builtin errors as well, for those who catch these. Mind that a TimeoutError is an OSError: ``except
+OSError`` and ``except TimeoutError`` also catch NotReady and NotReached.
 """
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -51,6 +56,10 @@ class QmpBalloonError(Exception):
     """Base of all errors of this package."""
 
     code: str = "internal"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuild it of its fields: the constructors take facts, and ``args`` has the sentence."""
+        return copyreg.__newobj__, (type(self),), {"args": self.args, **self.__dict__}  # type: ignore[attr-defined]
 
 
 class Unreachable(QmpBalloonError, OSError):
@@ -155,7 +164,12 @@ class ConfigurationError(QmpBalloonError):
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         self.source = source
         self.problems = tuple(problems)
-        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+        super().__init__("\n".join(self.lines))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """A sentence for each problem, with its place; may hold text of the file."""
+        return tuple(f"{self.source}: {problem}" for problem in self.problems)
 
 
 class AnotherAgentRuns(QmpBalloonError):

@@ -6,6 +6,10 @@
 
 Under systemd the line bears its priority (``<4>``, sd-daemon(3)) and no stamp, as the journal has
 its own. A thing that happens again and again is said a few times, then counted.
+
+Much of what is logged comes from outside: names of VMs, errors of QEMUs, topics. No character of it
+controls a terminal or ends a line, and a line that is not the first of its message, as in a traceback,
+never looks like one: it bears the priority of its message, or is indented.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Final, TextIO
 
 LOG: Final = logging.getLogger("qmpballoon")
@@ -74,14 +79,14 @@ _repeats: Final = _Repeats()
 def say(word: str, sentence: str = "", *, level: int = logging.INFO, **fields: object) -> None:
     """Log ``word key=value ...: sentence``; fields that are None are left out.
 
-    The same word about the same VM is said three times a minute; the rest is counted, and the last of it
-    told by ``catch_up``, so that the log ends with how things are.
+    The same word about the same VM or broker is said three times a minute; the rest is counted, and the
+    last of it told by ``catch_up``, so that the log ends with how things are.
     """
     if not LOG.isEnabledFor(level):
         return
     parts = [word, *(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)]
-    heard = _repeats.heard(word, str(fields.get("vm") or fields.get("socket") or ""))
-    heard.level, heard.line = level, (" ".join(parts), sentence)
+    heard = _repeats.heard(word, _about(fields))
+    heard.level, heard.line = level, (" ".join(parts), one_line(sentence))
     if heard.count > _REPEATS:
         heard.withheld += 1
     else:
@@ -102,26 +107,66 @@ def _tell(heard: _Heard) -> None:
     LOG.log(heard.level, "%s%s%s", line, withheld, f": {sentence}" if sentence else "")
 
 
+def one_line(text: object) -> str:
+    """Return the text with each character that is not printable, a line end among them, as a ``?``."""
+    return "".join(character if character.isprintable() else "?" for character in str(text))
+
+
 def set_up(*, verbose: bool = False, stream: TextIO | None = None) -> None:
-    """Send what is logged to stderr, in the form that suits its reader."""
+    """Send what is logged to stderr, in the form that suits its reader.
+
+    So is what asyncio logs, and the error that ends the program if it is none of ours.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Priorities() if "JOURNAL_STREAM" in os.environ else _Stamps())
-    LOG.handlers[:] = [handler]
-    LOG.propagate = False
+    for logger in (LOG, logging.getLogger("asyncio")):
+        logger.handlers[:] = [handler]
+        logger.propagate = False
     LOG.setLevel(logging.DEBUG if verbose else logging.INFO)
+    sys.excepthook = _crashed
 
 
-class _Priorities(logging.Formatter):
+def _crashed(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    LOG.critical("crashed: a bug in this program", exc_info=(kind, error, traceback))
+
+
+class _Lines(logging.Formatter):
+    """Formats a message of one or more lines, none of which says anything but what we meant by it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        if record.name != LOG.name:  # it has no stable word of its own
+            record.message = f"{record.name}: {record.message}"
+        return super().formatMessage(record)
+
     def format(self, record: logging.LogRecord) -> str:
-        return f"<{_PRIORITIES.get(record.levelno, 6)}>{super().format(record)}"
+        first, other = self.before(record)
+        lines = map(one_line, super().format(record).split("\n"))
+        return first + f"\n{other}".join(lines)
+
+    def before(self, record: logging.LogRecord) -> tuple[str, str]:
+        """Return what stands before the first line and before each other."""
+        return "", "  "
 
 
-class _Stamps(logging.Formatter):
+class _Priorities(_Lines):
+    def before(self, record: logging.LogRecord) -> tuple[str, str]:
+        priority = f"<{_PRIORITIES.get(record.levelno, 6)}>"
+        return priority, priority
+
+
+class _Stamps(_Lines):
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
         self.converter = time.gmtime
 
 
+def _about(fields: Mapping[str, object]) -> str:
+    """Return what a line is about, as far as its repeats are counted apart."""
+    return next((str(fields[key]) for key in ("vm", "socket", "url") if fields.get(key)), "")
+
+
 def _quoted(value: object) -> str:
-    text = "".join(character if character.isprintable() else "?" for character in str(value))
-    return f'"{text}"' if " " in text or not text else text
+    text = one_line(value)
+    if text and not {" ", '"'} & set(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -10,12 +10,14 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
+from qmpballoon.descriptors import with_reserve
 from qmpballoon.model.records import Life
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _LARGEST_FILE: Final = 65536
 _LONGEST_STATM: Final = 256  # seven numbers
+_ENDED: Final = ("Z", "X")
 _STOPPED: Final = ("T", "t")  # by a signal, by a tracer
 
 
@@ -97,7 +99,21 @@ def cgroup_limit(path: str) -> int | None:
 def life_of(pid: int) -> Life | None:
     """Return the life of the process, None if it is gone."""
     stat = parse_process_stat(_text(f"/proc/{pid}/stat"))
-    return Life(pid, stat.started) if stat and stat.state not in ("Z", "X") else None
+    return Life(pid, stat.started) if stat and stat.state not in _ENDED else None
+
+
+def has_ended(life: Life) -> bool:
+    """Tell whether the life is over; one whose process is there and cannot be looked at is not."""
+    stat = parse_process_stat(_text(f"/proc/{life.pid}/stat"))
+    if stat is not None:
+        return stat.started != life.started or stat.state in _ENDED
+    try:
+        os.kill(life.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def is_stopped(pid: int) -> bool:
@@ -184,13 +200,15 @@ def status_of(pid: int) -> dict[str, int]:
 
 def _text(path: str) -> str:
     """Return a file of /proc or /sys, empty if it cannot be read; without the cost of a text stream."""
-    try:
+
+    def read() -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
+        try:
+            return os.read(handle, _LARGEST_FILE)
+        finally:
+            os.close(handle)
+
     try:
-        return os.read(handle, _LARGEST_FILE).decode("utf-8", "surrogateescape")
+        return with_reserve(read).decode("utf-8", "surrogateescape")
     except OSError:
         return ""
-    finally:
-        os.close(handle)

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Final, TextIO
 
 from qmpballoon.errors import QmpBalloonError
+from qmpballoon.log import one_line
 from qmpballoon.units import format_size
 
 _COLOURS: Final = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
@@ -22,12 +23,15 @@ _TICK_S: Final = 0.5
 
 def clean(text: object) -> str:
     """Return text of a stranger as one line without anything that a terminal would obey."""
-    return "".join(character if character.isprintable() else "?" for character in str(text))
+    return one_line(text)
 
 
 def complain(message: str) -> None:
-    """Print an error: each line of ``message`` as ``qmpballoon: LINE`` on stderr."""
-    for line in message.splitlines():
+    """Print an error: each line of ``message`` as ``qmpballoon: LINE`` on stderr.
+
+    What is to be one line, and may hold text of a stranger, comes through ``clean``.
+    """
+    for line in message.split("\n"):
         print(f"qmpballoon: {clean(line)}", file=sys.stderr, flush=True)
 
 

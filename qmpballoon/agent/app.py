@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, cast
 
-from qmpballoon import __version__
+from qmpballoon import __version__, descriptors
 from qmpballoon.agent import systemd
 from qmpballoon.agent.actuator import Actuator
 from qmpballoon.agent.context import Context
@@ -63,7 +63,7 @@ def check_usable(configuration: Configuration) -> None:
 
 
 async def run(configuration: Configuration, *, reload: Reload | None = None) -> int:
-    """Run the agent until SIGTERM; return its exit code.
+    """Run the agent until SIGTERM or SIGINT; return its exit code: 0, or 130 if it was interrupted.
 
     ``reload`` re-reads the configuration on SIGHUP; a bad one is refused and the old one stays.
 
@@ -73,12 +73,12 @@ async def run(configuration: Configuration, *, reload: Reload | None = None) -> 
         ConfigurationError: something in it cannot be done on this machine.
     """
     check_usable(configuration)
+    descriptors.keep_reserve()
     store = Store(configuration.agent.state_dir, safe_name(configuration.agent.host))
     try:
-        await Agent(configuration, store, reload).run()
+        return await Agent(configuration, store, reload).run()
     finally:
         await store.close()
-    return 0
 
 
 class Agent:
@@ -103,11 +103,14 @@ class Agent:
         """What is in force."""
         return self._context.configuration
 
-    async def run(self) -> None:
-        """Run until SIGTERM."""
-        stop = asyncio.Event()
+    async def run(self) -> int:
+        """Run until SIGTERM or SIGINT; return the exit code."""
+        stop = _Stop()
         self._supervisor.remember()
-        with _signals({signal.SIGTERM: stop.set, signal.SIGHUP: self._reload_for_signal}):
+        handlers = {signal.SIGTERM: stop.terminate, signal.SIGHUP: self._reload_for_signal}
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of what a shell runs in the background
+            handlers[signal.SIGINT] = stop.interrupt
+        with _signals(handlers):
             say(
                 "agent-started",
                 host=self._host,
@@ -128,7 +131,8 @@ class Agent:
                     }.items()
                 }
                 systemd.notify("READY=1", f"STATUS={self._host}: watching")
-                await stop.wait()
+                await stop.asked_for.wait()
+                say("agent-stopping", host=self._host)
                 systemd.notify("STOPPING=1")
                 for name in ("mqtt", "governor"):  # first answer who waits and say offline, then rule no more
                     tasks[name].cancel()
@@ -139,6 +143,7 @@ class Agent:
                 for task in tasks.values():
                     task.cancel()
         say("agent-stopped", host=self._host)
+        return stop.exit_code
 
     async def _release(self) -> None:
         """Give the automatic VMs back what the host can spare."""
@@ -232,7 +237,8 @@ class Agent:
         try:
             self._reload()
         except QmpBalloonError as error:
-            say("reload-refused", f"the old one stays: {error}", level=logging.ERROR)
+            reason = str(error).replace("\n", "; ")  # a configuration may have more than one problem
+            say("reload-refused", f"the old one stays: {reason}", level=logging.ERROR)
         finally:
             systemd.notify("READY=1")
 
@@ -253,6 +259,26 @@ class Agent:
             self._mqtt_renewed.set()
         say("reloaded", restart_needed=",".join(later) or None)
         return later
+
+
+class _Stop:
+    """What ends the agent, in order: SIGTERM, or the first Ctrl-C. A second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked_for = asyncio.Event()
+        self.exit_code = 0
+
+    def terminate(self) -> None:
+        """Take SIGTERM."""
+        self.asked_for.set()
+
+    def interrupt(self) -> None:
+        """Take the first SIGINT, and leave the next to the kernel: it counts even if the loop hangs."""
+        if not self.asked_for.is_set():
+            self.exit_code = 128 + signal.SIGINT  # as shells have it
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        self.asked_for.set()
 
 
 @contextmanager

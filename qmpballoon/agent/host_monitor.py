@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
 
+from qmpballoon import descriptors
 from qmpballoon.agent.feed import Feed
 from qmpballoon.config import HostSettings
 from qmpballoon.log import say
@@ -13,6 +16,12 @@ from qmpballoon.policy.host_level import level_of, needs, reclaimable
 from qmpballoon.policy.snapshot import Snapshot
 from qmpballoon.procfs import cgroup_limit, read_host
 from qmpballoon.units import Amount, format_size
+
+_FLOORS: Final = "the floors of the VMs together exceed the budget"
+_NEEDS: Final = "what the guests hold exceeds the budget"
+_EASES_BY: Final = (
+    1.05  # what guests hold changes all the time: the alarm is over when they hold so much less
+)
 
 
 class HostMonitor:
@@ -26,16 +35,36 @@ class HostMonitor:
         self._limit_missed = False
         self._level = "ok"
         self._alarm: str | None = None
+        self._exhausted = False
 
     def look(self, settings: HostSettings) -> None:
-        """Read the host's figures now."""
+        """Read the host's figures now; a total that cannot be read is as it was."""
+        self._look_at_descriptors()
+        total = self.sample.mem_total
         self.sample = read_host()
+        if self.sample.mem_total is None:  # else a budget of so many percent would be none at all
+            self.sample = replace(self.sample, mem_total=total)
         total = self.sample.mem_total
         if isinstance(settings.budget, Amount):
             self.budget = _size(settings.budget, total)
         else:
             self._take_limit(settings.budget.path)
         self.reserve = _size(settings.reserve, total) or 0
+
+    def _look_at_descriptors(self) -> None:
+        """Tell when none is left for another VM or broker, and when there are some again."""
+        exhausted = not descriptors.are_left()
+        if exhausted and not self._exhausted:
+            say(
+                "descriptors-exhausted",
+                "no monitor or broker can be connected to and no state saved: raise the limit (LimitNOFILE= "
+                "in a systemd unit)",
+                level=logging.ERROR,
+                most=descriptors.most(),
+            )
+        elif self._exhausted and not exhausted:
+            say("descriptors-left", "there are some again")
+        self._exhausted = exhausted
 
     def _take_limit(self, path: str) -> None:
         """Take a cgroup's limit as the budget; one that cannot be read leaves the last one that could."""
@@ -51,7 +80,7 @@ class HostMonitor:
         self.budget = limit if limit is not None else self.budget
 
     def judge(self, snapshot: Snapshot, *, lent: int) -> None:
-        """Tell of a new level and of an alarm that begins."""
+        """Tell of a new level, and of an alarm that begins or is over."""
         level = level_of(
             self._level,
             mem_available=snapshot.mem_available,
@@ -64,18 +93,16 @@ class HostMonitor:
             before, self._level = self._level, level
             say("level", level=logging.INFO if level == "ok" else logging.WARNING, was=before, now=level)
             self._feed.host_event(Event("level", utc_now(), {"from": before, "to": level}))
-        alarm = _alarm_of(snapshot)
-        if alarm is not None and alarm != self._alarm:
-            say(
-                "alarm",
-                alarm,
-                level=logging.ERROR,
-                budget=format_size(snapshot.budget),
-                lent=format_size(lent),
-            )
-            details = {"reason": alarm, "budget": snapshot.budget, "lent": lent}
-            self._feed.host_event(Event("alarm", utc_now(), details))
-        self._alarm = alarm
+        was, self._alarm = self._alarm, _alarm_of(snapshot, self._alarm)
+        if was is not None and was != self._alarm:
+            self._tell_of_alarm("alarm-over", was, snapshot, lent, level=logging.INFO)
+        if self._alarm is not None and was != self._alarm:
+            self._tell_of_alarm("alarm", self._alarm, snapshot, lent, level=logging.ERROR)
+
+    def _tell_of_alarm(self, word: str, reason: str, snapshot: Snapshot, lent: int, *, level: int) -> None:
+        say(word, reason, level=level, budget=format_size(snapshot.budget), lent=format_size(lent))
+        details = {"reason": reason, "budget": snapshot.budget, "lent": lent}
+        self._feed.host_event(Event(word, utc_now(), details))
 
     def record(
         self,
@@ -110,12 +137,11 @@ class HostMonitor:
         )
 
 
-def _alarm_of(snapshot: Snapshot) -> str | None:
+def _alarm_of(snapshot: Snapshot, before: str | None) -> str | None:
     if snapshot.guests and sum(guest.floor for guest in snapshot.guests) > snapshot.budget:
-        return "the floors of the VMs together exceed the budget"
-    if snapshot.guests and needs(snapshot) > snapshot.budget:
-        return "what the guests hold exceeds the budget"
-    return None
+        return _FLOORS
+    needed = needs(snapshot) * (_EASES_BY if before == _NEEDS else 1)
+    return _NEEDS if snapshot.guests and needed > snapshot.budget else None
 
 
 def _size(amount: Amount, total: int | None) -> int | None:

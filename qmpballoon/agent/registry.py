@@ -65,6 +65,9 @@ class Registry:
 
     def remember(self, path: str, known: KnownSocket) -> None:
         """Set up a VM that an earlier run knew; it is offline until its monitor answers."""
+        if VmId(known.vm) in self._by_id:  # in a file that somebody edited: the first one has the name
+            self._context.store.know(path, None)
+            return
         self._add(VmId(known.vm), known.name, path, qemu_name=known.name)
 
     def answered(self, path: str, identity: Identity, life: Life | None) -> ManagedVm:

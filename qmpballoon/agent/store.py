@@ -15,22 +15,27 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from qmpballoon.descriptors import EXHAUSTED
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
 from qmpballoon.log import say
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import MODES, POLICIES
 from qmpballoon.units import parse_amount
 
+K = TypeVar("K")
+T = TypeVar("T")
+
 _VERSION: Final = 1
 _TRY_AGAIN_S: Final = 30.0
 _LAZILY_S: Final = 5.0  # flash memory wears out: automatic moves are written together
 _TOPIC_LEVEL: Final = re.compile("[A-Za-z0-9_-]{1,64}")
+_MOST_TOLD: Final = 3  # of the rows of a file that are no use
 _MOST_FORGOTTEN: Final = 1000  # names without a socket whose settings are still kept
 
 
@@ -68,6 +73,7 @@ class _Contents:
     announced: list[str] = field(default_factory=list)
     policy: str | None = None  # chosen by a request; None: as configured
     mode: str | None = None  # the host's; the same
+    unread: list[str] = field(default_factory=list)  # what of the file is no use, each with the reason
 
 
 class Store:
@@ -78,7 +84,7 @@ class Store:
 
         Raises:
             AnotherAgentRuns: the lock is held.
-            StateUnusable: the directory cannot be made or written.
+            StateUnusable: the directory cannot be made or written, or no descriptor is left to read it.
         """
         self._directory = Path(state_dir)
         self._file = self._directory / f"{host}.json"
@@ -94,7 +100,11 @@ class Store:
         except OSError:
             os.close(self._lock)
             raise AnotherAgentRuns(host, os.fspath(state_dir)) from None
-        self._contents = self._read()
+        try:
+            self._contents = self._read()
+        except StateUnusable:
+            os.close(self._lock)
+            raise
         self._wanted = 0  # changes made
         self._written = 0  # changes that are on disk, or that could not be written
         self._changed = asyncio.Event()
@@ -103,6 +113,8 @@ class Store:
         self._settled = asyncio.Condition()
         self._failed = False  # the last attempt to write
         self._pen = threading.Lock()  # a write whose task was cancelled goes on in its thread
+        if self._contents.unread:
+            self._touch()  # what is no use is said once
 
     # ── what is kept ─────────────────────────────────────────────────────────────────────────────
 
@@ -257,14 +269,17 @@ class Store:
         }
 
     def _read(self) -> _Contents:
-        with suppress(OSError, ValueError):  # a draft is newer than the file, if it is whole
-            return parse_state(_draft_of(self._file).read_text(encoding="utf-8"))
         try:
-            return parse_state(self._file.read_text(encoding="utf-8"))
+            return self._read_from(_draft_of(self._file))
+        except (OSError, ValueError) as error:  # a draft is newer than the file, if it is whole
+            self._check_descriptors(error)
+        try:
+            return self._read_from(self._file)
         except FileNotFoundError:
             return _Contents()
         except (OSError, ValueError) as error:
-            aside = self._file.with_name(f"{self._file.name}.unreadable-{int(time.time())}")
+            self._check_descriptors(error)
+            aside = self._aside
             with suppress(OSError):
                 self._file.rename(aside)
             say(
@@ -276,9 +291,34 @@ class Store:
             )
             return _Contents()
 
+    def _read_from(self, file: Path) -> _Contents:
+        contents = parse_state(file.read_text(encoding="utf-8"))
+        if contents.unread:
+            aside = self._aside
+            with suppress(OSError):
+                aside.hardlink_to(file)  # the next write takes only the name from it
+            say(
+                "state-incomplete",
+                f"kept aside, and taken but for {'; '.join(contents.unread[:_MOST_TOLD])}",
+                level=logging.ERROR,
+                file=aside,
+                unread=len(contents.unread),
+            )
+        return contents
+
+    @property
+    def _aside(self) -> Path:
+        return self._file.with_name(f"{self._file.name}.unreadable-{int(time.time())}")
+
+    def _check_descriptors(self, error: OSError | ValueError) -> None:
+        if isinstance(error, OSError) and error.errno in EXHAUSTED:  # there is nothing wrong with the file
+            raise StateUnusable(os.fspath(self._directory), error) from error
+
 
 def parse_state(text: str) -> _Contents:
-    """Return what a state file holds.
+    """Return what a state file holds; keys that it does not know are left out.
+
+    A row that is no use costs that row; ``unread`` has it.
 
     Raises:
         ValueError: not one of ours, or of another version.
@@ -287,15 +327,31 @@ def parse_state(text: str) -> _Contents:
         tree = json.loads(text)
         if tree["version"] != _VERSION:
             raise ValueError(f"version {tree['version']!r}, not {_VERSION}")
+        unread: list[str] = []
+        announced = _rows("announced", enumerate([*tree["announced"]]), _topic, unread)
         return _Contents(
-            sockets={path: _socket(row) for path, row in tree["sockets"].items()},
-            vms={vm: _kept(row) for vm, row in tree["vms"].items()},
-            announced=[_typed(topic, str) for topic in tree["announced"]],
-            policy=_word(tree.get("policy"), POLICIES),
-            mode=_word(tree.get("mode"), MODES),
+            sockets=dict(_rows("sockets", tree["sockets"].items(), _socket, unread)),
+            vms=dict(_rows("vms", tree["vms"].items(), _kept, unread)),
+            announced=[topic for _, topic in announced],
+            policy=dict(_rows("policy", [("", tree.get("policy"))], _policy, unread)).get(""),
+            mode=dict(_rows("mode", [("", tree.get("mode"))], _mode, unread)).get(""),
+            unread=unread,
         )
-    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a state file: {type(error).__name__} {error}") from None
+
+
+def _rows(
+    table: str, rows: Iterable[tuple[K, Any]], read: Callable[[Any], T], unread: list[str]
+) -> Iterator[tuple[K, T]]:
+    """Yield the rows that can be read; note the others."""
+    for key, row in rows:
+        try:
+            value = read(row)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            unread.append(f"{table} {str(key)[:80]}: {type(error).__name__} {str(error)[:80]}")
+        else:
+            yield key, value
 
 
 def write_draft(file: Path, text: str) -> None:
@@ -368,7 +424,7 @@ def _kept(row: Any) -> Kept:
 
 
 def _socket(row: Any) -> KnownSocket:
-    known = KnownSocket(**{key: _typed(value, str) for key, value in row.items()})
+    known = KnownSocket(**{entry.name: _typed(row[entry.name], str) for entry in fields(KnownSocket)})
     if not _TOPIC_LEVEL.fullmatch(known.vm):
         raise ValueError(f"{known.vm!r} is no VM's name")
     return known
@@ -378,6 +434,18 @@ def _typed(value: Any, kind: type | tuple[type, ...]) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(f"{value!r} is of the wrong type")
     return value
+
+
+def _topic(row: Any) -> str:
+    return str(_typed(row, str))
+
+
+def _policy(value: Any) -> str | None:
+    return _word(value, POLICIES)
+
+
+def _mode(value: Any) -> str | None:
+    return _word(value, MODES)
 
 
 def _word(value: Any, words: tuple[str, ...]) -> str | None:

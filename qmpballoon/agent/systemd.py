@@ -9,14 +9,21 @@ import socket
 import time
 from contextlib import suppress
 
+from qmpballoon.descriptors import with_reserve
+
 
 def notify(*states: str) -> None:
     """Send states such as ``READY=1`` to the service manager, if there is one."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel, suppress(OSError):
-        channel.sendto("\n".join(states).encode(), re.sub("^@", "\0", address))
+
+    def send() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.sendto("\n".join(states).encode(), re.sub("^@", "\0", address))
+
+    with suppress(OSError):
+        with_reserve(send)
 
 
 def reloading() -> None:

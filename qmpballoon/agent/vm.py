@@ -31,7 +31,7 @@ from qmpballoon.model.records import Event, Life, Limits, VmRecord, utc_now
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.policy.guests import guest_of
 from qmpballoon.policy.snapshot import GuestSnapshot
-from qmpballoon.procfs import age_of, life_of, rss_of
+from qmpballoon.procfs import age_of, has_ended, rss_of
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.events import translated
 from qmpballoon.units import MAX_SIZE, MIB
@@ -210,7 +210,7 @@ class ManagedVm:
         """Note that the life's process has ended, while no session would tell."""
         life = self.run.life
         if self.connection == "offline" and not self.run.gone and life is not None:
-            self.run.gone = life_of(life.pid) != life
+            self.run.gone = has_ended(life)
             if self.run.gone:
                 self.touch()
 

@@ -18,9 +18,10 @@ examples:
   qmpballoon agent -c /etc/qmpballoon.toml -v
   qmpballoon agent --print-default-config > qmpballoon.toml
 
-What is typed overrides the file. SIGHUP reads the file again; SIGTERM ends the agent with 0 and leaves
-the balloons as they stand. A broker that is down never stops it. A monitor serves one client: give QEMU
-a -qmp of its own for the agent.
+What is typed overrides the file. SIGHUP reads the file again; SIGTERM ends the agent with 0, Ctrl-C with
+130, and both leave the balloons as they stand unless on_exit says otherwise. A second Ctrl-C ends it at
+once. A broker that is down never stops it. A monitor serves one client: give QEMU a -qmp of its own for
+the agent.
 """
 
 

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         read_password(configuration.mqtt)
     except ConfigurationError as error:
-        terminal.complain(f"mind: {error}")  # the agent may run as somebody who can read it
+        terminal.complain(terminal.clean(f"mind: {error}"))  # the agent may run as somebody who can read it
     return DONE
 
 

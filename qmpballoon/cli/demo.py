@@ -44,6 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
         terminal.complain(str(error))
         return FAILED
     except BrokerGone as error:
-        terminal.complain(f"the demo's broker went away: {error}")
+        terminal.complain(terminal.clean(f"the demo's broker went away: {error}"))
         return FAILED
     return DONE

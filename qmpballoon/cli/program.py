@@ -24,7 +24,7 @@ from qmpballoon.errors import (
     QmpBalloonError,
     Unreachable,
 )
-from qmpballoon.terminal import complain
+from qmpballoon.terminal import clean, complain
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -117,8 +117,11 @@ def _run(typed: list[str]) -> int:
         return over.code if isinstance(over.code, int) else FAILED
     try:
         return _module(arguments.verb).run(arguments)
+    except ConfigurationError as error:
+        complain("\n".join(clean(line) for line in error.lines))
+        return exit_code(error)
     except QmpBalloonError as error:
-        complain(str(error))
+        complain(clean(error))
         return exit_code(error)
 
 
@@ -175,7 +178,7 @@ class _Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(word, _VERBS, n=1)
             meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(_VERBS)}"
             message = f"there is no verb {word!r}; {meant}"
-        complain(f"{message} (see {self.prog} --help)")
+        complain(f"{clean(message)} (see {self.prog} --help)")
         sys.exit(WRONG_USAGE)
 
 

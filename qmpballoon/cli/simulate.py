@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     traces = list(_traces(arguments.traces, seeds))
     for trace, _ in traces:
         for problem in trace.unknown:
-            terminal.complain(f"mind: {trace.name}: {problem}")
+            terminal.complain(terminal.clean(f"mind: {trace.name}: {problem}"))
     if arguments.why is not None:
         _check_vm(arguments.why, [trace for trace, _ in traces])
     jobs = [
@@ -228,7 +228,7 @@ def _table(runs: Sequence[Run]) -> list[str]:
     rows: list[Sequence[str]] = [units]
     groups = list(_grouped(runs))
     for trace, policy, group in groups:
-        rows.append((trace, policy, *_cells(group)))
+        rows.append((terminal.clean(trace), policy, *_cells(group)))
     if len({trace for trace, _, _ in groups}) > 1:
         policies = dict.fromkeys(one.policy for one in runs)
         rows += [("all", name, *_cells([one for one in runs if one.policy == name])) for name in policies]

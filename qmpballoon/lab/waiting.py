@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -25,16 +24,15 @@ async def eventually(
     Raises:
         LabError: not within ``timeout_s``; the message has ``what`` was expected and the last answer.
     """
-    deadline = time.monotonic() + timeout_s
     answer: T | str = "no answer"
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s) as limit:
             while True:
                 answer = found = await probe()
                 if condition(found):
                     return found
                 await asyncio.sleep(interval_s)
     except TimeoutError as error:
-        if time.monotonic() < deadline:
+        if not limit.expired():
             raise  # the probe's own
         raise LabError(f"{what}: not within {timeout_s:g} s; the last answer was {answer!r}") from error

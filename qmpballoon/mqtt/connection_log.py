@@ -14,6 +14,7 @@ from typing import Final
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
+from qmpballoon.log import say
 from qmpballoon.mqtt.connection import SESSION_TAKEN_OVER, Broker, Login, reason_code
 from qmpballoon.mqtt.topics import Topics
 
@@ -22,8 +23,6 @@ TAKEN_WITHIN_S: Final = 300.0
 _UNSPECIFIED: Final = 128  # what paho makes of a connection that just ended
 _SURELY_TAKEN: Final = 2  # times that the broker said so
 _PROBABLY_TAKEN: Final = 3  # times that a connection ended right after it began: 3.1.1 gives no reason
-
-log = logging.getLogger("qmpballoon.mqtt")
 
 
 class ConnectionLog:
@@ -41,7 +40,7 @@ class ConnectionLog:
     def connected(self, broker: Broker, *, mqtt5: bool) -> None:
         """Say that all is published and ``online`` is said: an outage, if there was one, is over."""
         self._said.clear()
-        log.info("broker-connected url=%s protocol=%s", broker, "5" if mqtt5 else "3.1.1")
+        say("broker-connected", url=broker, protocol="5" if mqtt5 else "3.1.1")
 
     def failed(self, broker: Broker, error: aiomqtt.MqttError) -> None:
         """Say that a connection did not come about."""
@@ -51,16 +50,16 @@ class ConnectionLog:
             return
         self._said.add((word, broker))
         if refused:
-            log.error("%s url=%s as=%s: %s", word, broker, self._who(), error)
+            say(word, str(error), level=logging.ERROR, url=broker, **{"as": self._who()})
         else:
-            log.warning("%s url=%s: %s", word, broker, error)
+            say(word, str(error), level=logging.WARNING, url=broker)
 
     def lost(self, broker: Broker, error: aiomqtt.MqttError, held_s: float) -> None:
         """Say that a connection ended after ``held_s``, and whether a second agent may be the cause."""
         if ("broker-lost", broker) not in self._said:
             self._said |= {("broker-lost", broker), ("broker-unreachable", broker)}
-            reason = "it broke" if reason_code(error) == _UNSPECIFIED else error
-            log.warning("broker-lost url=%s after=%.1fs: %s", broker, held_s, reason)
+            reason = "it broke" if reason_code(error) == _UNSPECIFIED else str(error)
+            say("broker-lost", reason, level=logging.WARNING, url=broker, after=f"{held_s:.1f}s")
         taken = reason_code(error) == SESSION_TAKEN_OVER
         if not taken and held_s >= STEADY_S:
             return
@@ -70,16 +69,18 @@ class ConnectionLog:
             return
         if len(self._short_lives) >= enough and now_s - self._short_lives[-enough] < TAKEN_WITHIN_S:
             self._taken_said_at_s = now_s
-            log.error(
-                "client-id-taken url=%s client_id=%s: connections end right after they began; "
-                "does a second agent use this client id? Give each its own",
-                broker,
-                self._login.client_id,
+            say(
+                "client-id-taken",
+                "connections end right after they began; does a second agent use this client id? "
+                "Give each its own",
+                level=logging.ERROR,
+                url=broker,
+                client_id=self._login.client_id,
             )
 
     def only_311(self, broker: Broker) -> None:
         """Say that a broker does not speak MQTT 5."""
-        log.info("broker-protocol url=%s: it refuses MQTT 5, so 3.1.1 is spoken", broker)
+        say("broker-protocol", "it refuses MQTT 5, so 3.1.1 is spoken", url=broker)
 
     def not_heard(self, waited_s: float) -> None:
         """Say that our own status did not come back."""
@@ -106,7 +107,7 @@ class ConnectionLog:
     def _deny(self, sentence: str) -> None:
         if not self._denied_said:
             self._denied_said = True
-            log.error("broker-acl %s", sentence)
+            say("broker-acl", sentence, level=logging.ERROR)
 
     def _who(self) -> str:
         user = self._login.username

@@ -39,13 +39,18 @@ def scan(globs: Iterable[str]) -> dict[str, SocketMark]:
     """Return the sockets that the globs match now, sorted by path."""
     found = {}
     for path in sorted({match for pattern in globs for match in glob.iglob(os.path.abspath(pattern))}):
-        try:
-            status = os.stat(path)
-        except OSError:
-            continue
-        if stat.S_ISSOCK(status.st_mode):
-            found[path] = (status.st_dev, status.st_ino, status.st_ctime_ns)
+        mark = _mark_of(path)
+        if mark is not None:
+            found[path] = mark
     return found
+
+
+def _mark_of(path: str) -> SocketMark | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino, status.st_ctime_ns) if stat.S_ISSOCK(status.st_mode) else None
 
 
 class SocketWatch:
@@ -78,7 +83,7 @@ class SocketWatch:
                 self._stirred.clear()
                 if inotify is not None:
                     self._watch_directories(inotify)
-                found = scan(self.globs)
+                found = self.scan(known or {})
                 if found != known:
                     known = found
                     yield found
@@ -88,6 +93,19 @@ class SocketWatch:
                     await asyncio.sleep(_SETTLE_S)
                 except TimeoutError:
                     pass
+
+    def scan(self, known: Mapping[str, SocketMark]) -> dict[str, SocketMark]:
+        """Return the sockets that are there, also those of a directory that cannot be listed just now.
+
+        Out of descriptors, or while a file system hangs, a directory looks as if it were empty. A socket
+        that was there and still is needs none to be seen.
+        """
+        found = scan(self.globs)
+        for path in known.keys() - found.keys():
+            mark = _mark_of(path)
+            if mark is not None and self.covers(path):
+                found[path] = mark
+        return dict(sorted(found.items()))
 
     def _drain(self, inotify: Inotify) -> None:
         try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from qmpballoon.descriptors import with_reserve
 from qmpballoon.errors import MonitorBusy, Unreachable
 
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
@@ -81,7 +82,7 @@ class SocketTable:
 def socket_table(path: str) -> SocketTable:
     """Return what /proc/net/unix says of the socket ``path``. Source: proc(5), Linux net/unix."""
     try:
-        table = Path("/proc/net/unix").read_bytes()
+        table = with_reserve(Path("/proc/net/unix").read_bytes)
     except OSError:
         table = b""
     wanted = os.fsencode(path)

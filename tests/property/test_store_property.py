@@ -7,6 +7,7 @@ import json
 import tempfile
 from contextlib import suppress
 from dataclasses import fields
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,6 +44,32 @@ def test_any_text_is_a_state_or_a_value_error(text: str) -> None:
         assert all(isinstance(known, KnownSocket) for known in contents.sockets.values())
         assert all(kept.mode in (None, *MODES) for kept in contents.vms.values())
         assert all(isinstance(topic, str) for topic in contents.announced)
+
+
+ROWS = st.dictionaries(TEXT.filter(lambda key: key != "good"), JSON | KEPT_ROWS, max_size=4)
+
+
+@settings(max_examples=60)
+@given(sockets=ROWS, vms=ROWS, announced=st.lists(JSON, max_size=4), others=st.dictionaries(TEXT, JSON))
+def test_no_row_costs_another(
+    sockets: dict[str, Any], vms: dict[str, Any], announced: list[Any], others: dict[str, Any]
+) -> None:
+    known, kept = {"vm": "a", "base": "a", "name": "a"}, {"mode": "manual", "target": 1}
+    tree = {
+        **others,
+        "version": 1,
+        "sockets": {**sockets, "good": {**others, **known}},
+        "vms": {**vms, "good": {**kept, "of tomorrow": others}},
+        "announced": [*announced, "good"],
+    }
+    contents = parse_state(json.dumps(tree))
+    assert contents.sockets["good"] == KnownSocket("a", "a", "a")
+    assert contents.vms["good"] == Kept(mode="manual", target=1)
+    assert contents.announced == [topic for topic in announced if isinstance(topic, str)] + ["good"]
+    rows = len(sockets) + len(vms) + len(announced)
+    taken = len(contents.sockets) + len(contents.vms) + len(contents.announced) - 3
+    unread = [one for one in contents.unread if not one.startswith(("policy", "mode"))]
+    assert taken + len(unread) == rows
 
 
 KEPT = st.builds(

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from agent_process import PATIENCE_S, StartAgent
+
+from qmpballoon.lab.broker import LabBroker
+from qmpballoon.lab.process import Program
 
 
 class ServiceManager:
@@ -19,6 +25,12 @@ class ServiceManager:
         self.socket.bind(str(path))
         self.socket.setblocking(False)
         self.heard: list[str] = []
+
+    def forget(self) -> None:
+        """Drop what was said and not read yet."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.socket.recv(4096)
 
     async def until(self, state: str) -> None:
         """Wait until a state is said, once more."""
@@ -36,6 +48,21 @@ def manager(sockets_dir: Path) -> Iterator[ServiceManager]:
     manager = ServiceManager(sockets_dir / "notify")
     with manager.socket:
         yield manager
+
+
+@pytest.fixture
+def start_qemus(sockets_dir: Path) -> Iterator[Callable[..., Program]]:
+    """Starts pretended QEMUs, in processes of their own, at ``NAME.qmp``, or at ``NAME-0.qmp`` and so on."""
+    started: list[Program] = []
+
+    def start(name: str, *options: str) -> Program:
+        command = (sys.executable, "-m", "qmpballoon.sim.qemu", f"{sockets_dir}/{name}.qmp", "--name", name)
+        started.append(Program([*command, "--fork", *options], log=sockets_dir / f"{name}.log"))
+        return started[-1]
+
+    yield start
+    for program in started:
+        program.destroy()
 
 
 async def test_the_service_manager_hears_ready_alive_reloading_and_stopping(
@@ -65,3 +92,33 @@ async def test_an_agent_without_broker_or_manager_rules_and_ends_well(start_agen
     await agent.until_logged("agent-started")
     assert await agent.terminate() == 0
     assert agent.logged("agent-stopped")
+
+
+async def test_an_agent_out_of_descriptors_lives_says_so_and_recovers(
+    manager: ServiceManager,
+    start_agent: StartAgent,
+    broker: LabBroker,
+    start_qemus: Callable[..., Program],
+    sockets_dir: Path,
+) -> None:
+    start_qemus("first")
+    many = start_qemus("many", "--count", "30")
+    environment = (f"NOTIFY_SOCKET={sockets_dir}/notify", "WATCHDOG_USEC=1000000")
+    agent = start_agent(broker, before=("prlimit", "--nofile=48:48", "env", *environment))
+    await agent.until_logged("descriptors-exhausted")
+    manager.forget()
+    await manager.until("WATCHDOG=1")
+    await broker.restart()
+    await agent.until_logged("broker-lost")
+    agent.reload()
+    await agent.until_logged("reload-refused")
+    await manager.until("WATCHDOG=1")
+
+    many.signal(signal.SIGTERM)
+    await agent.until_logged("descriptors-left")
+    await agent.until_logged("broker-connected", times=2)
+    start_qemus("late")
+    await agent.until_logged("vm-online vm=late")
+    assert not agent.logged("health vm=first was=ok")
+    assert len(agent.logged("vm-online vm=first")) == 1
+    assert await agent.terminate() == 0

@@ -19,6 +19,7 @@ import msgpack  # type: ignore[import-untyped]
 import pytest
 from mqtt_listener import WAIT_S, listening, property_of, running, settings_for
 
+from qmpballoon import log as log_module
 from qmpballoon.lab.broker import HOST, LabBroker
 from qmpballoon.lab.require import find_program
 from qmpballoon.lab.waiting import eventually
@@ -47,7 +48,9 @@ async def mosquitto(sockets_dir: Path) -> AsyncIterator[LabBroker]:
 def _haste(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(bridge_module, "SHORTEST_PAUSE_S", 0.02)
     monkeypatch.setattr(bridge_module, "LONGEST_PAUSE_S", 0.1)
-    caplog.set_level(logging.INFO, "qmpballoon.mqtt")
+    monkeypatch.setattr(log_module, "_repeats", log_module._Repeats())
+    monkeypatch.setattr(log_module, "_REPEATS", 1000)  # what takes minutes elsewhere takes seconds here
+    caplog.set_level(logging.INFO, "qmpballoon")
 
 
 async def echo(request: Request) -> object:

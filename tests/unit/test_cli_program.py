@@ -164,3 +164,21 @@ def test_a_demo_without_its_programs_names_the_packages(
     assert said.startswith("qmpballoon: not installed: ")
     assert "apt-get install" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["status", "/nowhere/a\nqmpballoon: all is well\x1b[2J"],
+        ["set", "/nowhere/a\nqmpballoon: all is well\x1b[2J", "1GiB"],
+        ["check-config", "/nowhere/a\nqmpballoon: all is well\x1b[2J"],
+        ["simulate", "/nowhere/a\nqmpballoon: all is well\x1b[2J"],
+    ],
+)
+def test_text_from_outside_makes_no_second_complaint(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) != 0
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "a?qmpballoon: all is well?[2J" in said

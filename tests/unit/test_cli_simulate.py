@@ -186,3 +186,15 @@ def test_odd_names_are_drawn_and_make_no_paths(trace: str, tmp_path: Path) -> No
     assert {path.name for path in paths} == {"out-.._a__-fixed.svg", "out-.._a__-mom.svg"}
     texts = [element.text for element in ElementTree.fromstring(paths[0].read_text()).iter(f"{SVG}text")]
     assert any(text is not None and text.startswith("<x>\ufffd/\ufffd: ") for text in texts)
+
+
+def test_the_name_of_a_trace_is_no_command_to_the_terminal(
+    trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(Path(trace).read_text())
+    (tmp_path / "bad.json").write_text(json.dumps({**document, "name": "a\x1b[2J\nall 0", "of": "no key"}))
+    assert main(["simulate", str(tmp_path / "bad.json"), "--policy", "fixed"]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    assert "a?[2J?all 0" in said.out
+    assert len(said.err.splitlines()) == 1

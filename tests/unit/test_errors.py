@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import pickle
 import re
 
 import pytest
 
 from qmpballoon import errors
-from qmpballoon.model.records import VmState
+from qmpballoon.cli.set import Refused
+from qmpballoon.lab.waiting import eventually
+from qmpballoon.model.records import GuestStats, VmState
 
 
 def all_errors() -> list[type[errors.QmpBalloonError]]:
@@ -100,6 +105,75 @@ def test_a_configuration_error_is_one_line_per_problem() -> None:
     error = errors.ConfigurationError("agent.toml", problems)
     assert (error.source, error.problems) == ("agent.toml", tuple(problems))
     assert str(error) == "agent.toml: line 1: a: x\nagent.toml: b: y"
+
+
+STATE = VmState("running", 300, 200, 100, GuestStats(available=5, age_s=0.5))
+EXAMPLES: list[errors.QmpBalloonError] = [
+    errors.QmpBalloonError("plain"),
+    errors.Unreachable("the socket /run/a.qmp is not there"),
+    errors.MonitorBusy("held"),
+    errors.ConnectionLost("gone"),
+    errors.QmpError("balloon", "GenericError", "no"),
+    errors.NoBalloon("none"),
+    errors.OutOfRange("too much"),
+    errors.InvalidSize("512M", "write 512MiB"),
+    errors.NotReady("no driver"),
+    errors.NotReached(100, STATE, 2.5),
+    errors.RequestRefused("superseded", "a newer target came"),
+    errors.ConfigurationError("a.toml", [errors.Problem(1, "a", "x"), errors.Problem(None, "", "y")]),
+    errors.AnotherAgentRuns("edge-7", "/var/lib/qmpballoon"),
+    errors.StateUnusable("/var/lib/qmpballoon", OSError(28, "No space left on device")),
+    Refused(5, "too little"),
+]
+
+
+def test_there_is_an_example_of_every_error() -> None:
+    assert {type(error) for error in EXAMPLES} >= {
+        kind for kind in all_errors() if kind.__module__ in ("qmpballoon.errors", "qmpballoon.cli.set")
+    }
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("way", ["copied", "pickled"])
+def test_an_error_crosses_processes_whole(error: errors.QmpBalloonError, way: str) -> None:
+    # It was rebuilt by handing its sentence to a constructor that takes facts, which raised TypeError.
+    other = copy.copy(error) if way == "copied" else pickle.loads(pickle.dumps(error))
+    assert type(other) is type(error)
+    assert (str(other), other.args, other.code) == (str(error), error.args, error.code)
+    assert vars(other) == vars(error)
+    assert repr(other) == repr(error)
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_the_sentence_is_the_only_argument_also_of_one_that_is_an_oserror(
+    error: errors.QmpBalloonError,
+) -> None:
+    # OSError takes two or three arguments for errno, strerror and a file name, and would print those.
+    assert error.args == (str(error),)
+    if isinstance(error, OSError):
+        assert (error.errno, error.strerror, error.filename) == (None, None, None)
+
+
+async def test_who_waits_does_not_take_a_target_that_was_not_reached_for_a_wait_that_was_too_short() -> None:
+    # NotReached is a TimeoutError: a probe that raised it late was reported as a wait that had expired.
+    late = errors.NotReached(100, STATE, 2.5)
+
+    async def probe() -> bool:
+        await asyncio.sleep(0)
+        clock.now_s += 1000
+        raise late
+
+    class Clock:
+        now_s = 0.0
+
+        def monotonic(self) -> float:
+            return self.now_s
+
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("time.monotonic", clock.monotonic)
+        with pytest.raises(errors.NotReached):
+            await eventually(probe, bool, timeout_s=100, what="it is there")
 
 
 def test_an_invalid_size_keeps_text_and_hint() -> None:

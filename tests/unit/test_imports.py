@@ -16,6 +16,7 @@ PACKAGE = Path(qmpballoon.__file__).parent
 
 FLOORS = (  # from the bottom to the top; a module imports its own group and those below
     "log",
+    "descriptors",
     "model",
     "errors",
     "units",
@@ -85,15 +86,26 @@ def test_a_group_imports_only_groups_below_it(group: str) -> None:
                 assert below not in NEVER_OF_OURS.get(group, set()), f"{file} imports {name}"
 
 
-def test_the_package_imports_neither_mqtt_nor_uvloop() -> None:
+def test_the_package_imports_neither_mqtt_nor_uvloop_and_logs_nothing() -> None:
     program = (
-        "import sys, qmpballoon; unwanted = 'aiomqtt paho uvloop msgpack qmpballoon.mqtt qmpballoon.cli';"
+        "import sys, qmpballoon;"
+        "unwanted = 'aiomqtt paho uvloop msgpack qmpballoon.mqtt qmpballoon.cli qmpballoon.log';"
         "print(sorted(set(unwanted.split()) & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_there_is_one_way_to_log() -> None:
+    levels = {"debug", "info", "warning", "error", "exception", "critical", "log"}
+    for file in PACKAGE.glob("**/*.py"):
+        if file.name == "log.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in levels and isinstance(node.value, ast.Name):
+                assert "log" not in node.value.id.lower(), f"{file}:{node.lineno}: use log.say"
 
 
 def test_what_the_package_offers_is_what_the_contract_names() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import re
+import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from qmpballoon import log as log_module
+from qmpballoon.errors import QmpError
 from qmpballoon.log import LOG, catch_up, say, set_up
 
 
@@ -19,12 +21,15 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """What was logged, as on a terminal; the log is as before afterwards."""
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     monkeypatch.setattr(log_module, "_repeats", log_module._Repeats())
-    before = (LOG.handlers[:], LOG.propagate, LOG.level)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    loggers = (LOG, logging.getLogger("asyncio"))
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
     stream = io.StringIO()
     set_up(stream=stream)
     yield stream
-    LOG.handlers[:], LOG.propagate = before[0], before[1]
-    LOG.setLevel(before[2])
+    for logger, (handlers, propagates, level) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagates
+        logger.setLevel(level)
 
 
 def test_a_line_has_a_stamp_a_word_its_fields_and_a_sentence(log: io.StringIO) -> None:
@@ -49,6 +54,54 @@ def test_what_a_vm_says_cannot_forge_a_line(log: io.StringIO) -> None:
     say("vm-online", vm="a\n<0>panic\x1b[2J", name="", other="two words")
     assert log.getvalue().count("\n") == 1
     assert 'vm=a?<0>panic?[2J name="" other="two words"' in log.getvalue()
+
+
+HOSTILE = "GenericError\n<0>kernel: panic\r\x1b[2J\u2028<0>more\x85<1>yet"
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_no_text_from_outside_forges_a_line(
+    journal: bool, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if journal:
+        monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+        set_up(stream=log)
+    refused = QmpError("balloon", HOSTILE, HOSTILE)
+    say("target-not-sent", str(refused), level=logging.WARNING, vm=HOSTILE, reason=refused)
+    assert len(log.getvalue().splitlines()) == 1
+    assert "\x1b" not in log.getvalue()
+    assert log.getvalue().startswith("<4>target-not-sent vm=" if journal else "2")
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_the_lines_of_a_traceback_are_no_lines_of_their_own(
+    journal: bool, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if journal:
+        monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+        set_up(stream=log)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError as error:
+        logging.getLogger("asyncio").error("Task exception was never retrieved", exc_info=error)
+    first, *others = log.getvalue().splitlines()
+    assert first.endswith("asyncio: Task exception was never retrieved")
+    assert any("Traceback (most recent call last)" in line for line in others)
+    assert any(line.endswith("<0>kernel: panic??[2J?<0>more?<1>yet") for line in others)
+    assert all(line.startswith("<3>" if journal else "  ") for line in others)
+
+
+def test_what_ends_the_program_is_logged_as_well(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    set_up(stream=log)
+    error = ValueError("one\n<7>two")
+    sys.excepthook(ValueError, error, None)
+    assert log.getvalue() == "<2>crashed: a bug in this program\n<2>ValueError: one\n<2><7>two\n"
+
+
+def test_a_value_cannot_forge_a_field(log: io.StringIO) -> None:
+    say("vm-online", vm='web1" life="4711', other=r"a\" b")
+    assert log.getvalue().endswith(r'vm="web1\" life=\"4711" other="a\\\" b"' + "\n")
 
 
 def test_the_same_thing_again_and_again_is_counted(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,15 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qmpballoon.agent import store as store_module
+from qmpballoon.agent.context import Context
+from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.store import Kept, KnownSocket, Store, parse_state, write_draft
+from qmpballoon.config import defaults
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
 from qmpballoon.model.names import VmId
 
@@ -162,6 +166,83 @@ def test_what_a_newer_version_adds_to_a_vm_is_left_out() -> None:
     row = {"mode": "manual", "of_tomorrow": [1]}
     text = json.dumps({"version": 1, "sockets": {}, "vms": {"a": row}, "announced": []})
     assert parse_state(text).vms == {"a": Kept(mode="manual")}
+
+
+GOOD: dict[str, Any] = {
+    "version": 1,
+    "sockets": {"/run/a.qmp": {"vm": "web1", "base": "web1", "name": "web 1"}},
+    "vms": {"web1": {"mode": "manual", "target": 4096}},
+    "announced": ["q/a", "q/b"],
+    "policy": "fairshare",
+    "mode": "auto",
+}
+
+
+def test_what_a_newer_version_adds_anywhere_is_left_out() -> None:
+    tree = json.loads(json.dumps(GOOD))
+    for place in (tree, tree["sockets"]["/run/a.qmp"], tree["vms"]["web1"]):
+        place["of_tomorrow"] = [1]
+    assert parse_state(json.dumps(tree)) == parse_state(json.dumps(GOOD))
+    assert parse_state(json.dumps(tree)).unread == []
+    assert parse_state(json.dumps(tree)).sockets == {"/run/a.qmp": KNOWN}
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "row"),
+    [
+        ("sockets", "/run/b.qmp", {"vm": "b", "base": "b"}),
+        ("sockets", "/run/b.qmp", {"vm": "b/#", "base": "b", "name": "b"}),
+        ("sockets", "/run/b.qmp", {"vm": 1, "base": "b", "name": "b"}),
+        ("sockets", "/run/b.qmp", None),
+        ("vms", "b", {"mode": "fast"}),
+        ("vms", "b", {"floor": "512M"}),
+        ("vms", "b", {"mode_until": 10**400}),
+        ("vms", "b", []),
+        ("announced", 2, 7),
+        ("policy", "", "of tomorrow"),
+        ("mode", "", ["auto"]),
+    ],
+)
+async def test_a_row_that_is_no_use_costs_that_row_and_is_said_once(
+    table: str, key: Any, row: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[str, str]] = []
+    monkeypatch.setattr(store_module, "say", lambda word, text="", **_: said.append((word, text)))
+    expected = parse_state(json.dumps(GOOD))
+    tree = json.loads(json.dumps(GOOD))
+    if table == "announced":
+        tree[table].append(row)
+    elif key:
+        tree[table][key] = row
+    else:
+        tree[table] = row
+        setattr(expected, table, None)
+    (tmp_path / "edge-7.json").write_text(json.dumps(tree))
+    async with running(tmp_path) as store:
+        assert dict(store.sockets) == expected.sockets
+        assert store.kept(WEB1) == expected.vms[WEB1]
+        assert store.announced == expected.announced
+        assert store.chosen == (expected.policy, expected.mode)
+        await saved(store)
+    ((word, sentence),) = said
+    assert word == "state-incomplete"
+    assert f"{table} {key}" in sentence
+    (aside,) = tmp_path.glob("edge-7.json.unreadable-*")
+    assert json.loads(aside.read_text()) == tree
+    async with running(tmp_path) as again:
+        assert again.kept(WEB1) == expected.vms[WEB1]
+    assert len(said) == 1
+
+
+async def test_two_sockets_of_one_name_are_one_vm(tmp_path: Path) -> None:
+    async with running(tmp_path) as store:
+        store.know("/run/a.qmp", KNOWN)
+        store.know("/run/b.qmp", KNOWN)
+        registry = Registry(Context(defaults(), store))
+        for path, known in list(store.sockets.items()):
+            registry.remember(path, known)
+        assert [vm.path for vm in registry] == ["/run/a.qmp"]
+        assert list(store.sockets) == ["/run/a.qmp"]
 
 
 async def test_a_full_disk_is_said_once_and_tried_again(

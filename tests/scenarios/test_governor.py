@@ -10,6 +10,7 @@ import pytest
 from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
 
 from qmpballoon.agent import context as context_module
+from qmpballoon.agent import governor as governor_module
 from qmpballoon.config import HostSettings, PolicySettings, VmMatch
 from qmpballoon.model.names import VmId
 from qmpballoon.sim.guest import Behaviour, GuestSpec

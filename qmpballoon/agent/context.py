@@ -4,49 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from qmpballoon.agent.feed import Feed
 from qmpballoon.agent.store import Store
 from qmpballoon.config import Configuration
+from qmpballoon.policy.schedule import CALM_TICK_S, TickSchedule
 
 
 class TickSignal:
-    """Asks for a tick before it is due; whoever ticks waits on it."""
+    """Wakes whoever ticks when the schedule says so, or when a tick is asked for before it is due."""
 
     def __init__(self) -> None:
-        self._soon = asyncio.Event()
-        self._urgent = asyncio.Event()
+        self._schedule = TickSchedule(time.monotonic, calm_s=CALM_TICK_S)
+        self._asked = asyncio.Event()
+
+    @property
+    def calm_s(self) -> float:
+        """Seconds between ticks that nobody asked for."""
+        return self._schedule.calm_s
 
     def soon(self) -> None:
         """Ask for a tick soon, as something happened that should not wait."""
-        self._soon.set()
+        if self._schedule.ask():
+            self._asked.set()
 
     def at_once(self) -> None:
         """Ask for a tick at once: a guest may be about to run out of memory."""
-        self._urgent.set()
-        self._soon.set()
+        if self._schedule.ask_urgently():
+            self._asked.set()
 
-    def clear(self) -> None:
-        """Forget what was asked for: a tick begins."""
-        self._soon.clear()
-        self._urgent.clear()
+    @contextmanager
+    def tick(self) -> Iterator[None]:
+        """Do a tick inside: it serves all who asked, and what it costs counts."""
+        self._schedule.began()
+        spent_s = time.thread_time()
+        try:
+            yield
+        finally:
+            self._schedule.ended(time.thread_time() - spent_s)
 
-    async def soon_by(self, at_s: float) -> None:
-        """Wait until a tick is asked for, or the monotonic clock says ``at_s``."""
-        await _set_by(self._soon, at_s)
-
-    async def urgent_by(self, at_s: float) -> None:
-        """Wait until a tick is asked for at once, or the monotonic clock says ``at_s``."""
-        await _set_by(self._urgent, at_s)
-
-
-async def _set_by(event: asyncio.Event, at_s: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(max(0.0, at_s - time.monotonic())):
-            await event.wait()
+    async def due(self) -> None:
+        """Wait until the next tick is due; others run at least once."""
+        await asyncio.sleep(0)
+        while (pause_s := self._schedule.pause_s) > 0:
+            self._asked.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._asked.wait()
 
 
 @dataclass(slots=True, eq=False)

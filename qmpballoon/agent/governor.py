@@ -1,8 +1,8 @@
 """The tick: looks at the whole host, lets the policy decide, and sees to it that it is done.
 
-A tick comes every two seconds, as often as ten times a second while guests are thin, growing or being
-moved, whenever one of them was looked at, and at once where one turns thin. Whatever a slow VM does, it
-delays no other: each has at most one target on its way, in a task of its own.
+`TickSchedule` says when a tick comes: every two seconds; up to ten times a second while guests are thin,
+growing or being moved; at once when a guest becomes thin. A slow VM delays no other: each has at most one
+target on its way, in a task of its own.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ from qmpballoon.policy.sharing import water_fill
 from qmpballoon.policy.snapshot import Decision, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB, round_up_to_page
 
-TICK_S: Final = 2.0
-SHORTEST_TICK_S: Final = 0.1  # between two ticks, unless a guest is thin
-MOST_OF_A_CORE: Final = 0.1  # for ticks; with hundreds of VMs they come less often than they could
 _FIT_FOR_A_TARGET: Final = ("ok", "stale", "no-stats")  # its driver is up and the grace time is over
 _SLEPT_S: Final = 10.0  # a host that slept for so long has no fresh samples
 
@@ -92,15 +89,11 @@ class Governor:
         """Tick for as long as the agent runs."""
         async with asyncio.TaskGroup() as sends:
             while True:
-                self._context.ticks.clear()
-                began_s, spent_s = time.monotonic(), time.thread_time()
-                self._tick(sends)
-                spent_s = time.thread_time() - spent_s
+                with self._context.ticks.tick():
+                    self._tick(sends)
                 self.ticked.set()
                 self.ticked = asyncio.Event()
-                await asyncio.sleep(min(TICK_S, spent_s / MOST_OF_A_CORE))
-                await self._context.ticks.urgent_by(began_s + SHORTEST_TICK_S)
-                await self._context.ticks.soon_by(began_s + TICK_S)
+                await self._context.ticks.due()
 
     def _tick(self, sends: asyncio.TaskGroup) -> None:
         now_s = time.monotonic()
@@ -109,7 +102,7 @@ class Governor:
         for vm in self._registry:
             vm.renew_mode()
             vm.look_at_life()
-        whole = now_s - self._host_at_s >= TICK_S / 2
+        whole = now_s - self._host_at_s >= self._context.ticks.calm_s / 2
         if whole:
             self._monitor.look(self._context.configuration.host)
         snapshot = self._seen(now_s, elapsed_s)
@@ -133,7 +126,7 @@ class Governor:
 
     def snapshot(self) -> Snapshot:
         """Return the host now, its guests charged as the guard judged them at the last tick."""
-        return as_charged(self._seen(time.monotonic(), TICK_S), self._state)
+        return as_charged(self._seen(time.monotonic(), self._context.ticks.calm_s), self._state)
 
     def _seen(self, now_s: float, elapsed_s: float) -> Snapshot:
         """Return what the guard sees of the host; while the host only observes, all VMs as automatic."""
@@ -243,7 +236,7 @@ class Governor:
 
     def release_all(self) -> dict[ManagedVm, int]:
         """Return how far each automatic VM may grow within the host's reserve, for a clean stop."""
-        snapshot = self._seen(time.monotonic(), TICK_S)
+        snapshot = self._seen(time.monotonic(), self._context.ticks.calm_s)
         if snapshot.mem_available is None or self._context.mode == "observe":  # then all VMs look automatic
             return {}
         guests = {

@@ -18,7 +18,6 @@ from typing import Final
 
 from qmpballoon.agent.boot import Boot
 from qmpballoon.agent.context import Context
-from qmpballoon.agent.lookout import Lookout
 from qmpballoon.agent.spec import VmSpec
 from qmpballoon.agent.vm_session import VmSession
 from qmpballoon.config import VmSettings
@@ -30,6 +29,7 @@ from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, Life, Limits, VmRecord, utc_now
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.policy.guests import guest_of
+from qmpballoon.policy.schedule import VmSchedule
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.procfs import age_of, has_ended, rss_of
 from qmpballoon.qmp.client import Session
@@ -104,7 +104,7 @@ class ManagedVm:
         self._context = context
         self._session: VmSession | None = None
         self._silence: _Silence | None = _Silence("offline")
-        self._lookout = Lookout(settings, context.clock)
+        self._lookout = VmSchedule(settings, context.clock)
         self._wake = asyncio.Event()
         self._begin(None, needs_grace=True)
         self.facts = self._freeze()
@@ -328,6 +328,7 @@ class ManagedVm:
         await self._look(session)
         self._silence = None
         self.touch()
+        self._context.ticks.soon()  # it is charged from now on
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()

@@ -26,6 +26,7 @@ from qmpballoon.policy.snapshot import (
     S,
     SetTarget,
     Snapshot,
+    replaced,
 )
 from qmpballoon.units import MIB, PAGE
 
@@ -223,7 +224,7 @@ def _as_judged(
     rules: EstimateRules,
 ) -> GuestSnapshot:
     """Return the guest as the policy is to see it."""
-    return replace(
+    return replaced(
         guest,
         mode=guest.mode if _is_for_the_policy(guest, judgement) else "manual",
         reading=None if judgement.proportional else guest.reading,

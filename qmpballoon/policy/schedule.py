@@ -1,33 +1,174 @@
-"""How often to look: which guests are sampled several times a second, and when the next tick is. Pure."""
+"""When a VM is looked at next, and when the next tick comes. Pure.
+
+The agent and the simulator use the same two classes. Both read the time from the clock that they are
+given, in seconds; the agent's is monotonic, the simulator's is virtual.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.policy.estimate import is_refuted
 from qmpballoon.policy.snapshot import GuestSnapshot, critical
 from qmpballoon.units import MIB
 
-BURST_BYTES_PER_S: Final = 40 * MIB  # growth that must not come as a surprise
+LOOK_EVERY_S: Final = 10.0  # at what no event tells: migration, plugged memory, a driver that went
+MOVING_FOR_S: Final = 30.0  # after a target was sent; a guest that is not there by then does not hurry
+WATCHED_EVERY_S: Final = 0.05  # somebody waits for the target to be reached
+BURST_BYTES_PER_S: Final = 40 * MIB  # growth that must be seen in time
 BURST_OF_SIZE: Final = 1 / 32  # per second: the same for large guests
-LOOKS_BEFORE_DEATH: Final = 4  # at that growth, from where the guest is now to its last page
+LOOKS_BEFORE_DEATH: Final = 4  # at that growth, until nothing is available
 GROWING_PER_S: Final = 0.01  # of what the guest holds
 THIN: Final = 2  # times the available memory at which a guest is in an emergency
+CALM_TICK_S: Final = 2.0  # between ticks that nobody asked for
+SHORTEST_TICK_S: Final = (
+    0.1  # between a tick and the next that was asked for; the longest wait of an urgent one
+)
+TICKS_OF_A_CORE: Final = 0.1  # share of processor time; with hundreds of VMs ticks come less often
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Seconds between ticks."""
+class SamplingSettings(Protocol):
+    """How often a VM may be sampled."""
 
-    calm_tick_s: float = 2.0
-    moving_tick_s: float = 0.5  # while a balloon moves: what it freed can be given on
-    thin_tick_s: float = 0.2  # while a guest is thin
+    @property
+    def stats_interval_s(self) -> float:
+        """Seconds between samples while the guest is calm."""
 
-    def tick_s(self, *, thin: bool, moving: bool) -> float:
-        """Return how long to wait for the next tick."""
-        return self.thin_tick_s if thin else self.moving_tick_s if moving else self.calm_tick_s
+    @property
+    def fast_interval_s(self) -> float:
+        """The least number of seconds between samples; 0: always ``stats_interval_s``."""
+
+
+class VmSchedule:
+    """When one VM is looked at, in one life: rarely while it is calm, often while it moves or boots.
+
+    ``hurried`` says that it moves or boots.
+    """
+
+    def __init__(self, settings: SamplingSettings, clock: Callable[[], float]) -> None:
+        self.watchers = 0  # who wait for the VM
+        self._clock = clock
+        self.begin(settings)
+
+    def begin(self, settings: SamplingSettings) -> None:
+        """Forget the life before; ``watchers`` stay."""
+        self._look_at_s = self._moving_until_s = self._clock()
+        self.forget_samples(settings)
+
+    def forget_samples(self, settings: SamplingSettings) -> None:
+        """Forget the samples: the guest's driver is gone."""
+        self._interval_s = float(settings.stats_interval_s)  # until the next sample
+        self._before: GuestSnapshot | None = None  # at the sample before
+
+    # ── the look at everything ───────────────────────────────────────────────────────────────────
+
+    def look_soon(self) -> None:
+        """Let the next look be at everything."""
+        self._look_at_s = self._clock()
+
+    def looked(self) -> None:
+        """Note that everything was looked at."""
+        self._look_at_s = self._clock() + LOOK_EVERY_S
+
+    @property
+    def is_look_due(self) -> bool:
+        """Tell whether everything is to be looked at now."""
+        return self._clock() >= self._look_at_s
+
+    # ── samples ──────────────────────────────────────────────────────────────────────────────────
+
+    def target_sent(self) -> None:
+        """Note that a target was sent: the balloon moves now."""
+        self._moving_until_s = self._clock() + MOVING_FOR_S
+
+    @property
+    def may_be_moving(self) -> bool:
+        """Tell whether a target was sent so recently that the balloon may still move."""
+        return self._clock() <= self._moving_until_s
+
+    def sampled(self, guest: GuestSnapshot, settings: SamplingSettings) -> bool:
+        """Take a new sample into account; return whether it needs a decision now."""
+        before, self._before = self._before, guest
+        self._interval_s = sampling_interval_s(
+            guest, before, calm_s=settings.stats_interval_s, fast_s=settings.fast_interval_s
+        )
+        return is_urgent(guest, before)
+
+    def sample_every_s(self, settings: SamplingSettings, *, hurried: bool) -> float:
+        """Return how long to wait between samples."""
+        if settings.fast_interval_s and (hurried or self.watchers):
+            return min(float(settings.stats_interval_s), settings.fast_interval_s)
+        return self._interval_s
+
+    def pause_s(self, settings: SamplingSettings, *, hurried: bool) -> float:
+        """Return how long to wait for the next look."""
+        if self.watchers:
+            return WATCHED_EVERY_S
+        return max(0.0, min(self.sample_every_s(settings, hurried=hurried), self._look_at_s - self._clock()))
+
+
+class TickSchedule:
+    """When the next tick comes. All pauses count from the end of the tick before.
+
+    Nobody asked: after ``calm_s``. Asked for: after ``shortest_s``, and not before the ticks so far have
+    been paid for: a tick that took ``spent_s`` of processor time keeps the next one away for
+    ``spent_s / share``. Urgent: the same, but after ``shortest_s`` at the latest, so that a guest in an
+    emergency never waits for what earlier ticks cost. Urgent ticks are not free: what they cost is owed
+    by those that come after. Requests do not queue; any number of them makes one tick.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        calm_s: float = CALM_TICK_S,
+        shortest_s: float = SHORTEST_TICK_S,
+        share: float = TICKS_OF_A_CORE,
+    ) -> None:
+        """The first tick is due now."""
+        self.calm_s = calm_s
+        self._clock = clock
+        self._shortest_s = shortest_s
+        self._share = share
+        self._paid_at_s = clock()  # when the share has paid for all ticks so far
+        self._calm_at_s = self._asked_at_s = self._urgent_at_s = self._paid_at_s
+        self._is_asked = self._is_urgent = False
+
+    def began(self) -> None:
+        """Note that a tick begins: it serves all who asked."""
+        self._is_asked = self._is_urgent = False
+
+    def ended(self, spent_s: float) -> None:
+        """Note that the tick is over and took ``spent_s`` seconds of processor time."""
+        now_s, cost_s = self._clock(), spent_s / self._share
+        self._calm_at_s = now_s + self.calm_s
+        self._paid_at_s = min(self._calm_at_s, max(now_s, self._paid_at_s) + cost_s)
+        self._asked_at_s = max(self._paid_at_s, min(self._calm_at_s, now_s + self._shortest_s))
+        self._urgent_at_s = now_s + min(self._shortest_s, cost_s)
+
+    def ask(self) -> bool:
+        """Ask for a tick soon; return whether nobody had asked."""
+        was_asked, self._is_asked = self._is_asked, True
+        return not was_asked
+
+    def ask_urgently(self) -> bool:
+        """Ask for a tick because a guest may soon run out of memory; return whether nobody had."""
+        was_urgent, self._is_urgent = self._is_urgent, True
+        return not was_urgent
+
+    @property
+    def due_at_s(self) -> float:
+        """The moment of the next tick, as far as it is known now."""
+        if self._is_urgent:
+            return min(self._urgent_at_s, self._calm_at_s)
+        return self._asked_at_s if self._is_asked else self._calm_at_s
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait for the next tick, as far as it is known now."""
+        return max(0.0, self.due_at_s - self._clock())
 
 
 def is_thin(guest: GuestSnapshot) -> bool:
@@ -40,8 +181,8 @@ def is_thin(guest: GuestSnapshot) -> bool:
     return available < THIN * critical(actual) and not is_refuted(guest)
 
 
-def presses(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
-    """Tell whether the guest's new sample is to be acted upon at once: it is thin, anew or the more so."""
+def is_urgent(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
+    """Tell whether the guest's new sample needs a decision now: it became thin, or thinner."""
     if not is_thin(guest):
         return False
     return previous is None or not is_thin(previous) or is_growing(guest, previous)

@@ -77,6 +77,8 @@ def filled_in_tiers(tiers: tuple[Mapping[K, int], ...], shares: Mapping[K, int],
     gets = dict.fromkeys(tiers[0], 0)
     left = max(0, total)
     for levels in tiers:
+        if not left:
+            break
         lacks = {key: levels[key] - has for key, has in gets.items() if levels[key] > has}
         more = sum(lacks.values())
         if more <= left:

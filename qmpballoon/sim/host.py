@@ -1,8 +1,9 @@
 """A host on a virtual clock: plays a trace under a policy, and counts what came of it.
 
-Guests are sampled at the pace of the real agent and the policy is stepped at the governor's; what it
-decides is done as QEMU would, with no second thoughts. At every step the accounts are checked; a decision
-against the rules is done all the same and noted, since the peers' algorithms do such things.
+The schedules of the agent (``policy.schedule``) say when a guest is sampled and when the policy is stepped.
+Ticks cost nothing here, and nothing happens sooner than the next step of the clock. What the policy decides
+is done as QEMU would, with no second thoughts. At every step the accounts are checked; a decision against the
+rules is done all the same and noted, since the peers' algorithms do such things.
 
 VMs with ``boots_at_s`` 0 were up before: they start with their part of an equal split of the budget, or
 with what they hold at that moment if that is more.
@@ -11,13 +12,13 @@ with what they hold at that moment if that is more.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
 from qmpballoon.model.names import VmId
 from qmpballoon.policy.guard import GuardState
-from qmpballoon.policy.schedule import Pace, is_moving, is_thin, sampling_interval_s
+from qmpballoon.policy.schedule import CALM_TICK_S, TickSchedule
 from qmpballoon.policy.sharing import Claim, split
 from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, Policy, SetTarget, Snapshot
 from qmpballoon.sim.figures import Figures, HostTally, figures
@@ -40,7 +41,7 @@ class AccountsBroken(AssertionError):
 class Host:
     """How the simulated agent is set up."""
 
-    pace: Pace = field(default_factory=Pace)
+    calm_tick_s: float = CALM_TICK_S
     fast_interval_s: float = 0.2  # of samples; 0: never faster than a VM's own interval
     grace_s: float = 3.0
     overload: str = "guests"
@@ -128,7 +129,8 @@ class _Playing:
         self.points: dict[VmId, list[Point]] = {}
         self.last_why: dict[VmId, str] = {}
         self.last_tick_s = float("-inf")
-        self.at_s = 0.0
+        self.now_s = self.at_s = 0.0  # at_s: up to when all is counted
+        self.ticks = TickSchedule(self.clock, calm_s=host.calm_tick_s)
         self.next_measure_s = 0.0
         self.next_point_s = 0.0
         self.between_points_s = max(FINE_S, trace.duration_s / 600)
@@ -136,27 +138,26 @@ class _Playing:
         for vm, start in zip(there, starts(there, trace.budget), strict=True):
             self._add(vm, start, 0.0)
 
+    def clock(self) -> float:
+        return self.now_s
+
     def step(self, now_s: float) -> None:
-        new = False
+        self.now_s = now_s
         while self.coming and self.coming[0].boots_at_s <= now_s:
             self._add(self.coming.pop(0), None, now_s)
-            new = True
-        for vm in [vm for vm in self.vms if vm.next_sample_s <= now_s or vm.wake_s <= now_s]:
+            self.ticks.ask()
+        for vm in [vm for vm in self.vms if vm.next_look_s <= now_s or vm.wake_s <= now_s]:
             if vm.refresh(now_s):
                 self._check(vm)
-            if vm.next_sample_s <= now_s:
-                self._sample(vm, now_s)
+            if vm.next_look_s <= now_s:
+                self._look(vm, now_s)
         has = sum([vm.guest.size - vm.guest.balloon for vm in self.vms])
         self.tally.pass_time(now_s - self.at_s, over=has - self.trace.budget)
         self.at_s = now_s
-        thin = any(vm.thin for vm in self.vms)
-        moving = thin or any(vm.moving for vm in self.vms)
-        wait_s = min(
-            self.host.pace.tick_s(thin=thin, moving=moving),
-            max(self.host.pace.thin_tick_s, min([vm.interval_s for vm in self.vms], default=0.0)),
-        )
-        if new or now_s - self.last_tick_s >= wait_s - FINE_S / 2:
+        if self.ticks.due_at_s <= now_s + FINE_S / 2:
+            self.ticks.began()
             self._tick(now_s)
+            self.ticks.ended(0.0)
         if now_s >= self.next_measure_s:
             self._measure(now_s)
         if self.record and now_s >= self.next_point_s:
@@ -171,29 +172,26 @@ class _Playing:
         return Run(self.trace, name, found, self.against_rules, self.steps, kills, self.points)
 
     def _add(self, vm: TraceVm, start: int | None, now_s: float) -> None:
-        added = SimulatedVm(vm, kernel=self.host.kernel, start=start, now_s=now_s, grace_s=self.host.grace_s)
+        added = SimulatedVm(
+            vm,
+            kernel=self.host.kernel,
+            start=start,
+            now_s=now_s,
+            grace_s=self.host.grace_s,
+            fast_interval_s=self.host.fast_interval_s,
+            clock=self.clock,
+        )
         if start is not None:
-            self._sample(added, now_s)
-            added.next_sample_s = now_s + self.random.uniform(0.2, 1.0) * vm.stats_interval_s
+            added.look(now_s, self.ticks)
+            added.next_look_s = now_s + self.random.uniform(0.2, 1.0) * vm.stats_interval_s
         self.vms.append(added)
         self.floors += vm.floor
         self.by_name[added.name] = added
 
-    def _sample(self, vm: SimulatedVm, now_s: float) -> None:
-        if vm.sample(now_s):
-            seen = vm.snapshot()
-            vm.thin, vm.moving = is_thin(seen), is_moving(seen, vm.previous)
-            vm.interval_s = sampling_interval_s(
-                seen, vm.previous, calm_s=vm.vm.stats_interval_s, fast_s=self.host.fast_interval_s
-            )
-            vm.previous = seen
-        else:
-            vm.thin = vm.moving = False
-            vm.interval_s = vm.vm.stats_interval_s
-            if vm.reading is None and self.host.fast_interval_s > 0:
-                vm.interval_s = min(vm.interval_s, self.host.fast_interval_s)
+    def _look(self, vm: SimulatedVm, now_s: float) -> None:
+        vm.look(now_s, self.ticks)
         jitter = self.random.uniform(0.9, 1.0)  # so that guests do not fall into step
-        vm.next_sample_s = now_s + jitter * vm.interval_s
+        vm.next_look_s = now_s + jitter * vm.sample_every_s(now_s)
 
     def _tick(self, now_s: float) -> None:
         guests = tuple([vm.snapshot() for vm in self.vms])
@@ -206,7 +204,7 @@ class _Playing:
             mem_available=max(0, mem_total - sum([guest.rss or 0 for guest in guests])),
             reserve=min(LARGEST_RESERVE, max(0, mem_total - budget) // 4),
             overload=self.host.overload,
-            elapsed_s=min(now_s - self.last_tick_s, self.host.pace.calm_tick_s),
+            elapsed_s=min(now_s - self.last_tick_s, self.host.calm_tick_s),
         )
         self._check_accounts(snapshot)
         self.last_tick_s = now_s
@@ -232,9 +230,6 @@ class _Playing:
         if not vm.set_target(decision.target, now_s):
             return
         vm.tally.move(now_s, up=decision.target > (guest.target or guest.actual))
-        vm.moving = True
-        if self.host.fast_interval_s > 0:
-            vm.next_sample_s = min(vm.next_sample_s, now_s + self.host.fast_interval_s)
         self.steps.append(_step(guest, decision.target, decision.why, now_s))
         self.last_why[guest.vm] = decision.why
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
+from qmpballoon.model.health import BOOT_S
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Sample
+from qmpballoon.model.tolerance import is_reached
+from qmpballoon.policy.schedule import TickSchedule, VmSchedule
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.sim.figures import STARVED, Need, VmTally
 from qmpballoon.sim.guest import Behaviour, GuestSpec, SimulatedGuest
@@ -22,6 +27,14 @@ RETURNS_PER_S: Final = 0.1  # of the size: how fast a workload that was killed c
 _MOVED_AROUND: Final = MIB  # a sample during which the balloon moved further proves nothing
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How often an agent may sample a VM, in seconds."""
+
+    stats_interval_s: float
+    fast_interval_s: float
+
+
 class SimulatedVm:
     """A guest that is brought forward only when something can happen, and is exact in between."""
 
@@ -33,6 +46,8 @@ class SimulatedVm:
         start: int | None,
         now_s: float,
         grace_s: float,
+        fast_interval_s: float,
+        clock: Callable[[], float],
     ) -> None:
         """Let it boot now, or have been up for long at ``start`` bytes of actual."""
         self.vm = vm
@@ -70,10 +85,9 @@ class SimulatedVm:
         self.target: int | None = None
         self.reading: Sample | None = None
         self.fresh_since_s = None if start is None else self.booted_at_s
-        self.previous: GuestSnapshot | None = None  # at the sample before the newest
-        self.thin = self.moving = False
-        self.interval_s = vm.stats_interval_s  # until the next sample
-        self.next_sample_s = now_s
+        self.sampling = Sampling(vm.stats_interval_s, fast_interval_s)
+        self.schedule = VmSchedule(self.sampling, clock)
+        self.next_look_s = now_s
         self.wake_s = now_s
         self.touched = vm.base
         self.starved = False
@@ -157,6 +171,37 @@ class SimulatedVm:
             self.wake_s = min(self.wake_s, self.resets_s[0])
         return True
 
+    def look(self, now_s: float, ticks: TickSchedule) -> None:
+        """Take the agent's turn with this VM: sample it, and ask for a tick as the agent would.
+
+        What the agent looks at every 10 s does not exist here.
+        """
+        often = self.sample_every_s(now_s) < self.sampling.stats_interval_s
+        asks = self.guest.driver_loaded and (often or self._is_stale(now_s))
+        if self.sample(now_s) and self.schedule.sampled(self.snapshot(), self.sampling):
+            ticks.ask_urgently()
+        elif asks:
+            ticks.ask()
+
+    def sample_every_s(self, now_s: float) -> float:
+        """Return how long the agent waits between samples as things are now."""
+        return self.schedule.sample_every_s(self.sampling, hurried=self._is_hurried(now_s))
+
+    def _is_hurried(self, now_s: float) -> bool:
+        """Tell whether the guest boots or its balloon moves, as the agent sees it."""
+        if self.fresh_since_s is None:
+            return now_s - self.booted_at_s < BOOT_S
+        if now_s - self.fresh_since_s < self.grace_s:
+            return True
+        if self.target is None or not self.schedule.may_be_moving:
+            return False
+        return not is_reached(self.guest.actual, self.target, self.guest.size)
+
+    def _is_stale(self, now_s: float) -> bool:
+        seen = self.snapshot()
+        age_s = seen.sample_age_s(now_s)
+        return age_s is not None and age_s > seen.is_stale_after_s
+
     def sample(self, now_s: float) -> bool:
         """Ask the guest for statistics; return whether fresh ones came."""
         guest = self.guest
@@ -211,6 +256,8 @@ class SimulatedVm:
         guest.set_target(target)
         changed = guest.target != before or (self.target is None and guest.target != guest.actual)
         self.target = guest.target
+        self.schedule.target_sent()
+        self.next_look_s = now_s
         self.wake_s = now_s + FINE_S
         self._settled = False
         self._snapshot = None
@@ -222,7 +269,9 @@ class SimulatedVm:
         self.guest.reset()
         self.booted_at_s = now_s
         self._returns_at_s = now_s + self.guest.spec.boot_s
-        self.reading = self.fresh_since_s = self.previous = None
+        self.reading = self.fresh_since_s = None
+        self.schedule.forget_samples(self.sampling)
+        self.next_look_s = now_s
         self._figures = self.guest.figures
 
     def _demand(self, now_s: float) -> bool:

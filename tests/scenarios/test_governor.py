@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
 
+from qmpballoon.agent import context as context_module
 from qmpballoon.agent import governor as governor_module
 from qmpballoon.config import HostSettings, PolicySettings, VmMatch
 from qmpballoon.model.names import VmId
@@ -27,7 +28,7 @@ async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
 
 @pytest.fixture(autouse=True)
 def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(governor_module, "TICK_S", 0.05)
+    monkeypatch.setattr(context_module, "CALM_TICK_S", 0.05)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 
 from qmpballoon.model.names import VmId
 from qmpballoon.policy.registry import simulated
-from qmpballoon.policy.schedule import Pace
 from qmpballoon.policy.snapshot import Decisions, SetTarget, Snapshot
 from qmpballoon.sim.guest import Behaviour
 from qmpballoon.sim.host import AccountsBroken, Host, Run, play, starts
@@ -73,7 +72,7 @@ def test_guests_start_with_their_part_of_the_budget_or_with_what_they_hold() -> 
 
 def test_a_kill_comes_when_the_demand_crosses_what_is_there_not_at_a_tick() -> None:
     trace = a_trace(a_vm((0, 50, 0), (10, 50, 0), (30, 450, 0)), budget=256 * MIB)
-    run = play(trace, Scripted(), host=Host(pace=Pace(7.0, 7.0, 7.0)))
+    run = play(trace, Scripted(), host=Host(calm_tick_s=7.0))
     crossing_s = 10 + (256 - 5 - 55 - 50) / 20
     assert run.kills[A][0] == pytest.approx(crossing_s, abs=0.11)
 
@@ -100,7 +99,7 @@ def test_a_killed_workload_comes_back_slowly_after_its_restart() -> None:
 def test_calm_guests_are_sampled_at_their_interval_and_growing_ones_fast() -> None:
     calm, growing = a_vm((0, 50, 0)), a_vm((0, 50, 0), (10, 50, 0), (30, 250, 0), name="b")
     policy = Scripted()
-    play(a_trace(calm, growing), policy, host=Host(pace=Pace(0.1, 0.1, 0.1), fast_interval_s=0.2))
+    play(a_trace(calm, growing), policy, host=Host(calm_tick_s=0.1, fast_interval_s=0.2))
     seen: dict[str, set[float]] = {"a": set(), "b": set()}
     for snapshot in policy.seen:
         for guest in snapshot.guests:
@@ -133,7 +132,7 @@ def test_a_new_vm_is_seen_at_once_and_charged_in_full() -> None:
 
 def test_a_reset_makes_a_guest_new() -> None:
     policy = Scripted(once(2.0, 300 * MIB))
-    play(a_trace(a_vm((0, 50, 0), resets_at_s=(10.0,))), policy, host=Host(pace=Pace(0.5, 0.5, 0.5)))
+    play(a_trace(a_vm((0, 50, 0), resets_at_s=(10.0,))), policy, host=Host(calm_tick_s=0.5))
     during = next(snapshot for snapshot in policy.seen if snapshot.now_s > 10.1).guests[0]
     assert (during.driver_up, during.reading, during.booted_at_s) == (False, None, 10.0)
     assert (during.target, during.charge) == (300 * MIB, 512 * MIB)

@@ -22,6 +22,7 @@ from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from qmpballoon.mqtt.commands import CommandMessage, arrival_of
 from qmpballoon.mqtt.connection import (
     REFUSED_CREDENTIALS,
     UNSUPPORTED_PROTOCOL,
@@ -35,7 +36,7 @@ from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
 from qmpballoon.mqtt.outbox import Make, Outbox, Publication
 from qmpballoon.mqtt.topics import Topics
 from qmpballoon.protocol.payloads import CONTENT_TYPES, Format, encode
-from qmpballoon.protocol.requests import Arrival, Handle, Requests
+from qmpballoon.protocol.requests import Handle, Requests
 
 ECHO_TIMEOUT_S: Final = 5.0
 FAREWELL_S: Final = 2.0
@@ -106,7 +107,7 @@ class Bridge:
         self._wake = asyncio.Event()
         self._outbox = Outbox(self._wake.set, self.topics.status)
         self._outbox.retain(self.topics.status, lambda: "online")
-        self._desk = Requests(self.topics, handle, knows_vm, self._outbox.answer, clock)
+        self._requests = Requests(handle, knows_vm, clock)
         self._announced = set(announced_before)
         self._announced_changed = False
         self._on_announced = on_announced
@@ -175,10 +176,10 @@ class Bridge:
         """
         try:
             async with asyncio.TaskGroup() as group:
-                self._desk.open(group)
+                self._requests.open(group)
                 await self._stay_connected()
         finally:
-            self._desk.stop()
+            self._requests.stop()
 
     async def _stay_connected(self) -> None:
         brokers = deque(self._settings.brokers)
@@ -295,19 +296,23 @@ class Bridge:
             elif topic == self._settings.birth_topic:
                 if payload == b"online" and not message.retain:
                     self._birth.set()
-            elif (command := self.topics.parse(topic)) is not None:
-                properties = message.properties
-                self._desk.receive(
-                    Arrival(
-                        command,
-                        payload,
-                        message.retain,
-                        getattr(properties, "ContentType", None),
-                        getattr(properties, "ResponseTopic", None),
-                        getattr(properties, "CorrelationData", None),
-                        getattr(properties, "MessageExpiryInterval", None),
-                    )
-                )
+            else:
+                self._receive_command(message)
+
+    def _receive_command(self, message: aiomqtt.Message) -> None:
+        properties = message.properties
+        command = CommandMessage(
+            message.topic.value,
+            message.payload,
+            message.retain,
+            getattr(properties, "ContentType", None),
+            getattr(properties, "ResponseTopic", None),
+            getattr(properties, "CorrelationData", None),
+            getattr(properties, "MessageExpiryInterval", None),
+        )
+        arrival = arrival_of(command, self.topics, self._outbox.answer, self._clock)
+        if arrival is not None:
+            self._requests.receive(arrival)
 
     def _heard_status(self, payload: bytes) -> None:
         if payload == b"online":
@@ -336,7 +341,7 @@ class Bridge:
 
     async def _say_farewell(self, connection: Connection) -> None:
         """Answer who waits, say ``offline``, and let the broker confirm it, in a bounded time."""
-        self._desk.stop()
+        self._requests.stop()
         try:
             while (publication := self._outbox.take_answer()) is not None:
                 self._publish(connection, publication)

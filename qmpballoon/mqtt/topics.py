@@ -9,11 +9,10 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from qmpballoon.model.names import safe_name
+from qmpballoon.model.names import mirrored, safe_name
 
 LONGEST_TOPIC: Final = 65535  # bytes of UTF-8, MQTT 5 section 1.5.4
 MOST_LEVELS: Final = 100
-_LONGEST_MIRRORED: Final = 128
 
 _NON_CHARACTERS: Final = "".join(
     chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)
@@ -117,10 +116,3 @@ class Topics:
             and topic != self.base
             and not topic.startswith(f"{self.base}/")
         )
-
-
-def mirrored(level: str) -> str:
-    """Return a level that a stranger chose as it may stand in a topic and an answer of ours."""
-    if len(level) <= _LONGEST_MIRRORED and level.isprintable() and not set(level) & set(" /+#"):
-        return level
-    return safe_name(level)

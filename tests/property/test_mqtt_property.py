@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from qmpballoon.errors import ERROR_WORDS, RequestRefused
 from qmpballoon.model.names import safe_name
+from qmpballoon.mqtt.commands import CommandMessage, arrival_of
 from qmpballoon.mqtt.outbox import Answer
 from qmpballoon.mqtt.topics import Topics, is_publishable
 from qmpballoon.protocol.payloads import DEEPEST, Content, decode_request, encode, request_format
-from qmpballoon.protocol.requests import Arrival, Request, Requests
+from qmpballoon.protocol.requests import Request, Requests
 from qmpballoon.protocol.verbs import VERBS, Scope, validate
 
 TOPICS = Topics("qmpballoon", "edge-7")
@@ -129,12 +130,12 @@ async def _never(request: Request) -> object:
 def test_any_message_on_a_command_topic_gets_exactly_one_answer_that_can_be_sent(
     rest: str, payload: bytes, retain: bool, content_type: str | None, response_topic: str | None
 ) -> None:
-    command = TOPICS.parse(f"{TOPICS.root}/{rest}")
-    if command is None:
-        return
     answers: list[Answer] = []
-    desk = Requests(TOPICS, _never, lambda vm: vm == "web1", answers.append, lambda: 0.0)
-    desk.receive(Arrival(command, payload, retain, content_type, response_topic))
+    message = CommandMessage(f"{TOPICS.root}/{rest}", payload, retain, content_type, response_topic)
+    arrival = arrival_of(message, TOPICS, answers.append, lambda: 0.0)
+    if arrival is None:
+        return
+    Requests(_never, lambda vm: vm == "web1", lambda: 0.0).receive(arrival)
     (answer,) = answers
     assert is_publishable(answer.topic)
     assert encode(answer.value, answer.payload_format)

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from qmpballoon.config.toml_lines import Path
 from qmpballoon.config.tree import Configuration, MqttSettings, VmSettings
+from qmpballoon.readers import Path
 from qmpballoon.units import Amount
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from qmpballoon.errors import QmpBalloonError, RequestRefused
-from qmpballoon.model.names import mirrored
+from qmpballoon.model.names import VmId, mirrored
 from qmpballoon.model.records import utc_now
 from qmpballoon.protocol.objects import response_object
 from qmpballoon.protocol.payloads import Content, decode_request, encode
-from qmpballoon.protocol.verbs import validate
+from qmpballoon.protocol.verbs import Asked, read_asked
 
 MOST_WAITING: Final = 16  # requests of one VM, or of the host
 MOST_REMEMBERED: Final = 1000  # answers
@@ -52,16 +52,21 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that was understood. ``vm`` None: of the host; ``arguments`` as `validate` returns them.
+    """A request that was understood: ``asked`` is one of the records in `verbs`.
 
-    ``expires_at_s`` is on the monotonic clock: who makes it wait refuses it then, as ``expired``.
+    ``vm`` None: of the host. ``expires_at_s`` is on the monotonic clock: who makes it wait refuses it
+    then, as ``expired``.
     """
 
-    vm: str | None
-    verb: str
-    arguments: Mapping[str, object]
+    vm: VmId | None
+    asked: Asked
     transaction: object = None
     expires_at_s: float | None = None
+
+    @property
+    def verb(self) -> str:
+        """The verb, as it is spelled in a request."""
+        return self.asked.VERB
 
     def refuse_if_expired(self, now_s: float) -> None:
         """Raise RequestRefused (``expired``) if the sender no longer wants it done."""
@@ -111,12 +116,13 @@ class Requests:
         vm, verb, content = arrival.vm, arrival.verb, Content()
         try:
             content = decode_request(arrival.payload, arrival.content_type)
-            arguments = self._understand(arrival, content)
+            asked = self._understand(arrival, content)
         except RequestRefused as refused:
             arrival.reply(self._response(vm, verb, content.transaction, error=refused))
             return
         expires_at_s = None if arrival.expiry_s is None else self.clock() + arrival.expiry_s
-        self._begin(Request(vm, verb, arguments, content.transaction, expires_at_s), arrival)
+        request = Request(None if vm is None else VmId(vm), asked, content.transaction, expires_at_s)
+        self._begin(request, arrival)
 
     def stop(self) -> None:
         """Answer all that wait with ``offline`` and end their tasks; nothing is begun any more."""
@@ -127,13 +133,13 @@ class Requests:
             if running.task is not None:
                 running.task.cancel()
 
-    def _understand(self, arrival: Arrival, content: Content) -> Mapping[str, object]:
+    def _understand(self, arrival: Arrival, content: Content) -> Asked:
         vm = arrival.vm
         if arrival.refused is not None:
             raise arrival.refused
         if vm is not None and not self.knows_vm(vm):
             raise RequestRefused("unknown-vm", f"no VM {mirrored(vm)!r} here")
-        return validate(arrival.verb, "host" if vm is None else "vm", content)
+        return read_asked(arrival.verb, "host" if vm is None else "vm", content)
 
     def _begin(self, request: Request, arrival: Arrival) -> None:
         transaction, reply = request.transaction, arrival.reply

@@ -9,6 +9,7 @@ from qmpballoon.mqtt.commands import CommandMessage, arrival_of
 from qmpballoon.mqtt.outbox import Answer
 from qmpballoon.mqtt.topics import Topics
 from qmpballoon.protocol.requests import Request, Requests
+from qmpballoon.protocol.verbs import SetMode
 
 TOPICS = Topics("qmpballoon", "edge-7")
 GET = f"{TOPICS.root}/vm/web1/request/get"
@@ -58,7 +59,7 @@ async def test_the_topic_target_set_takes_a_size_or_auto() -> None:
     agent = Agent()
     await agent.take(*(CommandMessage(TARGET_SET, payload) for payload in (b"256MiB", b"auto", b"nonsense")))
     assert [request.verb for request in agent.done] == ["set-target", "set-mode"]
-    assert agent.done[1].arguments == {"mode": "auto"}
+    assert agent.done[1].asked == SetMode("auto")
     verbs = [answer.topic.rpartition("/")[2] for answer in agent.answers]
     assert sorted(zip(verbs, agent.codes, strict=True)) == [
         ("set-mode", "ok"),

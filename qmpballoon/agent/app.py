@@ -222,7 +222,7 @@ class Agent:
             heartbeat_s=mqtt.heartbeat_s,
             min_interval_s=mqtt.min_interval_s,
             samples=mqtt.samples,
-            birth_topic=BIRTH_TOPIC if mqtt.home_assistant else None,
+            birth_topic=BIRTH_TOPIC,
         )
 
     # ── re-reading the configuration ─────────────────────────────────────────────────────────────

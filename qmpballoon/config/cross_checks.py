@@ -52,9 +52,6 @@ def _of_mqtt(mqtt: MqttSettings) -> Iterator[Contradiction]:
             if getattr(mqtt, key) is not None:
                 reason = "means an encrypted connection, and no url is mqtts or wss"
                 yield Contradiction((("mqtt", key),), reason)
-    if mqtt.home_assistant and mqtt.payload != "json":
-        reason = f'true needs payload = "json": Home Assistant cannot read {mqtt.payload}'
-        yield Contradiction((("mqtt", "home_assistant"), ("mqtt", "payload")), reason)
     if mqtt.min_interval_s > mqtt.heartbeat_s:
         reason = f"{mqtt.min_interval_s:g} s is more than heartbeat_s, {mqtt.heartbeat_s:g} s"
         yield Contradiction(

@@ -118,7 +118,7 @@ def override(
     """Return the configuration with what was typed at the command line; None: as it was.
 
     An empty sequence of ``sockets`` or ``broker`` counts as not typed. Relative paths are taken from
-    the current directory. A ``payload`` that Home Assistant cannot read turns it off.
+    the current directory.
 
     Raises:
         ConfigurationError: something typed is wrong; the keys are options, as ``--budget``.
@@ -134,8 +134,6 @@ def override(
         checked = reading.value(value, (table, key), keys(TABLES[table])[key].read)
         if checked is not None:
             changed.setdefault(table, {})[key] = checked
-            if option == "payload" and checked != "json":
-                changed[table]["home_assistant"] = False
     for table, settings in changed.items():
         config = replace(config, **{table: replace(getattr(config, table), **settings)})
     reading.contradictions_of(config)
@@ -175,9 +173,6 @@ class _Reading(Reading):
             elif name != "vm":
                 checked = self.table(content, (name,), _readers(TABLES[name]))
                 tables[name] = replace(getattr(base, name), **checked)
-        mqtt = tables.get("mqtt")
-        if mqtt is not None and ("mqtt", "home_assistant") not in self.good:
-            tables["mqtt"] = replace(mqtt, home_assistant=mqtt.payload == "json")
         vm = document.get("vm")
         if isinstance(vm, dict):
             own = {key: value for key, value in vm.items() if key != "match"}

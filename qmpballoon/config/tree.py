@@ -125,12 +125,6 @@ class MqttSettings:
         1.0,
     )
     samples: bool = _key(flag, "Publish every tick's figures of all VMs, for recorders.", False)
-    home_assistant: bool = _key(
-        flag,
-        'Announce the VMs to Home Assistant. Default: true with payload = "json", false with "msgpack".',
-        True,
-    )
-    discovery_prefix: str = _key(values.topic, "Home Assistant's discovery prefix.", "homeassistant")
 
     @property
     def enabled(self) -> bool:

@@ -52,6 +52,10 @@ def _of_mqtt(mqtt: MqttSettings) -> Iterator[Contradiction]:
             if getattr(mqtt, key) is not None:
                 reason = "means an encrypted connection, and no url is mqtts or wss"
                 yield Contradiction((("mqtt", key),), reason)
+    for response in mqtt.response_topics:
+        if f"{response}/".startswith(f"{mqtt.base_topic}/"):
+            reason = f"{response} is never honoured: below base_topic agents have their own topics"
+            yield Contradiction((("mqtt", "response_topics"), ("mqtt", "base_topic")), reason)
     if mqtt.min_interval_s > mqtt.heartbeat_s:
         reason = f"{mqtt.min_interval_s:g} s is more than heartbeat_s, {mqtt.heartbeat_s:g} s"
         yield Contradiction(

@@ -6,7 +6,7 @@ The reader and the printed default file are driven by this tree, so neither can 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from qmpballoon.config import values
 from qmpballoon.config.values import BrokerUrl, CgroupBudget
@@ -15,6 +15,8 @@ from qmpballoon.readers import Reader, flag, number, text, whole
 from qmpballoon.units import Amount, parse_amount
 
 Budget: TypeAlias = Amount | CgroupBudget
+Protocol: TypeAlias = Literal["auto", "5", "3.1.1"]
+PayloadFormat: TypeAlias = Literal["json", "msgpack"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,8 @@ class MqttSettings:
         (),
         '"mqtts://broker.example.org:8883"',
     )
-    protocol: str = _key(
-        values.word("auto", "5", "3.1.1"),
+    protocol: Protocol = _key(
+        values.word(*get_args(Protocol)),
         '"auto": 5, and 3.1.1 where the broker refuses 5; or "5", "3.1.1".',
         "auto",
     )
@@ -115,8 +117,8 @@ class MqttSettings:
         values.path, "Its private key, if it is not in the same file.", None, '"/etc/qmpballoon/client.key"'
     )
     base_topic: str = _key(values.topic, "All topics start with <base_topic>/<host>.", "qmpballoon")
-    payload: str = _key(
-        values.word("json", "msgpack"), '"json" or "msgpack"; requests are taken in both.', "json"
+    payload: PayloadFormat = _key(
+        values.word(*get_args(PayloadFormat)), '"json" or "msgpack"; requests are taken in both.', "json"
     )
     heartbeat_s: float = _key(number(1, 3600), "Every state goes out at least this often. 1 to 3600.", 60.0)
     min_interval_s: float = _key(
@@ -125,6 +127,12 @@ class MqttSettings:
         1.0,
     )
     samples: bool = _key(flag, "Publish every tick's figures of all VMs, for recorders.", False)
+    response_topics: tuple[str, ...] = _key(
+        values.several(values.response_filter, "MQTT filters"),
+        "MQTT 5 response topics that are honoured: filters with + and #; [] for none. Never below $,\n"
+        "homeassistant, qmpballoon or base_topic. Other requests are answered on the agent's own topics.",
+        ("#",),
+    )
 
     @property
     def enabled(self) -> bool:

@@ -92,6 +92,19 @@ def topic(value: object) -> str:
     return written
 
 
+def response_filter(value: object) -> str:
+    """Read an MQTT filter of topics that answers may go to."""
+    written: str = text(200)(value)
+    levels = written.split("/")
+    if any("#" in level and level != "#" for level in levels) or "#" in levels[:-1]:
+        raise Wrong("# stands alone and at the end, as in a/b/#")
+    if any("+" in level and level != "+" for level in levels):
+        raise Wrong("+ stands for a whole level, as in replies/+/x")
+    if levels[0].startswith("$") or levels[0] in ("homeassistant", "qmpballoon"):
+        raise Wrong(f"is never honoured: other programs have their own topics below {levels[0]}")
+    return written
+
+
 def share_or_size(value: object) -> Amount:
     """Read a size of at least 1 MiB, or a share from 0.1% to 100%."""
     typed = amount(value)

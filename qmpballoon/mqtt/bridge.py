@@ -34,7 +34,7 @@ from qmpballoon.mqtt.connection import (
 )
 from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
 from qmpballoon.mqtt.outbox import Make, Outbox, Publication
-from qmpballoon.mqtt.topics import Topics
+from qmpballoon.mqtt.topics import BIRTH_TOPIC, Topics
 from qmpballoon.protocol.payloads import CONTENT_TYPES, Format, encode
 from qmpballoon.protocol.requests import Handle, Requests
 
@@ -53,8 +53,8 @@ class BridgeSettings:
     """What the bridge needs of the configuration.
 
     ``brokers``, at least one, are tried in turn; ``protocol`` ``auto`` is 5, and 3.1.1 where a broker
-    refuses it; ``host`` as it is, made safe for topics here; files are paths; ``birth_topic`` is where Home
-    Assistant says ``online`` when it starts, None: nobody listens for that.
+    refuses it; ``host`` as it is, made safe for topics here; files are paths; ``response_topics`` are
+    filters of where a request may be answered.
     """
 
     brokers: tuple[Broker, ...]
@@ -71,7 +71,7 @@ class BridgeSettings:
     heartbeat_s: float = 60.0
     min_interval_s: float = 1.0
     samples: bool = False
-    birth_topic: str | None = None
+    response_topics: tuple[str, ...] = ("#",)
 
 
 class Bridge:
@@ -93,7 +93,7 @@ class Bridge:
         on_announced: Callable[[frozenset[str]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.topics: Final = Topics(settings.base_topic, settings.host)
+        self.topics: Final = Topics(settings.base_topic, settings.host, settings.response_topics)
         self._settings = settings
         self._clock = clock
         self._login = Login(
@@ -225,9 +225,9 @@ class Bridge:
         self._connected_at_s = None
         try:
             await connection.open()
-            refused = await connection.listen(self._filters())
-            if refused:
-                self._log.not_readable(refused)
+            refused = await connection.listen((*self._needed, BIRTH_TOPIC))
+            if unheard := [one for one in refused if one != BIRTH_TOPIC]:  # that one is only a courtesy
+                self._log.not_readable(unheard)
             self._connection, self._connected_at_s = connection, self._clock()
             self._outbox.connected(self._clock())
             self._wake.set()
@@ -251,9 +251,9 @@ class Bridge:
                 await connection.close()
         return lost or aiomqtt.MqttError("closed")
 
-    def _filters(self) -> tuple[str, ...]:
-        births = () if self._settings.birth_topic is None else (self._settings.birth_topic,)
-        return (*self.topics.subscriptions(), self.topics.status, *births)
+    @property
+    def _needed(self) -> tuple[str, ...]:
+        return (*self.topics.subscriptions(), self.topics.status)
 
     async def _send(self, connection: Connection, broker: Broker) -> None:
         while True:
@@ -293,7 +293,7 @@ class Bridge:
             if topic == self.topics.status:
                 if connection.mqtt5 or not message.retain:  # else it is what the broker kept from before
                     self._heard_status(payload)
-            elif topic == self._settings.birth_topic:
+            elif topic == BIRTH_TOPIC:
                 if payload == b"online" and not message.retain:
                     self._birth.set()
             else:

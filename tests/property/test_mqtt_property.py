@@ -54,6 +54,40 @@ def test_any_topic_is_a_command_or_none_and_can_be_answered(rest: str) -> None:
             assert is_publishable(TOPICS.response(command.vm, command.verb))
 
 
+LEVELS = st.sampled_from(
+    [
+        "qmpballoon",
+        "homeassistant",
+        "$SYS",
+        "site",
+        "a",
+        "edge-7",
+        "vm",
+        "web1",
+        "request",
+        "reload",
+        "status",
+    ]
+)
+TOPIC_NAMES = st.text() | st.lists(LEVELS, max_size=5).map("/".join)
+FILTERS = st.just("#") | st.lists(LEVELS | st.just("+"), min_size=1, max_size=4).map("/".join).flatmap(
+    lambda levels: st.sampled_from([levels, f"{levels}/#"])
+)
+
+
+@given(st.sampled_from(["qmpballoon", "site", "site/a"]), st.lists(FILTERS, max_size=3), TOPIC_NAMES)
+def test_no_answer_goes_to_a_forbidden_topic_whatever_is_asked_and_allowed(
+    base: str, filters: list[str], requested: str
+) -> None:
+    topics = Topics(base, "edge-7", filters)
+    topic = topics.response("web1", "get", requested)
+    assert is_publishable(topic)
+    forbidden = ("$", f"{base}/", "qmpballoon/", "homeassistant/")
+    assert topic == topics.response("web1", "get") or (
+        topic == requested and filters and not f"{topic}/".startswith(forbidden)
+    )
+
+
 @given(st.text())
 def test_an_answer_never_goes_below_the_base_but_to_its_own_place(requested: str) -> None:
     topic = TOPICS.response("web1", "get", requested)

@@ -44,7 +44,7 @@ def test_an_empty_file_gives_the_documented_defaults() -> None:
         60,
         1,
     )
-    assert mqtt.samples is False
+    assert (mqtt.samples, mqtt.response_topics) == (False, ("#",))
     assert (str(found.host.budget), str(found.host.reserve)) == ("80%", "512MiB")
     assert (found.policy.name, found.policy.mode, found.policy.overload) == ("fairshare", "auto", "guests")
     vm = found.vm

@@ -142,6 +142,21 @@ def test_no_key_takes_a_value_of_a_wrong_type_or_range(table: str, value: str) -
         ('[mqtt]\nbase_topic = "/a"', "must not start or end with /, nor have two in a row"),
         ('[mqtt]\nbase_topic = "$SYS"', "must not start with $: those topics belong to the broker"),
         (
+            '[mqtt]\nresponse_topics = "replies/#"',
+            "must be an array of MQTT filters, not the text 'replies/#'",
+        ),
+        ('[mqtt]\nresponse_topics = ["a/#/b"]', "# stands alone and at the end, as in a/b/#"),
+        ('[mqtt]\nresponse_topics = ["a#"]', "# stands alone and at the end, as in a/b/#"),
+        ('[mqtt]\nresponse_topics = ["a/b+"]', "+ stands for a whole level, as in replies/+/x"),
+        (
+            '[mqtt]\nresponse_topics = ["$SYS/#"]',
+            "is never honoured: other programs have their own topics below $SYS",
+        ),
+        (
+            '[mqtt]\nresponse_topics = ["homeassistant/#"]',
+            "is never honoured: other programs have their own topics below homeassistant",
+        ),
+        (
             "[discovery]\nsockets = '/run/*.qmp'",
             "must be an array of globs of absolute paths, not the text '/run/*.qmp'",
         ),
@@ -253,6 +268,12 @@ def test_a_password_in_the_url_is_refused_and_never_repeated() -> None:
             "mqtt.username",
             "needs a password: set password_file, or pass the systemd credential mqtt-password "
             "($CREDENTIALS_DIRECTORY, which has none here)",
+        ),
+        (
+            "[mqtt]\nbase_topic = 'site/a'\nresponse_topics = ['b/#', 'site/a/replies']",
+            3,
+            "mqtt.response_topics",
+            "site/a/replies is never honoured: below base_topic agents have their own topics",
         ),
         ("[mqtt]\npassword_file = '/a'", 2, "mqtt.password_file", "needs a username"),
         ("[mqtt]\nkey_file = '/a'", 2, "mqtt.key_file", "needs a cert_file"),

@@ -15,7 +15,6 @@ import secrets
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, cast
 
 from qmpballoon import __version__, descriptors
 from qmpballoon.agent import systemd
@@ -46,8 +45,6 @@ from qmpballoon.protocol.objects import Agent as Publishes
 from qmpballoon.protocol.payloads import HAS_MSGPACK
 
 Reload = Callable[[], Configuration]
-
-BIRTH_TOPIC: Final = "homeassistant/status"
 
 
 def check_usable(configuration: Configuration) -> None:
@@ -217,17 +214,17 @@ class Agent:
             client_id=configuration.client_id,
             host=configuration.agent.host,
             base_topic=mqtt.base_topic,
-            protocol=cast("object", mqtt.protocol),  # type: ignore[arg-type]  # one of its words: checked
+            protocol=mqtt.protocol,
             username=mqtt.username,
             password=read_password(mqtt),
             ca_file=mqtt.ca_file,
             cert_file=mqtt.cert_file,
             key_file=mqtt.key_file,
-            payload=cast("object", mqtt.payload),  # type: ignore[arg-type]  # the same
+            payload=mqtt.payload,
             heartbeat_s=mqtt.heartbeat_s,
             min_interval_s=mqtt.min_interval_s,
             samples=mqtt.samples,
-            birth_topic=BIRTH_TOPIC if mqtt.home_assistant else None,
+            response_topics=mqtt.response_topics,
         )
 
     # ── re-reading the configuration ─────────────────────────────────────────────────────────────

@@ -1,4 +1,4 @@
-"""What MQTT requests do: each verb here, once its arguments have been read and found in range."""
+"""What requests do: each verb here, once its arguments have been read and found in range."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Final, assert_never
 
 from qmpballoon.agent.actuator import Actuator
 from qmpballoon.agent.context import Context
@@ -15,10 +15,22 @@ from qmpballoon.agent.limits import checked_target
 from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpBalloonError, RequestRefused
-from qmpballoon.model.names import VmId
 from qmpballoon.model.records import VmRecord, utc_now
 from qmpballoon.protocol.objects import vm_object
 from qmpballoon.protocol.requests import Request
+from qmpballoon.protocol.verbs import (
+    TAKE_BACK,
+    Get,
+    List,
+    Reclaim,
+    Release,
+    Reload,
+    SetLimits,
+    SetMode,
+    SetPolicy,
+    SetTarget,
+    arguments_of,
+)
 from qmpballoon.units import Amount, parse_size, round_up_to_page
 
 RECLAIM_WITHIN_S: Final = 30.0
@@ -52,37 +64,37 @@ class Service:
         Raises:
             QmpBalloonError: its ``code`` is the error word of the answer.
         """
-        if request.vm is None:
-            match request.verb:
-                case "list":
-                    return [_listed(vm.record) for vm in self._registry]
-                case "reload":
-                    return self._reload()
-                case "reclaim":
-                    return await self._reclaim(request.arguments)
-                case "release":
-                    return self._release(str(request.arguments["hold"]))
-                case "set-policy":
-                    return await self._set_policy(request.arguments)
-        else:
-            vm = self._registry.get(VmId(request.vm))
-            if vm is None:
-                raise RequestRefused("unknown-vm", f"no VM is called {request.vm}")
-            match request.verb:
-                case "set-target":
-                    return await self._set_target(vm, request)
-                case "set-mode":
-                    return await self._set_mode(vm, request.arguments)
-                case "set-limits":
-                    return await self._set_limits(vm, request.arguments)
-                case "get":
-                    record = await vm.refreshed(timeout_s=FRESH_WITHIN_S)
-                    return vm_object(record, self._host, time.monotonic(), utc_now())
-        raise RequestRefused("unknown-verb", f"this version does not know {request.verb}")
+        asked = request.asked
+        match asked:
+            case List():
+                return [_listed(vm.record) for vm in self._registry]
+            case Reload():
+                return self._reload()
+            case Reclaim():
+                return await self._reclaim(asked)
+            case Release():
+                return self._release(asked.hold)
+            case SetPolicy():
+                return await self._set_policy(asked)
+            case SetTarget():
+                return await self._set_target(self._vm(request), asked, request)
+            case SetMode():
+                return await self._set_mode(self._vm(request), asked)
+            case SetLimits():
+                return await self._set_limits(self._vm(request), asked)
+            case Get():
+                record = await self._vm(request).refreshed(timeout_s=FRESH_WITHIN_S)
+                return vm_object(record, self._host, time.monotonic(), utc_now())
+            case _:
+                assert_never(asked)
 
-    async def _set_target(self, vm: ManagedVm, request: Request) -> Mapping[str, object]:
-        amount, wait_s = request.arguments["target"], request.arguments.get("wait_s")
-        assert isinstance(amount, Amount)
+    def _vm(self, request: Request) -> ManagedVm:
+        vm = None if request.vm is None else self._registry.get(request.vm)
+        if vm is None:
+            raise RequestRefused("unknown-vm", f"no VM is called {request.vm}")
+        return vm
+
+    async def _set_target(self, vm: ManagedVm, asked: SetTarget, request: Request) -> Mapping[str, object]:
         if self._context.mode == "observe":
             raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
         record = vm.record
@@ -92,7 +104,7 @@ class Service:
             raise NoBalloon(f"{vm.id} has no balloon device")
         if record.health == "migrating":
             raise RequestRefused("not-allowed", f"{vm.id} is migrating: its balloon is left alone")
-        target = round_up_to_page(checked_target(record, amount.of(record.size)))
+        target = round_up_to_page(checked_target(record, asked.target.of(record.size)))
         request.refuse_if_expired(time.monotonic())
         # The mode first, or the policy would send its own target; the target only once QEMU has it, or the
         # governor would send it, too.
@@ -107,34 +119,30 @@ class Service:
         if vm.serial == serial and vm.spec.kept.mode == "manual":
             vm.spec.set_manual_target(target)
         await self._context.store.saved()
-        if isinstance(wait_s, float):
-            record = await self._actuator.reached(vm, serial, target, wait_s=wait_s)
+        if asked.wait_s is not None:
+            record = await self._actuator.reached(vm, serial, target, wait_s=asked.wait_s)
             return {"target": target, "actual": record.actual, "reached": True}
         record = vm.record
         return {"target": target, "actual": record.actual, "reached": record.is_at(target)}
 
-    async def _set_mode(self, vm: ManagedVm, arguments: Mapping[str, object]) -> Mapping[str, object]:
-        mode, for_s = arguments["mode"], arguments.get("for_s")
-        vm.spec.set_mode(str(mode), for_s=for_s if isinstance(for_s, float) else None)
+    async def _set_mode(self, vm: ManagedVm, asked: SetMode) -> Mapping[str, object]:
+        vm.spec.set_mode(asked.mode, for_s=asked.for_s)
         vm.touch()
         await self._context.store.saved()
-        return {"mode": mode, "for_s": for_s}
+        return {"mode": asked.mode, "for_s": asked.for_s}
 
-    async def _set_limits(self, vm: ManagedVm, arguments: Mapping[str, object]) -> Mapping[str, object]:
+    async def _set_limits(self, vm: ManagedVm, asked: SetLimits) -> Mapping[str, object]:
         size = vm.record.size
         if size is None:
             raise ConnectionLost(f"{vm.id} has not answered yet: its size, and so its limits, are not known")
         lowest, highest = vm.spec.settings.limits(size)
         kept = vm.spec.kept
-        for key in ("floor", "ceiling"):
-            amount = arguments.get(key)
+        for key, amount in (("floor", asked.floor), ("ceiling", asked.ceiling)):
             if isinstance(amount, Amount) and not lowest <= amount.of(size) <= highest:
                 raise OutOfRange(
                     f"{key} {amount} is outside what the file allows: {lowest} to {highest} bytes"
                 )
-        changes = {
-            key: str(value) if isinstance(value, Amount) else value for key, value in arguments.items()
-        }
+        changes = _changes(asked)
         floor, ceiling = (
             _in_force(changes.get(key, getattr(kept, key)), size, otherwise)
             for key, otherwise in (("floor", lowest), ("ceiling", highest))
@@ -147,25 +155,21 @@ class Service:
         limits = vm.limits
         return {"floor": limits.floor, "ceiling": limits.ceiling, "shares": limits.shares}
 
-    async def _set_policy(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
-        name, mode = arguments.get("name"), arguments.get("mode")
-        self._governor.choose(
-            name if isinstance(name, str) else None, mode if isinstance(mode, str) else None
-        )
+    async def _set_policy(self, asked: SetPolicy) -> Mapping[str, object]:
+        self._governor.choose(asked.name, asked.mode)
         await self._context.store.saved()
         return {"name": self._context.policy, "mode": self._context.mode}
 
-    async def _reclaim(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+    async def _reclaim(self, asked: Reclaim) -> Mapping[str, object]:
         """Hold memory back from the VMs and wait until it is there, or the deadline has come."""
-        amount, governor = arguments["size"], self._governor
-        assert isinstance(amount, Amount)
+        governor = self._governor
         if self._context.mode == "observe":
             raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
         now_s = time.monotonic()
         before = governor.snapshot()
-        size = amount.of(before.budget)
-        deadline_s = now_s + _seconds(arguments.get("deadline_s"), RECLAIM_WITHIN_S)
-        hold_s = _seconds(arguments.get("hold_s"), HELD_FOR_S)
+        size = asked.size.of(before.budget)
+        deadline_s = now_s + (RECLAIM_WITHIN_S if asked.deadline_s is None else asked.deadline_s)
+        hold_s = HELD_FOR_S if asked.hold_s is None else asked.hold_s
         hold = governor.holds.take(size, deadline_s + hold_s, budget=before.budget)
         self._context.ticks.soon()
         lacking = size
@@ -188,8 +192,14 @@ class Service:
         return {"hold": hold, "size": size}
 
 
-def _seconds(typed: object, otherwise: float) -> float:
-    return typed if isinstance(typed, float) else otherwise
+def _changes(asked: SetLimits) -> dict[str, object]:
+    """Return what is kept of a request: sizes as typed, None for an override that is taken back."""
+    given = {key: getattr(asked, key) for key in arguments_of(SetLimits)}
+    return {
+        key: None if value is TAKE_BACK else str(value) if isinstance(value, Amount) else value
+        for key, value in given.items()
+        if value is not None
+    }
 
 
 def _in_force(typed: object, size: int, otherwise: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from dataclasses import replace
 from typing import Final
 
 from qmpballoon import log
@@ -86,7 +85,7 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         ConfigurationError: something is wrong in the file, or in what was typed; has all of it.
     """
     configuration = load(arguments.config) if arguments.config else defaults()
-    configuration = override(
+    return override(
         configuration,
         host=arguments.host,
         state_dir=arguments.state_dir,
@@ -96,13 +95,9 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         password_file=arguments.password_file,
         ca_file=arguments.ca_file,
         base_topic=arguments.base_topic,
+        payload=arguments.payload,
         policy=arguments.policy,
         mode=arguments.mode,
         budget=arguments.budget,
         reserve=arguments.reserve,
     )
-    if arguments.payload is None:
-        return configuration
-    mqtt = configuration.mqtt
-    announced = mqtt.home_assistant and arguments.payload == "json"  # Home Assistant reads JSON only
-    return replace(configuration, mqtt=replace(mqtt, payload=arguments.payload, home_assistant=announced))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import io
 import os
@@ -24,6 +23,7 @@ from qmpballoon.errors import (
     QmpBalloonError,
     Unreachable,
 )
+from qmpballoon.readers import did_you_mean
 from qmpballoon.terminal import clean, complain
 
 DONE: Final = 0
@@ -175,9 +175,8 @@ class _Parser(argparse.ArgumentParser):
             message = f"say what to do: {', '.join(_VERBS)}"
         elif message.startswith("argument VERB: invalid choice: "):
             word = message.split("'")[1]
-            near = difflib.get_close_matches(word, _VERBS, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(_VERBS)}"
-            message = f"there is no verb {word!r}; {meant}"
+            meant = did_you_mean(word, _VERBS) or f"; there are {', '.join(_VERBS)}"
+            message = f"there is no verb {word!r}{meant}"
         complain(f"{clean(message)} (see {self.prog} --help)")
         sys.exit(WRONG_USAGE)
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from qmpballoon.config.toml_lines import Path
 from qmpballoon.config.tree import Configuration, MqttSettings, VmSettings
+from qmpballoon.readers import Path
 from qmpballoon.units import Amount
 
 
@@ -52,9 +52,10 @@ def _of_mqtt(mqtt: MqttSettings) -> Iterator[Contradiction]:
             if getattr(mqtt, key) is not None:
                 reason = "means an encrypted connection, and no url is mqtts or wss"
                 yield Contradiction((("mqtt", key),), reason)
-    if mqtt.home_assistant and mqtt.payload != "json":
-        reason = f'true needs payload = "json": Home Assistant cannot read {mqtt.payload}'
-        yield Contradiction((("mqtt", "home_assistant"), ("mqtt", "payload")), reason)
+    for response in mqtt.response_topics:
+        if f"{response}/".startswith(f"{mqtt.base_topic}/"):
+            reason = f"{response} is never honoured: below base_topic agents have their own topics"
+            yield Contradiction((("mqtt", "response_topics"), ("mqtt", "base_topic")), reason)
     if mqtt.min_interval_s > mqtt.heartbeat_s:
         reason = f"{mqtt.min_interval_s:g} s is more than heartbeat_s, {mqtt.heartbeat_s:g} s"
         yield Contradiction(

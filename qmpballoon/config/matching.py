@@ -13,7 +13,6 @@ _NEEDS_RESTART: Final = (
     ("agent", "host"),  # the names of all topics, and of the lock
     ("agent", "state_dir"),  # locked and loaded once
     ("mqtt", "base_topic"),  # retained topics would stay behind under the old one
-    ("mqtt", "discovery_prefix"),  # the same
 )
 
 

@@ -1,4 +1,4 @@
-"""TOML text, or values typed at a command line, into the tree. What is not pure is in ``outside``."""
+"""TOML text, or values typed at a command line, into the tree. What is not pure is in ``environment``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from qmpballoon.config import values
 from qmpballoon.config.cross_checks import contradictions
 from qmpballoon.config.environment import Surroundings, absolute, read_text, surroundings_here
-from qmpballoon.config.toml_lines import LONGEST_KEY, KeyTooLong, Path, key_line, key_lines
+from qmpballoon.config.toml_lines import LONGEST_KEY, KeyTooLong, key_line, key_lines
 from qmpballoon.config.tree import (
     TABLES,
     AgentSettings,
@@ -24,9 +23,9 @@ from qmpballoon.config.tree import (
     keys,
 )
 from qmpballoon.errors import ConfigurationError, Problem
+from qmpballoon.readers import Fault, Path, Reader, Reading, did_you_mean, dotted, unknown_key
 
 COMMAND_LINE: Final = "command line"
-_BARE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PLACE: Final = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
 
 
@@ -72,8 +71,10 @@ def parse(
     reading = _Reading()
     config = reading.tree(document, defaults(surroundings), source)
     reading.contradictions_of(config)
-    if reading.problems:
-        problems = [Problem(key_line(lines, path), dotted(path), reason) for path, reason in reading.problems]
+    if reading.faults:
+        problems = [
+            Problem(key_line(lines, fault.path), dotted(fault.path), fault.reason) for fault in reading.faults
+        ]
         problems.sort(key=lambda problem: problem.line or 0)
         raise ConfigurationError(source, problems)
     return config
@@ -117,7 +118,7 @@ def override(
     """Return the configuration with what was typed at the command line; None: as it was.
 
     An empty sequence of ``sockets`` or ``broker`` counts as not typed. Relative paths are taken from
-    the current directory. A ``payload`` that Home Assistant cannot read turns it off.
+    the current directory.
 
     Raises:
         ConfigurationError: something typed is wrong; the keys are options, as ``--budget``.
@@ -133,67 +134,33 @@ def override(
         checked = reading.value(value, (table, key), keys(TABLES[table])[key].read)
         if checked is not None:
             changed.setdefault(table, {})[key] = checked
-            if option == "payload" and checked != "json":
-                changed[table]["home_assistant"] = False
     for table, settings in changed.items():
         config = replace(config, **{table: replace(getattr(config, table), **settings)})
     reading.contradictions_of(config)
-    if reading.problems:
+    if reading.faults:
         options = {path: option for option, path in _OPTIONS.items()}
         problems: list[Problem] = []
-        for path, reason in reading.problems:
-            option = options[str(path[0]), str(path[1])]
+        for fault in reading.faults:
+            option = options[str(fault.path[0]), str(fault.path[1])]
             flag = "SOCKET_OR_GLOB" if option == "sockets" else "--" + option.replace("_", "-")
-            problems.append(Problem(None, flag, reason))
+            problems.append(Problem(None, flag, fault.reason))
         raise ConfigurationError(COMMAND_LINE, problems)
     return config
 
 
-def dotted(path: Path) -> str:
-    """Return a path as people write it, as ``vm.match[1].floor``; odd keys are quoted and cut."""
-    written = ""
-    for segment in path:
-        if isinstance(segment, int):
-            written += f"[{segment}]"
-        else:
-            written += ("." if written else "") + (
-                segment if _BARE.fullmatch(segment) else repr(segment[:64])
-            )
-    return written
+class _Reading(Reading):
+    """Reads the tables of the file."""
 
-
-class _Reading:
-    """Collects what is wrong while values are read."""
-
-    def __init__(self) -> None:
-        self.problems: list[tuple[Path, str]] = []
-        self._good: set[Path] = set()
-        self._bad: set[Path] = set()
-
-    def wrong(self, path: Path, reason: str) -> None:
-        self.problems.append((path, reason))
-        self._bad.add(path)
-
-    def value(self, value: object, path: Path, read: values.Reader) -> Any:
-        """Return the checked value, or None after noting what is wrong with it."""
-        try:
-            checked = read(value)
-        except values.Wrong as wrong:
-            self._bad.add(path)
-            for index, reason in wrong.inside:
-                self.wrong((*path, index), reason)
-            if not wrong.inside:
-                self.wrong(path, wrong.reason)
-            return None
-        self._good.add(path)
-        return checked
+    def unknown(self, path: Path, name: str, known: Collection[str]) -> None:
+        """Note a key that is not known, and where it belongs."""
+        self.wrong(path, _unknown(name, known))
 
     def contradictions_of(self, config: Configuration) -> None:
         """Note contradictions that what was read takes part in, and nothing wrong does."""
         for found in contradictions(config):
-            written = [path for path in found.keys if path in self._good]
-            if written and not self._bad.intersection(found.keys):
-                self.problems.append((written[0], found.reason))
+            written = [path for path in found.keys if path in self.good]
+            if written and not self.bad.intersection(found.keys):
+                self.faults.append(Fault(written[0], found.reason))
 
     def tree(self, document: Mapping[str, Any], base: Configuration, source: str) -> Configuration:
         tables: dict[str, Any] = {}
@@ -204,30 +171,14 @@ class _Reading:
             elif not _is_table(content):
                 self.wrong((name,), f"must be a table: write [{name}]")
             elif name != "vm":
-                checked = self.table(content, (name,), TABLES[name])
+                checked = self.table(content, (name,), _readers(TABLES[name]))
                 tables[name] = replace(getattr(base, name), **checked)
-        mqtt = tables.get("mqtt")
-        if mqtt is not None and ("mqtt", "home_assistant") not in self._good:
-            tables["mqtt"] = replace(mqtt, home_assistant=mqtt.payload == "json")
         vm = document.get("vm")
         if isinstance(vm, dict):
             own = {key: value for key, value in vm.items() if key != "match"}
-            tables["vm"] = replace(base.vm, **self.table(own, ("vm",), VmSettings))
+            tables["vm"] = replace(base.vm, **self.table(own, ("vm",), _readers(VmSettings)))
             tables["matches"] = self.matches(vm.get("match", []))
         return replace(base, source=source, **tables)
-
-    def table(self, content: Mapping[str, Any], path: Path, *records: type) -> dict[str, Any]:
-        """Return the values of a table that are right, by key."""
-        known = {name: key for record in records for name, key in keys(record).items()}
-        checked: dict[str, Any] = {}
-        for name, value in content.items():
-            if name in known:
-                good = self.value(value, (*path, name), known[name].read)
-                if good is not None:
-                    checked[name] = good
-            else:
-                self.wrong((*path, name), _unknown(name, known))
-        return checked
 
     def matches(self, content: object) -> tuple[VmMatch, ...]:
         if not isinstance(content, list) or not all(_is_table(each) for each in content):
@@ -236,12 +187,16 @@ class _Reading:
         found: list[VmMatch] = []
         for index, each in enumerate(content):
             path: Path = ("vm", "match", index)
-            checked = self.table(each, path, VmMatch, VmSettings)
+            checked = self.table(each, path, _readers(VmMatch, VmSettings))
             if "name" not in each and "socket" not in each:
                 self.wrong(path, "says no VM: give name, socket or both")
             own = {key: checked.pop(key) for key in keys(VmMatch) if key in checked}
             found.append(VmMatch(**own, settings=tuple(checked.items())))
         return tuple(found)
+
+
+def _readers(*records: type) -> dict[str, Reader]:
+    return {name: key.read for record in records for name, key in keys(record).items()}
 
 
 def _is_table(content: object) -> bool:
@@ -252,12 +207,11 @@ def _unknown(name: str, known: Collection[str], what: str = "key") -> str:
     """Say that a key is unknown, and where it belongs or what was meant."""
     if homes := [f"[{table}]" for table, record in TABLES.items() if name in keys(record)]:
         return f"unknown {what} here: it belongs in {' or '.join(homes)}"
-    if guess := values.did_you_mean(name, known):
-        return f"unknown {what}{guess}"
-    for table, record in TABLES.items():
-        if guess := values.did_you_mean(name, keys(record)):
-            return f"unknown {what} here{guess[:-1]} in [{table}]?"
-    return f"unknown {what}; known are {', '.join(known or TABLES)}"
+    if not did_you_mean(name, known):
+        for table, record in TABLES.items():
+            if guess := did_you_mean(name, keys(record), quote='"'):
+                return f"unknown {what} here{guess[:-1]} in [{table}]?"
+    return unknown_key(name, known or TABLES, what=what, quote='"')
 
 
 def _syntax_problem(text: str, message: str) -> Problem:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import re
 import tomllib
-from typing import Final, TypeAlias
+from typing import Final
 
-Path: TypeAlias = tuple[str | int, ...]
+from qmpballoon.readers import Path
 
 _BLANK: Final = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACE: Final = re.compile(r"[ \t]*")

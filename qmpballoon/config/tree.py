@@ -6,21 +6,24 @@ The reader and the printed default file are driven by this tree, so neither can 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from qmpballoon.config import values
 from qmpballoon.config.values import BrokerUrl, CgroupBudget
 from qmpballoon.model.records import MODES, POLICIES
+from qmpballoon.readers import Reader, flag, number, text, whole
 from qmpballoon.units import Amount, parse_amount
 
 Budget: TypeAlias = Amount | CgroupBudget
+Protocol: TypeAlias = Literal["auto", "5", "3.1.1"]
+PayloadFormat: TypeAlias = Literal["json", "msgpack"]
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """What is known of one key beside its name, type and default."""
 
-    read: values.Reader
+    read: Reader
     about: str  # what it does, for the printed file
     example: str | None = None  # in TOML, for a key that has no default
 
@@ -30,11 +33,11 @@ def keys(record: type) -> dict[str, Key]:
     return {entry.name: entry.metadata["key"] for entry in fields(record) if "key" in entry.metadata}
 
 
-def _key(read: values.Reader, about: str, default: Any, example: str | None = None) -> Any:
+def _key(read: Reader, about: str, default: Any, example: str | None = None) -> Any:
     return field(default=default, metadata={"key": Key(read, about, example)})
 
 
-def _machine_key(read: values.Reader, about: str) -> Any:
+def _machine_key(read: Reader, about: str) -> Any:
     """Make a key whose default depends on the machine: the record does not know it."""
     return field(metadata={"key": Key(read, about)})
 
@@ -43,7 +46,7 @@ def _machine_key(read: values.Reader, about: str) -> Any:
 class AgentSettings:
     """``[agent]``."""
 
-    host: str = _machine_key(values.text(255), "Name of this host in topics. Default: the host name.")
+    host: str = _machine_key(text(255), "Name of this host in topics. Default: the host name.")
     state_dir: str = _machine_key(
         values.path,
         "Where names, limits and targets survive a restart; locked, one agent of a name.\n"
@@ -67,7 +70,7 @@ class DiscoverySettings:
         "To open a monitor is to take it from its owner: never name sockets that libvirt or Proxmox holds.",
     )
     forget_after_s: float = _key(
-        values.number(1, 31_536_000),
+        number(1, 31_536_000),
         "No socket and no process for so long: the VM's retained topics are cleared. 1 to 31536000.",
         86400.0,
     )
@@ -84,13 +87,13 @@ class MqttSettings:
         (),
         '"mqtts://broker.example.org:8883"',
     )
-    protocol: str = _key(
-        values.word("auto", "5", "3.1.1"),
+    protocol: Protocol = _key(
+        values.word(*get_args(Protocol)),
         '"auto": 5, and 3.1.1 where the broker refuses 5; or "5", "3.1.1".',
         "auto",
     )
-    client_id: str | None = _key(values.text(128), "Default: qmpballoon-<host>.", None, '"qmpballoon-edge-7"')
-    username: str | None = _key(values.text(255), "Needs a password: the next key.", None, '"edge-7"')
+    client_id: str | None = _key(text(128), "Default: qmpballoon-<host>.", None, '"qmpballoon-edge-7"')
+    username: str | None = _key(text(255), "Needs a password: the next key.", None, '"edge-7"')
     password_file: str | None = _key(
         values.path,
         "File whose content is the password; one line end is cut off.\n"
@@ -114,24 +117,22 @@ class MqttSettings:
         values.path, "Its private key, if it is not in the same file.", None, '"/etc/qmpballoon/client.key"'
     )
     base_topic: str = _key(values.topic, "All topics start with <base_topic>/<host>.", "qmpballoon")
-    payload: str = _key(
-        values.word("json", "msgpack"), '"json" or "msgpack"; requests are taken in both.', "json"
+    payload: PayloadFormat = _key(
+        values.word(*get_args(PayloadFormat)), '"json" or "msgpack"; requests are taken in both.', "json"
     )
-    heartbeat_s: float = _key(
-        values.number(1, 3600), "Every state goes out at least this often. 1 to 3600.", 60.0
-    )
+    heartbeat_s: float = _key(number(1, 3600), "Every state goes out at least this often. 1 to 3600.", 60.0)
     min_interval_s: float = _key(
-        values.number(0, 3600),
+        number(0, 3600),
         "Least time between two states of one VM; the last value always goes out. 0 to heartbeat_s.",
         1.0,
     )
-    samples: bool = _key(values.flag, "Publish every tick's figures of all VMs, for recorders.", False)
-    home_assistant: bool = _key(
-        values.flag,
-        'Announce the VMs to Home Assistant. Default: true with payload = "json", false with "msgpack".',
-        True,
+    samples: bool = _key(flag, "Publish every tick's figures of all VMs, for recorders.", False)
+    response_topics: tuple[str, ...] = _key(
+        values.several(values.response_filter, "MQTT filters"),
+        "MQTT 5 response topics that are honoured: filters with + and #; [] for none. Never below $,\n"
+        "homeassistant, qmpballoon or base_topic. Other requests are answered on the agent's own topics.",
+        ("#",),
     )
-    discovery_prefix: str = _key(values.topic, "Home Assistant's discovery prefix.", "homeassistant")
 
     @property
     def enabled(self) -> bool:
@@ -183,23 +184,23 @@ class VmSettings:
     ceiling: Amount = _key(
         values.share_or_size, "The most that is ever asked for. At least the floor.", parse_amount("100%")
     )
-    shares: int = _key(values.whole(1, 1_000_000), "Relative claim when memory is short. 1 to 1000000.", 1000)
+    shares: int = _key(whole(1, 1_000_000), "Relative claim when memory is short. 1 to 1000000.", 1000)
     stats_interval_s: int = _key(
-        values.whole(1, 3600),
+        whole(1, 3600),
         "Time between two samples of a calm guest: whole seconds, 1 to 3600.",
         2,
     )
     fast_interval_s: float = _key(
-        values.number(0.05, 3600, or_zero=True),
+        number(0.05, 3600, or_zero=True),
         "The same while a guest is thin, growing, new or being moved: 0.05 to stats_interval_s;\n"
         "0 turns it off.",
         0.2,
     )
     qmp_timeout_s: float = _key(
-        values.number(0.1, 60), "A monitor that is silent for so long is unresponsive. 0.1 to 60.", 2.0
+        number(0.1, 60), "A monitor that is silent for so long is unresponsive. 0.1 to 60.", 2.0
     )
     grace_s: float = _key(
-        values.number(0, 600),
+        number(0, 600),
         "Fresh samples for so long after boot or reset, before a VM may shrink. 0 to 600.",
         3.0,
     )
@@ -227,7 +228,7 @@ class VmMatch:
         '"db-*"',
     )
     socket: str | None = _key(values.match_socket_glob, "Glob on the socket's path.", None, '"/run/db/*.qmp"')
-    rename: str | None = _key(values.text(255), "Call the VM so.", None, '"db1"')
+    rename: str | None = _key(text(255), "Call the VM so.", None, '"db1"')
     settings: tuple[tuple[str, Any], ...] = ()
     """Names and values of those keys of VmSettings that this match sets."""
 

@@ -1,23 +1,19 @@
-"""Readers of single values: what TOML or a command line gives in, the checked value out. Pure.
+"""Readers of what only a configuration has: URLs, globs, topics, budgets. Pure.
 
-A reader raises Wrong with a reason that says what would be right; it never puts a secret, control
-characters or more than a few dozen characters of the value into that reason.
+They are readers as those of `qmpballoon.readers`, and never put a secret into a reason.
 """
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-from qmpballoon.errors import InvalidSize, OutOfRange
-from qmpballoon.units import MIB, Amount, parse_amount
-
-Reader: TypeAlias = Callable[[object], Any]
+from qmpballoon import readers
+from qmpballoon.readers import Reader, Wrong, amount, did_you_mean, parts, shown, text
+from qmpballoon.units import MIB, Amount
 
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 LONGEST_TEXT: Final = 4096  # PATH_MAX; no other text of a configuration is longer
@@ -25,15 +21,6 @@ LONGEST_TEXT: Final = 4096  # PATH_MAX; no other text of a configuration is long
 _URL: Final = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<host>\[[^\[\]/@]*\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[!-~]*)?"
 )
-
-
-class Wrong(Exception):
-    """A value that is not taken; ``inside`` has index and reason for the elements of an array."""
-
-    def __init__(self, reason: str, inside: Iterable[tuple[int, str]] = ()) -> None:
-        self.reason = reason
-        self.inside = tuple(inside)
-        super().__init__(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,88 +57,14 @@ class CgroupBudget:
         return f"cgroup:{self.path}"
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean "x"?`` for a word that is near a known one, else nothing."""
-    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6) if len(word) <= 64 else []
-    return f'; did you mean "{near[0]}"?' if near else ""
-
-
-def shown(value: object) -> str:
-    """Return a short description of any TOML value for an error message."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return f"the number {value}" if value.bit_length() <= 64 else "a number of many digits"
-    if isinstance(value, float):
-        return f"the number {value}"
-    if isinstance(value, str):
-        return f"the text {value!r}" if len(value) <= 48 else f"the text {value[:45]!r}..."
-    return (
-        "an array" if isinstance(value, list | tuple) else "a table" if isinstance(value, dict) else "a date"
-    )
-
-
-def flag(value: object) -> bool:
-    """Read true or false."""
-    if not isinstance(value, bool):
-        raise Wrong(f"must be true or false, not {shown(value)}")
-    return value
-
-
-def number(low: float, high: float, *, or_zero: bool = False) -> Reader:
-    """Return a reader of numbers from ``low`` to ``high``; ``or_zero``: 0 is taken as well."""
-    wanted = f"must be {'0 or ' if or_zero else ''}a number from {low:g} to {high:.10g}"
-
-    def read(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Wrong(f"{wanted}, not {shown(value)}")
-        if not (low <= value <= high or (or_zero and value == 0)):
-            raise Wrong(f"{wanted}, not {shown(value)}")
-        return float(value)
-
-    return read
-
-
-def whole(low: int, high: int) -> Reader:
-    """Return a reader of whole numbers from ``low`` to ``high``; 2.0 is taken because it is whole."""
-
-    def read(value: object) -> int:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high or value != int(value):  # type: ignore[operator, call-overload]
-            raise Wrong(f"must be a whole number from {low} to {high}, not {shown(value)}")
-        return int(value)  # type: ignore[call-overload, no-any-return]
-
-    return read
-
-
 def word(*known: str) -> Reader:
-    """Return a reader of one word out of a fixed list."""
-    listed = ", ".join(f'"{each}"' for each in known)
+    """Return a reader of one word out of a fixed list, which TOML wants in quotes."""
+    read_word = readers.word(*known, quote='"')
 
     def read(value: object) -> str:
-        if isinstance(value, str) and value in known:
-            return value
         if isinstance(value, int | float) and shown(value).removeprefix("the number ") in known:
             raise Wrong(f'must be text: write "{value}" in quotes')
-        guess = did_you_mean(value, known) if isinstance(value, str) else ""
-        raise Wrong(f"must be one of {listed}, not {shown(value)}{guess}")
-
-    return read
-
-
-def text(longest: int) -> Reader:
-    """Return a reader of printable text of 1 to ``longest`` characters."""
-
-    def read(value: object) -> str:
-        if not isinstance(value, str):
-            raise Wrong(f"must be text in quotes, not {shown(value)}")
-        if not value.strip():
-            raise Wrong("must not be empty")
-        if len(value) > longest:
-            raise Wrong(f"must have at most {longest} characters, not {len(value)}")
-        if not value.isprintable():
-            raise Wrong("must not have control characters or line ends")
-        return value
+        return str(read_word(value))
 
     return read
 
@@ -179,21 +92,27 @@ def topic(value: object) -> str:
     return written
 
 
+def response_filter(value: object) -> str:
+    """Read an MQTT filter of topics that answers may go to."""
+    written: str = text(200)(value)
+    levels = written.split("/")
+    if any("#" in level and level != "#" for level in levels) or "#" in levels[:-1]:
+        raise Wrong("# stands alone and at the end, as in a/b/#")
+    if any("+" in level and level != "+" for level in levels):
+        raise Wrong("+ stands for a whole level, as in replies/+/x")
+    if levels[0].startswith("$") or levels[0] in ("homeassistant", "qmpballoon"):
+        raise Wrong(f"is never honoured: other programs have their own topics below {levels[0]}")
+    return written
+
+
 def share_or_size(value: object) -> Amount:
     """Read a size of at least 1 MiB, or a share from 0.1% to 100%."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Wrong(f'must be a size like "512MiB" or "50%", not {shown(value)}')
-    try:
-        amount = parse_amount(value)
-    except InvalidSize as error:
-        raise Wrong(f"{shown(value)} is no size: {error.hint}") from None
-    except OutOfRange:
-        raise Wrong(f"must be more than zero and at most 2**53 bytes, not {shown(value)}") from None
-    if amount.relative and not Fraction(1, 1000) <= amount.number <= 1:
+    typed = amount(value)
+    if typed.relative and not Fraction(1, 1000) <= typed.number <= 1:
         raise Wrong(f"must be from 0.1% to 100%, not {shown(value)}")
-    if not amount.relative and amount.number < MIB:  # nobody means it: 512 instead of "512MiB"
+    if not typed.relative and typed.number < MIB:  # nobody means it: 512 instead of "512MiB"
         raise Wrong(f'must be at least 1MiB, not {shown(value)}: a bare number is bytes, write "512MiB"')
-    return amount
+    return typed
 
 
 def budget(value: object) -> Amount | CgroupBudget:
@@ -247,16 +166,7 @@ def several(read: Reader, what: str, *, least: int = 0, or_one: bool = False) ->
             raise Wrong(f"must be {one}an array of {what}, not {shown(value)}")
         if len(value) < least:
             raise Wrong("the array must not be empty")
-        good: list[Any] = []
-        inside: list[tuple[int, str]] = []
-        for index, element in enumerate(value):
-            try:
-                good.append(read(element))
-            except Wrong as wrong:
-                inside.append((index, wrong.reason))
-        if inside:
-            raise Wrong("has wrong elements", inside)
-        return tuple(dict.fromkeys(good))
+        return tuple(dict.fromkeys(parts((index, element, read) for index, element in enumerate(value))))
 
     return read_all
 
@@ -274,7 +184,7 @@ def broker_url(value: object) -> BrokerUrl:
         raise Wrong(f'must be a URL like "mqtt://localhost" or "mqtts://[::1]:8883", not {shown(value)}')
     scheme, host, location = found["scheme"].lower(), found["host"], found["path"] or ""
     if scheme not in PORTS:
-        guess = did_you_mean(scheme, PORTS)
+        guess = did_you_mean(scheme, PORTS, quote='"')
         raise Wrong(f"the scheme must be mqtt, mqtts, ws or wss, not {shown(found['scheme'])}{guess}")
     if host.startswith("["):
         host = host[1:-1]

@@ -6,6 +6,7 @@ import re
 from typing import Final, NewType
 
 LONGEST_NAME: Final = 64
+_LONGEST_MIRRORED: Final = 128
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 VmId = NewType("VmId", str)
@@ -19,3 +20,10 @@ def safe_name(name: str) -> str:
     Assistant's discovery takes only ``[A-Za-z0-9_-]``.
     """
     return _UNSAFE.sub("_", name[:LONGEST_NAME]) or "_"
+
+
+def mirrored(name: str) -> str:
+    """Return a name that a stranger chose as it may stand in a topic and an answer of ours."""
+    if len(name) <= _LONGEST_MIRRORED and name.isprintable() and not set(name) & set(" /+#"):
+        return name
+    return safe_name(name)

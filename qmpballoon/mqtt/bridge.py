@@ -22,6 +22,7 @@ from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from qmpballoon.mqtt.commands import CommandMessage, arrival_of
 from qmpballoon.mqtt.connection import (
     REFUSED_CREDENTIALS,
     UNSUPPORTED_PROTOCOL,
@@ -33,9 +34,9 @@ from qmpballoon.mqtt.connection import (
 )
 from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
 from qmpballoon.mqtt.outbox import Make, Outbox, Publication
-from qmpballoon.mqtt.topics import Topics
+from qmpballoon.mqtt.topics import BIRTH_TOPIC, Topics
 from qmpballoon.protocol.payloads import CONTENT_TYPES, Format, encode
-from qmpballoon.protocol.requests import Arrival, Handle, Requests
+from qmpballoon.protocol.requests import Handle, Requests
 
 ECHO_TIMEOUT_S: Final = 5.0
 FAREWELL_S: Final = 2.0
@@ -52,8 +53,8 @@ class BridgeSettings:
     """What the bridge needs of the configuration.
 
     ``brokers``, at least one, are tried in turn; ``protocol`` ``auto`` is 5, and 3.1.1 where a broker
-    refuses it; ``host`` as it is, made safe for topics here; files are paths; ``birth_topic`` is where Home
-    Assistant says ``online`` when it starts, None: nobody listens for that.
+    refuses it; ``host`` as it is, made safe for topics here; files are paths; ``response_topics`` are
+    filters of where a request may be answered.
     """
 
     brokers: tuple[Broker, ...]
@@ -70,7 +71,7 @@ class BridgeSettings:
     heartbeat_s: float = 60.0
     min_interval_s: float = 1.0
     samples: bool = False
-    birth_topic: str | None = None
+    response_topics: tuple[str, ...] = ("#",)
 
 
 class Bridge:
@@ -92,7 +93,7 @@ class Bridge:
         on_announced: Callable[[frozenset[str]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.topics: Final = Topics(settings.base_topic, settings.host)
+        self.topics: Final = Topics(settings.base_topic, settings.host, settings.response_topics)
         self._settings = settings
         self._clock = clock
         self._login = Login(
@@ -106,7 +107,7 @@ class Bridge:
         self._wake = asyncio.Event()
         self._outbox = Outbox(self._wake.set, self.topics.status)
         self._outbox.retain(self.topics.status, lambda: "online")
-        self._desk = Requests(self.topics, handle, knows_vm, self._outbox.answer, clock)
+        self._requests = Requests(handle, knows_vm, clock)
         self._announced = set(announced_before)
         self._announced_changed = False
         self._on_announced = on_announced
@@ -175,10 +176,10 @@ class Bridge:
         """
         try:
             async with asyncio.TaskGroup() as group:
-                self._desk.open(group)
+                self._requests.open(group)
                 await self._stay_connected()
         finally:
-            self._desk.stop()
+            self._requests.stop()
 
     async def _stay_connected(self) -> None:
         brokers = deque(self._settings.brokers)
@@ -224,9 +225,9 @@ class Bridge:
         self._connected_at_s = None
         try:
             await connection.open()
-            refused = await connection.listen(self._filters())
-            if refused:
-                self._log.not_readable(refused)
+            refused = await connection.listen((*self._needed, BIRTH_TOPIC))
+            if unheard := [one for one in refused if one != BIRTH_TOPIC]:  # that one is only a courtesy
+                self._log.not_readable(unheard)
             self._connection, self._connected_at_s = connection, self._clock()
             self._outbox.connected(self._clock())
             self._wake.set()
@@ -250,9 +251,9 @@ class Bridge:
                 await connection.close()
         return lost or aiomqtt.MqttError("closed")
 
-    def _filters(self) -> tuple[str, ...]:
-        births = () if self._settings.birth_topic is None else (self._settings.birth_topic,)
-        return (*self.topics.subscriptions(), self.topics.status, *births)
+    @property
+    def _needed(self) -> tuple[str, ...]:
+        return (*self.topics.subscriptions(), self.topics.status)
 
     async def _send(self, connection: Connection, broker: Broker) -> None:
         while True:
@@ -292,22 +293,26 @@ class Bridge:
             if topic == self.topics.status:
                 if connection.mqtt5 or not message.retain:  # else it is what the broker kept from before
                     self._heard_status(payload)
-            elif topic == self._settings.birth_topic:
+            elif topic == BIRTH_TOPIC:
                 if payload == b"online" and not message.retain:
                     self._birth.set()
-            elif (command := self.topics.parse(topic)) is not None:
-                properties = message.properties
-                self._desk.receive(
-                    Arrival(
-                        command,
-                        payload,
-                        message.retain,
-                        getattr(properties, "ContentType", None),
-                        getattr(properties, "ResponseTopic", None),
-                        getattr(properties, "CorrelationData", None),
-                        getattr(properties, "MessageExpiryInterval", None),
-                    )
-                )
+            else:
+                self._receive_command(message)
+
+    def _receive_command(self, message: aiomqtt.Message) -> None:
+        properties = message.properties
+        command = CommandMessage(
+            message.topic.value,
+            message.payload,
+            message.retain,
+            getattr(properties, "ContentType", None),
+            getattr(properties, "ResponseTopic", None),
+            getattr(properties, "CorrelationData", None),
+            getattr(properties, "MessageExpiryInterval", None),
+        )
+        arrival = arrival_of(command, self.topics, self._outbox.answer, self._clock)
+        if arrival is not None:
+            self._requests.receive(arrival)
 
     def _heard_status(self, payload: bytes) -> None:
         if payload == b"online":
@@ -336,7 +341,7 @@ class Bridge:
 
     async def _say_farewell(self, connection: Connection) -> None:
         """Answer who waits, say ``offline``, and let the broker confirm it, in a bounded time."""
-        self._desk.stop()
+        self._requests.stop()
         try:
             while (publication := self._outbox.take_answer()) is not None:
                 self._publish(connection, publication)

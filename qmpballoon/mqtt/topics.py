@@ -1,4 +1,4 @@
-"""The topics of one agent, and what a message on one of them asks for. Pure.
+"""The topics of one agent, what a message on one of them asks for, and where it may be answered. Pure.
 
 A host and a VM stand in topics under a name made safe by `safe_name`.
 """
@@ -6,14 +6,21 @@ A host and a VM stand in topics under a name made safe by `safe_name`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from qmpballoon.model.names import safe_name
+from paho.mqtt.client import topic_matches_sub
+
+from qmpballoon.model.names import mirrored, safe_name
 
 LONGEST_TOPIC: Final = 65535  # bytes of UTF-8, MQTT 5 section 1.5.4
 MOST_LEVELS: Final = 100
-_LONGEST_MIRRORED: Final = 128
+BIRTH_TOPIC: Final = "homeassistant/status"
+"""Where Home Assistant says ``online`` when it starts."""
+
+_OF_OTHERS: Final = ("homeassistant", "qmpballoon")
+"""Trees in which other programs, and agents with the default base, act on what is published."""
 
 _NON_CHARACTERS: Final = "".join(
     chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)
@@ -47,11 +54,13 @@ class Command:
 class Topics:
     """Every topic of one agent, under ``<base>/<host made safe>``.
 
+    ``response_topics`` are MQTT filters; a request is answered on its MQTT 5 response topic if one matches.
+
     Raises:
         ValueError: nothing can be published under ``base``.
     """
 
-    def __init__(self, base: str, host: str) -> None:
+    def __init__(self, base: str, host: str, response_topics: Iterable[str] = ("#",)) -> None:
         if not is_publishable(base) or base.startswith(("/", "$")) or base.endswith("/"):
             raise ValueError(f"{base!r} cannot be the base of topics: no wildcards, no / at its ends, no $")
         self.base: Final = base
@@ -63,6 +72,7 @@ class Topics:
         self.samples: Final = f"{self.root}/samples"
         self._vm_prefix: Final = f"{self.root}/vm/"
         self._host_requests: Final = f"{self.root}/request/"
+        self._response_topics: Final = tuple(response_topics)
 
     def availability(self, vm: str) -> str:
         """Return the topic that tells whether the VM's monitor answers."""
@@ -101,26 +111,25 @@ class Topics:
     def response(self, vm: str | None, verb: str, requested: str | None = None) -> str:
         """Return where a request is answered.
 
-        ``requested`` is the MQTT 5 response topic. It is honoured outside the base only: below it
-        the agent could be made to send commands to another agent, or to overwrite a state. A VM or
-        verb that does not exist is mirrored, made safe where it is odd.
+        ``requested`` is the MQTT 5 response topic. It is honoured where the filters allow it, but never
+        below the base, the default base, ``homeassistant`` or ``$``: there the agent could be made to send
+        commands to another agent, to overwrite a state, or to announce a device. A VM or verb that does
+        not exist is mirrored, made safe where it is odd.
         """
-        if requested is not None and self._is_outside(requested):
+        if requested is not None and self._may_answer_on(requested):
             return requested
         place = self.root if vm is None else f"{self._vm_prefix}{mirrored(vm)}"
         return f"{place}/response/{mirrored(verb)}"
 
-    def _is_outside(self, topic: str) -> bool:
+    def _may_answer_on(self, topic: str) -> bool:
         return (
             is_publishable(topic)
             and not topic.startswith("$")  # the broker's own
-            and topic != self.base
-            and not topic.startswith(f"{self.base}/")
+            and not any(is_below(topic, tree) for tree in (self.base, *_OF_OTHERS))
+            and any(topic_matches_sub(one, topic) for one in self._response_topics)
         )
 
 
-def mirrored(level: str) -> str:
-    """Return a level that a stranger chose as it may stand in a topic and an answer of ours."""
-    if len(level) <= _LONGEST_MIRRORED and level.isprintable() and not set(level) & set(" /+#"):
-        return level
-    return safe_name(level)
+def is_below(topic: str, tree: str) -> bool:
+    """Tell whether a topic is ``tree`` or one below it."""
+    return topic == tree or topic.startswith(f"{tree}/")

@@ -1,6 +1,9 @@
 """Where requests are answered: each exactly once, bad ones too, a slow one delaying nobody.
 
-A request that was understood runs in a task of its own. The same transaction on the same topic
+What carries requests (MQTT, or another transport) hands in each as an `Arrival`, with the function
+that takes its answer back.
+
+A request that was understood runs in a task of its own. The same transaction on the same channel
 joins the one that runs, or gets its answer again for a while, and has no second effect. At most
 16 requests of one VM, or of the host, run at a time.
 """
@@ -14,43 +17,56 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from qmpballoon.errors import QmpBalloonError, RequestRefused
+from qmpballoon.model.names import VmId, mirrored
 from qmpballoon.model.records import utc_now
-from qmpballoon.mqtt.outbox import Answer
-from qmpballoon.mqtt.topics import Command, Topics, mirrored
 from qmpballoon.protocol.objects import response_object
-from qmpballoon.protocol.payloads import Content, Format, decode_request, encode, request_format
-from qmpballoon.protocol.verbs import validate
+from qmpballoon.protocol.payloads import Content, decode_request, encode
+from qmpballoon.protocol.verbs import Asked, read_asked
 
 MOST_WAITING: Final = 16  # requests of one VM, or of the host
 MOST_REMEMBERED: Final = 1000  # answers
 REMEMBERED_S: Final = 60.0  # from the answer on
 
 
+Reply: TypeAlias = Callable[[Mapping[str, object]], None]
+"""Takes the response object to who asked, in the format of the request; must not wait."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A message on a command topic, as it came; what only MQTT 5 has is None on 3.1.1."""
+    """A request as it was carried here.
 
-    command: Command
+    ``vm`` None: of the host. ``channel`` is where it came in, such as a topic: only there is the same
+    transaction the same request. ``refused`` is what the carrier has against it; it is answered so.
+    """
+
+    channel: str
+    vm: str | None
+    verb: str
     payload: bytes
-    retain: bool = False
+    reply: Reply
     content_type: str | None = None
-    response_topic: str | None = None
-    correlation: bytes | None = None
-    expiry_s: int | None = None
+    expiry_s: float | None = None
+    refused: RequestRefused | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that was understood. ``vm`` None: of the host; ``arguments`` as `validate` returns them.
+    """A request that was understood: ``asked`` is one of the records in `verbs`.
 
-    ``expires_at_s`` is on the monotonic clock: who makes it wait refuses it then, as ``expired``.
+    ``vm`` None: of the host. ``expires_at_s`` is on the monotonic clock: who makes it wait refuses it
+    then, as ``expired``.
     """
 
-    vm: str | None
-    verb: str
-    arguments: Mapping[str, object]
+    vm: VmId | None
+    asked: Asked
     transaction: object = None
     expires_at_s: float | None = None
+
+    @property
+    def verb(self) -> str:
+        """The verb, as it is spelled in a request."""
+        return self.asked.VERB
 
     def refuse_if_expired(self, now_s: float) -> None:
         """Raise RequestRefused (``expired``) if the sender no longer wants it done."""
@@ -61,21 +77,14 @@ class Request:
 Handle: TypeAlias = Callable[[Request], Awaitable[object]]
 """Does what is asked and returns the result, of JSON values; raises a QmpBalloonError otherwise."""
 
-_Key: TypeAlias = tuple[Command, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _Address:
-    topic: str
-    payload_format: Format
-    correlation: bytes | None
+_Key: TypeAlias = tuple[str, bytes]  # channel, transaction
 
 
 @dataclass(slots=True, eq=False)
 class _Running:
     request: Request
     key: _Key | None
-    addresses: list[_Address]
+    replies: list[Reply]
     task: asyncio.Task[None] | None = None
     answered: bool = False
 
@@ -84,41 +93,36 @@ class _Running:
 class Requests:
     """Takes requests and gives each one answer.
 
-    ``handle`` does the work; ``knows_vm`` tells whether a VM of that name exists; ``send`` takes
-    an answer and must not wait; ``clock`` is monotonic.
+    ``handle`` does the work; ``knows_vm`` tells whether a VM of that name exists; ``clock`` is
+    monotonic.
     """
 
-    topics: Topics
     handle: Handle
     knows_vm: Callable[[str], bool]
-    send: Callable[[Answer], None]
     clock: Callable[[], float]
     _group: asyncio.TaskGroup | None = None
     _running: dict[str | None, list[_Running]] = field(default_factory=dict)
     _joinable: dict[_Key, _Running] = field(default_factory=dict)
-    _remembered: OrderedDict[_Key, tuple[float, object]] = field(default_factory=OrderedDict)
+    _remembered: OrderedDict[_Key, tuple[float, Mapping[str, object]]] = field(default_factory=OrderedDict)
 
     def open(self, group: asyncio.TaskGroup) -> None:
         """Run requests in ``group`` from now on; a handler's bug ends it."""
         self._group = group
 
     def receive(self, arrival: Arrival) -> None:
-        """Take one message: answer it at once or begin to do it. An empty payload is ignored."""
+        """Take one request: answer it at once or begin to do it. An empty payload is ignored."""
         if not arrival.payload:
             return
-        command, verb, content = arrival.command, arrival.command.verb, Content()
+        vm, verb, content = arrival.vm, arrival.verb, Content()
         try:
             content = decode_request(arrival.payload, arrival.content_type)
-            if command.bare and content.bare == "auto":
-                verb = "set-mode"
-            arguments = self._understand(arrival, verb, content)
+            asked = self._understand(arrival, content)
         except RequestRefused as refused:
-            address = self._address(arrival, verb)
-            self._answer(address, self._response(command.vm, verb, content.transaction, error=refused))
+            arrival.reply(self._response(vm, verb, content.transaction, error=refused))
             return
         expires_at_s = None if arrival.expiry_s is None else self.clock() + arrival.expiry_s
-        request = Request(command.vm, verb, arguments, content.transaction, expires_at_s)
-        self._begin(request, command, self._address(arrival, verb))
+        request = Request(None if vm is None else VmId(vm), asked, content.transaction, expires_at_s)
+        self._begin(request, arrival)
 
     def stop(self) -> None:
         """Answer all that wait with ``offline`` and end their tasks; nothing is begun any more."""
@@ -129,32 +133,33 @@ class Requests:
             if running.task is not None:
                 running.task.cancel()
 
-    def _understand(self, arrival: Arrival, verb: str, content: Content) -> Mapping[str, object]:
-        vm = arrival.command.vm
-        if arrival.retain:
-            raise RequestRefused("retained", "commands must not be retained: publish without the retain flag")
+    def _understand(self, arrival: Arrival, content: Content) -> Asked:
+        vm = arrival.vm
+        if arrival.refused is not None:
+            raise arrival.refused
         if vm is not None and not self.knows_vm(vm):
             raise RequestRefused("unknown-vm", f"no VM {mirrored(vm)!r} here")
-        return validate(verb, "host" if vm is None else "vm", content)
+        return read_asked(arrival.verb, "host" if vm is None else "vm", content)
 
-    def _begin(self, request: Request, command: Command, address: _Address) -> None:
-        key = None if request.transaction is None else (command, encode(request.transaction, "json"))
+    def _begin(self, request: Request, arrival: Arrival) -> None:
+        transaction, reply = request.transaction, arrival.reply
+        key = None if transaction is None else (arrival.channel, encode(transaction, "json"))
         if key is not None:
             self._forget_old()
             if key in self._remembered:
-                self._answer(address, self._remembered[key][1])
+                reply(self._remembered[key][1])
                 return
         joined = None if key is None else self._joinable.get(key)
         waiting = self._running.setdefault(request.vm, [])
         if self._group is None:
-            self._answer(address, self._respond(request, error=RequestRefused("offline", "the agent stops")))
-        elif len(waiting) >= MOST_WAITING if joined is None else len(joined.addresses) >= MOST_WAITING:
+            reply(self._respond(request, error=RequestRefused("offline", "the agent stops")))
+        elif len(waiting) >= MOST_WAITING if joined is None else len(joined.replies) >= MOST_WAITING:
             error = RequestRefused("busy", f"{MOST_WAITING} requests wait already: send fewer at a time")
-            self._answer(address, self._respond(request, error=error))
+            reply(self._respond(request, error=error))
         elif joined is not None:
-            joined.addresses.append(address)
+            joined.replies.append(reply)
         else:
-            running = _Running(request, key, [address])
+            running = _Running(request, key, [reply])
             waiting.append(running)
             if key is not None:
                 self._joinable[key] = running
@@ -178,7 +183,7 @@ class Requests:
         finally:
             self._finish(running, response)
 
-    def _finish(self, running: _Running, response: object) -> None:
+    def _finish(self, running: _Running, response: Mapping[str, object]) -> None:
         if running.answered:
             return
         running.answered = True
@@ -191,8 +196,8 @@ class Requests:
             self._remembered[running.key] = (self.clock(), response)
             while len(self._remembered) > MOST_REMEMBERED:
                 self._remembered.popitem(last=False)
-        for address in running.addresses:
-            self._answer(address, response)
+        for reply in running.replies:
+            reply(response)
 
     def _forget_old(self) -> None:
         oldest_kept_s = self.clock() - REMEMBERED_S
@@ -202,19 +207,9 @@ class Requests:
                 return
             del self._remembered[key]
 
-    def _address(self, arrival: Arrival, verb: str) -> _Address:
-        return _Address(
-            self.topics.response(arrival.command.vm, verb, arrival.response_topic),
-            request_format(arrival.payload, arrival.content_type),
-            arrival.correlation,
-        )
-
-    def _answer(self, address: _Address, response: object) -> None:
-        self.send(Answer(address.topic, response, address.payload_format, address.correlation, self.clock()))
-
     def _respond(
         self, request: Request, *, result: object = None, error: QmpBalloonError | None = None
-    ) -> object:
+    ) -> Mapping[str, object]:
         return self._response(request.vm, request.verb, request.transaction, result=result, error=error)
 
     def _response(
@@ -225,6 +220,6 @@ class Requests:
         *,
         result: object = None,
         error: QmpBalloonError | None = None,
-    ) -> object:
+    ) -> Mapping[str, object]:
         vm = None if vm is None else mirrored(vm)
         return response_object(transaction, vm, mirrored(verb), utc_now(), result=result, error=error)

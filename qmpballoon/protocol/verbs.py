@@ -1,20 +1,36 @@
-"""The verbs that may be asked for over MQTT, with their arguments, types and ranges. Pure."""
+"""The verbs that may be asked for: one frozen record each, with the types and ranges of its arguments. Pure.
+
+The fields of a record are the verb's arguments. One that was not given is None.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
-from qmpballoon.errors import QmpBalloonError, RequestRefused
+from qmpballoon.errors import RequestRefused
 from qmpballoon.model.records import MODES, POLICIES
 from qmpballoon.protocol.payloads import Content
-from qmpballoon.units import Amount, parse_amount
+from qmpballoon.readers import (
+    Path,
+    Reader,
+    Reading,
+    Wrong,
+    amount,
+    did_you_mean,
+    dotted,
+    number,
+    text,
+    unknown_key,
+    whole,
+    word,
+)
+from qmpballoon.units import Amount
 
 Scope: TypeAlias = Literal["vm", "host"]
-Reader: TypeAlias = Callable[[str, object], object]
 
 LONGEST_WAIT_S: Final = 600.0
 LONGEST_HOLD_S: Final = 86400.0
@@ -22,163 +38,180 @@ LONGEST_MODE_S: Final = 31 * 86400.0
 MOST_SHARES: Final = 1_000_000
 
 
+class TakeBack(Enum):
+    """What null means in ``set-limits``: the file's value is in force again."""
+
+    TAKE_BACK = "take back"
+
+
+TAKE_BACK: Final = TakeBack.TAKE_BACK
+
+
+def _needed(read: Reader, *, bare: bool = False) -> Any:
+    """Make an argument that has to be given; a ``bare`` one may stand alone, without its name."""
+    return field(metadata={"read": read, "bare": bare})
+
+
+def _optional(read: Reader, *, bare: bool = False) -> Any:
+    return field(default=None, metadata={"read": read, "bare": bare})
+
+
+def _limit(read: Reader) -> Any:
+    """Make an argument whose null has a meaning of its own; elsewhere null means absent."""
+    return field(default=None, metadata={"read": read, "bare": False, "null": TAKE_BACK})
+
+
+def _hold(value: object) -> str:
+    named = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    try:
+        return str(text(64)(named))
+    except Wrong:
+        raise Wrong("must be the word that reclaim answered") from None
+
+
+_wait: Final = number(0, LONGEST_WAIT_S, "seconds")
+
+
+class _Verb:
+    __slots__ = ()
+    VERB: ClassVar[str]
+    NEEDS_SOME: ClassVar[bool] = False  # at least one argument, whichever
+
+
 @dataclass(frozen=True, slots=True)
-class Argument:
-    """How one argument is read. ``keeps_null``: null has a meaning of its own, else it means absent."""
+class SetTarget(_Verb):
+    """Move a VM by hand; answered at once, or when it is reached within ``wait_s``."""
 
-    read: Reader
-    required: bool = False
-    keeps_null: bool = False
+    VERB = "set-target"
+    target: Amount = _needed(amount, bare=True)
+    wait_s: float | None = _optional(_wait)
 
 
 @dataclass(frozen=True, slots=True)
-class Verb:
-    """A verb's arguments; ``bare`` is the one that may stand alone; ``some``: at least one is needed."""
+class SetMode(_Verb):
+    """Put a VM in a mode, for good or for ``for_s`` seconds."""
 
-    arguments: Mapping[str, Argument]
-    bare: str | None = None
-    some: bool = False
-
-
-def _size(name: str, value: object) -> Amount:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise _malformed(f"{name} is a size: a number of bytes or text like 512MiB")
-    return parse_amount(value)
+    VERB = "set-mode"
+    mode: str = _needed(word(*MODES), bare=True)
+    for_s: float | None = _optional(number(1, LONGEST_MODE_S, "seconds"))
 
 
-def _seconds(lowest: float, highest: float) -> Reader:
-    def read(name: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _malformed(f"{name} is a number of seconds")
-        if not lowest <= value <= highest:
-            raise RequestRefused("out-of-range", f"{name} is from {lowest:g} to {highest:g} seconds")
-        return float(value)
+@dataclass(frozen=True, slots=True)
+class SetLimits(_Verb):
+    """Override limits of a VM, or take overrides back."""
 
-    return read
-
-
-def _shares(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        raise _malformed(f"{name} is a whole number")
-    if not 1 <= value <= MOST_SHARES:
-        raise RequestRefused("out-of-range", f"{name} is from 1 to {MOST_SHARES}")
-    return int(value)
+    VERB = "set-limits"
+    NEEDS_SOME = True
+    floor: Amount | TakeBack | None = _limit(amount)
+    ceiling: Amount | TakeBack | None = _limit(amount)
+    shares: int | TakeBack | None = _limit(whole(1, MOST_SHARES))
 
 
-def _word(words: tuple[str, ...]) -> Reader:
-    def read(name: str, value: object) -> str:
-        if not isinstance(value, str) or value not in words:
-            raise _malformed(f"{name} is one of {', '.join(words)}{_did_you_mean(value, words)}")
-        return value
+@dataclass(frozen=True, slots=True)
+class Get(_Verb):
+    """Return the VM object, freshly asked for."""
 
-    return read
+    VERB = "get"
 
 
-def _hold(name: str, value: object) -> str:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(text, str) or not 0 < len(text) <= 64 or not text.isprintable():
-        raise _malformed(f"{name} is the word that reclaim answered")
-    return text
+@dataclass(frozen=True, slots=True)
+class List(_Verb):
+    """Return all VMs in short."""
+
+    VERB = "list"
 
 
-_NOTHING: Final = Verb(MappingProxyType({}))
+@dataclass(frozen=True, slots=True)
+class Reclaim(_Verb):
+    """Take ``size`` bytes from the VMs within ``deadline_s`` and keep them free for ``hold_s``."""
 
-VERBS: Final[Mapping[Scope, Mapping[str, Verb]]] = MappingProxyType(
+    VERB = "reclaim"
+    size: Amount = _needed(amount, bare=True)
+    deadline_s: float | None = _optional(_wait)
+    hold_s: float | None = _optional(number(0, LONGEST_HOLD_S, "seconds"))
+
+
+@dataclass(frozen=True, slots=True)
+class Release(_Verb):
+    """End a hold, by the word that ``reclaim`` answered."""
+
+    VERB = "release"
+    hold: str = _needed(_hold, bare=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SetPolicy(_Verb):
+    """Choose the policy, the host's mode or both."""
+
+    VERB = "set-policy"
+    NEEDS_SOME = True
+    name: str | None = _optional(word(*POLICIES), bare=True)
+    mode: str | None = _optional(word(*MODES))
+
+
+@dataclass(frozen=True, slots=True)
+class Reload(_Verb):
+    """Read the configuration again."""
+
+    VERB = "reload"
+
+
+OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get
+OfHost: TypeAlias = List | Reclaim | Release | SetPolicy | Reload
+Asked: TypeAlias = OfVm | OfHost
+
+VERBS: Final[Mapping[Scope, Mapping[str, type[Asked]]]] = MappingProxyType(
     {
-        "vm": MappingProxyType(
-            {
-                "set-target": Verb(
-                    {
-                        "target": Argument(_size, required=True),
-                        "wait_s": Argument(_seconds(0, LONGEST_WAIT_S)),
-                    },
-                    bare="target",
-                ),
-                "set-mode": Verb(
-                    {
-                        "mode": Argument(_word(MODES), required=True),
-                        "for_s": Argument(_seconds(1, LONGEST_MODE_S)),
-                    },
-                    bare="mode",
-                ),
-                "set-limits": Verb(
-                    {
-                        "floor": Argument(_size, keeps_null=True),
-                        "ceiling": Argument(_size, keeps_null=True),
-                        "shares": Argument(_shares, keeps_null=True),
-                    },
-                    some=True,
-                ),
-                "get": _NOTHING,
-                "doctor": _NOTHING,
-            }
-        ),
-        "host": MappingProxyType(
-            {
-                "list": _NOTHING,
-                "reclaim": Verb(
-                    {
-                        "size": Argument(_size, required=True),
-                        "deadline_s": Argument(_seconds(0, LONGEST_WAIT_S)),
-                        "hold_s": Argument(_seconds(0, LONGEST_HOLD_S)),
-                    },
-                    bare="size",
-                ),
-                "release": Verb({"hold": Argument(_hold, required=True)}, bare="hold"),
-                "set-policy": Verb(
-                    {"name": Argument(_word(POLICIES)), "mode": Argument(_word(MODES))},
-                    bare="name",
-                    some=True,
-                ),
-                "reload": _NOTHING,
-            }
-        ),
+        "vm": MappingProxyType({kind.VERB: kind for kind in get_args(OfVm)}),
+        "host": MappingProxyType({kind.VERB: kind for kind in get_args(OfHost)}),
     }
 )
 
 
-def validate(verb: str, scope: Scope, content: Content) -> Mapping[str, object]:
-    """Return a request's arguments, read and in range; one that was not given is not in it.
+def arguments_of(kind: type[Asked]) -> tuple[str, ...]:
+    """Return the names of a verb's arguments."""
+    return tuple(each.name for each in fields(kind))
 
-    A size is an `Amount` (who knows the size resolves a percentage), seconds are floats, words are
-    text. In ``set-limits`` None takes an override back.
+
+def read_asked(verb: str, scope: Scope, content: Content) -> Asked:
+    """Return what is asked for, its arguments read and in range.
+
+    A size is an `Amount`: who knows the size of the VM resolves a percentage.
 
     Raises:
         RequestRefused: ``unknown-verb``, ``malformed`` or ``out-of-range``.
     """
-    known = VERBS[scope].get(verb)
-    if known is None:
+    kind = VERBS[scope].get(verb)
+    if kind is None:
         raise RequestRefused("unknown-verb", _unknown_verb(verb, scope))
+    known = {each.name: each for each in fields(kind)}
     given = content.arguments
     if given is None:
-        if known.bare is None:
-            raise _malformed(f"{verb} takes {_list(known.arguments)}: send an object such as {{}}")
-        given = {known.bare: content.bare}
-    for name in given:
-        if name not in known.arguments:
-            hint = _did_you_mean(name, known.arguments)
-            raise _malformed(f"{verb} has no argument {name[:64]!r}{hint}: it takes {_list(known.arguments)}")
-    arguments: dict[str, object] = {}
-    for name, argument in known.arguments.items():
-        value = given.get(name)
-        if value is not None:
-            arguments[name] = _read(argument, name, value)
-        elif argument.required:
+        bare = [name for name, each in known.items() if each.metadata["bare"]]
+        if not bare:
+            raise _malformed(f"{verb} takes {_list(known)}: send an object such as {{}}")
+        given = {bare[0]: content.bare}
+    reading = _Reading()
+    typed = {name: value for name, value in given.items() if value is not None or name not in known}
+    arguments = reading.table(typed, (), {name: each.metadata["read"] for name, each in known.items()})
+    for fault in reading.faults:
+        raise RequestRefused(fault.code, f"{dotted(fault.path)}: {fault.reason}")
+    for name, each in known.items():
+        if name in given and given[name] is None and "null" in each.metadata:
+            arguments[name] = each.metadata["null"]
+        elif name not in arguments and each.default is MISSING:
             raise _malformed(f"{verb} needs {name}")
-        elif argument.keeps_null and name in given:
-            arguments[name] = None
-    if known.some and not arguments:
-        raise _malformed(f"{verb} needs at least one of {_list(known.arguments)}")
-    return MappingProxyType(arguments)
+    if kind.NEEDS_SOME and not arguments:
+        raise _malformed(f"{verb} needs at least one of {_list(known)}")
+    return kind(**arguments)
 
 
-def _read(argument: Argument, name: str, value: object) -> object:
-    try:
-        return argument.read(name, value)
-    except RequestRefused:
-        raise
-    except QmpBalloonError as error:
-        raise RequestRefused(error.code, f"{name}: {error}") from None
+class _Reading(Reading):
+    def unknown(self, path: Path, name: str, known: Collection[str]) -> None:
+        """Note an argument that the verb does not have."""
+        self.wrong(
+            path, unknown_key(name, known, what="argument") if known else "the verb takes no arguments"
+        )
 
 
 def _unknown_verb(verb: str, scope: Scope) -> str:
@@ -186,15 +219,11 @@ def _unknown_verb(verb: str, scope: Scope) -> str:
     if verb in VERBS[other]:
         asked = {"host": "the host", "vm": "a VM"}
         return f"{verb} is asked of {asked[other]}, not of {asked[scope]}"
-    return f"no verb {verb[:64]!r}{_did_you_mean(verb, VERBS[scope])}: there are {_list(VERBS[scope])}"
+    known = VERBS[scope]
+    return f"no verb {verb[:64]!r}{did_you_mean(verb, known) or f'; there are {_list(known)}'}"
 
 
-def _did_you_mean(word: object, words: Mapping[str, object] | tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(str(word)[:64], list(words), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _list(words: Mapping[str, object]) -> str:
+def _list(words: Collection[str]) -> str:
     return ", ".join(words) or "no arguments"
 
 

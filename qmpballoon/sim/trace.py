@@ -7,16 +7,30 @@ a file is said at once, each with its place.
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Final, NoReturn
+from pathlib import Path as FilePath
+from typing import Any, Final, NoReturn
 
 from qmpballoon.errors import ConfigurationError, Problem
+from qmpballoon.readers import (
+    Fault,
+    Path,
+    Reader,
+    Reading,
+    Wrong,
+    did_you_mean,
+    dotted,
+    flag,
+    number,
+    parts,
+    shown,
+    whole,
+    word,
+)
 from qmpballoon.sim.guest import Behaviour
 from qmpballoon.units import MAX_SIZE, MIB
 
@@ -91,7 +105,7 @@ class Trace:
         }
 
 
-def read_trace(path: str | Path) -> Trace:
+def read_trace(path: str | FilePath) -> Trace:
     """Read a trace file.
 
     Raises:
@@ -122,10 +136,11 @@ def parse_trace(content: bytes, *, source: str) -> Trace:
         raise ConfigurationError(source, [problem]) from None
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError, numbers of thousands of digits
         raise ConfigurationError(source, [Problem(None, "", f"no JSON: {error}")]) from None
-    reader = _Reader()
-    trace = reader.trace(document, Path(source).stem)
-    if trace is None or reader.problems:
-        raise ConfigurationError(source, reader.problems)
+    reading = _Reading()
+    trace = reading.trace(document, FilePath(source).stem)
+    if trace is None or reading.faults:
+        problems = [Problem(None, dotted(fault.path), fault.reason) for fault in reading.faults]
+        raise ConfigurationError(source, problems)
     return trace
 
 
@@ -142,186 +157,154 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-_TRACE_KEYS: Final = ("schema", "name", "about", "duration_s", "host", "vms")
-_HOST_KEYS: Final = ("mem_total", "budget")
-_VM_KEYS: Final = tuple(field.name for field in fields(TraceVm))
+def _schema(value: object) -> int:
+    if value != SCHEMA or isinstance(value, bool):
+        raise Wrong(f"this program reads schema {SCHEMA}")
+    return SCHEMA
 
 
-class _Reader:
-    """Collects problems; what it returns is only used when there are none."""
+def _text(least: int) -> Reader:
+    """Return a reader of text with any characters in it."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not least <= len(value) <= _LONGEST_TEXT:
+            raise Wrong(f"must be text of {least} to {_LONGEST_TEXT} characters, not {shown(value)}")
+        return value
+
+    return read
+
+
+def _vms(value: object) -> list[object]:
+    if not isinstance(value, list) or not 0 < len(value) <= MOST_VMS:
+        raise Wrong(f"must be a list of 1 to {MOST_VMS} VMs")
+    return value
+
+
+def _times(value: object) -> tuple[float, ...]:
+    if not isinstance(value, list):
+        raise Wrong("must be a list of times in seconds")
+    times_s = parts((place, each, _time) for place, each in enumerate(value))
+    _check_ascending(times_s)
+    return tuple(times_s)
+
+
+def _demand(value: object) -> tuple[Demand, ...]:
+    if not isinstance(value, list) or not value:
+        raise Wrong("must be a list of rows [time, anonymous bytes, page cache bytes]")
+    rows = parts((place, each, _demand_row) for place, each in enumerate(value))
+    _check_ascending([row.at_s for row in rows])
+    return tuple(rows)
+
+
+def _demand_row(value: object) -> Demand:
+    if not isinstance(value, list) or len(value) != 3:
+        raise Wrong("must be [time, anonymous bytes, page cache bytes]")
+    readers = (("time", _time), ("anonymous", _size_or_none), ("cache", _size_or_none))
+    return Demand(*parts((name, part, read) for (name, read), part in zip(readers, value, strict=True)))
+
+
+def _check_ascending(times_s: Sequence[float]) -> None:
+    for place, (before_s, after_s) in enumerate(pairwise(times_s)):
+        if after_s < before_s:
+            reason = f"its time {after_s:g} is before that of the row above it"
+            raise Wrong(reason, [Fault((place + 1,), reason)])
+
+
+def _or_null(read: Reader) -> Reader:
+    return lambda value: None if value is None else read(value)
+
+
+_size: Final = whole(1, MAX_SIZE, "bytes")
+_size_or_none: Final = whole(0, MAX_SIZE, "bytes")
+_time: Final = number(0, LONGEST_S)
+_rate: Final = number(1, MAX_SIZE)
+
+_TRACE: Final[Mapping[str, Reader]] = {
+    "schema": _schema,
+    "name": _text(1),
+    "about": _text(0),
+    "duration_s": number(0.1, LONGEST_S),
+    "host": lambda value: value,
+    "vms": _vms,
+}
+_HOST: Final[Mapping[str, Reader]] = {"mem_total": _size, "budget": _size}
+_VM: Final[Mapping[str, Reader]] = {
+    "name": _text(1),
+    "size": _size,
+    "floor": _size_or_none,
+    "ceiling": _size,
+    "shares": whole(1, 1_000_000),
+    "base": _size_or_none,
+    "deflate_on_oom": flag,
+    "inflate_bytes_per_s": _rate,
+    "deflate_bytes_per_s": _rate,
+    "stats_interval_s": number(0.1, 3600),
+    "behaviour": word(*Behaviour),
+    "limit": _or_null(_size),
+    "boots_at_s": _time,
+    "resets_at_s": _times,
+    "demand": _demand,
+}
+
+
+class _Reading(Reading):
+    """Reads the objects of a trace; keys that are not known are no faults."""
 
     def __init__(self) -> None:
-        self.problems: list[Problem] = []
-        self.unknown: list[Problem] = []
+        super().__init__()
+        self.ignored: list[Problem] = []
+
+    def unknown(self, path: Path, name: str, known: Collection[str]) -> None:
+        """Note a key that is ignored."""
+        meant = did_you_mean(name, known)
+        self.ignored.append(Problem(None, dotted(path), f"is not known and ignored{meant}"))
 
     def trace(self, document: object, stem: str) -> Trace | None:
-        top = self.object(document, "", _TRACE_KEYS)
-        if top is None:
+        top = self.object(document, (), _TRACE, needed=("duration_s", "host", "vms"))
+        host = self.object(top["host"], ("host",), _HOST, needed=("budget",)) if "host" in top else {}
+        entries = enumerate(top.get("vms", ()))
+        vms = [vm for place, entry in entries if (vm := self.vm(entry, ("vms", place)))]
+        names = Counter(vm.name for vm in vms)
+        for twice in sorted(name for name, count in names.items() if count > 1):
+            self.wrong(("vms",), f"the name {twice!r} is given to more than one VM")
+        if self.faults:
             return None
-        if top.get("schema", SCHEMA) != SCHEMA:
-            self.wrong("schema", f"this program reads schema {SCHEMA}")
-        host = self.object(top.get("host"), "host", _HOST_KEYS) or {}
-        budget = self.size(host, "budget", "host")
-        entries = top.get("vms")
-        if not isinstance(entries, list) or not 0 < len(entries) <= MOST_VMS:
-            self.wrong("vms", f"must be a list of 1 to {MOST_VMS} VMs")
-            entries = []
-        duration_s = self.number(top, "duration_s", "", least=0.1, most=LONGEST_S)
-        vms = [vm for place, entry in enumerate(entries) if (vm := self.vm(entry, f"vms[{place}]"))]
-        names = [vm.name for vm in vms]
-        for twice in sorted({name for name in names if names.count(name) > 1} if len(names) > 1 else ()):
-            self.wrong("vms", f"the name {twice!r} is given to more than one VM")
         return Trace(
-            name=self.text(top, "name", "", stem),
-            about=self.text(top, "about", "", ""),
-            duration_s=duration_s,
-            mem_total=self.size(host, "mem_total", "host", default=budget),
-            budget=budget,
+            name=top.get("name", stem),
+            about=top.get("about", ""),
+            duration_s=top["duration_s"],
+            mem_total=host.get("mem_total", host["budget"]),
+            budget=host["budget"],
             vms=tuple(vms),
-            unknown=tuple(self.unknown),
+            unknown=tuple(self.ignored),
         )
 
-    def vm(self, entry: object, place: str) -> TraceVm | None:
-        keys = self.object(entry, place, _VM_KEYS)
-        if keys is None:
+    def vm(self, entry: object, path: Path) -> TraceVm | None:
+        before = len(self.faults)
+        keys = self.object(entry, path, _VM, needed=("name", "size", "demand"))
+        if len(self.faults) > before:
             return None
-        before = len(self.problems)
-        size = self.size(keys, "size", place)
-        ceiling = self.size(keys, "ceiling", place, default=size)
-        floor = self.size(keys, "floor", place, default=min(ceiling, size // 4), least=0)
-        base = self.size(keys, "base", place, default=min(DEFAULT_BASE, size // 2), least=0)
-        if len(self.problems) == before:
-            if not floor <= ceiling <= size:
-                self.wrong(place, f"floor {floor} <= ceiling {ceiling} <= size {size} is not so")
-            if base >= size:
-                self.wrong(f"{place}.base", f"must be less than the size {size}")
-        behaviour = self.behaviour(keys, place)
-        limit = self.size(keys, "limit", place) if keys.get("limit") is not None else None
-        if behaviour is Behaviour.LIMITED and limit is None:
-            self.wrong(f"{place}.limit", "a limited VM needs one, in bytes")
-        return TraceVm(
-            name=self.text(keys, "name", place, None),
-            size=size,
-            floor=floor,
-            ceiling=ceiling,
-            shares=int(self.number(keys, "shares", place, default=1000, least=1, most=1_000_000, whole=True)),
-            base=base,
-            deflate_on_oom=self.flag(keys, "deflate_on_oom", place),
-            inflate_bytes_per_s=self.rate(keys, "inflate_bytes_per_s", place, DEFAULT_INFLATE),
-            deflate_bytes_per_s=self.rate(keys, "deflate_bytes_per_s", place, DEFAULT_DEFLATE),
-            stats_interval_s=self.number(keys, "stats_interval_s", place, default=2, least=0.1, most=3600),
-            behaviour=behaviour,
-            limit=limit,
-            boots_at_s=self.number(keys, "boots_at_s", place, default=0, most=LONGEST_S),
-            resets_at_s=self.times(keys.get("resets_at_s", []), f"{place}.resets_at_s"),
-            demand=self.demand(keys.get("demand"), f"{place}.demand"),
-        )
+        size = keys["size"]
+        ceiling = keys.setdefault("ceiling", size)
+        floor = keys.setdefault("floor", min(ceiling, size // 4))
+        base = keys.setdefault("base", min(DEFAULT_BASE, size // 2))
+        behaviour = keys["behaviour"] = Behaviour(keys.get("behaviour", Behaviour.IDEAL))
+        if not floor <= ceiling <= size:
+            self.wrong(path, f"floor {floor} <= ceiling {ceiling} <= size {size} is not so")
+        if base >= size:
+            self.wrong((*path, "base"), f"must be less than the size {size}")
+        if behaviour is Behaviour.LIMITED and "limit" not in keys:
+            self.wrong((*path, "limit"), "a limited VM needs one, in bytes")
+        return TraceVm(**keys)
 
-    def demand(self, rows: object, place: str) -> tuple[Demand, ...]:
-        if not isinstance(rows, list) or not rows:
-            self.wrong(place, "must be a list of rows [time, anonymous bytes, page cache bytes]")
-            return ()
-        found = []
-        for at, row in enumerate(rows):
-            where = f"{place}[{at}]"
-            if not isinstance(row, list) or len(row) != 3:
-                self.wrong(where, "must be [time, anonymous bytes, page cache bytes]")
-                continue
-            named = {"time": row[0], "anonymous": row[1], "cache": row[2]}
-            at_s = self.number(named, "time", where, most=LONGEST_S)
-            anonymous = self.size(named, "anonymous", where, least=0)
-            found.append(Demand(at_s, anonymous, self.size(named, "cache", where, least=0)))
-        self.ascending([row.at_s for row in found], place)
-        return tuple(found)
-
-    def times(self, value: object, place: str) -> tuple[float, ...]:
-        if not isinstance(value, list):
-            self.wrong(place, "must be a list of times in seconds")
-            return ()
-        named = {str(at): entry for at, entry in enumerate(value)}
-        found = [self.number(named, key, place, most=LONGEST_S) for key in named]
-        self.ascending(found, place)
-        return tuple(found)
-
-    def ascending(self, times_s: Sequence[float], place: str) -> None:
-        for at, (before_s, after_s) in enumerate(pairwise(times_s)):
-            if after_s < before_s:
-                self.wrong(f"{place}[{at + 1}]", f"its time {after_s:g} is before that of the row above it")
-                return
-
-    def behaviour(self, keys: Mapping[str, object], place: str) -> Behaviour:
-        value = keys.get("behaviour", "ideal")
-        try:
-            return Behaviour(str(value))
-        except ValueError:
-            self.wrong(f"{place}.behaviour", f"must be one of {' '.join(Behaviour)}")
-            return Behaviour.IDEAL
-
-    def flag(self, keys: Mapping[str, object], key: str, place: str) -> bool:
-        value = keys.get(key, False)
-        if not isinstance(value, bool):
-            self.wrong(f"{place}.{key}", "must be true or false")
-        return value is True
-
-    def text(self, keys: Mapping[str, object], key: str, place: str, default: str | None) -> str:
-        value = keys.get(key, default)
-        if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not (value or default == ""):
-            self.wrong(_joined(place, key), f"must be text of 1 to {_LONGEST_TEXT} characters")
-            return ""
-        return value
-
-    def size(
-        self, keys: Mapping[str, object], key: str, place: str, default: int | None = None, least: int = 1
-    ) -> int:
-        return int(self.number(keys, key, place, default=default, least=least, most=MAX_SIZE, whole=True))
-
-    def rate(self, keys: Mapping[str, object], key: str, place: str, default: int) -> float:
-        return self.number(keys, key, place, default=default, least=1, most=MAX_SIZE)
-
-    def number(
-        self,
-        keys: Mapping[str, object],
-        key: str,
-        place: str,
-        *,
-        default: float | None = None,
-        least: float = 0,
-        most: float,
-        whole: bool = False,
-    ) -> float:
-        """Return the number at ``key``; of a whole one the fraction must be zero."""
-        value = keys.get(key, default)
-        where = _joined(place, key)
-        if value is None and key not in keys:
-            self.wrong(where, "is missing")
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            self.wrong(where, f"must be a number{', in bytes and without a unit' if whole else ''}")
-        elif not (math.isfinite(value) if isinstance(value, float) else True) or not least <= value <= most:
-            self.wrong(where, f"must be from {least:g} to {most:.17g}")
-        elif whole and value != int(value):
-            self.wrong(where, "must be a whole number")
-        else:
-            return int(value) if whole else float(value)
-        return max(1.0, least)
-
-    def object(self, value: object, place: str, known: Sequence[str]) -> dict[str, object] | None:
+    def object(
+        self, value: object, path: Path, known: Mapping[str, Reader], *, needed: Collection[str]
+    ) -> dict[str, Any]:
+        """Return the values of an object that are right, by key; note what is needed and not there."""
         if not isinstance(value, dict):
-            self.wrong(place, f"must be an object with {', '.join(known)}")
-            return None
-        for key in value:
-            if key not in known:
-                near = difflib.get_close_matches(key[:40], known, n=1)
-                meant = f"; did you mean {near[0]}?" if near else ""
-                self.unknown.append(
-                    Problem(None, _joined(place, key[:40]), f"is not known and ignored{meant}")
-                )
-        return value
-
-    def wrong(self, place: str, reason: str) -> None:
-        self.problems.append(Problem(None, place, reason))
-
-
-def _joined(place: str, key: str) -> str:
-    if key.isdigit():
-        return f"{place}[{key}]"
-    return f"{place}.{key}" if place else key
+            self.wrong(path, f"must be an object with {', '.join(known)}")
+            return {}
+        for key in needed:
+            if key not in value:
+                self.wrong((*path, key), "is missing")
+        return self.table(value, path, known)

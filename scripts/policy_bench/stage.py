@@ -106,7 +106,7 @@ async def _ruled(
     file.write_text(
         f"[agent]\nhost = '{AGENT_HOST}'\nstate_dir = '{room.directory}/state'\n"
         f"[discovery]\nsockets = ['{room.directory}/*.qmp']\n"
-        f"[mqtt]\nurl = '{broker.url}'\nhome_assistant = false\n"
+        f"[mqtt]\nurl = '{broker.url}'\n"
         f"[host]\nbudget = {recording.budget}\nreserve = '64MiB'\n[policy]\nname = '{policy}'\n{tables}"
     )
     log = log or room.directory / "agent.log"

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from qmpballoon import config
 from qmpballoon.config import Configuration, Surroundings
-from qmpballoon.config.reader import dotted
 from qmpballoon.config.toml_lines import key_lines
 from qmpballoon.config.tree import TABLES, VmMatch, VmSettings, keys
 from qmpballoon.errors import ConfigurationError, Problem
+from qmpballoon.readers import dotted
 
 HERE = Surroundings(host="edge-7", state_dir="/var/lib/qmpballoon", sockets=("/run/qmpballoon/*.qmp",))
 

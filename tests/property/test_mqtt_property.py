@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from qmpballoon.errors import ERROR_WORDS, RequestRefused
 from qmpballoon.model.names import safe_name
+from qmpballoon.mqtt.commands import CommandMessage, arrival_of
 from qmpballoon.mqtt.outbox import Answer
 from qmpballoon.mqtt.topics import Topics, is_publishable
 from qmpballoon.protocol.payloads import DEEPEST, Content, decode_request, encode, request_format
-from qmpballoon.protocol.requests import Arrival, Request, Requests
-from qmpballoon.protocol.verbs import VERBS, Scope, validate
+from qmpballoon.protocol.requests import Request, Requests
+from qmpballoon.protocol.verbs import VERBS, Asked, Scope, arguments_of, read_asked
 
 TOPICS = Topics("qmpballoon", "edge-7")
 SCALARS = (
@@ -34,7 +35,7 @@ CONTENT_TYPES = (
 )
 VERB_NAMES = sorted({verb for verbs in VERBS.values() for verb in verbs})
 ARGUMENT_NAMES = sorted(
-    {name for verbs in VERBS.values() for verb in verbs.values() for name in verb.arguments}
+    {name for verbs in VERBS.values() for verb in verbs.values() for name in arguments_of(verb)}
 )
 
 
@@ -51,6 +52,40 @@ def test_any_topic_is_a_command_or_none_and_can_be_answered(rest: str) -> None:
         command = TOPICS.parse(topic)
         if command is not None:
             assert is_publishable(TOPICS.response(command.vm, command.verb))
+
+
+LEVELS = st.sampled_from(
+    [
+        "qmpballoon",
+        "homeassistant",
+        "$SYS",
+        "site",
+        "a",
+        "edge-7",
+        "vm",
+        "web1",
+        "request",
+        "reload",
+        "status",
+    ]
+)
+TOPIC_NAMES = st.text() | st.lists(LEVELS, max_size=5).map("/".join)
+FILTERS = st.just("#") | st.lists(LEVELS | st.just("+"), min_size=1, max_size=4).map("/".join).flatmap(
+    lambda levels: st.sampled_from([levels, f"{levels}/#"])
+)
+
+
+@given(st.sampled_from(["qmpballoon", "site", "site/a"]), st.lists(FILTERS, max_size=3), TOPIC_NAMES)
+def test_no_answer_goes_to_a_forbidden_topic_whatever_is_asked_and_allowed(
+    base: str, filters: list[str], requested: str
+) -> None:
+    topics = Topics(base, "edge-7", filters)
+    topic = topics.response("web1", "get", requested)
+    assert is_publishable(topic)
+    forbidden = ("$", f"{base}/", "qmpballoon/", "homeassistant/")
+    assert topic == topics.response("web1", "get") or (
+        topic == requested and filters and not f"{topic}/".startswith(forbidden)
+    )
 
 
 @given(st.text())
@@ -102,14 +137,15 @@ def _numbers(value: object) -> list[float]:
 def test_any_arguments_are_read_or_refused_with_a_stable_word(
     verb: str, scope: Scope, arguments: dict[str, object]
 ) -> None:
+    read: Asked | None = None
     try:
-        read = validate(verb, scope, Content(arguments=arguments))
+        read = read_asked(verb, scope, Content(arguments=arguments))
     except RequestRefused as refused:
-        code, read = refused.code if str(refused) else "no sentence", {}
+        code = refused.code if str(refused) else "no sentence"
     else:
         code = ""
     assert code in ("", "unknown-verb", "malformed", "out-of-range")
-    assert not read or set(read) <= set(VERBS[scope][verb].arguments)
+    assert read is None or type(read) is VERBS[scope][verb]
 
 
 async def _never(request: Request) -> object:
@@ -129,12 +165,12 @@ async def _never(request: Request) -> object:
 def test_any_message_on_a_command_topic_gets_exactly_one_answer_that_can_be_sent(
     rest: str, payload: bytes, retain: bool, content_type: str | None, response_topic: str | None
 ) -> None:
-    command = TOPICS.parse(f"{TOPICS.root}/{rest}")
-    if command is None:
-        return
     answers: list[Answer] = []
-    desk = Requests(TOPICS, _never, lambda vm: vm == "web1", answers.append, lambda: 0.0)
-    desk.receive(Arrival(command, payload, retain, content_type, response_topic))
+    message = CommandMessage(f"{TOPICS.root}/{rest}", payload, retain, content_type, response_topic)
+    arrival = arrival_of(message, TOPICS, answers.append, lambda: 0.0)
+    if arrival is None:
+        return
+    Requests(_never, lambda vm: vm == "web1", lambda: 0.0).receive(arrival)
     (answer,) = answers
     assert is_publishable(answer.topic)
     assert encode(answer.value, answer.payload_format)

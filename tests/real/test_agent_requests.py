@@ -187,7 +187,7 @@ async def test_an_agent_speaks_mqtt_3_and_msgpack(
     lab: Lab, broker: LabBroker, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
-    start_agent(broker, mqtt={"protocol": "3.1.1", "payload": "msgpack", "home_assistant": False})
+    start_agent(broker, mqtt={"protocol": "3.1.1", "payload": "msgpack"})
     async with aiomqtt.Client(
         HOST,
         broker.port,

@@ -350,7 +350,7 @@ async def test_home_assistants_birth_brings_everything_again(
     mosquitto: LabBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bridge_module, "BIRTH_WAIT_S", (0.0, 0.01))
-    bridge = a_bridge(mosquitto, birth_topic="homeassistant/status")
+    bridge = a_bridge(mosquitto)
     bridge.retain(STATE, lambda: {"actual": 5})
     async with running(bridge), listening(mosquitto.port) as listener:
         await until(bridge._seen_status.is_set, "the broker has all that was said")

@@ -29,7 +29,7 @@ from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostRecord, Life, VmRecord
 from qmpballoon.protocol.payloads import Content
 from qmpballoon.protocol.requests import Request
-from qmpballoon.protocol.verbs import validate
+from qmpballoon.protocol.verbs import read_asked
 from qmpballoon.qmp.monitor import OpenMonitor, open_monitor
 from qmpballoon.sim.qemu.server import SimulatedQemu
 
@@ -145,9 +145,10 @@ class Stage:
         self, vm: str | None, verb: str, *, expires_at_s: float | None = None, **arguments: object
     ) -> Any:
         """Ask as over MQTT."""
-        validated = validate(verb, "host" if vm is None else "vm", Content(arguments=arguments))
+        asked = read_asked(verb, "host" if vm is None else "vm", Content(arguments=arguments))
+        request = Request(None if vm is None else VmId(vm), asked, expires_at_s=expires_at_s)
         async with asyncio.timeout(PATIENCE_S):
-            return await self.service.handle(Request(vm, verb, validated, expires_at_s=expires_at_s))
+            return await self.service.handle(request)
 
     def events_of(self, vm: str) -> list[str]:
         return [event.event for name, event in self.events if name == vm]

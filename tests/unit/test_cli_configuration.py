@@ -104,10 +104,9 @@ def test_what_is_not_typed_stays_as_in_the_file(file: Path) -> None:
     assert agent.configured(typed("-c", str(file))).policy.mode == "observe"
 
 
-def test_msgpack_turns_the_messages_for_home_assistant_off() -> None:
-    mqtt = agent.configured(typed("--broker", "mqtt://x", "--payload", "msgpack")).mqtt
-    assert (mqtt.payload, mqtt.home_assistant) == ("msgpack", False)
-    assert agent.configured(typed("--broker", "mqtt://x", "--payload", "json")).mqtt.home_assistant
+def test_the_payload_may_be_typed() -> None:
+    assert agent.configured(typed("--broker", "mqtt://x", "--payload", "msgpack")).mqtt.payload == "msgpack"
+    assert agent.configured(typed("--broker", "mqtt://x")).mqtt.payload == "json"
 
 
 def test_every_mistake_on_the_command_line_is_told_at_once(capsys: Capture) -> None:

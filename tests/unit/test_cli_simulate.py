@@ -161,8 +161,8 @@ def test_a_broken_trace_file_is_wrong_usage_with_each_place(
     path.write_text('{"duration_s": -1, "host": {"budget": "1GiB"}, "vms": [{"name": "a"}]}')
     assert main(["simulate", str(path)]) == 2
     said = capsys.readouterr().err
-    assert "duration_s: must be from" in said
-    assert "host.budget: must be a number" in said
+    assert "duration_s: must be a number from" in said
+    assert "host.budget: must be a whole number of bytes" in said
     assert "vms[0].size: is missing" in said
 
 

@@ -44,7 +44,7 @@ def test_an_empty_file_gives_the_documented_defaults() -> None:
         60,
         1,
     )
-    assert (mqtt.samples, mqtt.home_assistant, mqtt.discovery_prefix) == (False, True, "homeassistant")
+    assert (mqtt.samples, mqtt.response_topics) == (False, ("#",))
     assert (str(found.host.budget), str(found.host.reserve)) == ("80%", "512MiB")
     assert (found.policy.name, found.policy.mode, found.policy.overload) == ("fairshare", "auto", "guests")
     vm = found.vm
@@ -142,12 +142,6 @@ def test_a_budget_is_a_share_a_size_or_a_cgroup(written: str, budget: config.Bud
     found = read(f"[host]\nbudget = {written}").host.budget
     assert found == budget
     assert str(found) in written.replace("/sys/fs/cgroup", "")
-
-
-def test_msgpack_turns_home_assistant_off_unless_it_is_asked_for() -> None:
-    assert not read('[mqtt]\npayload = "msgpack"').mqtt.home_assistant
-    assert read('[mqtt]\npayload = "json"').mqtt.home_assistant
-    assert not read("[mqtt]\nhome_assistant = false").mqtt.home_assistant
 
 
 def test_a_systemd_credential_is_the_password_where_no_file_is_named() -> None:

@@ -97,11 +97,7 @@ def test_unknown_names_are_told_with_what_was_meant(text: str, key: str, reason:
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("value", ["true", "[true]", "{a = 1}", "1979-05-27", "nan", "-1", '""', '"\\u0000"'])
 def test_no_key_takes_a_value_of_a_wrong_type_or_range(table: str, value: str) -> None:
-    record = [
-        name
-        for name in keys(TABLES[table])
-        if not (value == "true" and name in ("samples", "home_assistant"))
-    ]
+    record = [name for name in keys(TABLES[table]) if not (value == "true" and name == "samples")]
     text = f"[{table}]\n" + "".join(f"{name} = {value}\n" for name in record)
     found = problems(text)
     assert {each.key.split("[")[0] for each in found} == {f"{table}.{name}" for name in record}
@@ -145,6 +141,21 @@ def test_no_key_takes_a_value_of_a_wrong_type_or_range(table: str, value: str) -
         ('[mqtt]\nbase_topic = "a/#"', "must not have spaces or the wildcards + and #"),
         ('[mqtt]\nbase_topic = "/a"', "must not start or end with /, nor have two in a row"),
         ('[mqtt]\nbase_topic = "$SYS"', "must not start with $: those topics belong to the broker"),
+        (
+            '[mqtt]\nresponse_topics = "replies/#"',
+            "must be an array of MQTT filters, not the text 'replies/#'",
+        ),
+        ('[mqtt]\nresponse_topics = ["a/#/b"]', "# stands alone and at the end, as in a/b/#"),
+        ('[mqtt]\nresponse_topics = ["a#"]', "# stands alone and at the end, as in a/b/#"),
+        ('[mqtt]\nresponse_topics = ["a/b+"]', "+ stands for a whole level, as in replies/+/x"),
+        (
+            '[mqtt]\nresponse_topics = ["$SYS/#"]',
+            "is never honoured: other programs have their own topics below $SYS",
+        ),
+        (
+            '[mqtt]\nresponse_topics = ["homeassistant/#"]',
+            "is never honoured: other programs have their own topics below homeassistant",
+        ),
         (
             "[discovery]\nsockets = '/run/*.qmp'",
             "must be an array of globs of absolute paths, not the text '/run/*.qmp'",
@@ -252,17 +263,17 @@ def test_a_password_in_the_url_is_refused_and_never_repeated() -> None:
             "fast_interval_s 5.0 is above stats_interval_s 2",
         ),
         (
-            "[mqtt]\nhome_assistant = true\npayload = 'msgpack'",
-            2,
-            "mqtt.home_assistant",
-            'true needs payload = "json": Home Assistant cannot read msgpack',
-        ),
-        (
             "[mqtt]\nusername = 'a'",
             2,
             "mqtt.username",
             "needs a password: set password_file, or pass the systemd credential mqtt-password "
             "($CREDENTIALS_DIRECTORY, which has none here)",
+        ),
+        (
+            "[mqtt]\nbase_topic = 'site/a'\nresponse_topics = ['b/#', 'site/a/replies']",
+            3,
+            "mqtt.response_topics",
+            "site/a/replies is never honoured: below base_topic agents have their own topics",
         ),
         ("[mqtt]\npassword_file = '/a'", 2, "mqtt.password_file", "needs a username"),
         ("[mqtt]\nkey_file = '/a'", 2, "mqtt.key_file", "needs a cert_file"),
@@ -358,12 +369,16 @@ def test_the_command_line_overrides_the_file() -> None:
     assert (found.policy.overload, found.vm) == (BASE.policy.overload, BASE.vm)
 
 
-def test_a_payload_typed_that_home_assistant_cannot_read_turns_it_off() -> None:
-    asked_for = config.parse("[mqtt]\nhome_assistant = true", surroundings=HERE)
-    assert not config.override(asked_for, payload="msgpack").mqtt.home_assistant
-    assert config.override(asked_for, payload="json").mqtt.home_assistant
+def test_a_payload_typed_is_checked_like_one_in_the_file() -> None:
+    assert config.override(BASE, payload="msgpack").mqtt.payload == "msgpack"
     with pytest.raises(ConfigurationError, match="--payload: must be one of"):
-        config.override(asked_for, payload="xml")
+        config.override(BASE, payload="xml")
+
+
+@pytest.mark.parametrize("name", ["home_assistant = true", 'discovery_prefix = "homeassistant"'])
+def test_what_is_not_built_yet_is_not_offered(name: str) -> None:
+    assert only_problem(f"[mqtt]\n{name}").reason.startswith("unknown key")
+    assert name.split()[0] not in config.default_text(HERE)
 
 
 def test_nothing_typed_changes_nothing() -> None:

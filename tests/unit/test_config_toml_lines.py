@@ -6,7 +6,8 @@ import tomllib
 
 import pytest
 
-from qmpballoon.config.toml_lines import LONGEST_KEY, KeyTooLong, Path, key_line, key_lines
+from qmpballoon.config.toml_lines import LONGEST_KEY, KeyTooLong, key_line, key_lines
+from qmpballoon.readers import Path
 
 TRICKY = '''\
 # [agent]

@@ -20,6 +20,7 @@ FLOORS = (  # from the bottom to the top; a module imports its own group and tho
     "model",
     "errors",
     "units",
+    "readers",
     "procfs",
     "terminal",
     "screen",

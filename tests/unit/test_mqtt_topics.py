@@ -67,6 +67,33 @@ def test_a_response_topic_outside_the_base_is_honoured(asked: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("filters", "asked", "honoured"),
+    [
+        (["replies/#"], "replies/a/b", True),
+        (["replies/#"], "replies", True),
+        (["replies/#"], "repliesx", False),
+        (["replies/+"], "replies/a", True),
+        (["replies/+"], "replies/a/b", False),
+        (["a", "+/mine"], "b/mine", True),
+        (["+/status"], "homeassistant/status", False),
+        (["#"], "$SYS/x", False),
+        ([], "replies/a", False),
+    ],
+)
+def test_a_response_topic_is_honoured_where_the_filters_allow_it(
+    filters: list[str], asked: str, honoured: bool
+) -> None:
+    topics = Topics("qmpballoon", "edge-7", filters)
+    assert topics.response("web1", "get", asked) == (asked if honoured else topics.response("web1", "get"))
+
+
+def test_agents_with_the_default_base_are_safe_from_those_with_another() -> None:
+    topics = Topics("site/a", "edge-7")
+    for asked in ("qmpballoon/edge-7/vm/web1/target/set", "site/a/other/request/reload"):
+        assert topics.response(None, "list", asked) == "site/a/edge-7/response/list"
+
+
+@pytest.mark.parametrize(
     "asked",
     [
         "",
@@ -78,6 +105,8 @@ def test_a_response_topic_outside_the_base_is_honoured(asked: str) -> None:
         "$SYS/x",
         "qmpballoon",
         "qmpballoon/other/vm/x/target/set",
+        "homeassistant",
+        "homeassistant/device/qmpballoon_edge-7/config",
     ],
 )
 def test_a_response_topic_that_would_do_harm_is_not(asked: str) -> None:

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from qmpballoon.errors import NoBalloon
-from qmpballoon.mqtt.outbox import Answer
-from qmpballoon.mqtt.topics import Command, Topics
+from qmpballoon.errors import NoBalloon, RequestRefused
 from qmpballoon.protocol.requests import (
     MOST_REMEMBERED,
     MOST_WAITING,
@@ -26,16 +24,14 @@ class Room:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.answers: list[Answer] = []
+        self.answers: list[tuple[Any, str]] = []  # response objects, each with who asked
         self.done: list[Request] = []
         self.may_go = asyncio.Event()
         self.may_go.set()
         self.raises: Exception | None = None
         self.desk = Requests(
-            Topics("qmpballoon", "edge-7"),
             self.handle,
             lambda vm: vm in ("web1", "web2"),
-            self.answers.append,
             lambda: self.now_s,
         )
 
@@ -46,31 +42,34 @@ class Room:
             raise self.raises
         return {"number": len(self.done)}
 
-    def ask(self, payload: object, *, vm: str | None = "web1", verb: str = "get", **more: Any) -> None:
+    def ask(
+        self, payload: object, *, vm: str | None = "web1", verb: str = "get", asker: str = "me", **more: Any
+    ) -> None:
         content = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-        self.desk.receive(Arrival(Command(vm, verb), content, **more))
+
+        def reply(response: object) -> None:
+            self.answers.append((response, asker))
+
+        self.desk.receive(Arrival(more.pop("channel", f"{vm} {verb}"), vm, verb, content, reply, **more))
 
     async def asked(self, payload: object, **more: Any) -> Any:
         """Ask in a group of its own, return the value of the last answer."""
         async with asyncio.TaskGroup() as group:
             self.desk.open(group)
             self.ask(payload, **more)
-        return self.answers[-1].value
+        return self.answers[-1][0]
 
     @property
     def codes(self) -> list[str]:
-        return [(answer.value["error"] or {"code": "ok"})["code"] for answer in self.answers]  # type: ignore[index]
+        return [(response["error"] or {"code": "ok"})["code"] for response, _ in self.answers]
 
 
-async def test_a_request_is_answered_where_and_how_it_came() -> None:
+async def test_a_request_is_answered_to_who_asked() -> None:
     room = Room()
-    value = await room.asked({"transaction": [1]}, correlation=b"c", response_topic="mine")
+    value = await room.asked({"transaction": [1]}, asker="she")
     assert (value["status"], value["result"], value["transaction"]) == ("ok", {"number": 1}, [1])
-    (answer,) = room.answers
-    assert (answer.topic, answer.correlation, answer.payload_format) == ("mine", b"c", "json")
-    await room.asked(b"\x80")
-    assert room.answers[-1].payload_format == "msgpack"
-    assert room.answers[-1].topic == "qmpballoon/edge-7/vm/web1/response/get"
+    assert (value["vm"], value["verb"]) == ("web1", "get")
+    assert room.answers == [(value, "she")]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,7 @@ async def test_a_request_is_answered_where_and_how_it_came() -> None:
         ({"a": 1}, {}, "malformed"),
         ({}, {"verb": "fly"}, "unknown-verb"),
         ({}, {"vm": "nobody"}, "unknown-vm"),
-        ({}, {"retain": True}, "retained"),
+        ({}, {"refused": RequestRefused("retained", "not so")}, "retained"),
         ({"target": -1}, {"verb": "set-target"}, "out-of-range"),
         ({}, {"verb": "list"}, "unknown-verb"),
     ],
@@ -103,32 +102,16 @@ async def test_a_bad_request_is_answered_with_its_transaction() -> None:
 
 async def test_an_empty_payload_is_ignored() -> None:
     room = Room()
-    room.ask(b"", retain=True)
+    room.ask(b"", refused=RequestRefused("retained", "not so"))
     assert not room.answers
-
-
-async def test_the_topic_target_set_takes_a_size_or_auto() -> None:
-    room = Room()
-    async with asyncio.TaskGroup() as group:
-        room.desk.open(group)
-        for payload in (b"256MiB", b"auto", b"nonsense"):
-            room.desk.receive(Arrival(Command("web1", "set-target", bare=True), payload))
-    assert [request.verb for request in room.done] == ["set-target", "set-mode"]
-    assert room.done[1].arguments == {"mode": "auto"}
-    verbs = [answer.topic.rpartition("/")[2] for answer in room.answers]
-    assert sorted(zip(verbs, room.codes, strict=True)) == [
-        ("set-mode", "ok"),
-        ("set-target", "malformed"),
-        ("set-target", "ok"),
-    ]
 
 
 async def test_the_same_transaction_has_one_effect_and_the_same_answer() -> None:
     room = Room()
     first = await room.asked({"transaction": 1})
     room.now_s = REMEMBERED_S
-    assert await room.asked({"transaction": 1}, correlation=b"again") == first
-    assert room.answers[-1].correlation == b"again"
+    assert await room.asked({"transaction": 1}, asker="again") == first
+    assert room.answers[-1][1] == "again"
     assert len(room.done) == 1
 
 
@@ -138,23 +121,24 @@ async def test_the_same_transaction_joins_the_request_that_still_runs() -> None:
     async with asyncio.TaskGroup() as group:
         room.desk.open(group)
         room.ask({"transaction": 1})
-        room.ask({"transaction": 1}, correlation=b"2")
+        room.ask({"transaction": 1}, asker="another")
         room.may_go.set()
-    assert [answer.correlation for answer in room.answers] == [None, b"2"]
+    assert [asker for _, asker in room.answers] == ["me", "another"]
     assert len(room.done) == 1
 
 
-async def test_another_topic_or_transaction_or_a_later_minute_is_another_request() -> None:
+async def test_another_channel_or_transaction_or_a_later_minute_is_another_request() -> None:
     room = Room()
     for more in ({"vm": "web1"}, {"vm": "web2"}, {"vm": None, "verb": "list"}):
         await room.asked({"transaction": 1}, **more)
+    await room.asked({"transaction": 1}, channel="another")
     await room.asked({"transaction": 2})
     await room.asked({})
     await room.asked({})
-    assert len(room.done) == 6
+    assert len(room.done) == 7
     room.now_s = REMEMBERED_S + 0.1
     await room.asked({"transaction": 1})
-    assert len(room.done) == 7
+    assert len(room.done) == 8
 
 
 async def test_what_is_remembered_is_bounded() -> None:

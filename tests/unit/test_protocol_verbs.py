@@ -8,7 +8,21 @@ import pytest
 
 from qmpballoon.errors import RequestRefused
 from qmpballoon.protocol.payloads import Content
-from qmpballoon.protocol.verbs import Scope, validate
+from qmpballoon.protocol.verbs import (
+    TAKE_BACK,
+    Asked,
+    Get,
+    List,
+    Reclaim,
+    Release,
+    Reload,
+    Scope,
+    SetLimits,
+    SetMode,
+    SetPolicy,
+    SetTarget,
+    read_asked,
+)
 from qmpballoon.units import parse_amount
 
 
@@ -19,31 +33,31 @@ def given(**arguments: Any) -> Content:
 @pytest.mark.parametrize(
     ("scope", "verb", "content", "read"),
     [
-        ("vm", "set-target", given(target="50%"), {"target": parse_amount("50%")}),
-        ("vm", "set-target", given(target=5, wait_s=600), {"target": parse_amount(5), "wait_s": 600.0}),
-        ("vm", "set-target", given(target="1GiB", wait_s=None), {"target": parse_amount("1GiB")}),
-        ("vm", "set-target", Content(bare="256MiB"), {"target": parse_amount("256MiB")}),
-        ("vm", "set-mode", Content(bare="manual"), {"mode": "manual"}),
-        ("vm", "set-mode", given(mode="auto", for_s=60), {"mode": "auto", "for_s": 60.0}),
-        ("vm", "set-limits", given(floor=None, shares=2), {"floor": None, "shares": 2}),
-        ("vm", "get", given(), {}),
-        ("vm", "doctor", given(), {}),
-        ("host", "list", given(), {}),
-        ("host", "reload", given(), {}),
-        ("host", "reclaim", Content(bare="1GiB"), {"size": parse_amount("1GiB")}),
-        ("host", "release", Content(bare=3), {"hold": "3"}),
-        ("host", "set-policy", Content(bare="mom"), {"name": "mom"}),
-        ("host", "set-policy", given(mode="observe"), {"mode": "observe"}),
+        ("vm", "set-target", given(target="50%"), SetTarget(target=parse_amount("50%"))),
+        ("vm", "set-target", given(target=5, wait_s=600), SetTarget(target=parse_amount(5), wait_s=600.0)),
+        ("vm", "set-target", given(target="1GiB", wait_s=None), SetTarget(target=parse_amount("1GiB"))),
+        ("vm", "set-target", Content(bare="256MiB"), SetTarget(target=parse_amount("256MiB"))),
+        ("vm", "set-mode", Content(bare="manual"), SetMode(mode="manual")),
+        ("vm", "set-mode", given(mode="auto", for_s=60), SetMode(mode="auto", for_s=60.0)),
+        ("vm", "set-limits", given(floor=None, shares=2), SetLimits(floor=TAKE_BACK, shares=2)),
+        ("vm", "get", given(), Get()),
+        ("host", "list", given(), List()),
+        ("host", "reload", given(), Reload()),
+        ("host", "reclaim", Content(bare="1GiB"), Reclaim(size=parse_amount("1GiB"))),
+        ("host", "release", Content(bare=3), Release(hold="3")),
+        ("host", "set-policy", Content(bare="mom"), SetPolicy(name="mom")),
+        ("host", "set-policy", given(mode="observe"), SetPolicy(mode="observe")),
     ],
 )
-def test_good_arguments_are_read(scope: Scope, verb: str, content: Content, read: dict[str, object]) -> None:
-    assert validate(verb, scope, content) == read
+def test_good_arguments_are_read(scope: Scope, verb: str, content: Content, read: Asked) -> None:
+    assert read_asked(verb, scope, content) == read
 
 
 @pytest.mark.parametrize(
     ("scope", "verb", "content", "code", "part"),
     [
         ("vm", "fly", given(), "unknown-verb", "there are set-target"),
+        ("vm", "doctor", given(), "unknown-verb", "no verb 'doctor'"),
         ("vm", "set-targt", given(), "unknown-verb", "did you mean set-target?"),
         ("vm", "list", given(), "unknown-verb", "asked of the host, not of a VM"),
         ("host", "get", given(), "unknown-verb", "asked of a VM, not of the host"),
@@ -75,6 +89,6 @@ def test_bad_arguments_are_refused_with_a_reason(
     scope: Scope, verb: str, content: Content, code: str, part: str
 ) -> None:
     with pytest.raises(RequestRefused) as refused:
-        validate(verb, scope, content)
+        read_asked(verb, scope, content)
     assert refused.value.code == code
     assert part in str(refused.value)

@@ -1,0 +1,72 @@
+"""Between a message on a command topic and the requests that it carries. Pure.
+
+What belongs to MQTT alone stays here: the topic ``target/set``, the retain flag, response topics,
+correlation data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from qmpballoon.errors import RequestRefused
+from qmpballoon.mqtt.outbox import Answer
+from qmpballoon.mqtt.topics import Command, Topics
+from qmpballoon.protocol.payloads import decode_request, request_format
+from qmpballoon.protocol.requests import Arrival
+
+
+@dataclass(frozen=True, slots=True)
+class CommandMessage:
+    """A message on a command topic, as it came; what only MQTT 5 has is None on 3.1.1."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+    content_type: str | None = None
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    expiry_s: int | None = None
+
+
+def arrival_of(
+    message: CommandMessage, topics: Topics, send: Callable[[Answer], None], clock: Callable[[], float]
+) -> Arrival | None:
+    """Return the request that a message carries, or None if its topic is no command topic.
+
+    ``send`` takes the answer, stamped by ``clock`` (monotonic), and must not wait.
+    """
+    command = topics.parse(message.topic)
+    if command is None:
+        return None
+    verb = _verb(command, message)
+    topic = topics.response(command.vm, verb, message.response_topic)
+    payload_format = request_format(message.payload, message.content_type)
+
+    def reply(response: Mapping[str, object]) -> None:
+        send(Answer(topic, response, payload_format, message.correlation, clock()))
+
+    refused = None
+    if message.retain:
+        reason = "commands must not be retained: publish without the retain flag"
+        refused = RequestRefused("retained", reason)
+    return Arrival(
+        channel=message.topic,
+        vm=command.vm,
+        verb=verb,
+        payload=message.payload,
+        reply=reply,
+        content_type=message.content_type,
+        expiry_s=message.expiry_s,
+        refused=refused,
+    )
+
+
+def _verb(command: Command, message: CommandMessage) -> str:
+    """Return the verb that is asked for: the topic ``target/set`` takes ``auto``, too."""
+    if command.bare:
+        with suppress(RequestRefused):  # what is wrong with it is answered as of its own verb
+            if decode_request(message.payload, message.content_type).bare == "auto":
+                return "set-mode"
+    return command.verb

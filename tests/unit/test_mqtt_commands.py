@@ -1,0 +1,89 @@
+"""Messages on command topics: which request they carry, and where and how it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from qmpballoon.mqtt.commands import CommandMessage, arrival_of
+from qmpballoon.mqtt.outbox import Answer
+from qmpballoon.mqtt.topics import Topics
+from qmpballoon.protocol.requests import Request, Requests
+from qmpballoon.protocol.verbs import SetMode
+
+TOPICS = Topics("qmpballoon", "edge-7")
+GET = f"{TOPICS.root}/vm/web1/request/get"
+TARGET_SET = f"{TOPICS.root}/vm/web1/target/set"
+
+
+class Agent:
+    """Answers each request with its number, and keeps what it was asked and what it said."""
+
+    def __init__(self) -> None:
+        self.done: list[Request] = []
+        self.answers: list[Answer] = []
+
+    async def handle(self, request: Request) -> object:
+        self.done.append(request)
+        return {"number": len(self.done)}
+
+    async def take(self, *messages: CommandMessage) -> None:
+        requests = Requests(self.handle, lambda vm: vm == "web1", lambda: 7.0)
+        async with asyncio.TaskGroup() as group:
+            requests.open(group)
+            for message in messages:
+                arrival = arrival_of(message, TOPICS, self.answers.append, lambda: 7.0)
+                assert arrival is not None
+                requests.receive(arrival)
+
+    @property
+    def codes(self) -> list[str]:
+        values: list[Any] = [answer.value for answer in self.answers]
+        return [(value["error"] or {"code": "ok"})["code"] for value in values]
+
+
+async def test_a_request_is_answered_where_and_how_it_came() -> None:
+    agent = Agent()
+    asked = CommandMessage(GET, b'{"transaction": [1]}', correlation=b"c", response_topic="mine")
+    await agent.take(asked, CommandMessage(GET, b"\x80"))
+    first, second = agent.answers
+    assert (first.topic, first.correlation, first.payload_format) == ("mine", b"c", "json")
+    assert first.made_at_s == 7.0
+    assert isinstance(first.value, dict)
+    assert (first.value["result"], first.value["transaction"]) == ({"number": 1}, [1])
+    assert second.payload_format == "msgpack"
+    assert second.topic == "qmpballoon/edge-7/vm/web1/response/get"
+
+
+async def test_the_topic_target_set_takes_a_size_or_auto() -> None:
+    agent = Agent()
+    await agent.take(*(CommandMessage(TARGET_SET, payload) for payload in (b"256MiB", b"auto", b"nonsense")))
+    assert [request.verb for request in agent.done] == ["set-target", "set-mode"]
+    assert agent.done[1].asked == SetMode("auto")
+    verbs = [answer.topic.rpartition("/")[2] for answer in agent.answers]
+    assert sorted(zip(verbs, agent.codes, strict=True)) == [
+        ("set-mode", "ok"),
+        ("set-target", "malformed"),
+        ("set-target", "ok"),
+    ]
+
+
+async def test_a_retained_command_is_refused_and_an_empty_one_ignored() -> None:
+    agent = Agent()
+    await agent.take(CommandMessage(GET, b"{}", retain=True), CommandMessage(GET, b"", retain=True))
+    assert agent.codes == ["retained"]
+    assert not agent.done
+
+
+async def test_the_same_transaction_on_another_topic_is_another_request() -> None:
+    agent = Agent()
+    payload = b'{"transaction": 1, "target": "256MiB"}'
+    again = CommandMessage(f"{TOPICS.root}/vm/web1/request/set-target", payload)
+    await agent.take(*(CommandMessage(TARGET_SET, payload), again, again))
+    assert len(agent.answers) == 3
+    assert len(agent.done) == 2
+
+
+def test_a_message_elsewhere_is_no_request() -> None:
+    elsewhere = CommandMessage(f"{TOPICS.root}/status", b"online")
+    assert arrival_of(elsewhere, TOPICS, Agent().answers.append, lambda: 0.0) is None

@@ -7,11 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 from agent_process import PATIENCE_S, AgentWatch, StartAgent, until, watching
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.guest import BalloonDevice
+from qmpballoon.lab.image import GuestImage
 from qmpballoon.lab.lab import Lab
+from qmpballoon.lab.require import LabError
+from qmpballoon.lab.waiting import eventually
+from qmpballoon.sim.kernels import kernel_like
 from qmpballoon.units import MIB
 
 VM_KEYS = """
@@ -155,6 +160,27 @@ async def test_sockets_may_come_and_go_and_one_that_never_answered_is_no_vm(
     assert {state[key] for key in ("run_state", "actual", "balloon", "rss", "pid")} == {None}
     assert set(state["guest"].values()) == {None}
     assert (state["size"], state["floor"]) == (guest.memory, guest.memory // 4)
+
+
+async def test_kills_and_reclaim_are_told_where_qemu_and_the_guests_kernel_count_them(
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent, guest_image: GuestImage
+) -> None:
+    guest = await lab.guest("web")
+    start_agent(broker)
+    await watch.until_health("web", "ok")
+    with pytest.raises(LabError, match="killed"):
+        await guest.command(f"hold {guest.memory // MIB}")
+    assert (await guest.guest_memory()).oom_kills == 1
+    qemu = tuple(int(number) for number in (await guest.truth.version()).split(".")[:2])
+    counted = qemu >= (9, 2) and kernel_like(guest_image.release).counts_reclaim
+    state = await eventually(
+        lambda: watch.do("web", "get"),
+        lambda state: state["guest"]["oom_kills"] == (1 if counted else None),
+        timeout_s=PATIENCE_S,
+        what="kills",
+    )
+    others = ["alloc_stalls", "async_scans", "direct_scans", "async_reclaims", "direct_reclaims"]
+    assert [state["guest"][name] is not None for name in others] == [counted] * 5
 
 
 def rss_of(pid: int) -> int:

@@ -20,7 +20,7 @@ from qmpballoon.model.names import VmId
 from qmpballoon.policy.registry import BARE, SIMULATED, simulated
 from qmpballoon.sim.drawing import draw
 from qmpballoon.sim.host import Host, Run, Step, play
-from qmpballoon.sim.kernels import KERNEL_6_1, KERNELS
+from qmpballoon.sim.kernels import HARSHEST, KERNELS
 from qmpballoon.sim.trace import Trace, read_trace
 from qmpballoon.sim.traces import BUILT_IN, built_in
 from qmpballoon.units import format_size
@@ -75,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel",
         choices=tuple(KERNELS),
-        default=KERNEL_6_1.release,
-        help="of the guests: how much is available when theirs kills; default: %(default)s",
+        default=HARSHEST.release,
+        help="of the guests: what theirs does when memory is short; default: %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one list")
 

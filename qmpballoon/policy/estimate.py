@@ -3,6 +3,10 @@
 ``held`` is what it cannot give without pain, of one consistent reading, capped by the resident memory
 of its QEMU: that can refute "I need all", never "I need little". ``trend`` is the rise of held in bytes
 per second, so it means the same however often a guest is sampled.
+
+What a deflated balloon returns is seen late: Linux 6.12 does not count up to a twelfth of a guest's size as
+available for some seconds (see `qmpballoon.sim.kernels`), so that held rises by it. While memory is returned,
+only what is available less than before proves a growth.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ class Past:
     booted_at_s: float
     seen_at_s: float
     held: int
+    actual: int  # at seen_at_s
     average: float
     trend: float  # bytes per second, at seen_at_s
     peak: float  # at seen_at_s
@@ -57,6 +62,7 @@ class EstimateRules:
     corroborate: bool = True  # cap claims by RSS
     look_ahead: bool = True  # mind the trend
     remember_peaks: bool = True
+    mind_lists: bool = True  # memory that is given back is seen late: that is no growth
 
 
 def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Past | None:
@@ -81,6 +87,7 @@ def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: 
             booted_at_s=guest.booted_at_s,
             seen_at_s=reading.seen_at_s,
             held=held,
+            actual=guest.actual if reading.actual is None else reading.actual,
             average=held,
             trend=0.0,
             peak=held,
@@ -89,14 +96,17 @@ def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: 
     passed_s = reading.seen_at_s - past.seen_at_s
     if passed_s < _LEAST_STEP_S:
         return past
-    rise = (held - past.held) / passed_s
-    faded = past.trend * TREND_OVER_KEEPS**passed_s
+    actual = past.actual if reading.actual is None else reading.actual
+    returned = max(0, actual - past.actual) if rules.mind_lists else 0
+    rise = (held - past.held - returned) / passed_s
+    faded = past.trend * (TREND_KEEPS if returned else TREND_OVER_KEEPS) ** passed_s
     trend = max(faded, rise if rise > TREND_FROM * max(held, MIB) else 0.0)
     weight = min(1.0, passed_s / AVERAGE_OVER_S)
     after = replace(
         past,
         seen_at_s=reading.seen_at_s,
         held=held,
+        actual=actual,
         average=past.average + weight * (held - past.average),
         trend=trend if rules.look_ahead else 0.0,
         peak=max(float(held), past.peak * (1 - PEAK_FADES * min(1.0, passed_s / 60))),

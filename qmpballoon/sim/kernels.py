@@ -53,6 +53,7 @@ KERNEL_6_12: Final = GuestKernel(
     lists_take=0.085,
     lists_keep=0.93,
 )
+HARSHEST: Final = KERNEL_6_12  # more kills and more moves under every policy that looks at figures
 KERNELS: Final = {kernel.release: kernel for kernel in (KERNEL_6_1, KERNEL_6_12)}
 """By release, oldest first."""
 

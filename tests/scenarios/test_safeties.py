@@ -16,7 +16,8 @@ from qmpballoon.policy.estimate import EstimateRules
 from qmpballoon.policy.ports.fixed import Fixed
 from qmpballoon.policy.snapshot import GuestSnapshot, Snapshot
 from qmpballoon.sim.guest import Behaviour
-from qmpballoon.sim.host import Run
+from qmpballoon.sim.host import Host, Run
+from qmpballoon.sim.kernels import KERNEL_6_12
 from qmpballoon.sim.trace import Trace
 from qmpballoon.sim.vm import QEMU_OVERHEAD, SimulatedVm
 from qmpballoon.units import MIB
@@ -87,6 +88,20 @@ def test_remember_peaks_a_peak_that_returns_finds_its_memory() -> None:
     right, wrong = played(trace, host=STRICT), played(trace, ours(remember_peaks=False), host=STRICT)
     assert right.figures.oom_kills == 0
     assert wrong.figures.oom_kills > 0
+
+
+def test_mind_lists_memory_that_is_returned_and_seen_late_is_no_growth() -> None:
+    # Two guests grow and shrink one after the other, too slowly for an emergency.
+    rows = [((0, 300), (at_s, 300), (at_s + 50, 650), (at_s + 100, 300)) for at_s in (10, 30)]
+    drifting = [a_vm(f"vm{number}", *of_one) for number, of_one in enumerate(rows)]
+    idle = [a_vm(f"idle{number}", (0, 250)) for number in range(3)]
+    trace = a_trace(*drifting, *idle, budget=2600, seconds=160)
+    host = Host(kernel=KERNEL_6_12)
+    right, wrong = played(trace, host=host), played(trace, ours(mind_lists=False), host=host)
+    assert right.figures.oom_kills == 0
+    assert "emergency" not in words(right, "vm0")
+    assert "emergency" in words(wrong, "vm0")
+    assert right.figures.moves_per_vm_h < wrong.figures.moves_per_vm_h * 2 / 3
 
 
 def test_grace_a_guest_that_has_just_come_up_is_not_squeezed() -> None:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from qmpballoon.errors import (
     Unreachable,
 )
 from qmpballoon.model.records import Event, VmState, utc_now
-from qmpballoon.model.tolerance import is_reached
+from qmpballoon.model.tolerance import is_reached, is_steady
 from qmpballoon.procfs import is_stopped
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
@@ -88,11 +89,17 @@ class Vm:
         sampler = await self._sampling()
         run_state = await balloon.query_run_state(self._session)
         may_come = fresh_s > 0 and run_state == "running" and await self.driver_up() is not False
+        before = await balloon.query_actual(self._session)
         fresh = may_come and await sampler.refresh(timeout_s=fresh_s)
-        size = await balloon.memory_size(self._session)
         actual = await balloon.query_actual(self._session)
-        guest = sampler.sample.stats(time.monotonic()) if fresh and sampler.sample else None
-        return VmState(run_state, size, actual, self._target, guest)
+        size = await balloon.memory_size(self._session)
+        sample = sampler.sample if fresh else None
+        if sample is None:
+            return VmState(run_state, size, actual, self._target, None)
+        of_sample = replace(sample, actual=actual if is_steady(before, actual) else None)
+        return VmState(
+            run_state, size, actual, self._target, of_sample.stats(time.monotonic()), of_sample.held
+        )
 
     async def driver_up(self) -> bool | None:
         """Tell whether the guest's balloon driver is up; None where QEMU is not asked (``qmp.commands``).

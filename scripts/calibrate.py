@@ -87,7 +87,7 @@ class Real:
         self.guest = guest
 
     async def look(self) -> Look:
-        """Return its figures now: those of the guest between two of QEMU."""
+        """Return its figures now; ``actual`` is of a moment later, and not theirs while the balloon moves."""
         memory, looked = await self.guest.guest_memory(), await self.guest.look()
         return Look(
             await self.guest.truth.actual(), memory.total, looked.available, looked.held, looked.kills
@@ -176,7 +176,7 @@ class Simulated:
 
 async def at_rest(subject: Subject) -> dict[str, float]:
     """What a guest with an empty balloon and no workload has."""
-    look = await subject.look()
+    look = await subject.look()  # the balloon stands still: ``actual`` belongs to the rest
     return {"base": (look.actual - look.available) / MIB, "unseen": (look.actual - look.total) / MIB}
 
 

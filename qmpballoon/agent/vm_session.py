@@ -10,6 +10,7 @@ from typing import Final
 from qmpballoon.errors import NoBalloon, QmpError
 from qmpballoon.model.facts import Seen
 from qmpballoon.model.records import Sample
+from qmpballoon.model.tolerance import is_steady
 from qmpballoon.procfs import ResidentMemory
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
@@ -20,7 +21,6 @@ FRESH_WITHIN_S: Final = 0.06  # one fast look waits no longer for its sample
 RESET_SHOWS_WITHIN_S: Final = 0.5  # DRIVER_OK went 30 ms after RESET, and came back after 2.7 s
 LATE_EVENTS_S: Final = 1.5  # BALLOON_CHANGE comes up to a second late; no guest's driver is back so soon
 _LITTLE: Final = 8 * MIB
-_STEADY: Final = 2 * MIB  # actual that moved no more than this around a sample belongs to it
 
 _DOWN: Final = DriverState(up=False)
 
@@ -229,7 +229,7 @@ class VmSession:
             return None
         offered = self._device is not None and self._device.offers_deflate_on_oom
         shrinks = not self.deflates_on_oom and (self._driver.state is not None or not offered)
-        if abs(self.actual - before) <= _STEADY:
+        if is_steady(before, self.actual):
             if shrinks and total is not None:
                 self._unseen = self.actual - total
             return self.actual

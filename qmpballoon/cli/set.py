@@ -35,6 +35,8 @@ Growing is always allowed.
 MARGIN: Final = 24 * MIB  # a guest without swap was killed at about 5 MiB available; this is a step away
 _CONNECT_S: Final = 5.0
 _FRESH_S: Final = 1.5
+_LOOKS: Final = 10
+_LOOK_AGAIN_S: Final = 0.1
 
 
 class Refused(QmpBalloonError):
@@ -132,18 +134,19 @@ def refuse_danger(state: VmState, target: int) -> None:
     """
     if target >= state.actual:
         return
-    if state.guest is None or state.guest.available is None:
+    if state.held is None:
+        moving = state.guest is not None and state.guest.available is not None
+        why = "its balloon is moving" if moving else "the guest sends no fresh statistics"
         raise Refused(
             None,
-            "not set: the guest sends no fresh statistics, so nobody knows how far it can shrink; "
-            "--force sets it all the same",
+            f"not set: {why}, so nobody knows how far it can shrink; --force sets it all the same",
         )
-    least = min(state.actual, state.actual - state.guest.available + MARGIN)
+    least = min(state.actual, state.held + MARGIN)
     if target < least:
         raise Refused(
             least,
             f"not set: {format_size(target)} is too little for the guest; the least that is safe now is "
-            f"{-(-least // MIB)}MiB (it holds {format_size(least - MARGIN)}, and 24 MiB to breathe); "
+            f"{-(-least // MIB)}MiB (it holds {format_size(state.held)}, and 24 MiB to breathe); "
             "--force sets it all the same",
         )
 
@@ -172,7 +175,7 @@ async def _set_all(
 async def _set_one(
     vm: Vm, path: str, amount: Amount, wait_s: float | None, *, force: bool, waiting: list[Vm]
 ) -> Outcome:
-    before = await vm.state(fresh_s=_FRESH_S)
+    before = await _looked_at(vm)
     target = round_up_to_page(amount.of(before.size))
     began_s = time.monotonic()
     try:
@@ -198,6 +201,16 @@ async def _set_one(
     took_s = time.monotonic() - began_s
     after = await vm.state(fresh_s=_FRESH_S)
     return Outcome(vm.name, path, before, after, target, reached=True, took_s=took_s)
+
+
+async def _looked_at(vm: Vm) -> VmState:
+    """Return the state; if the balloon moved too fast around the sample, a later one of the next moments."""
+    for _ in range(_LOOKS - 1):
+        state = await vm.state(fresh_s=_FRESH_S)
+        if state.held is not None or state.guest is None:
+            return state
+        await asyncio.sleep(_LOOK_AGAIN_S)
+    return await vm.state(fresh_s=_FRESH_S)
 
 
 def _complaint(outcome: Outcome) -> str:

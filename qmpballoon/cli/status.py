@@ -97,6 +97,7 @@ def state_as_json(state: VmState | None) -> dict[str, object]:
         "actual": state.actual if state else None,
         "balloon": state.balloon if state else None,
         "target": state.target if state else None,
+        "held": state.held if state else None,
         "guest": guest_as_json(guest),
     }
 

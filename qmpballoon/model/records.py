@@ -127,6 +127,11 @@ class VmState:
 
     ``run_state`` is QMP's word; ``size`` what ``actual`` is with an empty balloon; ``actual`` what
     the guest has left; ``target`` the last target asked for over this connection.
+
+    ``held`` is what the guest cannot give without reclaim or kills, in bytes: what ``actual`` was at the
+    moment of the guest's figures, minus ``guest.available``. It is None where there are no figures, and
+    while the balloon moves too fast: ``actual`` is then of another moment, and nothing may be computed
+    from them both.
     """
 
     run_state: str
@@ -134,6 +139,7 @@ class VmState:
     actual: int
     target: int | None
     guest: GuestStats | None
+    held: int | None = None
 
     @property
     def balloon(self) -> int:

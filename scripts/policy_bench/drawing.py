@@ -64,12 +64,12 @@ def drawing(recording: Recording) -> str:
 
 def _points(recording: Recording, vm: str) -> list[Point]:
     base = BASE_MIB * MIB
-    points = []
+    points: list[Point] = []
     for index in range(1, int(recording.seconds / _GRID_S) + 1):
         sight = recording.at(vm, index * _GRID_S)
         if sight is not None:
             actual = recording.size if sight.booting else sight.actual
-            held = max(0, actual - sight.available)
+            held = sight.used if sight.used is not None else points[-1].held if points else 0
             points.append(
                 Point(index * _GRID_S, recording.size, actual, held, base + sight.wanted, sight.target)
             )

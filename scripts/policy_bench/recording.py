@@ -22,6 +22,7 @@ class Sight:
     wanted: int  # by the workload
     rss: int
     target: int | None  # the agent's last
+    used: int | None = None  # of actual; None where the balloon moved too fast around ``available``
     booting: bool = False  # it may use all of its memory, whatever QEMU says
 
 

@@ -22,6 +22,7 @@ from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.process import Program
 from qmpballoon.lab.require import LabError
 from qmpballoon.lab.waiting import eventually
+from qmpballoon.model.tolerance import is_steady
 from qmpballoon.procfs import rss_of
 from qmpballoon.units import MIB
 
@@ -202,7 +203,7 @@ class Actor:
         actual, rss, wanted = await guest.truth.actual(), rss_of(guest.pid) or 0, self._wanted()
         if self._rebooting:
             size = self._recording.size
-            return Sight(self.now_s, actual, size, 0, wanted, rss, self.target, booting=True)
+            return Sight(self.now_s, actual, size, 0, wanted, rss, self.target, used=0, booting=True)
         try:
             look = await guest.look(timeout_s=LOOK_WITHIN_S)
         except LabError:
@@ -211,7 +212,9 @@ class Actor:
             self._recording.kills_at += [(self.now_s, self.script.name)] * (look.kills - self._kills)
             self._idle_until_s, self._step = self.now_s + RESTARTS_AFTER_S, None
         self._kills = look.kills
-        return Sight(self.now_s, actual, look.available, look.held, wanted, rss, self.target)
+        before, actual = actual, await guest.truth.actual()
+        used = max(0, actual - look.available) if is_steady(before, actual) else None
+        return Sight(self.now_s, actual, look.available, look.held, wanted, rss, self.target, used)
 
     def _wanted(self) -> int:
         return int(self.script.wanted(self.now_s) * MIB)

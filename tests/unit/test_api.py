@@ -14,6 +14,7 @@ import pytest
 from scripted_peer import PATIENCE_S, Line, peer
 
 import qmpballoon
+from qmpballoon.qmp import balloon
 from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.faults import Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
@@ -62,6 +63,39 @@ async def test_a_state_has_what_the_contract_names(sockets_dir: Path) -> None:
         after = await vm.wait_for(lambda seen: seen.actual == 200 * MIB, timeout_s=5)
         assert after.target == 200 * MIB
         assert after.balloon == qemu.guest.balloon == 56 * MIB
+
+
+async def test_what_a_guest_holds_is_what_it_had_when_its_figures_came(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp") as (_, vm):
+        state = await vm.state()
+        assert state.guest is not None
+        assert state.guest.available is not None
+        assert state.held == state.actual - state.guest.available
+        await vm.set_target(160 * MIB, wait_s=5)
+        after = await vm.wait_for(lambda seen: seen.actual == 160 * MIB, timeout_s=5)
+        assert after.held is not None
+        assert abs(after.held - state.held) <= 2 * MIB
+    async with opened(sockets_dir / "b.qmp", guest=GuestSpec(statistics=False)) as (_, vm):
+        assert (await vm.state(fresh_s=0.05)).held is None
+
+
+@pytest.mark.parametrize(("moved", "known"), [(0, True), (1, True), (-2, True), (3, False), (-100, False)])
+async def test_of_a_balloon_that_moves_around_the_figures_nothing_is_computed(
+    moved: int, known: bool, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The actual of the moment after was taken with the available of the moment before.
+    async with opened(sockets_dir / "a.qmp") as (_, vm):
+        actuals = iter([200 * MIB, (200 + moved) * MIB])
+
+        async def query_actual(_: object) -> int:
+            return next(actuals)
+
+        monkeypatch.setattr(balloon, "query_actual", query_actual)
+        state = await vm.state()
+        assert state.guest is not None
+        assert state.guest.available is not None
+        assert state.actual == (200 + moved) * MIB
+        assert state.held == (max(0, state.actual - state.guest.available) if known else None)
 
 
 async def test_figures_that_do_not_come_leave_no_guest(sockets_dir: Path) -> None:

@@ -45,7 +45,7 @@ def look(name: str = "web", *, actual: int | None = 150, available: int | None =
         name,
         192 * MIB,
         None if actual is None else actual * MIB,
-        None if available is None else available * MIB,
+        None if actual is None or available is None else (actual - available) * MIB,
         "ok",
         "give",
     )

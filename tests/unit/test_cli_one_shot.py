@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -14,7 +15,11 @@ import pytest
 
 from qmpballoon import api
 from qmpballoon.cli import main, status, watch
+from qmpballoon.cli import set as cli_set
 from qmpballoon.cli.sockets import Found
+from qmpballoon.qmp import balloon
+from qmpballoon.qmp.balloon import Sampler
+from qmpballoon.qmp.client import Session
 from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.faults import Babble, Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
@@ -34,6 +39,7 @@ VM_KEYS = {
     "actual",
     "balloon",
     "target",
+    "held",
     "guest",
     "rss",
 }
@@ -192,6 +198,47 @@ async def test_a_size_below_what_the_guest_holds_is_refused_with_the_least_safe_
         assert await command("set", str(qemu.path), str(least - MIB)) == 1
         assert await command("set", str(qemu.path), str(least)) == 0
         assert qemu.guest.target == -(-least // 4096) * 4096
+
+
+async def test_a_balloon_that_moves_meanwhile_does_not_make_a_size_look_safe(
+    sockets_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It inflated right after the figures had come; what they said was left was taken off what it had then.
+    async with a_qemu(sockets_dir, guest=GuestSpec(inflate_bytes_per_s=1e15)) as qemu:
+        refresh = Sampler.refresh
+        moved: list[int] = []
+
+        async def refreshed(sampler: Sampler, *, timeout_s: float) -> bool:
+            came = await refresh(sampler, timeout_s=timeout_s)
+            if not moved:
+                moved.append(qemu.guest.actual)
+                qemu.execute("balloon", {"value": 156 * MIB})
+                qemu.settle()
+            return came
+
+        monkeypatch.setattr(Sampler, "refresh", refreshed)
+        holds = qemu.guest.actual - qemu.guest.available
+        assert await command("set", str(qemu.path), str(holds), "--json") == 1
+        (refused,) = json.loads(capsys.readouterr().out)
+        assert moved == [256 * MIB]
+        assert qemu.guest.actual == 156 * MIB
+        assert abs(refused["error"]["least"] - (holds + 24 * MIB)) < MIB
+
+
+async def test_a_balloon_that_never_stands_still_is_not_moved_without_force(
+    sockets_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_set, "_LOOK_AGAIN_S", 0.001)
+    query_actual, calls = balloon.query_actual, itertools.count()
+
+    async def moving(session: Session) -> int:
+        return await query_actual(session) - next(calls) % 2 * 50 * MIB
+
+    monkeypatch.setattr(balloon, "query_actual", moving)
+    async with a_qemu(sockets_dir) as qemu:
+        assert await command("set", str(qemu.path), "200MiB") == 1
+        assert "its balloon is moving" in capsys.readouterr().err
+        assert await command("set", str(qemu.path), "200MiB", "--force") == 0
 
 
 async def test_force_sets_what_is_refused_without_it(sockets_dir: Path) -> None:

@@ -52,16 +52,9 @@ class GuestLook:
     name: str
     size: int | None
     actual: int | None
-    available: int | None
+    held: int | None  # what it cannot give without reclaim
     health: str
     why: str | None
-
-    @property
-    def held(self) -> int | None:
-        """What it cannot give without pain."""
-        if self.actual is None or self.available is None:
-            return None
-        return max(0, self.actual - self.available)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +222,9 @@ def _numbers(*sizes: int | None) -> str:
 
 
 def _colour(guest: GuestLook) -> str | None:
-    if not guest.actual or guest.available is None:
+    if not guest.actual or guest.held is None:
         return None
-    part = guest.available / guest.actual
+    part = 1 - guest.held / guest.actual
     return "red" if part < _STARVED else "yellow" if part < _THIN else "green"
 
 

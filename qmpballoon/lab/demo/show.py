@@ -187,12 +187,11 @@ class _Live:
 
 def _look(name: str, seen: Seen | None) -> GuestLook:
     state = seen.payload if seen is not None and isinstance(seen.payload, Mapping) else {}
-    guest = state.get("guest")
     return GuestLook(
         name=name,
         size=_number(state, "size"),
         actual=_number(state, "actual"),
-        available=_number(guest, "available") if isinstance(guest, Mapping) else None,
+        held=_number(state, "held"),
         health=str(state.get("health", "unknown")),
         why=None if state.get("why") is None else str(state["why"]),
     )

@@ -364,9 +364,9 @@ def _guest(state: object, key: str) -> int | None:
 
 
 def _held(state: object) -> float:
-    """Return what a guest cannot give without pain, in bytes; infinite if it is not known."""
-    actual, available = _number(state, "actual"), _guest(state, "available")
-    return float("inf") if actual is None or available is None else actual - available
+    """Return what a guest cannot give without reclaim, in bytes; infinite if it is not known."""
+    held = _number(state, "held")
+    return float("inf") if held is None else held
 
 
 def _ms(duration_s: float) -> str:

@@ -1,9 +1,9 @@
 """A host on a virtual clock: plays a trace under a policy, and counts what came of it.
 
 The schedules of the agent (``policy.schedule``) say when a guest is sampled and when the policy is stepped.
-Ticks cost nothing here, and nothing happens sooner than the next step of the clock. What the policy decides
-is done as QEMU would, with no second thoughts. At every step the accounts are checked; a decision against the
-rules is done all the same and noted, since the peers' algorithms do such things.
+No time passes during a tick, and nothing happens sooner than the next step of the clock. What the policy
+decides is done as QEMU would, with no second thoughts. At every step the accounts are checked; a decision
+against the rules is done all the same and noted, since the peers' algorithms do such things.
 
 VMs with ``boots_at_s`` 0 were up before: they start with their part of an equal split of the budget, or
 with what they hold at that moment if that is more.
@@ -42,6 +42,7 @@ class Host:
     """How the simulated agent is set up."""
 
     calm_tick_s: float = CALM_TICK_S
+    tick_cost_s: float = 0.0  # processor time that a tick is said to take: with it come fewer ticks
     fast_interval_s: float = 0.2  # of samples; 0: never faster than a VM's own interval
     grace_s: float = 3.0
     overload: str = "guests"
@@ -157,7 +158,7 @@ class _Playing:
         if self.ticks.due_at_s <= now_s + FINE_S / 2:
             self.ticks.began()
             self._tick(now_s)
-            self.ticks.ended(0.0)
+            self.ticks.ended(self.host.tick_cost_s)
         if now_s >= self.next_measure_s:
             self._measure(now_s)
         if self.record and now_s >= self.next_point_s:

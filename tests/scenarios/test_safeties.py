@@ -23,10 +23,10 @@ from qmpballoon.sim.vm import QEMU_OVERHEAD, SimulatedVm
 from qmpballoon.units import MIB
 
 
-def beside_a_sick_one(behaviour: Behaviour) -> Trace:
+def beside_a_sick_one(behaviour: Behaviour, *, grown_at_s: float = 30.0) -> Trace:
     """A sick guest grows late, an honest one before it, a third is idle."""
     sick = a_vm("sick", (0, 150), (40, 150), (50, 350), behaviour=behaviour)
-    honest = a_vm("honest", (0, 200), (10, 200), (30, 700))
+    honest = a_vm("honest", (0, 200), (10, 200), (grown_at_s, 700))
     return a_trace(sick, honest, a_vm("idle", (0, 200)), budget=1700, seconds=70)
 
 
@@ -37,7 +37,7 @@ def test_staleness_a_guest_with_old_figures_is_not_squeezed_by_them() -> None:
 
 
 def test_jams_a_guest_that_does_not_deliver_is_not_counted_on() -> None:
-    trace = beside_a_sick_one(Behaviour.STUCK)
+    trace = beside_a_sick_one(Behaviour.STUCK, grown_at_s=25.0)
     right, wrong = played(trace), played(trace, ours(jams=False))
     assert "contradicted" in words(right, "sick")
     assert right.figures.over_budget_mib_s < wrong.figures.over_budget_mib_s / 2

@@ -13,6 +13,7 @@ from qmpballoon.policy import cooperation, estimate, fairshare, guard
 from qmpballoon.policy.cooperation import Cooperation, Judgement
 from qmpballoon.policy.estimate import Past
 from qmpballoon.policy.fairshare import FairShare
+from qmpballoon.policy.schedule import TickSchedule
 from qmpballoon.policy.sharing import water_fill
 from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
 from qmpballoon.sim.guest import Behaviour
@@ -165,10 +166,23 @@ def test_what_is_held_by_the_actual_of_now_and_the_stats_of_then_makes_it_oscill
         return true(past, replace(guest, reading=reading), *rest)
 
     trace = in_turn(40, inflate=64)
-    right = played(trace)
+    fewer_ticks = Host(tick_cost_s=0.02)  # else each sample is acted upon before the balloon moves on
+    right = played(trace, host=fewer_ticks)
     swapped(patch, "observe", observe)
-    wrong = played(trace)
+    wrong = played(trace, host=fewer_ticks)
     assert moves(wrong) > 1.1 * moves(right)
+
+
+@pytest.mark.parametrize("cost_s", [0.1, 1.0])
+def test_emergencies_that_wait_until_earlier_ticks_are_paid_for_come_too_late(
+    patch: pytest.MonkeyPatch, cost_s: float
+) -> None:
+    trace, expensive = in_turn(40), Host(tick_cost_s=cost_s)
+    right = played(trace, host=expensive)
+    patch.setattr(TickSchedule, "ask_urgently", TickSchedule.ask)
+    wrong = played(trace, host=expensive)
+    assert right.figures.oom_kills == 0
+    assert wrong.figures.oom_kills > 2
 
 
 def test_stats_every_two_seconds_are_too_rare_for_a_guest_that_grows() -> None:

@@ -1,12 +1,22 @@
-"""Which guests are sampled fast, and when the next tick is."""
+"""When a VM is looked at, and when a tick comes, on a clock that the test moves."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import pytest
 
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Figures, Sample
-from qmpballoon.policy.schedule import Pace, sampling_interval_s
+from qmpballoon.policy.schedule import (
+    LOOK_EVERY_S,
+    MOVING_FOR_S,
+    WATCHED_EVERY_S,
+    TickSchedule,
+    VmSchedule,
+    is_urgent,
+    sampling_interval_s,
+)
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.units import MIB
 
@@ -64,13 +74,6 @@ def test_a_guest_that_cannot_be_sampled_is_not_asked_more_often() -> None:
     assert not is_sampled_fast(replace(thin, run_state="paused"), None)
 
 
-def test_ticks_come_sooner_while_somebody_moves_and_soonest_while_somebody_is_thin() -> None:
-    pace = Pace(calm_tick_s=2.0, moving_tick_s=0.5, thin_tick_s=0.2)
-    assert pace.tick_s(thin=False, moving=False) == 2.0
-    assert pace.tick_s(thin=False, moving=True) == 0.5
-    assert pace.tick_s(thin=True, moving=True) == 0.2
-
-
 def test_a_guest_is_looked_at_four_times_before_a_burst_could_use_up_what_it_has() -> None:
     def interval_s(available: int) -> float:
         before = a_guest(available, at_s=98.0, actual=1024 * MIB)
@@ -90,3 +93,193 @@ def test_a_large_guest_is_looked_at_as_if_its_burst_were_larger() -> None:
     large = replace(small, size=8192 * MIB)
     assert sampling_interval_s(small, small, calm_s=2.0, fast_s=0.2) == 2.0
     assert sampling_interval_s(large, large, calm_s=2.0, fast_s=0.2) == 320 / 256 / 4
+
+
+@dataclass
+class Settings:
+    stats_interval_s: float = 2.0
+    fast_interval_s: float = 0.2
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+CALM = Settings()
+THIN = 10 * MIB  # available
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def vm(clock: Clock) -> VmSchedule:
+    schedule = VmSchedule(CALM, clock)
+    schedule.looked()
+    return schedule
+
+
+def test_a_calm_vm_is_looked_at_at_its_interval_and_one_that_hurries_fast(vm: VmSchedule) -> None:
+    assert vm.pause_s(CALM, hurried=False) == 2.0
+    assert vm.pause_s(CALM, hurried=True) == 0.2
+    assert vm.pause_s(Settings(fast_interval_s=0.0), hurried=True) == 2.0
+    assert vm.pause_s(Settings(stats_interval_s=0.1), hurried=True) == 0.1
+
+
+def test_the_look_at_everything_comes_in_time_and_does_not_wait_for_a_sample(
+    vm: VmSchedule, clock: Clock
+) -> None:
+    assert not vm.is_look_due
+    clock.now_s += LOOK_EVERY_S - 0.5
+    assert vm.pause_s(CALM, hurried=False) == pytest.approx(0.5)
+    vm.look_soon()
+    assert vm.is_look_due
+    assert vm.pause_s(CALM, hurried=False) == 0.0
+    vm.looked()
+    assert not vm.is_look_due
+
+
+def test_a_vm_that_somebody_waits_for_is_looked_at_most_often(vm: VmSchedule) -> None:
+    vm.watchers += 1
+    assert vm.pause_s(CALM, hurried=False) == WATCHED_EVERY_S
+    vm.begin(CALM)
+    assert vm.watchers == 1
+
+
+def test_a_balloon_may_be_moving_for_a_while_after_a_target(vm: VmSchedule, clock: Clock) -> None:
+    clock.now_s += 1.0
+    assert not vm.may_be_moving
+    vm.target_sent()
+    assert vm.may_be_moving
+    clock.now_s += MOVING_FOR_S + 0.1
+    assert not vm.may_be_moving
+
+
+def test_a_sample_sets_the_interval_until_the_samples_are_forgotten(vm: VmSchedule) -> None:
+    vm.sampled(a_guest(THIN), CALM)
+    assert vm.sample_every_s(CALM, hurried=False) == 0.2
+    vm.forget_samples(CALM)
+    assert vm.sample_every_s(CALM, hurried=False) == 2.0
+    assert vm.sampled(a_guest(THIN), CALM)  # as if it were the first
+
+
+def test_a_guest_that_became_thin_or_thinner_needs_a_decision_now(vm: VmSchedule) -> None:
+    assert not vm.sampled(a_guest(at_s=100.0), CALM)
+    assert vm.sampled(a_guest(THIN, at_s=100.2), CALM)
+    assert not vm.sampled(a_guest(THIN, at_s=100.4), CALM)
+    assert vm.sampled(a_guest(THIN - 5 * MIB, at_s=100.6), CALM)
+    assert not vm.sampled(a_guest(at_s=100.8), CALM)
+
+
+def test_a_claim_that_the_host_refutes_is_not_urgent() -> None:
+    assert is_urgent(a_guest(THIN), None)
+    assert not is_urgent(replace(a_guest(THIN), rss=100 * MIB), None)
+
+
+# ── ticks: calm 2 s, shortest 0.1 s, a tenth of a core ───────────────────────────────────────────────
+
+
+@pytest.fixture
+def ticks(clock: Clock) -> TickSchedule:
+    return TickSchedule(clock)
+
+
+def tick(ticks: TickSchedule, clock: Clock, cost_s: float) -> None:
+    ticks.began()
+    clock.now_s += cost_s
+    ticks.ended(cost_s)
+
+
+def test_the_first_tick_is_due_now(ticks: TickSchedule) -> None:
+    assert ticks.pause_s == 0.0
+
+
+def test_a_tick_that_nobody_asks_for_comes_after_the_calm_interval(ticks: TickSchedule, clock: Clock) -> None:
+    tick(ticks, clock, 0.001)
+    assert ticks.pause_s == pytest.approx(2.0)
+    clock.now_s += 5.0
+    assert ticks.pause_s == 0.0
+
+
+def test_a_tick_that_is_asked_for_comes_after_the_shortest_interval(
+    ticks: TickSchedule, clock: Clock
+) -> None:
+    tick(ticks, clock, 0.001)
+    ticks.ask()
+    assert ticks.pause_s == pytest.approx(0.1)
+
+
+def test_a_tick_that_is_asked_for_waits_until_the_last_one_is_paid_for(
+    ticks: TickSchedule, clock: Clock
+) -> None:
+    tick(ticks, clock, 0.05)
+    ticks.ask()
+    assert ticks.pause_s == pytest.approx(0.5)
+    tick(ticks, clock, 10.0)
+    ticks.ask()
+    assert ticks.pause_s == pytest.approx(2.0)  # but no longer than if nobody had asked
+
+
+@pytest.mark.parametrize(
+    ("cost_s", "pause_s"), [(0.0, 0.0), (0.001, 0.01), (0.01, 0.1), (0.05, 0.1), (10.0, 0.1)]
+)
+def test_an_urgent_tick_never_waits_longer_than_the_shortest_interval(
+    ticks: TickSchedule, clock: Clock, cost_s: float, pause_s: float
+) -> None:
+    tick(ticks, clock, cost_s)
+    ticks.ask()
+    ticks.ask_urgently()
+    assert ticks.pause_s == pytest.approx(pause_s)
+
+
+def test_all_who_asked_are_served_by_one_tick(ticks: TickSchedule, clock: Clock) -> None:
+    tick(ticks, clock, 0.001)
+    assert [ticks.ask(), ticks.ask(), ticks.ask_urgently(), ticks.ask_urgently()] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    tick(ticks, clock, 0.001)
+    assert ticks.pause_s == pytest.approx(2.0)
+    assert [ticks.ask_urgently(), ticks.ask()] == [True, True]
+
+
+def test_what_urgent_ticks_cost_is_owed_by_the_ordinary_ones_after_them(
+    ticks: TickSchedule, clock: Clock
+) -> None:
+    for _ in range(4):
+        tick(ticks, clock, 0.04)  # 0.4 s to pay each
+        ticks.ask_urgently()
+        clock.now_s += ticks.pause_s
+    tick(ticks, clock, 0.001)
+    ticks.ask()
+    assert ticks.pause_s == pytest.approx(4 * 0.4 - 3 * (0.1 + 0.04) - 0.1 - 0.001 + 0.01)
+
+
+@pytest.mark.parametrize("cost_s", [0.002, 0.02, 0.2, 2.0])
+def test_guests_in_constant_emergency_leave_the_agent_time_between_ticks(
+    ticks: TickSchedule, clock: Clock, cost_s: float
+) -> None:
+    """A hundred guests ask urgently whenever they are sampled: what a tick costs decides how many come."""
+    between_s: list[float] = []
+    for _ in range(100):
+        tick(ticks, clock, cost_s)
+        for _ in range(100):
+            ticks.ask_urgently()
+        between_s.append(ticks.pause_s)
+        clock.now_s += ticks.pause_s
+    assert min(between_s) == pytest.approx(min(0.1, 10 * cost_s))
+    tick(ticks, clock, cost_s)
+    ticks.ask()  # all are well again, and the debt of a hundred ticks is bounded
+    assert ticks.pause_s <= 2.0
+    clock.now_s += ticks.pause_s
+    tick(ticks, clock, 0.001)
+    ticks.ask()
+    assert ticks.pause_s == pytest.approx(0.1)

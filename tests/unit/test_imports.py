@@ -18,6 +18,7 @@ FLOORS = (  # from the bottom to the top; a module imports its own group and tho
     "log",
     "model",
     "errors",
+    "tls",
     "units",
     "readers",
     "procfs",

@@ -26,7 +26,7 @@ from qmpballoon.agent.service import Service
 from qmpballoon.agent.store import Store
 from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.agent.vm import ManagedVm
-from qmpballoon.config import Configuration, read_password, reloaded, restart_needed
+from qmpballoon.config import Configuration, MqttFiles, read_mqtt_files, reloaded, restart_needed
 from qmpballoon.errors import (
     ConfigurationError,
     ConnectionLost,
@@ -47,16 +47,17 @@ from qmpballoon.protocol.payloads import HAS_MSGPACK
 Reload = Callable[[], Configuration]
 
 
-def check_usable(configuration: Configuration) -> None:
-    """Refuse what this machine cannot do, whatever the file says.
+def check_usable(configuration: Configuration) -> MqttFiles:
+    """Return what stands in the files for MQTT; refuse what this machine cannot do, whatever the file says.
 
     Raises:
-        ConfigurationError: the password's file cannot be read, or msgpack is asked for and not installed.
+        ConfigurationError: a file with a password, certificate or key is no use, or msgpack is asked for
+            and not installed.
     """
-    read_password(configuration.mqtt)
     if configuration.mqtt.payload == "msgpack" and not HAS_MSGPACK:
         reason = 'the package msgpack is not installed here: use "json", or install msgpack'
         raise ConfigurationError(configuration.source, [Problem(None, "mqtt.payload", reason)])
+    return read_mqtt_files(configuration.mqtt)
 
 
 async def run(configuration: Configuration, *, reload: Reload | None = None) -> int:
@@ -69,11 +70,11 @@ async def run(configuration: Configuration, *, reload: Reload | None = None) -> 
         StateUnusable: the state directory cannot be used.
         ConfigurationError: something in it cannot be done on this machine.
     """
-    check_usable(configuration)
+    files = check_usable(configuration)
     descriptors.keep_reserve()
     store = Store(configuration.agent.state_dir, safe_name(configuration.agent.host))
     try:
-        return await Agent(configuration, store, reload).run()
+        return await Agent(configuration, store, files, reload).run()
     finally:
         await store.close()
 
@@ -81,8 +82,11 @@ async def run(configuration: Configuration, *, reload: Reload | None = None) -> 
 class Agent:
     """All parts of a running agent."""
 
-    def __init__(self, configuration: Configuration, store: Store, reload: Reload | None) -> None:
+    def __init__(
+        self, configuration: Configuration, store: Store, files: MqttFiles, reload: Reload | None
+    ) -> None:
         self._context = context = Context(configuration, store)
+        self._mqtt_files = files
         self._reload_from = reload
         self._host = safe_name(configuration.agent.host)
         self._mqtt_renewed = asyncio.Event()
@@ -216,7 +220,7 @@ class Agent:
             base_topic=mqtt.base_topic,
             protocol=mqtt.protocol,
             username=mqtt.username,
-            password=read_password(mqtt),
+            password=self._mqtt_files.password,
             ca_file=mqtt.ca_file,
             cert_file=mqtt.cert_file,
             key_file=mqtt.key_file,
@@ -246,13 +250,14 @@ class Agent:
         if self._reload_from is None:
             raise RequestRefused("not-allowed", "this agent was started without a configuration to re-read")
         before, new = self.configuration, self._reload_from()
-        check_usable(new)
+        files = check_usable(new)
         later = restart_needed(before, new)
         taken = reloaded(before, new)
         self._context.configuration = taken
         self._supervisor.reconfigure()
         self._governor.renew()
-        if taken.mqtt != before.mqtt:
+        if taken.mqtt != before.mqtt or files != self._mqtt_files:
+            self._mqtt_files = files
             self._mqtt_renewed.set()
         say("reloaded", restart_needed=",".join(later) or None)
         return later

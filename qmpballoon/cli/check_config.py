@@ -8,7 +8,7 @@ from typing import Final
 
 from qmpballoon import terminal
 from qmpballoon.cli.program import DONE, WRONG_USAGE
-from qmpballoon.config import CgroupBudget, Configuration, load, read_password
+from qmpballoon.config import CgroupBudget, Configuration, load, unusable_files
 from qmpballoon.errors import ConfigurationError
 from qmpballoon.procfs import read_host
 from qmpballoon.units import format_size
@@ -20,6 +20,8 @@ examples:
   qmpballoon agent --print-default-config > qmpballoon.toml      to start from
 
 Exit code 0: the file can be used. 2: it cannot; each error has its line, its key and what would be right.
+A password, certificate or key file that cannot be read or used here is told on stderr and is no error: the
+agent may run elsewhere, or as somebody else.
 """
 
 
@@ -42,16 +44,16 @@ def run(arguments: argparse.Namespace) -> int:
         ]
         terminal.print_json({"file": arguments.file, "ok": False, "problems": problems})
         return WRONG_USAGE
+    for unusable in unusable_files(configuration.mqtt):
+        terminal.complain(
+            terminal.clean(f"mind: {unusable}")
+        )  # the agent may run as somebody who can read it
     if arguments.json:
         terminal.print_json({"file": arguments.file, "ok": True, "problems": []})
         return DONE
     print(f"{terminal.clean(arguments.file)}: ok")
     for subject, said in _in_force(configuration):
         print(terminal.clean(f"  {subject:<9} {said}"))
-    try:
-        read_password(configuration.mqtt)
-    except ConfigurationError as error:
-        terminal.complain(terminal.clean(f"mind: {error}"))  # the agent may run as somebody who can read it
     return DONE
 
 

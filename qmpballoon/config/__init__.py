@@ -6,7 +6,15 @@ finds the lines of its keys; ``printed`` draws the default file; ``matching`` sa
 one VM; ``outside`` is the only one that touches the environment and the file system.
 """
 
-from qmpballoon.config.environment import Surroundings, read_password, surroundings_from, surroundings_here
+from qmpballoon.config.environment import (
+    MqttFiles,
+    Surroundings,
+    read_mqtt_files,
+    read_password,
+    surroundings_from,
+    surroundings_here,
+    unusable_files,
+)
 from qmpballoon.config.matching import reloaded, rename_for, restart_needed, vm_settings
 from qmpballoon.config.printed import default_text
 from qmpballoon.config.reader import defaults, load, override, parse
@@ -34,6 +42,7 @@ __all__ = [
     "Configuration",
     "DiscoverySettings",
     "HostSettings",
+    "MqttFiles",
     "MqttSettings",
     "PolicySettings",
     "Surroundings",
@@ -44,11 +53,13 @@ __all__ = [
     "load",
     "override",
     "parse",
+    "read_mqtt_files",
     "read_password",
     "reloaded",
     "rename_for",
     "restart_needed",
     "surroundings_from",
     "surroundings_here",
+    "unusable_files",
     "vm_settings",
 ]

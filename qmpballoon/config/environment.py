@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from qmpballoon.config.tree import MqttSettings
 from qmpballoon.errors import ConfigurationError, Problem
+from qmpballoon.tls import client_context, unreadable
 
 LARGEST_FILE: Final = 256 * 1024  # far more than any real configuration; keeps hostile files cheap
 LONGEST_PASSWORD: Final = 65535  # bytes: MQTT's own limit
@@ -25,6 +27,14 @@ class Surroundings:
     state_dir: str
     sockets: tuple[str, ...]
     password_file: str | None = None  # the systemd credential, if there is one
+
+
+@dataclass(frozen=True, slots=True)
+class MqttFiles:
+    """What stood in the files that ``[mqtt]`` names; it tells whether one of them has changed since."""
+
+    password: str | None = field(default=None, repr=False)
+    digests: tuple[bytes, ...] = ()  # of the files for TLS
 
 
 def surroundings_here() -> Surroundings:
@@ -100,6 +110,47 @@ def read_password(mqtt: MqttSettings) -> str | None:
             source, [Problem(None, key, f"the password has more than {LONGEST_PASSWORD} bytes")]
         )
     return password
+
+
+def read_mqtt_files(mqtt: MqttSettings) -> MqttFiles:
+    """Return what stands in the files that ``[mqtt]`` names; without TLS its files do not count.
+
+    Raises:
+        ConfigurationError: one of them cannot be read or used; the source is the file.
+    """
+    for wrong in unusable_files(mqtt):
+        raise wrong
+    paths = (mqtt.ca_file, mqtt.cert_file, mqtt.key_file) if _has_tls(mqtt) else ()
+    return MqttFiles(read_password(mqtt), tuple(_digest(path) for path in paths if path is not None))
+
+
+def unusable_files(mqtt: MqttSettings) -> Iterator[ConfigurationError]:
+    """Yield an error for each file that ``[mqtt]`` names and that cannot be read or used."""
+    try:
+        read_password(mqtt)
+    except ConfigurationError as error:
+        yield error
+    if _has_tls(mqtt):
+        files = (mqtt.ca_file, mqtt.cert_file, mqtt.key_file)
+        missing = list(unreadable(*files))
+        yield from missing
+        if not missing:
+            try:
+                client_context(*files)
+            except ConfigurationError as error:
+                yield error
+
+
+def _digest(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise ConfigurationError(path, [Problem(None, "mqtt", f"cannot be read: {error.strerror}")]) from None
+
+
+def _has_tls(mqtt: MqttSettings) -> bool:
+    return any(url.tls for url in mqtt.url)
 
 
 def absolute(path: str) -> str:

@@ -22,7 +22,7 @@ from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from qmpballoon.mqtt.commands import CommandMessage, arrival_of
+from qmpballoon.mqtt.commands import arrival_of
 from qmpballoon.mqtt.connection import (
     REFUSED_CREDENTIALS,
     UNSUPPORTED_PROTOCOL,
@@ -289,7 +289,7 @@ class Bridge:
     async def _receive(self, connection: Connection) -> None:
         while True:
             message = await connection.receive()
-            topic, payload = message.topic.value, message.payload
+            topic, payload = message.topic, message.payload
             if topic == self.topics.status:
                 if connection.mqtt5 or not message.retain:  # else it is what the broker kept from before
                     self._heard_status(payload)
@@ -297,22 +297,9 @@ class Bridge:
                 if payload == b"online" and not message.retain:
                     self._birth.set()
             else:
-                self._receive_command(message)
-
-    def _receive_command(self, message: aiomqtt.Message) -> None:
-        properties = message.properties
-        command = CommandMessage(
-            message.topic.value,
-            message.payload,
-            message.retain,
-            getattr(properties, "ContentType", None),
-            getattr(properties, "ResponseTopic", None),
-            getattr(properties, "CorrelationData", None),
-            getattr(properties, "MessageExpiryInterval", None),
-        )
-        arrival = arrival_of(command, self.topics, self._outbox.answer, self._clock)
-        if arrival is not None:
-            self._requests.receive(arrival)
+                arrival = arrival_of(message, self.topics, self._outbox.answer, self._clock)
+                if arrival is not None:
+                    self._requests.receive(arrival)
 
     def _heard_status(self, payload: bytes) -> None:
         if payload == b"online":

@@ -18,8 +18,8 @@ from qmpballoon.protocol.requests import Arrival
 
 
 @dataclass(frozen=True, slots=True)
-class CommandMessage:
-    """A message on a command topic, as it came; what only MQTT 5 has is None on 3.1.1."""
+class Message:
+    """A message as it came; what only MQTT 5 has is None on 3.1.1."""
 
     topic: str
     payload: bytes
@@ -31,7 +31,7 @@ class CommandMessage:
 
 
 def arrival_of(
-    message: CommandMessage, topics: Topics, send: Callable[[Answer], None], clock: Callable[[], float]
+    message: Message, topics: Topics, send: Callable[[Answer], None], clock: Callable[[], float]
 ) -> Arrival | None:
     """Return the request that a message carries, or None if its topic is no command topic.
 
@@ -63,7 +63,7 @@ def arrival_of(
     )
 
 
-def _verb(command: Command, message: CommandMessage) -> str:
+def _verb(command: Command, message: Message) -> str:
     """Return the verb that is asked for: the topic ``target/set`` takes ``auto``, too."""
     if command.bare:
         with suppress(RequestRefused):  # what is wrong with it is answered as of its own verb

@@ -16,8 +16,8 @@ paho-mqtt 2.2:
 - Messages are read from a bounded queue without a task for each.
 - `close` has a time limit and leaves nothing behind.
 
-It builds on inner names of aiomqtt and paho; the dependency is pinned below 3, and the tests fail
-where one goes away.
+Where paho's public callbacks suffice, they are used; the private names that are left stand in
+PRIVATE_NAMES.
 """
 
 from __future__ import annotations
@@ -32,13 +32,21 @@ from typing import Any, Final
 
 import aiomqtt
 from aiomqtt.exceptions import MqttCodeError
-from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, MQTT_ERR_SUCCESS, WebsocketConnectionError
+from paho.mqtt.client import (
+    MQTT_CLEAN_START_FIRST_ONLY,
+    MQTT_ERR_SUCCESS,
+    MQTTMessage,
+    WebsocketConnectionError,
+)
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from qmpballoon.errors import ConfigurationError
+from qmpballoon.mqtt.commands import Message
 from qmpballoon.mqtt.outbox import Publication
+from qmpballoon.tls import client_context
 
 CONNECT_TIMEOUT_S: Final = 10.0
 CONFIRM_TIMEOUT_S: Final = 20.0
@@ -49,7 +57,16 @@ MOST_WAITING_MESSAGES: Final = 1000
 UNSUPPORTED_PROTOCOL: Final = 132
 SESSION_TAKEN_OVER: Final = 142
 REFUSED_CREDENTIALS: Final = frozenset({134, 135})  # bad user name or password, not authorised
-_LARGEST_BACKLOG: Final = 100  # QoS 0 messages that the socket did not take yet
+
+PRIVATE_NAMES: Final = (
+    "aiomqtt.Client._client: mqtt.Client",
+    "aiomqtt.Client._connected: asyncio.Future[None]",
+    "aiomqtt.Client._disconnected: asyncio.Future[None]",
+    "paho.Client._create_socket_connection(self) -> '_socket.socket'",
+    "paho.Client._sock_close(self) -> 'None'",
+    "paho.Client._ssl_wrap_socket(self, tcp_sock: '_socket.socket') -> 'ssl.SSLSocket'",
+)
+"""All that is touched beyond the public names of both; a test compares it with the releases installed."""
 
 _wire_log = logging.getLogger("qmpballoon.mqtt.wire")
 _wire_log.setLevel(logging.CRITICAL)  # paho logs a lost socket as an error; the bridge says it once
@@ -94,7 +111,7 @@ class ContentType(Properties):
         return packed
 
 
-class Connection(aiomqtt.Client):
+class Connection:
     """A connection with a clean start and no session behind it. Use `open`, then `close`, once."""
 
     def __init__(
@@ -107,12 +124,21 @@ class Connection(aiomqtt.Client):
         confirmed: Callable[[Publication], None],
         refused: Callable[[Publication, str], None],
     ) -> None:
-        connect_properties = None
-        if mqtt5:
-            connect_properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            connect_properties.MaximumPacketSize = LARGEST_PACKET
-        encrypted = broker.scheme in ("mqtts", "wss")
-        super().__init__(
+        is_websocket = broker.scheme in ("ws", "wss")
+        self.mqtt5: Final = mqtt5
+        self._broker = broker
+        self._login = login
+        self._confirmed = confirmed
+        self._refused = refused
+        self._loop = asyncio.get_running_loop()
+        self._came: asyncio.Queue[Message] = asyncio.Queue(MOST_WAITING_MESSAGES)
+        self._unconfirmed: dict[int, Publication] = {}
+        self._window_moved = asyncio.Event()
+        self._tls: ssl.SSLContext | None = None
+        self._raw: socket.socket | None = None
+        self._dialled = False
+        self._given_up = False
+        self._aiomqtt = aiomqtt.Client(
             broker.host,
             broker.port,
             identifier=login.client_id,
@@ -120,31 +146,24 @@ class Connection(aiomqtt.Client):
             password=login.password,
             protocol=aiomqtt.ProtocolVersion.V5 if mqtt5 else aiomqtt.ProtocolVersion.V311,
             clean_session=None if mqtt5 else True,
-            clean_start=True if mqtt5 else MQTT_CLEAN_START_FIRST_ONLY,  # the latter is paho's "not given"
-            properties=connect_properties,
             will=will,
-            transport="websockets" if broker.scheme in ("ws", "wss") else "tcp",
-            websocket_path=broker.path or "/mqtt" if broker.scheme in ("ws", "wss") else None,
-            tls_params=aiomqtt.TLSParameters(login.ca_file, login.cert_file, login.key_file)
-            if encrypted
-            else None,
+            transport="websockets" if is_websocket else "tcp",
+            websocket_path=broker.path or "/mqtt" if is_websocket else None,
             keepalive=KEEPALIVE_S,
             max_inflight_messages=WINDOW,
-            max_queued_incoming_messages=MOST_WAITING_MESSAGES,
             timeout=CONNECT_TIMEOUT_S,
             logger=_wire_log,
         )
-        self.mqtt5: Final = mqtt5
-        self._confirmed = confirmed
-        self._refused = refused
-        self._unconfirmed: dict[int, Publication] = {}
-        self._window_moved = asyncio.Event()
-        self._raw: socket.socket | None = None
-        self._dialled = False
-        self._given_up = False
-        self._create_socket_connection = self._client._create_socket_connection
-        self._client._create_socket_connection = self._dial  # type: ignore[method-assign]
-        self._client._ssl_wrap_socket = self._encrypt  # type: ignore[method-assign]
+        self._established: asyncio.Future[None] = self._aiomqtt._connected
+        self._ended: asyncio.Future[None] = self._aiomqtt._disconnected
+        self._paho = paho = self._aiomqtt._client
+        paho.on_disconnect = self._on_disconnect
+        paho.on_publish = self._on_publish
+        paho.on_message = self._on_message
+        paho.on_socket_register_write = self._on_socket_register_write
+        self._connect_tcp = paho._create_socket_connection
+        paho._create_socket_connection = self._dial  # type: ignore[method-assign]
+        paho._ssl_wrap_socket = self._encrypt  # type: ignore[method-assign]
 
     @property
     def unconfirmed(self) -> list[Publication]:
@@ -165,12 +184,13 @@ class Connection(aiomqtt.Client):
         """
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._loop.run_in_executor(None, self._client_connect)
-                await asyncio.wait({self._connected})  # a bare await would cancel the future with us
-            self._connected.result()
+                await self._loop.run_in_executor(None, self._connect)
+                await asyncio.wait({self._established})  # a bare await would cancel the future with us
+            self._established.result()
         except TimeoutError:
             raise aiomqtt.MqttError(f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
-        except (OSError, UnicodeError, WebsocketConnectionError) as error:  # UnicodeError: no host name
+        except (OSError, UnicodeError, WebsocketConnectionError, ConfigurationError) as error:
+            # UnicodeError: no host name. ConfigurationError: a certificate or key that is no use.
             raise aiomqtt.MqttError(str(error) or type(error).__name__) from None
 
     async def listen(self, filters: tuple[str, ...]) -> list[str]:
@@ -184,15 +204,15 @@ class Connection(aiomqtt.Client):
         """
         if self.mqtt5:
             options = SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=2)
-            granted = await self.subscribe([(one, options) for one in filters])
+            granted = await self._aiomqtt.subscribe([(one, options) for one in filters])
         else:
-            granted = await self.subscribe([(one, 1) for one in filters])
+            granted = await self._aiomqtt.subscribe([(one, 1) for one in filters])
         codes = [code if isinstance(code, int) else int(getattr(code, "value", 0)) for code in granted]
         return [one for one, code in zip(filters, codes, strict=False) if code >= 128]
 
-    async def receive(self) -> aiomqtt.Message:
+    async def receive(self) -> Message:
         """Return the next message."""
-        return await self._queue.get()
+        return await self._came.get()
 
     async def lost(self) -> None:
         """Wait until the connection is gone, then raise why.
@@ -200,8 +220,8 @@ class Connection(aiomqtt.Client):
         Raises:
             aiomqtt.MqttError: always.
         """
-        await asyncio.wait({self._disconnected})
-        error = self._disconnected.exception()
+        await asyncio.wait({self._ended})
+        error = self._ended.exception()
         if isinstance(error, aiomqtt.MqttError):
             raise error
         raise aiomqtt.MqttError(str(error or "closed")) from error
@@ -219,7 +239,7 @@ class Connection(aiomqtt.Client):
     async def all_confirmed(self, timeout_s: float) -> None:
         """Wait until nothing is unconfirmed, the connection is lost or the time is over."""
         give_up_at_s = self._loop.time() + timeout_s
-        while self._unconfirmed and not self._disconnected.done():
+        while self._unconfirmed and not self._ended.done():
             if not await self._moved(give_up_at_s - self._loop.time()):
                 return
 
@@ -229,11 +249,9 @@ class Connection(aiomqtt.Client):
         Raises:
             aiomqtt.MqttError: there is no connection.
         """
-        if publication.qos == 0 and len(self._client._out_packet) > _LARGEST_BACKLOG:
-            return  # nobody reads: a sample of now is worth nothing later
-        info = self._client.publish(
-            publication.topic, payload, publication.qos, publication.retain, properties
-        )
+        if publication.qos == 0 and self._paho.want_write():
+            return  # the socket is full: a sample of now is worth nothing later
+        info = self._paho.publish(publication.topic, payload, publication.qos, publication.retain, properties)
         if publication.qos:
             self._unconfirmed[info.mid] = publication
         if info.rc != MQTT_ERR_SUCCESS:
@@ -242,16 +260,16 @@ class Connection(aiomqtt.Client):
     async def close(self, timeout_s: float = 1.0) -> None:
         """Say DISCONNECT if there is somebody to hear it, and close the socket."""
         try:
-            if self._connected.done() and not self._disconnected.done() and _is_fine(self._connected):
-                self._client.disconnect()
-                await asyncio.wait({self._disconnected}, timeout=timeout_s)
+            if self._established.done() and not self._ended.done() and _is_fine(self._established):
+                self._paho.disconnect()
+                await asyncio.wait({self._ended}, timeout=timeout_s)
         finally:
-            for future in (self._connected, self._disconnected):
+            for future in (self._established, self._ended):
                 if future.done():
                     _is_fine(future)  # takes note of its exception
             self._given_up = True
             if self._dialled:
-                self._client._sock_close()
+                self._paho._sock_close()
 
     async def _moved(self, timeout_s: float) -> bool:
         # Not asyncio.timeout: with Python 3.11.2, Debian 12's, it does not end as a time-out in a task that
@@ -264,10 +282,25 @@ class Connection(aiomqtt.Client):
         finally:
             moved.cancel()
 
-    def _client_connect(self) -> None:
-        """Runs in a thread, as paho connects blockingly."""
+    def _connect(self) -> None:
+        """Runs in a thread, as paho connects blockingly and files are read."""
+        properties = None
+        if self.mqtt5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.MaximumPacketSize = LARGEST_PACKET
         try:
-            super()._client_connect()
+            if self._broker.scheme in ("mqtts", "wss"):
+                login = self._login
+                context = client_context(login.ca_file, login.cert_file, login.key_file)
+                self._paho.tls_set_context(context)
+                self._tls = context
+            self._paho.connect(
+                self._broker.host,
+                self._broker.port,
+                KEEPALIVE_S,
+                clean_start=True if self.mqtt5 else MQTT_CLEAN_START_FIRST_ONLY,  # paho's "not given"
+                properties=properties,
+            )
         except (OSError, ValueError, WebsocketConnectionError):
             if self._raw is not None:
                 self._raw.close()
@@ -276,17 +309,16 @@ class Connection(aiomqtt.Client):
             self._loop.call_soon_threadsafe(self._on_dialled)
 
     def _dial(self) -> socket.socket:
-        self._raw = self._create_socket_connection()
+        self._raw = self._connect_tcp()
         self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self._raw
 
     def _encrypt(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
         """Take the place of paho's, which leaves the socket open when the handshake fails."""
-        context = self._client._ssl_context
-        if context is None or not context.check_hostname:
+        if self._tls is None or not self._tls.check_hostname:
             raise ssl.SSLError("the broker's name would not be checked")
-        encrypted = context.wrap_socket(
-            tcp_sock, server_hostname=self._hostname, do_handshake_on_connect=False
+        encrypted = self._tls.wrap_socket(
+            tcp_sock, server_hostname=self._broker.host, do_handshake_on_connect=False
         )
         self._raw = encrypted
         encrypted.settimeout(CONNECT_TIMEOUT_S)
@@ -296,7 +328,7 @@ class Connection(aiomqtt.Client):
     def _on_dialled(self) -> None:
         self._dialled = True
         if self._given_up:
-            self._client._sock_close()
+            self._paho._sock_close()
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:
         if self._dialled:
@@ -310,19 +342,39 @@ class Connection(aiomqtt.Client):
 
     def _write(self) -> None:
         try:
-            self._client.loop_write()
+            self._paho.loop_write()
         except OSError as error:
-            if not self._disconnected.done():
-                self._disconnected.set_exception(error)
+            if not self._ended.done():
+                self._ended.set_exception(error)
 
     def _on_disconnect(
         self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Any = None
     ) -> None:
-        if not self._connected.done():
-            self._connected.set_exception(aiomqtt.MqttError("closed before it was established"))
+        if not self._established.done():
+            self._established.set_exception(aiomqtt.MqttError("closed before it was established"))
             return
-        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        if _is_fine(self._established) and not self._ended.done():
+            if reason_code.value == 0:
+                self._ended.set_result(None)
+            else:
+                self._ended.set_exception(MqttCodeError(reason_code, "Unexpected disconnection"))
         self._window_moved.set()
+
+    def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:
+        properties = message.properties
+        try:
+            received = Message(
+                message.topic,
+                bytes(message.payload),
+                message.retain,
+                getattr(properties, "ContentType", None),
+                getattr(properties, "ResponseTopic", None),
+                getattr(properties, "CorrelationData", None),
+                getattr(properties, "MessageExpiryInterval", None),
+            )
+            self._came.put_nowait(received)
+        except (UnicodeDecodeError, asyncio.QueueFull):
+            return  # no topic of ours; or more than is read, which costs the newest
 
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qmpballoon.errors import ERROR_WORDS, RequestRefused
 from qmpballoon.model.names import safe_name
-from qmpballoon.mqtt.commands import CommandMessage, arrival_of
+from qmpballoon.mqtt.commands import Message, arrival_of
 from qmpballoon.mqtt.outbox import Answer
 from qmpballoon.mqtt.topics import Topics, is_publishable
 from qmpballoon.protocol.payloads import DEEPEST, Content, decode_request, encode, request_format
@@ -166,7 +166,7 @@ def test_any_message_on_a_command_topic_gets_exactly_one_answer_that_can_be_sent
     rest: str, payload: bytes, retain: bool, content_type: str | None, response_topic: str | None
 ) -> None:
     answers: list[Answer] = []
-    message = CommandMessage(f"{TOPICS.root}/{rest}", payload, retain, content_type, response_topic)
+    message = Message(f"{TOPICS.root}/{rest}", payload, retain, content_type, response_topic)
     arrival = arrival_of(message, TOPICS, answers.append, lambda: 0.0)
     if arrival is None:
         return

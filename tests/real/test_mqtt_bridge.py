@@ -76,7 +76,7 @@ def said(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
 def cut(bridge: Bridge) -> None:
     """Break the connection as a pulled cable does, without a DISCONNECT."""
     assert bridge.connection is not None
-    sock = bridge.connection._client.socket()
+    sock = bridge.connection._paho.socket()
     getattr(sock, "_socket", sock).shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
 
@@ -145,7 +145,7 @@ async def test_tls_with_a_named_authority_and_a_clear_word_without(
         async with running(bridge):
             assert bridge.connection is not None
             assert bridge.connection.no_delay
-            assert isinstance(bridge.connection._client.socket(), ssl.SSLSocket)
+            assert isinstance(bridge.connection._paho.socket(), ssl.SSLSocket)
         async with running(a_bridge(brokers=place), until_connected=False):
             await until(lambda: said(caplog, "broker-unreachable"), "the refusal of the certificate")
     assert "certificate verify failed" in said(caplog, "broker-unreachable")[0]
@@ -451,7 +451,7 @@ async def test_a_socket_that_breaks_while_it_should_be_written_to_is_let_alone(m
         assert connection is not None
         cut(bridge)
         connection.send(Publication("x", dict), b"x", None)
-        connection._client.loop_read()  # finds the end, and closes the socket before it is written to
+        connection._paho.loop_read()  # finds the end, and closes the socket before it is written to
         bridge._online.clear()
         assert await bridge.wait_connected(WAIT_S)
         assert bridge.connection is not connection

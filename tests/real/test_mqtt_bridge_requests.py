@@ -257,7 +257,7 @@ async def test_an_answer_survives_a_lost_connection(mosquitto: LabBroker, agent:
         assert code(await listener.ask(f"{ROOT}/request/fly", {})) == "unknown-verb"
         assert bridge.connection is not None
         bridge._online.clear()
-        bridge.connection._client.socket().shutdown(2)  # type: ignore[union-attr]
+        bridge.connection._paho.socket().shutdown(2)  # type: ignore[union-attr]
         assert await bridge.wait_connected(WAIT_S)
         start = len(listener.messages)
         agent.may_go.set()

@@ -19,6 +19,7 @@ FLOORS = (  # from the bottom to the top; a module imports its own group and tho
     "descriptors",
     "model",
     "errors",
+    "tls",
     "units",
     "readers",
     "procfs",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from qmpballoon.mqtt.commands import CommandMessage, arrival_of
+from qmpballoon.mqtt.commands import Message, arrival_of
 from qmpballoon.mqtt.outbox import Answer
 from qmpballoon.mqtt.topics import Topics
 from qmpballoon.protocol.requests import Request, Requests
@@ -27,7 +27,7 @@ class Agent:
         self.done.append(request)
         return {"number": len(self.done)}
 
-    async def take(self, *messages: CommandMessage) -> None:
+    async def take(self, *messages: Message) -> None:
         requests = Requests(self.handle, lambda vm: vm == "web1", lambda: 7.0)
         async with asyncio.TaskGroup() as group:
             requests.open(group)
@@ -44,8 +44,8 @@ class Agent:
 
 async def test_a_request_is_answered_where_and_how_it_came() -> None:
     agent = Agent()
-    asked = CommandMessage(GET, b'{"transaction": [1]}', correlation=b"c", response_topic="mine")
-    await agent.take(asked, CommandMessage(GET, b"\x80"))
+    asked = Message(GET, b'{"transaction": [1]}', correlation=b"c", response_topic="mine")
+    await agent.take(asked, Message(GET, b"\x80"))
     first, second = agent.answers
     assert (first.topic, first.correlation, first.payload_format) == ("mine", b"c", "json")
     assert first.made_at_s == 7.0
@@ -57,7 +57,7 @@ async def test_a_request_is_answered_where_and_how_it_came() -> None:
 
 async def test_the_topic_target_set_takes_a_size_or_auto() -> None:
     agent = Agent()
-    await agent.take(*(CommandMessage(TARGET_SET, payload) for payload in (b"256MiB", b"auto", b"nonsense")))
+    await agent.take(*(Message(TARGET_SET, payload) for payload in (b"256MiB", b"auto", b"nonsense")))
     assert [request.verb for request in agent.done] == ["set-target", "set-mode"]
     assert agent.done[1].asked == SetMode("auto")
     verbs = [answer.topic.rpartition("/")[2] for answer in agent.answers]
@@ -70,7 +70,7 @@ async def test_the_topic_target_set_takes_a_size_or_auto() -> None:
 
 async def test_a_retained_command_is_refused_and_an_empty_one_ignored() -> None:
     agent = Agent()
-    await agent.take(CommandMessage(GET, b"{}", retain=True), CommandMessage(GET, b"", retain=True))
+    await agent.take(Message(GET, b"{}", retain=True), Message(GET, b"", retain=True))
     assert agent.codes == ["retained"]
     assert not agent.done
 
@@ -78,12 +78,12 @@ async def test_a_retained_command_is_refused_and_an_empty_one_ignored() -> None:
 async def test_the_same_transaction_on_another_topic_is_another_request() -> None:
     agent = Agent()
     payload = b'{"transaction": 1, "target": "256MiB"}'
-    again = CommandMessage(f"{TOPICS.root}/vm/web1/request/set-target", payload)
-    await agent.take(*(CommandMessage(TARGET_SET, payload), again, again))
+    again = Message(f"{TOPICS.root}/vm/web1/request/set-target", payload)
+    await agent.take(*(Message(TARGET_SET, payload), again, again))
     assert len(agent.answers) == 3
     assert len(agent.done) == 2
 
 
 def test_a_message_elsewhere_is_no_request() -> None:
-    elsewhere = CommandMessage(f"{TOPICS.root}/status", b"online")
+    elsewhere = Message(f"{TOPICS.root}/status", b"online")
     assert arrival_of(elsewhere, TOPICS, Agent().answers.append, lambda: 0.0) is None

@@ -5,10 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
+import aiomqtt.client
+import paho.mqtt.client
 from qemu.qmp import QMPClient, protocol, qmp_client
 
+from qmpballoon import mqtt
+from qmpballoon.mqtt import connection
 from qmpballoon.qmp import client
 
 
@@ -34,3 +39,34 @@ def test_what_is_touched_of_qemu_qmp_is_listed_and_is_as_it_was() -> None:
     theirs = {*private_names(protocol), *private_names(qmp_client)}
     touched = theirs & set(private_names(client))
     assert {as_installed(name) for name in touched} == set(client.PRIVATE_NAMES)
+
+
+def of_others(module: Path) -> Iterator[str]:
+    """Yield every private attribute that a module touches of something other than ``self``."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            of = ast.unparse(node.value)
+            if of not in ("self", "super()"):
+                yield f"{of}.{node.attr}"
+
+
+def attributes_of_aiomqtt() -> Iterator[str]:
+    """Yield the attributes that aiomqtt's client declares, with their types."""
+    for node in ast.walk(ast.parse(inspect.getsource(aiomqtt.client))):
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target).startswith("self._"):
+            name = ast.unparse(node.target).removeprefix("self.")
+            yield f"aiomqtt.Client.{name}: {ast.unparse(node.annotation)}"
+
+
+def test_what_is_touched_of_aiomqtt_and_paho_is_listed_and_is_as_it_was() -> None:
+    (directory,) = mqtt.__path__
+    touched = {name for module in Path(directory).glob("*.py") for name in of_others(module)}
+    listed = {name.split("(")[0].split(":")[0] for name in connection.PRIVATE_NAMES}
+    spelled = {"self._aiomqtt": "aiomqtt.Client", "self._paho": "paho.Client", "paho": "paho.Client"}
+    assert {f"{spelled[of]}.{name}" for of, _, name in (each.rpartition(".") for each in touched)} == listed
+    installed = set(attributes_of_aiomqtt())
+    for name in listed:
+        method = getattr(paho.mqtt.client.Client, name.removeprefix("paho.Client."), None)
+        if method is not None:
+            installed.add(f"{name}{inspect.signature(method)}")
+    assert set(connection.PRIVATE_NAMES) <= installed

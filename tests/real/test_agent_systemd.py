@@ -102,9 +102,11 @@ async def test_an_agent_out_of_descriptors_lives_says_so_and_recovers(
     sockets_dir: Path,
 ) -> None:
     start_qemus("first")
-    many = start_qemus("many", "--count", "30")
     environment = (f"NOTIFY_SOCKET={sockets_dir}/notify", "WATCHDOG_USEC=1000000")
-    agent = start_agent(broker, before=("prlimit", "--nofile=48:48", "env", *environment))
+    agent = start_agent(broker, before=("prlimit", "--nofile=40:40", "env", *environment))
+    await agent.until_logged("broker-connected")
+    await agent.until_logged("vm-online vm=first")
+    many = start_qemus("many", "--count", "30")
     await agent.until_logged("descriptors-exhausted")
     manager.forget()
     await manager.until("WATCHDOG=1")

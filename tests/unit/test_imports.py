@@ -101,7 +101,7 @@ def imported_modules(module: str) -> Iterator[str]:
 
 
 def group_of(name: str) -> str:
-    return (name.split(".") + ["__init__"])[1]
+    return [*name.split("."), "__init__"][1]
 
 
 def test_every_module_has_its_place() -> None:

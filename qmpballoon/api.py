@@ -98,7 +98,7 @@ class Vm:
             return VmState(run_state, size, actual, self._target, None)
         of_sample = replace(sample, actual=actual if is_steady(before, actual) else None)
         return VmState(
-            run_state, size, actual, self._target, of_sample.stats(time.monotonic()), of_sample.held
+            run_state, size, actual, self._target, of_sample.aged(time.monotonic()), of_sample.held
         )
 
     async def driver_up(self) -> bool | None:

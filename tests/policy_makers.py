@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Figures, Sample
+from qmpballoon.model.records import GuestStats, Sample
 from qmpballoon.policy.snapshot import GuestSnapshot, Snapshot
 from qmpballoon.units import GIB, MIB
 
@@ -26,24 +26,24 @@ def a_guest(
 ) -> GuestSnapshot:
     """Return a guest whose sizes are given in MiB; ``available`` None: it never sent figures."""
     actual = size if actual is None else actual
-    reading = None
+    sample = None
     if available is not None:
-        figures = Figures(
+        figures = GuestStats(
             total=(actual - 37) * MIB,
             free=(available - caches if free is None else free) * MIB,
             available=available * MIB,
             caches=caches * MIB,
         )
-        reading = Sample(figures, seen_at_s, actual * MIB)
+        sample = Sample(figures, seen_at_s, actual * MIB)
     settled: dict[str, Any] = {"life": "1-1", "booted_at_s": 0.0, "fresh_since_s": 5.0} | more
     return GuestSnapshot(
-        vm=VmId(vm),
+        id=VmId(vm),
         size=size * MIB,
         actual=actual * MIB,
         target=None if target is None else target * MIB,
         floor=floor * MIB,
         ceiling=(size if ceiling is None else ceiling) * MIB,
-        reading=reading,
+        sample=sample,
         **settled,
     )
 

@@ -8,7 +8,7 @@ from qmpballoon.agent.feed import Feed
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NotReady, RequestRefused
 from qmpballoon.log import say
-from qmpballoon.model.records import Event, VmRecord, utc_now
+from qmpballoon.model.records import Event, VmStatus, utc_now
 from qmpballoon.units import format_size
 
 
@@ -24,7 +24,7 @@ class Actuator:
         Raises:
             ConnectionLost, NoBalloon, QmpError: it did not get there.
         """
-        before = vm.record.actual
+        before = vm.status.actual
         serial = await vm.send_target(target, why)
         say("target", vm=vm.id, was=format_size(before), now=format_size(target), why=why)
         details = {
@@ -36,8 +36,8 @@ class Actuator:
         self._feed.vm_event(vm.id, Event("decision", utc_now(), details))
         return serial
 
-    async def reached(self, vm: ManagedVm, serial: int, target: int, *, wait_s: float) -> VmRecord:
-        """Wait until the target that was sent with this serial is reached, and return the VM's record.
+    async def reached(self, vm: ManagedVm, serial: int, target: int, *, wait_s: float) -> VmStatus:
+        """Wait until the target that was sent with this serial is reached, and return the VM's status.
 
         Raises:
             RequestRefused: ``not-reached`` in time, or ``superseded``: a newer target came, QEMU restarted.
@@ -48,21 +48,21 @@ class Actuator:
             with vm.watched():
                 async with asyncio.timeout(wait_s):
                     while True:
-                        changed, record = vm.changed, vm.record
+                        changed, status = vm.changed, vm.status
                         if vm.serial != serial and vm.run.target != target:  # the tick may send it again
                             why = "QEMU was started anew" if vm.run.target is None else "a newer target came"
                             raise RequestRefused("superseded", f"{why} before {target} was reached")
-                        if not record.answers:
-                            raise ConnectionLost(f"{vm.id} is {record.health}: {target} was not reached")
-                        if record.is_at(target):
-                            return record
+                        if not status.answers:
+                            raise ConnectionLost(f"{vm.id} is {status.health}: {target} was not reached")
+                        if status.is_at(target):
+                            return status
                         await changed.wait()
         except TimeoutError:
-            record = vm.record
-            if not record.driver_up:
+            status = vm.status
+            if not status.driver_up:
                 raise NotReady(
                     f"no balloon driver is up in the guest; the target {target} stays and counts when it is"
                 ) from None
             raise RequestRefused(
-                "not-reached", f"actual is {record.actual} after {wait_s:g} s, not {target}; the target stays"
+                "not-reached", f"actual is {status.actual} after {wait_s:g} s, not {target}; the target stays"
             ) from None

@@ -201,7 +201,7 @@ class Agent:
         )
         publisher.host_changed(self._governor.host())
         for vm in self._registry:
-            publisher.vm_changed(vm.record)
+            publisher.vm_changed(vm.status)
         bridge.clear_leftovers()
         self._context.feed.add(publisher)
         try:
@@ -231,7 +231,7 @@ class Agent:
             response_topics=mqtt.response_topics,
         )
 
-    # ── re-reading the configuration ─────────────────────────────────────────────────────────────
+    # ── re-sample the configuration ─────────────────────────────────────────────────────────────
 
     def _reload_for_signal(self) -> None:
         systemd.reloading()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Event, HostRecord, VmRecord
+from qmpballoon.model.records import Event, HostStatus, VmStatus
 
 
 class Listener(Protocol):
     """Takes news. Every call returns at once and raises nothing: it is called by whoever has the news."""
 
-    def vm_changed(self, vm: VmRecord) -> None:
+    def vm_changed(self, vm: VmStatus) -> None:
         """Take a VM's newest record; a VM that was not known appears."""
 
     def vm_gone(self, vm: VmId) -> None:
@@ -20,7 +20,7 @@ class Listener(Protocol):
     def vm_event(self, vm: VmId, event: Event) -> None:
         """Take an event of a VM."""
 
-    def host_changed(self, host: HostRecord) -> None:
+    def host_changed(self, host: HostStatus) -> None:
         """Take the host's newest record."""
 
     def host_event(self, event: Event) -> None:
@@ -44,7 +44,7 @@ class Feed:
         """Let it have no more; one that is not there is no matter."""
         self._listeners = tuple(other for other in self._listeners if other is not listener)
 
-    def vm_changed(self, vm: VmRecord) -> None:
+    def vm_changed(self, vm: VmStatus) -> None:
         """A VM changed, or appeared."""
         for listener in self._listeners:
             listener.vm_changed(vm)
@@ -59,7 +59,7 @@ class Feed:
         for listener in self._listeners:
             listener.vm_event(vm, event)
 
-    def host_changed(self, host: HostRecord) -> None:
+    def host_changed(self, host: HostStatus) -> None:
         """The host has new figures."""
         for listener in self._listeners:
             listener.host_changed(host)

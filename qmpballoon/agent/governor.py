@@ -26,7 +26,7 @@ from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpError
 from qmpballoon.log import catch_up, say
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Event, HostRecord, utc_now
+from qmpballoon.model.records import Event, HostStatus, utc_now
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.policy.guard import Guard, GuardState, as_charged
 from qmpballoon.policy.registry import guarded
@@ -146,12 +146,12 @@ class Governor:
             elapsed_s=elapsed_s,
         )
 
-    def host(self, snapshot: Snapshot | None = None) -> HostRecord:
+    def host(self, snapshot: Snapshot | None = None) -> HostStatus:
         """Return the host's figures, by a snapshot of now if there is one already."""
         now_s = time.monotonic()
-        return self._monitor.record(
+        return self._monitor.status(
             snapshot or self.snapshot(),
-            [vm.record for vm in self._registry],
+            [vm.status for vm in self._registry],
             policy=self._context.policy,
             mode=self._context.mode,
             unidentified=self._supervisor.unidentified,
@@ -206,7 +206,7 @@ class Governor:
         told.observed = target
         vm.explain(decision.why)
         details = {
-            "from": vm.record.actual,
+            "from": vm.status.actual,
             "to": target,
             "why": decision.why,
             "policy": self._context.policy,
@@ -224,13 +224,13 @@ class Governor:
         """Send a manual target that this life has not got yet, once its driver can follow it."""
         if vm.mode != "manual" or vm.id in self._sending:
             return
-        target, record = vm.spec.manual_target, vm.record
+        target, status = vm.spec.manual_target, vm.status
         if target is None or target == vm.run.target:
             return
-        if record.health not in _FIT_FOR_A_TARGET:
+        if status.health not in _FIT_FOR_A_TARGET:
             return
         try:
-            self._send(vm, checked_target(record, target), "manual", sends)
+            self._send(vm, checked_target(status, target), "manual", sends)
         except (OutOfRange, ConnectionLost) as error:
             say("manual-target-refused", str(error), level=logging.WARNING, vm=vm.id)
 
@@ -240,7 +240,7 @@ class Governor:
         if snapshot.mem_available is None or self._context.mode == "observe":  # then all VMs look automatic
             return {}
         guests = {
-            guest.vm: guest
+            guest.id: guest
             for guest in snapshot.guests
             if guest.mode == "auto"
             and guest.driver_up

@@ -11,7 +11,7 @@ from qmpballoon import descriptors
 from qmpballoon.agent.feed import Feed
 from qmpballoon.config import HostSettings
 from qmpballoon.log import say
-from qmpballoon.model.records import Event, HostRecord, VmRecord, utc_now
+from qmpballoon.model.records import Event, HostStatus, VmStatus, utc_now
 from qmpballoon.policy.host_level import level_of, needs, reclaimable
 from qmpballoon.policy.snapshot import Snapshot
 from qmpballoon.procfs import cgroup_limit, read_host
@@ -104,19 +104,19 @@ class HostMonitor:
         details = {"reason": reason, "budget": snapshot.budget, "lent": lent}
         self._feed.host_event(Event(word, utc_now(), details))
 
-    def record(
+    def status(
         self,
         snapshot: Snapshot,
-        records: Sequence[VmRecord],
+        statuses: Sequence[VmStatus],
         *,
         policy: str,
         mode: str,
         unidentified: tuple[str, ...],
         holds: tuple[Mapping[str, object], ...],
-    ) -> HostRecord:
+    ) -> HostStatus:
         """Return all that the agent says of the host."""
         known = self.budget is not None
-        return HostRecord(
+        return HostStatus(
             level=self._level,
             policy=policy,
             mode=mode,
@@ -128,10 +128,10 @@ class HostMonitor:
             mem_available=self.sample.mem_available,
             psi_some_avg10=self.sample.psi_some_avg10,
             psi_full_avg10=self.sample.psi_full_avg10,
-            vms_total=len(records),
-            vms_online=sum(record.answers for record in records),
+            vms_total=len(statuses),
+            vms_online=sum(status.answers for status in statuses),
             unidentified=unidentified,
-            reclaimable=sum(reclaimable(record) for record in records),
+            reclaimable=sum(reclaimable(status) for status in statuses),
             room=max(0, snapshot.free) if known else 0,
             holds=holds,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qmpballoon.agent.store import Kept
 from qmpballoon.config import VmSettings
 from qmpballoon.errors import ConnectionLost, OutOfRange
-from qmpballoon.model.records import Limits, VmRecord
+from qmpballoon.model.records import Limits, VmStatus
 from qmpballoon.units import format_size, parse_amount
 
 
@@ -23,19 +23,19 @@ def limits_of(kept: Kept, settings: VmSettings, size: int | None) -> Limits:
     return Limits(min(floor, ceiling), ceiling, shares, overridden)
 
 
-def checked_target(record: VmRecord, target: int) -> int:
+def checked_target(status: VmStatus, target: int) -> int:
     """Return the target if the VM's limits allow it: a target is never clamped.
 
     Raises:
         OutOfRange: below the floor or above the ceiling.
         ConnectionLost: the VM's size, and so its limits, are not known yet.
     """
-    floor, ceiling = record.limits.floor, record.limits.ceiling
+    floor, ceiling = status.limits.floor, status.limits.ceiling
     if floor is None or ceiling is None:
-        raise ConnectionLost(f"{record.vm} is {record.health}: its size is not known yet")
+        raise ConnectionLost(f"{status.id} is {status.health}: its size is not known yet")
     if not floor <= target <= ceiling:
         raise OutOfRange(
-            f"{format_size(target)} ({target} bytes) is outside {record.vm}'s floor {format_size(floor)} "
+            f"{format_size(target)} ({target} bytes) is outside {status.id}'s floor {format_size(floor)} "
             f"and ceiling {format_size(ceiling)}"
         )
     return target

@@ -15,7 +15,7 @@ from qmpballoon.agent.limits import checked_target
 from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpBalloonError, RequestRefused
-from qmpballoon.model.records import VmRecord, utc_now
+from qmpballoon.model.records import VmStatus, utc_now
 from qmpballoon.protocol.objects import vm_object
 from qmpballoon.protocol.requests import Request
 from qmpballoon.protocol.verbs import (
@@ -67,7 +67,7 @@ class Service:
         asked = request.asked
         match asked:
             case List():
-                return [_listed(vm.record) for vm in self._registry]
+                return [_listed(vm.status) for vm in self._registry]
             case Reload():
                 return self._reload()
             case Reclaim():
@@ -83,8 +83,8 @@ class Service:
             case SetLimits():
                 return await self._set_limits(self._vm(request), asked)
             case Get():
-                record = await self._vm(request).refreshed(timeout_s=FRESH_WITHIN_S)
-                return vm_object(record, self._host, time.monotonic(), utc_now())
+                status = await self._vm(request).refreshed(timeout_s=FRESH_WITHIN_S)
+                return vm_object(status, self._host, time.monotonic(), utc_now())
             case _:
                 assert_never(asked)
 
@@ -97,14 +97,14 @@ class Service:
     async def _set_target(self, vm: ManagedVm, asked: SetTarget, request: Request) -> Mapping[str, object]:
         if self._context.mode == "observe":
             raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
-        record = vm.record
-        if not record.answers:
-            raise ConnectionLost(f"{vm.id} is {record.health}: its monitor does not answer")
-        if record.health == "no-balloon":
+        status = vm.status
+        if not status.answers:
+            raise ConnectionLost(f"{vm.id} is {status.health}: its monitor does not answer")
+        if status.health == "no-balloon":
             raise NoBalloon(f"{vm.id} has no balloon device")
-        if record.health == "migrating":
+        if status.health == "migrating":
             raise RequestRefused("not-allowed", f"{vm.id} is migrating: its balloon is left alone")
-        target = round_up_to_page(checked_target(record, asked.target.of(record.size)))
+        target = round_up_to_page(checked_target(status, asked.target.of(status.size)))
         request.refuse_if_expired(time.monotonic())
         # The mode first, or the policy would send its own target; the target only once QEMU has it, or the
         # governor would send it, too.
@@ -120,10 +120,10 @@ class Service:
             vm.spec.set_manual_target(target)
         await self._context.store.saved()
         if asked.wait_s is not None:
-            record = await self._actuator.reached(vm, serial, target, wait_s=asked.wait_s)
-            return {"target": target, "actual": record.actual, "reached": True}
-        record = vm.record
-        return {"target": target, "actual": record.actual, "reached": record.is_at(target)}
+            status = await self._actuator.reached(vm, serial, target, wait_s=asked.wait_s)
+            return {"target": target, "actual": status.actual, "reached": True}
+        status = vm.status
+        return {"target": target, "actual": status.actual, "reached": status.is_at(target)}
 
     async def _set_mode(self, vm: ManagedVm, asked: SetMode) -> Mapping[str, object]:
         vm.spec.set_mode(asked.mode, for_s=asked.for_s)
@@ -132,7 +132,7 @@ class Service:
         return {"mode": asked.mode, "for_s": asked.for_s}
 
     async def _set_limits(self, vm: ManagedVm, asked: SetLimits) -> Mapping[str, object]:
-        size = vm.record.size
+        size = vm.status.size
         if size is None:
             raise ConnectionLost(f"{vm.id} has not answered yet: its size, and so its limits, are not known")
         lowest, highest = vm.spec.settings.limits(size)
@@ -178,10 +178,10 @@ class Service:
                 while (lacking := max(0, -governor.snapshot().free)) > 0:
                     await governor.ticked.wait()
         governor.holds.keep_until(hold, time.monotonic() + hold_s)  # once it is free, not while it comes
-        had = {guest.vm: guest.actual for guest in before.guests}
-        has = {guest.vm: guest.actual for guest in governor.snapshot().guests}
+        had = {guest.id: guest.actual for guest in before.guests}
+        has = {guest.id: guest.actual for guest in governor.snapshot().guests}
         gave = {vm: had[vm] - has[vm] for vm in had if vm in has and had[vm] > has[vm]}
-        reasons = {guest.vm: guest.mode for guest in before.guests if guest.mode != "auto"}
+        reasons = {guest.id: guest.mode for guest in before.guests if guest.mode != "auto"}
         reasons |= governor.why_refused()
         refused = {vm: why for vm, why in reasons.items() if vm not in gave} if lacking else {}
         return {"freed": max(0, size - lacking), "hold": hold, "gave": gave, "refused": refused}
@@ -206,12 +206,12 @@ def _in_force(typed: object, size: int, otherwise: int) -> int:
     return parse_size(typed, whole=size) if isinstance(typed, str) else otherwise
 
 
-def _listed(record: VmRecord) -> Mapping[str, object]:
+def _listed(status: VmStatus) -> Mapping[str, object]:
     return {
-        "vm": record.vm,
-        "name": record.name,
-        "health": record.health,
-        "mode": record.mode,
-        "size": record.size,
-        "actual": record.actual,
+        "vm": status.id,
+        "name": status.name,
+        "health": status.health,
+        "mode": status.mode,
+        "size": status.size,
+        "actual": status.actual,
     }

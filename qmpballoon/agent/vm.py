@@ -26,7 +26,7 @@ from qmpballoon.log import say
 from qmpballoon.model.facts import Connection, Seen, VmFacts, status_of
 from qmpballoon.model.health import BOOT_S, health_of
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Event, Life, Limits, VmRecord, utc_now
+from qmpballoon.model.records import Event, Life, Limits, VmStatus, utc_now
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.policy.guests import guest_of
 from qmpballoon.policy.schedule import VmSchedule
@@ -108,7 +108,7 @@ class ManagedVm:
         self._wake = asyncio.Event()
         self._begin(None, needs_grace=True)
         self.facts = self._freeze()
-        self.record = status_of(self.facts, "offline")
+        self.status = status_of(self.facts, "offline")
         self._guest: tuple[VmFacts, GuestSnapshot | None] = (self.facts, None)
 
     def _begin(self, life: Life | None, *, needs_grace: bool) -> None:
@@ -158,8 +158,8 @@ class ManagedVm:
     def touch(self) -> None:
         """Freeze the facts anew and tell everybody who listens."""
         self.facts = self._freeze()
-        before, health = self.record.health, health_of(self.facts, self._context.clock())
-        self.record = status_of(self.facts, health)
+        before, health = self.status.health, health_of(self.facts, self._context.clock())
+        self.status = status_of(self.facts, health)
         if not self.retired:
             if health != before:
                 level = logging.INFO if health in ("ok", "starting") else logging.WARNING
@@ -167,7 +167,7 @@ class ManagedVm:
                 self._context.feed.vm_event(
                     self.id, Event("health", utc_now(), {"from": before, "to": health})
                 )
-            self._context.feed.vm_changed(self.record)
+            self._context.feed.vm_changed(self.status)
         self.changed.set()  # whoever waits for a VM that was renamed must see that it went
         self.changed = asyncio.Event()
 
@@ -274,7 +274,7 @@ class ManagedVm:
         self.touch()
         return serial
 
-    async def refreshed(self, *, timeout_s: float) -> VmRecord:
+    async def refreshed(self, *, timeout_s: float) -> VmStatus:
         """Ask for everything anew and return it; figures that do not come in time stay as they are."""
         session = self._serving()
         await self._look(session)
@@ -283,7 +283,7 @@ class ManagedVm:
         guest = self.guest() if is_new else None
         if guest is not None:
             self._lookout.sampled(guest, self.spec.settings)
-        return self.record
+        return self.status
 
     def on_qmp_event(self, name: str, details: Mapping[str, object]) -> None:
         """Take an event of the session that serves this VM."""
@@ -341,7 +341,7 @@ class ManagedVm:
             await self._turn(session)
 
     async def _turn(self, session: VmSession) -> None:
-        settings, health = self.spec.settings, self.record.health
+        settings, health = self.spec.settings, self.status.health
         if self._lookout.is_look_due:
             self._lookout.looked()
             await self._look(session)
@@ -442,4 +442,4 @@ class ManagedVm:
         return not is_reached(session.actual, target, session.size)
 
     def _is_hurried(self) -> bool:
-        return self._is_moving() or self.record.health == "starting"
+        return self._is_moving() or self.status.health == "starting"

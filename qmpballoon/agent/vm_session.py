@@ -221,7 +221,7 @@ class VmSession:
         found = sampler.sample
         if found is None or (self.sample is not None and found.seen_at_s == self.sample.seen_at_s):
             return False
-        self.sample = replace(found, actual=self._actual_of(found.figures.total, before))
+        self.sample = replace(found, actual=self._actual_of(found.stats.total, before))
         return True
 
     def _actual_of(self, total: int | None, before: int | None) -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Life, Limits, Sample, VmRecord
+from qmpballoon.model.records import Life, Limits, Sample, VmStatus
 
 Connection = Literal["offline", "unresponsive", "busy", "up"]
 
@@ -75,12 +75,12 @@ class VmFacts:
         return self.seen if self.connection == "up" else None
 
 
-def status_of(facts: VmFacts, health: str) -> VmRecord:
+def status_of(facts: VmFacts, health: str) -> VmStatus:
     """Return what is published of the VM."""
     now = facts.now
     offline = facts.connection == "offline"
-    return VmRecord(
-        vm=facts.id,
+    return VmStatus(
+        id=facts.id,
         name=facts.name,
         socket=facts.socket,
         health=health,

@@ -7,7 +7,7 @@ Sizes are bytes, durations seconds; ``*_at_s`` is a moment on the monotonic cloc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -58,8 +58,11 @@ class Life:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """What a guest's balloon driver claims, in bytes or counts since its boot; None: not reported."""
+class GuestStats:
+    """What a guest's balloon driver claims, in bytes or counts since its boot; None: not reported.
+
+    ``age_s`` is the monotonic time since the figures were seen to change, as of when they were handed out.
+    """
 
     total: int | None = None
     free: int | None = None
@@ -78,13 +81,11 @@ class Figures:
     direct_scans: int | None = None  # pages that allocations looked at themselves
     async_reclaims: int | None = None
     direct_reclaims: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GuestStats(Figures):
-    """A guest's figures with the monotonic time since they were seen to change."""
-
     age_s: float = 0.0
+
+
+STATISTICS: Final = tuple(entry.name for entry in fields(GuestStats) if entry.name != "age_s")
+"""The names of a guest's figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,29 +97,26 @@ class Sample:
     give without reclaim or kills, in bytes; right with and without deflate-on-oom.
     """
 
-    figures: Figures
+    stats: GuestStats
     seen_at_s: float
     actual: int | None = None
     held: int | None = field(init=False, repr=False, compare=False)  # computed once: it is read often
 
     def __post_init__(self) -> None:
         """Compute what is held."""
-        if self.actual is None or self.figures.available is None:
+        if self.actual is None or self.stats.available is None:
             object.__setattr__(self, "held", None)
         else:
-            object.__setattr__(self, "held", max(0, self.actual - self.figures.available))
+            object.__setattr__(self, "held", max(0, self.actual - self.stats.available))
 
     @property
     def available(self) -> int | None:
         """What the guest could still get without reclaim, in bytes, as it claims."""
-        return self.figures.available
+        return self.stats.available
 
-    def stats(self, now_s: float) -> GuestStats:
+    def aged(self, now_s: float) -> GuestStats:
         """Return the figures with their age at ``now_s``."""
-        return GuestStats(
-            **{name: getattr(self.figures, name) for name in Figures.__slots__},
-            age_s=max(0.0, now_s - self.seen_at_s),
-        )
+        return replace(self.stats, age_s=max(0.0, now_s - self.seen_at_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +165,10 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class VmRecord:
+class VmStatus:
     """All that the agent says of one VM, as one frozen snapshot by its only owner."""
 
-    vm: VmId
+    id: VmId
     name: str  # as QEMU or the configuration has it
     socket: str  # path
     health: str
@@ -208,7 +206,7 @@ class VmRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class HostRecord:
+class HostStatus:
     """All that the agent says of the host; percentages for PSI, bytes for memory."""
 
     level: str

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from qmpballoon.model.records import Figures, HostRecord, Sample, VmRecord
+from qmpballoon.model.records import GuestStats, HostStatus, Sample, VmStatus
 from qmpballoon.units import MIB
 
 _SIZES: Final = ("total", "free", "available", "caches")  # the other figures count since the guest's boot
-_NO_FIGURES: Final = Figures()
+_NO_FIGURES: Final = GuestStats()
 
 
 def leaves_dead_band(published: int | None, current: int | None) -> bool:
@@ -25,7 +25,7 @@ def leaves_dead_band(published: int | None, current: int | None) -> bool:
     return abs(current - published) > max(MIB, published // 50)
 
 
-def vm_changed(published: VmRecord | None, current: VmRecord) -> bool:
+def vm_changed(published: VmStatus | None, current: VmStatus) -> bool:
     """Tell whether the VM object must be published again."""
     if published is None:
         return True
@@ -38,7 +38,7 @@ def vm_changed(published: VmRecord | None, current: VmRecord) -> bool:
     )
 
 
-def host_changed(published: HostRecord | None, current: HostRecord) -> bool:
+def host_changed(published: HostStatus | None, current: HostStatus) -> bool:
     """Tell whether the host object must be published before its next heartbeat."""
     return published is None or _host_facts(published) != _host_facts(current)
 
@@ -51,12 +51,12 @@ def due_at_s(changed: bool, published_at_s: float, *, min_interval_s: float, hea
 def _guest_changed(published: Sample | None, current: Sample | None) -> bool:
     if published is current:
         return False
-    before = _NO_FIGURES if published is None else published.figures
-    now = _NO_FIGURES if current is None else current.figures
+    before = _NO_FIGURES if published is None else published.stats
+    now = _NO_FIGURES if current is None else current.stats
     return any(leaves_dead_band(getattr(before, name), getattr(now, name)) for name in _SIZES)
 
 
-def _facts(record: VmRecord) -> tuple[object, ...]:
+def _facts(record: VmStatus) -> tuple[object, ...]:
     return (
         record.actual,
         record.target,
@@ -76,7 +76,7 @@ def _facts(record: VmRecord) -> tuple[object, ...]:
     )
 
 
-def _host_facts(record: HostRecord) -> tuple[object, ...]:
+def _host_facts(record: HostStatus) -> tuple[object, ...]:
     return (
         record.level,
         record.policy,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Event, HostRecord, VmRecord, utc_now
+from qmpballoon.model.records import Event, HostStatus, VmStatus, utc_now
 from qmpballoon.mqtt.dead_band import due_at_s, host_changed, vm_changed
 from qmpballoon.mqtt.outbox import Make
 from qmpballoon.mqtt.topics import Topics
@@ -76,27 +76,27 @@ class Publisher:
         self._clock = clock
         self._began_at_s = clock()
         self._sequence = itertools.count(1)
-        self._vms: dict[VmId, VmRecord] = {}
-        self._published_vms: dict[VmId, VmRecord] = {}
-        self._host: HostRecord | None = None
-        self._published_host: HostRecord | None = None
+        self._vms: dict[VmId, VmStatus] = {}
+        self._published_vms: dict[VmId, VmStatus] = {}
+        self._host: HostStatus | None = None
+        self._published_host: HostStatus | None = None
         self._slots: dict[_Key, _Slot] = {}
         self._due: list[tuple[float, _Key]] = []
         self._wake = asyncio.Event()
         self._sleeps_until_s = _NEVER
         self._schedule(_VMS, changed=True)  # an empty list is a fact, too
 
-    def vm_changed(self, record: VmRecord) -> None:
+    def vm_changed(self, record: VmStatus) -> None:
         """Take a VM's newest snapshot; a VM that was not known appears."""
-        before = self._vms.get(record.vm)
-        self._vms[record.vm] = record
+        before = self._vms.get(record.id)
+        self._vms[record.id] = record
         if before is None or before.answers != record.answers:
             word = "online" if record.answers else "offline"
-            self._bridge.retain(self._bridge.topics.availability(record.vm), lambda: word)
+            self._bridge.retain(self._bridge.topics.availability(record.id), lambda: word)
         if before is None or _listed(before) != _listed(record):
             self._schedule(_VMS, changed=True)
-        changed = vm_changed(self._published_vms.get(record.vm), record)
-        self._schedule(("vm", record.vm), changed=changed)
+        changed = vm_changed(self._published_vms.get(record.id), record)
+        self._schedule(("vm", record.id), changed=changed)
 
     def vm_gone(self, vm: VmId) -> None:
         """Forget a VM: its retained topics are cleared."""
@@ -108,7 +108,7 @@ class Publisher:
         self._bridge.clear(self._bridge.topics.state(vm))
         self._schedule(_VMS, changed=True)
 
-    def host_changed(self, record: HostRecord) -> None:
+    def host_changed(self, record: HostStatus) -> None:
         """Take the host's newest snapshot."""
         self._host = record
         self._schedule(_HOST, changed=host_changed(self._published_host, record))
@@ -214,5 +214,5 @@ class Publisher:
         return host_object(self._host, self._agent, next(self._sequence), uptime_s, utc_now())
 
 
-def _listed(record: VmRecord) -> tuple[str, str, str]:
+def _listed(record: VmStatus) -> tuple[str, str, str]:
     return record.name, record.socket, record.health

@@ -25,7 +25,7 @@ def paid_for(wishes: Decisions, snapshot: Snapshot, *, accounts: bool = True) ->
 
     Without ``accounts`` everything is granted; only tests want that.
     """
-    guests = {guest.vm: guest for guest in snapshot.guests}
+    guests = {guest.id: guest for guest in snapshot.guests}
     grows = {
         vm: wish
         for vm, wish in wishes.items()

@@ -162,7 +162,7 @@ def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safet
     age_s = guest.sample_age_s(now_s)
     if not safeties.staleness:
         return FREE
-    late = safeties.late_ticks and guest.reading is not None and guest.reading.seen_at_s < stale_before_s
+    late = safeties.late_ticks and guest.sample is not None and guest.sample.seen_at_s < stale_before_s
     if late and now_s - stale_before_s < LONG_STALE_S:  # we were away, not the guest: it will report again
         return Judgement("stale", may_shrink=False)
     if age_s is None or age_s > LONG_STALE_S:
@@ -255,7 +255,7 @@ def _makes_no_progress(trouble: Cooperation, guest: GuestSnapshot, now_s: float)
 
 def _jam(trouble: Cooperation, guest: GuestSnapshot, now_s: float) -> tuple[Cooperation, Judgement]:
     grows = guest.target is not None and guest.target > guest.actual
-    available = guest.reading.available if guest.reading else None
+    available = guest.sample.available if guest.sample else None
     part = None if grows or available is None else available / max(1, guest.actual)
     if part is not None and part < NOTHING_LEFT:
         return replace(trouble, progress_at_s=now_s), Judgement(

@@ -1,6 +1,6 @@
 """What a guest needs, from what it claims and what the host can corroborate. Pure.
 
-``held`` is what it cannot give without pain, of one consistent reading, capped by the resident memory
+``held`` is what it cannot give without pain, of one consistent sample, capped by the resident memory
 of its QEMU: that can refute "I need all", never "I need little". ``trend`` is the rise of held in bytes
 per second, so it means the same however often a guest is sampled.
 
@@ -33,7 +33,7 @@ YOUNG_FOR_S: Final = 30.0  # services start
 YOUNG_NEEDS: Final = 1.5
 RSS_SLACK: Final = 1.03
 RSS_MARGIN: Final = 8 * MIB
-_LEAST_STEP_S: Final = 0.05  # two readings closer than this say nothing about a rate
+_LEAST_STEP_S: Final = 0.05  # two samples closer than this say nothing about a rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class EstimateRules:
 
 
 def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Past | None:
-    """Return what is remembered after this tick: unchanged if no new consistent reading came."""
+    """Return what is remembered after this tick: unchanged if no new consistent sample came."""
     if past is not None and (past.life != guest.life or past.booted_at_s != guest.booted_at_s):
         past = None
     past = _with_reading(past, guest, now_s, rules)
@@ -77,26 +77,26 @@ def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: Estima
 
 
 def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Past | None:
-    reading = guest.reading
-    if reading is None or reading.held is None:
+    sample = guest.sample
+    if sample is None or sample.held is None:
         return past
-    held = corroborated(reading.held, guest) if rules.corroborate else reading.held
+    held = corroborated(sample.held, guest) if rules.corroborate else sample.held
     if past is None:
         return Past(
             life=guest.life,
             booted_at_s=guest.booted_at_s,
-            seen_at_s=reading.seen_at_s,
+            seen_at_s=sample.seen_at_s,
             held=held,
-            actual=guest.actual if reading.actual is None else reading.actual,
+            actual=guest.actual if sample.actual is None else sample.actual,
             average=held,
             trend=0.0,
             peak=held,
             oom_kills=guest.oom_kills,
         )
-    passed_s = reading.seen_at_s - past.seen_at_s
+    passed_s = sample.seen_at_s - past.seen_at_s
     if passed_s < _LEAST_STEP_S:
         return past
-    actual = past.actual if reading.actual is None else reading.actual
+    actual = past.actual if sample.actual is None else sample.actual
     returned = max(0, actual - past.actual) if rules.mind_lists else 0
     rise = (held - past.held - returned) / passed_s
     faded = past.trend * (TREND_KEEPS if returned else TREND_OVER_KEEPS) ** passed_s
@@ -104,7 +104,7 @@ def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: 
     weight = min(1.0, passed_s / AVERAGE_OVER_S)
     after = replace(
         past,
-        seen_at_s=reading.seen_at_s,
+        seen_at_s=sample.seen_at_s,
         held=held,
         actual=actual,
         average=past.average + weight * (held - past.average),
@@ -145,7 +145,7 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
         want = max(want, 1.1 * past.peak * (1 - PEAK_FADES * min(1.0, age_s / 60)))
     available = max(0, guest.actual - held)
     mark = critical(guest.actual)
-    figures = guest.reading.figures if guest.reading else None
+    figures = guest.sample.stats if guest.sample else None
     caches = figures.caches if figures and figures.caches is not None else 0
     free = figures.free if figures and figures.free is not None else guest.actual
     return Estimate(
@@ -176,6 +176,6 @@ def _rss_cap(rss: int) -> int:
 
 def is_refuted(guest: GuestSnapshot) -> bool:
     """Tell whether the guest claims to hold what its QEMU does not have resident."""
-    if guest.rss is None or not guest.rss_tells or guest.reading is None or guest.reading.held is None:
+    if guest.rss is None or not guest.rss_tells or guest.sample is None or guest.sample.held is None:
         return False
-    return guest.reading.held > _rss_cap(guest.rss)
+    return guest.sample.held > _rss_cap(guest.rss)

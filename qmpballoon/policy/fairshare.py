@@ -57,12 +57,12 @@ class FairShare:
     def step(self, state: None, snapshot: Snapshot) -> tuple[None, Decisions]:
         """Return what to do."""
         known = {
-            guest.vm: _Known(guest, guest.estimate)
+            guest.id: _Known(guest, guest.estimate)
             for guest in snapshot.guests
             if guest.mode == "auto" and guest.driver_up and guest.estimate is not None
         }
         decisions: dict[VmId, Decision] = {
-            guest.vm: Hold("no-figures") for guest in snapshot.guests if guest.vm not in known
+            guest.id: Hold("no-figures") for guest in snapshot.guests if guest.id not in known
         }
         pool = int(min(snapshot.budget, snapshot.mem_total or snapshot.budget) * POOL)
         entitled = entitlements(known, snapshot, pool)
@@ -132,7 +132,7 @@ class _Known:
 
 def entitlements(known: Mapping[VmId, _Known], snapshot: Snapshot, pool: int) -> Mapping[VmId, int]:
     """Return the size that each movable guest is entitled to now, in bytes."""
-    others = sum(_counts(guest, snapshot.now_s) for guest in snapshot.guests if guest.vm not in known)
+    others = sum(_counts(guest, snapshot.now_s) for guest in snapshot.guests if guest.id not in known)
     total = snapshot.charged + snapshot.free - pool - others  # of the budget, or of what the host has
     if not known:
         return {}

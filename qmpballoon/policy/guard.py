@@ -69,25 +69,25 @@ class Guard(Generic[S]):
         stale_before_s = now_s if snapshot.elapsed_s > LATE_TICK_S else state.stale_before_s
         cooperation, judgements, pasts = {}, {}, {}
         for guest in snapshot.guests:
-            cooperation[guest.vm], judgements[guest.vm] = judge(
-                state.cooperation.get(guest.vm),
+            cooperation[guest.id], judgements[guest.id] = judge(
+                state.cooperation.get(guest.id),
                 guest,
                 now_s,
                 stale_before_s=stale_before_s,
                 safeties=self.safeties,
             )
-            past = observe(state.pasts.get(guest.vm), guest, now_s, self.rules)
+            past = observe(state.pasts.get(guest.id), guest, now_s, self.rules)
             if past is not None:
-                pasts[guest.vm] = past
+                pasts[guest.id] = past
         snapshot = _with_floors_that_fit(snapshot, pasts)
         seen = replace(
             snapshot,
             guests=tuple(
                 _as_judged(
                     guest,
-                    judgements[guest.vm],
-                    cooperation[guest.vm].asked_at_s,
-                    pasts.get(guest.vm),
+                    judgements[guest.id],
+                    cooperation[guest.id].asked_at_s,
+                    pasts.get(guest.id),
                     now_s,
                     self.rules,
                 )
@@ -96,7 +96,7 @@ class Guard(Generic[S]):
         )
         inner, wishes = self.policy.step(state.inner, seen)
         wishes = {
-            guest.vm: self._allowed(guest, snapshot.guests[index].mode, judgements[guest.vm], wishes, seen)
+            guest.id: self._allowed(guest, snapshot.guests[index].mode, judgements[guest.id], wishes, seen)
             for index, guest in enumerate(seen.guests)
         }
         decisions, lent = paid_for(wishes, seen, accounts=self.safeties.accounts)
@@ -116,14 +116,14 @@ class Guard(Generic[S]):
         ``mode`` is the guest's own; the one that the policy was shown may be another.
         """
         if mode == "observe" and not (judgement.set_back or judgement.why):
-            return wishes.get(guest.vm, Hold("observe"))  # published, and never sent by the governor
+            return wishes.get(guest.id, Hold("observe"))  # published, and never sent by the governor
         if judgement.why == "booting" and guest.answers and guest.mode == "auto":
             return self._left_at_ceiling(guest)
         if not judgement.may_grow and not judgement.set_back:
             return Hold(judgement.why or "held")
         relieved = self._relief(guest, judgement) if mode != "observe" else None
         if relieved is not None:
-            wish = wishes.get(guest.vm)
+            wish = wishes.get(guest.id)
             more = isinstance(wish, SetTarget) and guest.mode == "auto" and wish.target >= relieved.target
             return wish if more and wish is not None else relieved
         if mode != "auto":
@@ -136,7 +136,7 @@ class Guard(Generic[S]):
             return SetTarget(guest.actual, judgement.why or "set-back")
         if guest.mode != "auto":
             return Hold(judgement.why or guest.mode)
-        wish = wishes.get(guest.vm, Hold("no-decision"))
+        wish = wishes.get(guest.id, Hold("no-decision"))
         if isinstance(wish, Hold):
             return Hold(judgement.why) if judgement.why else wish
         if wish.target < guest.actual:
@@ -190,7 +190,7 @@ def _with_floors_that_fit(snapshot: Snapshot, pasts: Mapping[VmId, Past]) -> Sna
     if sum(guest.floor for guest in snapshot.guests) <= snapshot.budget:
         return snapshot
     claims = [
-        Claim(least=min(guest.floor, _held(guest, pasts.get(guest.vm))), most=guest.floor, shares=guest.floor)
+        Claim(least=min(guest.floor, _held(guest, pasts.get(guest.id))), most=guest.floor, shares=guest.floor)
         for guest in snapshot.guests
     ]
     lowered = (
@@ -208,7 +208,7 @@ def as_charged(snapshot: Snapshot, state: GuardState[S]) -> Snapshot:
     """Return the host with its guests charged as they were judged at the last step."""
     guests = (
         replace(guest, charge_at_least=max(guest.charge_at_least, judgement.charge))
-        if (judgement := state.judgements.get(guest.vm)) is not None and judgement.charge is not None
+        if (judgement := state.judgements.get(guest.id)) is not None and judgement.charge is not None
         else guest
         for guest in snapshot.guests
     )
@@ -227,7 +227,7 @@ def _as_judged(
     return replaced(
         guest,
         mode=guest.mode if _is_for_the_policy(guest, judgement) else "manual",
-        reading=None if judgement.proportional else guest.reading,
+        sample=None if judgement.proportional else guest.sample,
         asked_at_s=asked_at_s,
         estimate=estimate(past, guest, now_s, rules) if past is not None and guest.driver_up else None,
         gives_at_most=PROBE if judgement.probe else None if judgement.may_shrink else 0,

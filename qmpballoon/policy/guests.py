@@ -24,7 +24,7 @@ def guest_of(facts: VmFacts) -> GuestSnapshot | None:
             facts.id, str(facts.life), size, size, None, floor, ceiling, answers=False, driver_up=False
         )
     return GuestSnapshot(
-        vm=facts.id,
+        id=facts.id,
         life=str(facts.life),
         size=size,
         actual=size if seen.actual is None else seen.actual,
@@ -40,11 +40,11 @@ def guest_of(facts: VmFacts) -> GuestSnapshot | None:
         deflate_on_oom=seen.deflates_on_oom,
         booted_at_s=facts.boot.booted_at_s,
         fresh_since_s=facts.boot.fresh_since_s if facts.boot.needs_grace else facts.boot.booted_at_s,
-        reading=seen.sample,
+        sample=seen.sample,
         stats_interval_s=facts.stats_interval_s,
         grace_s=facts.grace_s,
         rss=facts.rss,
         rss_tells=seen.rss_tells,
-        oom_kills=seen.sample.figures.oom_kills if seen.sample else None,
+        oom_kills=seen.sample.stats.oom_kills if seen.sample else None,
         charge_at_least=0 if answers else min(size, facts.rss or 0),
     )

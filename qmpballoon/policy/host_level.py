@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from qmpballoon.model.records import LEVELS, VmRecord
+from qmpballoon.model.records import LEVELS, VmStatus
 from qmpballoon.policy.allocation import with_margin
 from qmpballoon.policy.snapshot import Snapshot
 from qmpballoon.units import MIB
@@ -13,7 +13,7 @@ _MARGIN: Final = 24 * MIB  # what the one-shot ``set`` leaves a guest, too
 _EASES_BY: Final = 1.2  # a level is left when things are so much better than where it began
 
 
-def reclaimable(record: VmRecord) -> int:
+def reclaimable(record: VmStatus) -> int:
     """Return what an idle guest could give without reclaim, by a fresh sample, in bytes."""
     held = record.sample.held if record.sample else None
     if record.health != "ok" or held is None or record.actual is None or record.limits.floor is None:
@@ -25,8 +25,8 @@ def needs(snapshot: Snapshot) -> int:
     """Return what all guests hold, with a margin, in bytes: what no policy can squeeze out of them."""
     return sum(
         guest.charge
-        if guest.reading is None or guest.reading.held is None
-        else max(guest.charge_at_least, with_margin(guest.reading.held))
+        if guest.sample is None or guest.sample.held is None
+        else max(guest.charge_at_least, with_margin(guest.sample.held))
         for guest in snapshot.guests
     )
 

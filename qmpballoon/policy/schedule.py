@@ -173,11 +173,11 @@ class TickSchedule:
 
 def is_thin(guest: GuestSnapshot) -> bool:
     """Tell whether the guest claims to be near an emergency, and the host cannot refute it."""
-    reading = guest.reading
-    available = reading.available if reading else None
-    if reading is None or available is None:
+    sample = guest.sample
+    available = sample.available if sample else None
+    if sample is None or available is None:
         return False
-    actual = guest.actual if reading.actual is None else reading.actual
+    actual = guest.actual if sample.actual is None else sample.actual
     return available < THIN * critical(actual) and not is_refuted(guest)
 
 
@@ -197,7 +197,7 @@ def is_moving(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
 
 def is_growing(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
     """Tell whether the guest holds more by 1 % a second or faster than at its sample before."""
-    now, before = guest.reading, previous.reading if previous else None
+    now, before = guest.sample, previous.sample if previous else None
     if now is None or before is None or now.held is None or before.held is None:
         return False
     passed_s = now.seen_at_s - before.seen_at_s
@@ -215,7 +215,7 @@ def sampling_interval_s(
     if not fast_s or not guest.driver_up or not guest.answers or guest.run_state != "running":
         return calm_s
     soonest_s = min(calm_s, fast_s)
-    available = guest.reading.available if guest.reading else None
+    available = guest.sample.available if guest.sample else None
     interval_s = calm_s
     if available is not None:
         burst = max(BURST_BYTES_PER_S, BURST_OF_SIZE * guest.size)

@@ -35,7 +35,7 @@ class Estimate:
 class GuestSnapshot:
     """One VM at the moment of a tick; sizes in bytes."""
 
-    vm: VmId
+    id: VmId
     life: str  # another one: forget rates, peaks and strikes
     size: int  # what actual is with an empty balloon
     actual: int
@@ -51,7 +51,7 @@ class GuestSnapshot:
     deflate_on_oom: bool = False
     booted_at_s: float = 0.0  # when its life began or the guest was reset, the later one
     fresh_since_s: float | None = None  # since when fresh figures have come after that
-    reading: Sample | None = None  # the newest figures, None before the first fresh ones
+    sample: Sample | None = None  # the newest figures, None before the first fresh ones
     stats_interval_s: float = 2.0
     grace_s: float = 3.0
     rss: int | None = None  # of its QEMU process, huge pages included
@@ -64,7 +64,7 @@ class GuestSnapshot:
 
     def sample_age_s(self, now_s: float) -> float | None:
         """Return the age of the newest figures; None if there are none."""
-        return None if self.reading is None else max(0.0, now_s - self.reading.seen_at_s)
+        return None if self.sample is None else max(0.0, now_s - self.sample.seen_at_s)
 
     @property
     def is_stale_after_s(self) -> float:

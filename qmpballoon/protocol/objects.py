@@ -13,11 +13,10 @@ from os.path import basename
 from typing import Final
 
 from qmpballoon.errors import QmpBalloonError
-from qmpballoon.model.records import Event, Figures, HostRecord, Sample, VmRecord, rfc3339
+from qmpballoon.model.records import STATISTICS, Event, HostStatus, Sample, VmStatus, rfc3339
 
 SCHEMA: Final = 1
-_FIGURES: Final = tuple(Figures.__slots__)
-_NO_GUEST: Final = (*((name, None) for name in _FIGURES), ("age_s", None))
+_NO_GUEST: Final = (*((name, None) for name in STATISTICS), ("age_s", None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +34,19 @@ def guest_object(sample: Sample | None, now_s: float) -> dict[str, object]:
     """Return the guest's figures with their age on the monotonic clock; all null without a sample."""
     if sample is None:
         return dict(_NO_GUEST)
-    guest: dict[str, object] = {name: getattr(sample.figures, name) for name in _FIGURES}
+    guest: dict[str, object] = {name: getattr(sample.stats, name) for name in STATISTICS}
     guest["age_s"] = round(max(0.0, now_s - sample.seen_at_s), 2)
     return guest
 
 
-def vm_object(record: VmRecord, host: str, now_s: float, ts: datetime) -> dict[str, object]:
+def vm_object(record: VmStatus, host: str, now_s: float, ts: datetime) -> dict[str, object]:
     """Return the VM object; of an offline VM what only its QEMU could say is null."""
     offline = record.health == "offline"
     return {
         "schema": SCHEMA,
         "ts": rfc3339(ts),
         "host": host,
-        "vm": record.vm,
+        "vm": record.id,
         "name": record.name,
         "uuid": record.uuid,
         "life": None if record.life is None else str(record.life),
@@ -73,21 +72,21 @@ def vm_object(record: VmRecord, host: str, now_s: float, ts: datetime) -> dict[s
     }
 
 
-def vms_list(records: Iterable[VmRecord]) -> list[dict[str, object]]:
+def vms_list(records: Iterable[VmStatus]) -> list[dict[str, object]]:
     """Return the list of VMs, sorted by their name in topics."""
     return [
         {
-            "vm": record.vm,
+            "vm": record.id,
             "name": record.name,
             "socket": basename(record.socket),
             "health": record.health,
         }
-        for record in sorted(records, key=lambda record: record.vm)
+        for record in sorted(records, key=lambda record: record.id)
     ]
 
 
 def host_object(
-    record: HostRecord, agent: Agent, seq: int, uptime_s: float, ts: datetime
+    record: HostStatus, agent: Agent, seq: int, uptime_s: float, ts: datetime
 ) -> dict[str, object]:
     """Return the host object; ``seq`` counts those that this run of the agent has published."""
     return {
@@ -131,7 +130,7 @@ def event_object(vm: str | None, event: Event) -> dict[str, object]:
 
 
 def samples_object(
-    records: Iterable[VmRecord], host: HostRecord | None, now_s: float, ts: datetime
+    records: Iterable[VmStatus], host: HostStatus | None, now_s: float, ts: datetime
 ) -> dict[str, object]:
     """Return one tick's figures of all VMs, for recorders that want them in one message."""
     return {
@@ -143,7 +142,7 @@ def samples_object(
             "psi_full_avg10": None if host is None else host.psi_full_avg10,
         },
         "vms": {
-            record.vm: {
+            record.id: {
                 "actual": record.actual,
                 "target": record.target,
                 "rss": record.rss,

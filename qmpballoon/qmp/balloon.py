@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Final
+from typing import Any, Final
 
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
-from qmpballoon.model.records import Figures, Sample
+from qmpballoon.model.records import GuestStats, Sample
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
 from qmpballoon.qmp.resizer import DriverState
@@ -236,7 +236,7 @@ class Sampler:
         self._session = session
         self._device = device
         self._clock = clock
-        self._last: tuple[int, Figures] | None = None
+        self._last: tuple[int, GuestStats] | None = None
         self._forgotten = 0  # how often; what was read before the last time proves nothing
         self._known_since = 0  # the ``_forgotten`` at which ``_last`` was read
 
@@ -328,20 +328,21 @@ class Sampler:
     async def _get(self, name: str) -> object:
         return await self._session.request("qom-get", {"path": self._device.path, "property": name})
 
-    async def _read(self) -> tuple[int, Figures]:
+    async def _read(self) -> tuple[int, GuestStats]:
         answer = _fields(self._session, await self._get("guest-stats"))
         return (
             _bytes(self._session, answer.get("last-update")),
-            parse_figures(_fields(self._session, answer.get("stats"))),
+            parse_stats(_fields(self._session, answer.get("stats"))),
         )
 
 
-def parse_figures(stats: Mapping[str, object]) -> Figures:
+def parse_stats(stats: Mapping[str, object]) -> GuestStats:
     """Return a guest's figures; what it does not report, or what cannot be, is None.
 
     QEMU prints an unreported statistic as 2**64 - 1.
     """
-    return Figures(**{name: _statistic(stats.get(key)) for name, key in _STATISTICS.items()})
+    figures: dict[str, Any] = {name: _statistic(stats.get(key)) for name, key in _STATISTICS.items()}
+    return GuestStats(**figures)
 
 
 def _statistic(value: object) -> int | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from qmpballoon.model.records import Figures
+from qmpballoon.model.records import GuestStats
 from qmpballoon.sim.kernels import KERNEL_6_1, GuestKernel
 from qmpballoon.units import GIB, MIB, PAGE, round_up_to_page
 
@@ -114,7 +114,7 @@ class SimulatedGuest:
         self.wanted_balloon = 0
         self.polling_interval_s = 0
         self.last_update = 0
-        self.figures: Figures | None = None  # what the driver last reported
+        self.figures: GuestStats | None = None  # what the driver last reported
         self.oom_kills = 0  # since it was powered on first, resets included
         self._kills_before_boot = 0
         self._told_balloon = 0  # what the driver last wrote into the device; a reset does not clear it
@@ -422,7 +422,7 @@ class SimulatedGuest:
             available, caches = total, 0
         minor_faults = int((self._clock_s - self._powered_at_s) * _MINOR_FAULTS_PER_S)
         minor_faults += anonymous // PAGE
-        figures = Figures(total, available - caches, available, caches, 0, 0, 0, minor_faults, 0, 0)
+        figures = GuestStats(total, available - caches, available, caches, 0, 0, 0, minor_faults, 0, 0)
         if self.spec.kernel.counts_reclaim:  # it kills at once: nothing is scanned or reclaimed before
             figures = replace(
                 figures,

@@ -210,7 +210,7 @@ class _Playing:
         self._check_accounts(snapshot)
         self.last_tick_s = now_s
         self.state, decisions = self.policy.step(self.state, snapshot)
-        seen = {guest.vm: guest for guest in guests}
+        seen = {guest.id: guest for guest in guests}
         for name, decision in decisions.items():
             if name not in seen:
                 raise AccountsBroken(f"{self.policy.name} decided about {name!r}, which is not there")
@@ -218,21 +218,21 @@ class _Playing:
 
     def _do(self, guest: GuestSnapshot, decision: Decision, now_s: float) -> None:
         if isinstance(decision, Hold):
-            if self.record and self.last_why.get(guest.vm) != decision.why:
+            if self.record and self.last_why.get(guest.id) != decision.why:
                 self.steps.append(_step(guest, None, decision.why, now_s))
-            self.last_why[guest.vm] = decision.why
+            self.last_why[guest.id] = decision.why
             return
         if type(decision.target) is not int or not 0 < decision.target <= 2 * guest.size:
-            raise AccountsBroken(f"{self.policy.name} asked for {decision.target!r} bytes of {guest.vm}")
+            raise AccountsBroken(f"{self.policy.name} asked for {decision.target!r} bytes of {guest.id}")
         broken = self._against_rules(guest, decision, now_s)
         if broken is not None:
-            self.against_rules.append(f"{now_s:.1f} s: {guest.vm} {broken} ({decision.why})")
-        vm = self.by_name[guest.vm]
+            self.against_rules.append(f"{now_s:.1f} s: {guest.id} {broken} ({decision.why})")
+        vm = self.by_name[guest.id]
         if not vm.set_target(decision.target, now_s):
             return
         vm.tally.move(now_s, up=decision.target > (guest.target or guest.actual))
         self.steps.append(_step(guest, decision.target, decision.why, now_s))
-        self.last_why[guest.vm] = decision.why
+        self.last_why[guest.id] = decision.why
 
     def _against_rules(self, guest: GuestSnapshot, decision: SetTarget, now_s: float) -> str | None:
         target = decision.target
@@ -248,7 +248,7 @@ class _Playing:
         if age_s is None or age_s > guest.is_stale_after_s:
             return "was to shrink on stale figures"
         if isinstance(self.state, GuardState):
-            judgement = self.state.judgements.get(guest.vm)
+            judgement = self.state.judgements.get(guest.id)
             if (
                 judgement is not None
                 and judgement.health == "untrusted"
@@ -308,14 +308,14 @@ def starts(vms: list[TraceVm], budget: int) -> list[int]:
 
 
 def _step(guest: GuestSnapshot, target: int | None, why: str, now_s: float) -> Step:
-    reading = guest.reading
+    sample = guest.sample
     return Step(
         now_s,
-        guest.vm,
+        guest.id,
         guest.actual,
         target,
         why,
-        reading.held if reading else None,
-        reading.available if reading else None,
+        sample.held if sample else None,
+        sample.available if sample else None,
         guest.sample_age_s(now_s),
     )

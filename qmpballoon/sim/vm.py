@@ -230,7 +230,7 @@ class SimulatedVm:
     def _new_snapshot(self) -> GuestSnapshot:
         guest, vm = self.guest, self.vm
         return GuestSnapshot(
-            vm=self.name,
+            id=self.name,
             life="1",
             size=guest.size,
             actual=guest.actual,
@@ -242,7 +242,7 @@ class SimulatedVm:
             deflate_on_oom=vm.deflate_on_oom,
             booted_at_s=self.booted_at_s,
             fresh_since_s=self.fresh_since_s,
-            reading=self.reading,
+            sample=self.reading,
             stats_interval_s=vm.stats_interval_s,
             grace_s=self.grace_s,
             rss=self.rss,

@@ -76,9 +76,9 @@ def decided(host: Snapshot) -> Decisions:
 
 def moved(host: Snapshot) -> dict[str, tuple[GuestSnapshot, SetTarget]]:
     return {
-        guest.vm: (guest, decision)
+        guest.id: (guest, decision)
         for guest in host.guests
-        if isinstance(decision := decided(host)[guest.vm], SetTarget)
+        if isinstance(decision := decided(host)[guest.id], SetTarget)
     }
 
 
@@ -86,11 +86,11 @@ def moved(host: Snapshot) -> dict[str, tuple[GuestSnapshot, SetTarget]]:
 @given(hosts())
 def test_every_guest_gets_a_decision_and_every_target_is_a_size_it_can_have(host: Snapshot) -> None:
     decisions = decided(host)
-    assert decisions.keys() == {guest.vm for guest in host.guests}
+    assert decisions.keys() == {guest.id for guest in host.guests}
     for guest, decision in moved(host).values():
         assert 0 < decision.target <= guest.size
         floors_fit = sum(one.floor for one in host.guests) <= host.budget
-        least = guest.floor if floors_fit or guest.reading is None else guest.reading.held or 0
+        least = guest.floor if floors_fit or guest.sample is None else guest.sample.held or 0
         assert decision.target >= least or decision.target >= guest.actual
 
 
@@ -105,8 +105,8 @@ def test_nobody_who_must_be_left_alone_is_shrunk(host: Snapshot) -> None:
             assert not guest.migrating
             assert guest.run_state == "running"
             assert guest.fresh_since_s == 5.0
-            assert guest.reading is not None
-            assert guest.reading.seen_at_s == 99.9
+            assert guest.sample is not None
+            assert guest.sample.seen_at_s == 99.9
 
 
 @settings(max_examples=80)
@@ -145,7 +145,7 @@ def test_nobody_is_entitled_to_more_than_its_want_while_another_lacks_its_floor(
         needs = None if past is None else estimate(past, guest, host.now_s, EstimateRules())
         seen.append(replace(guest, estimate=needs))
         if needs is not None and guest.driver_up:
-            known[guest.vm] = fairshare._Known(seen[-1], needs)
+            known[guest.id] = fairshare._Known(seen[-1], needs)
     gets = fairshare.entitlements(known, replace(host, guests=tuple(seen)), 0)
     lacking = [vm for vm, entry in known.items() if gets[vm] < entry.guest.floor - len(known)]
     above = [
@@ -230,7 +230,7 @@ def test_no_tick_promises_more_than_is_there_while_nobody_is_in_emergency(trace:
         wishes = {vm: wish.target for vm, wish in decisions.items() if isinstance(wish, SetTarget)}
         before = sum(guest.charge for guest in snapshot.guests if guest.driver_up)
         after = sum(
-            wishes.get(guest.vm, max(guest.actual, guest.target or 0))
+            wishes.get(guest.id, max(guest.actual, guest.target or 0))
             for guest in snapshot.guests
             if guest.driver_up
         )
@@ -263,7 +263,7 @@ def test_no_guest_is_asked_below_its_floor_where_the_budget_can_keep_all_floors(
     guard = Guard(FairShare())
     decisions = guard.step(guard.start(), host)[1]
     for guest in host.guests:
-        decision = decisions[guest.vm]
+        decision = decisions[guest.id]
         if isinstance(decision, SetTarget) and decision.target < min(
             guest.actual, guest.target or guest.actual
         ):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
-from qmpballoon.model.records import Figures
+from qmpballoon.model.records import STATISTICS
 from qmpballoon.procfs import parse_meminfo, parse_pressure, parse_process_stat
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
@@ -137,8 +137,8 @@ def test_any_answers_are_a_result_or_a_documented_error(
 @settings(max_examples=30)
 @given(st.dictionaries(st.sampled_from(list(balloon._STATISTICS.values())) | st.text(), JSON))
 def test_any_statistics_are_figures_that_json_keeps_exact(stats: Mapping[str, object]) -> None:
-    figures = balloon.parse_figures(stats)
-    for name in Figures.__slots__:
+    figures = balloon.parse_stats(stats)
+    for name in STATISTICS:
         value = getattr(figures, name)
         assert value is None or (type(value) is int and 0 <= value <= 2**53)
 

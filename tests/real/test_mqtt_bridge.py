@@ -24,7 +24,7 @@ from qmpballoon.lab.broker import HOST, LabBroker
 from qmpballoon.lab.require import find_program
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import VmRecord
+from qmpballoon.model.records import VmStatus
 from qmpballoon.mqtt import bridge as bridge_module
 from qmpballoon.mqtt import connection as connection_module
 from qmpballoon.mqtt.bridge import Bridge
@@ -461,7 +461,7 @@ async def test_a_socket_that_breaks_while_it_should_be_written_to_is_let_alone(m
 async def test_what_the_publisher_is_told_stands_at_the_broker(mosquitto: LabBroker) -> None:
     bridge = a_bridge(mosquitto)
     publisher = Publisher(bridge, Agent("edge-7", "edge-7", "0.1.0", "f00", 60.0), min_interval_s=0.05)
-    record = VmRecord(VmId("web1"), "web1", "/run/web1.qmp", "ok", size=512, actual=512)
+    record = VmStatus(VmId("web1"), "web1", "/run/web1.qmp", "ok", size=512, actual=512)
     publisher.vm_changed(record)
     async with running(bridge), listening(mosquitto.port) as listener:
         timer = asyncio.create_task(publisher.run(), name="publisher")
@@ -472,7 +472,7 @@ async def test_what_the_publisher_is_told_stands_at_the_broker(mosquitto: LabBro
                 publisher.vm_changed(dataclasses.replace(record, actual=actual))
             await listener.until(lambda one: one.topic.value == STATE and b'"actual":200' in one.payload)
             assert not any(b'"actual":300' in one.payload for one in listener.messages)
-            publisher.vm_gone(record.vm)
+            publisher.vm_gone(record.id)
             await listener.on(STATE, b"")
             await listener.on(bridge.topics.vms, b"[]")
         finally:

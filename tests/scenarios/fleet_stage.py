@@ -26,7 +26,7 @@ from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import AgentSettings, Configuration, DiscoverySettings, VmSettings
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Event, HostRecord, Life, VmRecord
+from qmpballoon.model.records import Event, HostStatus, Life, VmStatus
 from qmpballoon.protocol.payloads import Content
 from qmpballoon.protocol.requests import Request
 from qmpballoon.protocol.verbs import read_asked
@@ -82,11 +82,11 @@ class Stage:
             vm=settings,
             **tables,
         )
-        self.records: dict[str, VmRecord] = {}
+        self.records: dict[str, VmStatus] = {}
         self.healths: list[str] = []
         self.events: list[tuple[VmId | None, Event]] = []
         self.gone: list[str] = []
-        self.hosts: list[HostRecord] = []
+        self.hosts: list[HostStatus] = []
         self.later_s = 0.0  # how far the agent's clock is ahead
         self._stirred = asyncio.Event()
         self.store = Store(directory / "state", "edge-7")
@@ -115,8 +115,8 @@ class Stage:
         """The ids of all VMs."""
         return {vm.id for vm in self.registry}
 
-    def record(self, name: str) -> VmRecord:
-        return self.vm(name).record
+    def record(self, name: str) -> VmStatus:
+        return self.vm(name).status
 
     def reconfigure(self, configuration: Configuration) -> None:
         """Take over a re-read configuration, as the agent does."""
@@ -126,7 +126,7 @@ class Stage:
     def health(self, name: str) -> str | None:
         """The VM's health, None while there is no such VM."""
         vm = self.registry.get(VmId(name))
-        return None if vm is None else vm.record.health
+        return None if vm is None else vm.status.health
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait for a condition, looked at whenever something was said."""
@@ -137,7 +137,7 @@ class Stage:
                     async with asyncio.timeout(0.005):
                         await self._stirred.wait()
 
-    async def until_health(self, name: str, *words: str) -> VmRecord:
+    async def until_health(self, name: str, *words: str) -> VmStatus:
         await self.until(lambda: self.health(name) in words)
         return self.record(name)
 
@@ -155,10 +155,10 @@ class Stage:
 
     # ── a listener of the feed ───────────────────────────────────────────────────────────────────
 
-    def vm_changed(self, vm: VmRecord) -> None:
+    def vm_changed(self, vm: VmStatus) -> None:
         if not self.healths or self.healths[-1] != vm.health:
             self.healths.append(vm.health)
-        self.records[vm.vm] = vm
+        self.records[vm.id] = vm
         self._stirred.set()
 
     def vm_gone(self, vm: VmId) -> None:
@@ -169,7 +169,7 @@ class Stage:
         self.events.append((vm, event))
         self._stirred.set()
 
-    def host_changed(self, host: HostRecord) -> None:
+    def host_changed(self, host: HostStatus) -> None:
         self.hosts.append(host)
 
     def host_event(self, event: Event) -> None:

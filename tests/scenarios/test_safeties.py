@@ -121,7 +121,7 @@ def test_grace_a_guest_that_has_just_come_up_is_not_squeezed() -> None:
 
 def test_hands_off_a_guest_that_migrates_is_left_alone() -> None:
     def migrating(guest: GuestSnapshot, snapshot: Snapshot) -> GuestSnapshot:
-        return replace(guest, migrating=guest.vm == "idle")
+        return replace(guest, migrating=guest.id == "idle")
 
     trace = a_trace(
         a_vm("idle", (0, 100)), a_vm("hungry", (0, 300), (10, 300), (50, 700)), budget=1400, seconds=60
@@ -228,12 +228,12 @@ def test_late_ticks_what_was_seen_before_a_stop_takes_nothing() -> None:
 class Stopped:
     """The agent is stopped from 20 s to 32 s; what it knows after that is from before, for a while."""
 
-    readings: dict[str, Sample | None] = field(default_factory=dict)
+    samples: dict[str, Sample | None] = field(default_factory=dict)
     late: bool = True
 
     def __call__(self, snapshot: Snapshot) -> Snapshot:
         if snapshot.now_s < 20:
-            self.readings = {guest.vm: guest.reading for guest in snapshot.guests}
+            self.samples = {guest.id: guest.sample for guest in snapshot.guests}
             return snapshot
         if snapshot.now_s < 32:
             return replace(snapshot, guests=())
@@ -242,7 +242,7 @@ class Stopped:
             snapshot = replace(
                 snapshot,
                 guests=tuple(
-                    replace(guest, reading=self.readings[guest.vm]) if guest.vm == "grown" else guest
+                    replace(guest, sample=self.samples[guest.id]) if guest.id == "grown" else guest
                     for guest in snapshot.guests
                 ),
             )

@@ -152,7 +152,7 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
 
     async def until_health(word: str) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            while not any(vm.record.health == word for vm in registry):
+            while not any(vm.status.health == word for vm in registry):
                 await asyncio.sleep(0.001)
 
     async def live_and_die(number: int) -> None:

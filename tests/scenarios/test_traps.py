@@ -47,7 +47,7 @@ def targets_of(decisions: Decisions) -> dict[VmId, SetTarget]:
 
 
 def guests_of(snapshot: Snapshot) -> dict[VmId, GuestSnapshot]:
-    return {guest.vm: guest for guest in snapshot.guests}
+    return {guest.id: guest for guest in snapshot.guests}
 
 
 def test_a_starving_guest_that_is_released_to_its_ceiling_at_once_breaks_the_budget() -> None:
@@ -162,8 +162,8 @@ def test_what_is_held_by_the_actual_of_now_and_the_stats_of_then_makes_it_oscill
     true = estimate.observe
 
     def observe(past: Past | None, guest: GuestSnapshot, *rest: Any) -> Past | None:
-        reading = guest.reading and replace(guest.reading, actual=guest.actual)
-        return true(past, replace(guest, reading=reading), *rest)
+        sample = guest.sample and replace(guest.sample, actual=guest.actual)
+        return true(past, replace(guest, sample=sample), *rest)
 
     trace = in_turn(40, inflate=64)
     fewer_ticks = Host(tick_cost_s=0.02)  # else each sample is acted upon before the balloon moves on
@@ -204,13 +204,13 @@ class FloorsThenShares:
     def step(self, state: None, snapshot: Snapshot) -> tuple[None, Decisions]:
         rest = snapshot.budget - sum(guest.floor for guest in snapshot.guests)
         gets = water_fill(
-            {guest.vm: guest.ceiling - guest.floor for guest in snapshot.guests},
-            {guest.vm: guest.shares for guest in snapshot.guests},
+            {guest.id: guest.ceiling - guest.floor for guest in snapshot.guests},
+            {guest.id: guest.shares for guest in snapshot.guests},
             rest,
         )
         wishes: dict[VmId, Decision] = {}
         for guest in snapshot.guests:
-            wishes[guest.vm] = SetTarget(guest.floor + gets[guest.vm], "share")
+            wishes[guest.id] = SetTarget(guest.floor + gets[guest.id], "share")
         return None, wishes
 
 

@@ -46,7 +46,7 @@ async def test_a_sound_vm_is_ok_and_its_record_is_whole(
         assert record.answers
         assert record.balloon == 0
         assert record.sample is not None
-        assert record.sample.figures.available == qemu.guest.available
+        assert record.sample.stats.available == qemu.guest.available
         assert qemu.guest.polling_interval_s == QUICK.stats_interval_s
         assert "health" in stage.events_of("web_1")
 

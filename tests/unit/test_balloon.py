@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,14 +13,14 @@ import pytest
 from scripted_peer import PATIENCE_S, Line, peer, session_with
 
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
-from qmpballoon.model.records import Figures
+from qmpballoon.model.records import STATISTICS, GuestStats
 from qmpballoon.qmp.balloon import (
     BalloonDevice,
     Sampler,
     find_balloon,
     is_migrating,
     memory_size,
-    parse_figures,
+    parse_stats,
     query_actual,
     query_driver,
     query_run_state,
@@ -160,7 +159,7 @@ async def test_a_qemu_that_refuses_to_tell_of_the_driver_says_none(sockets_dir: 
     ],
 )
 def test_a_figure_is_a_believable_whole_number_or_none(value: object, expected: int | None) -> None:
-    assert parse_figures({"stat-available-memory": value}).available == expected
+    assert parse_stats({"stat-available-memory": value}).available == expected
 
 
 def test_every_figure_has_its_place() -> None:
@@ -182,12 +181,12 @@ def test_every_figure_has_its_place() -> None:
         "stat-async-reclaims": "async_reclaims",
         "stat-direct-reclaims": "direct_reclaims",
     }
-    assert sorted(names.values()) == sorted(field.name for field in dataclasses.fields(Figures))
-    figures = parse_figures({key: number for number, key in enumerate(names)} | {"stat-of-tomorrow": 1})
+    assert sorted(names.values()) == sorted(STATISTICS)
+    figures = parse_stats({key: number for number, key in enumerate(names)} | {"stat-of-tomorrow": 1})
     assert {name: getattr(figures, name) for name in names.values()} == {
         name: number for number, name in enumerate(names.values())
     }
-    assert parse_figures({}) == Figures()
+    assert parse_stats({}) == GuestStats()
 
 
 @pytest.mark.parametrize(
@@ -275,13 +274,13 @@ async def test_a_sample_is_new_when_its_figures_or_its_second_changed(sockets_di
         device.report(1000, 6)
         await sampler.poll()
         assert sampler.sample is not None
-        assert sampler.sample.figures.available == 6
+        assert sampler.sample.stats.available == 6
         now_s = 12.5
         await sampler.poll()
-        assert sampler.sample.stats(now_s).age_s == 2.5
+        assert sampler.sample.aged(now_s).age_s == 2.5
         device.report(1001, 6)
         await sampler.poll()
-        assert sampler.sample.stats(now_s).age_s == 0.0
+        assert sampler.sample.aged(now_s).age_s == 0.0
 
 
 async def test_the_clock_of_the_guests_host_is_never_subtracted(sockets_dir: Path) -> None:
@@ -308,7 +307,7 @@ async def test_after_a_reset_old_figures_count_no_more(sockets_dir: Path) -> Non
         device.report(1010, 7)
         await sampler.poll()
         assert sampler.sample is not None
-        assert sampler.sample.figures.available == 7
+        assert sampler.sample.stats.available == 7
 
 
 async def test_figures_that_came_before_a_reset_and_are_read_after_it_are_old(sockets_dir: Path) -> None:
@@ -325,7 +324,7 @@ async def test_figures_that_came_before_a_reset_and_are_read_after_it_are_old(so
         device.report(1010, 7)
         await sampler.poll()
         assert sampler.sample is not None
-        assert sampler.sample.figures.available == 7
+        assert sampler.sample.stats.available == 7
 
 
 async def test_figures_that_were_asked_for_before_a_reset_prove_nothing(sockets_dir: Path) -> None:
@@ -347,7 +346,7 @@ async def test_figures_that_were_asked_for_before_a_reset_prove_nothing(sockets_
         device.report(1010, 7)
         await sampler.poll()
         assert sampler.sample is not None
-        assert sampler.sample.figures.available == 7
+        assert sampler.sample.stats.available == 7
 
 
 async def test_an_interval_that_is_armed_already_is_armed_anew_to_be_asked_now(sockets_dir: Path) -> None:
@@ -372,7 +371,7 @@ async def test_fresh_figures_are_asked_for_again_when_none_came(sockets_dir: Pat
         await sampler.poll()
         assert await sampler.refresh(timeout_s=PATIENCE_S)
         assert sampler.sample is not None
-        assert sampler.sample.figures.available == 7
+        assert sampler.sample.stats.available == 7
         assert device.set_to[:5] == [2, 0, 2, 0, 2]
         assert device.interval_s == 2
 

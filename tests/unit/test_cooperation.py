@@ -27,9 +27,9 @@ class Watched:
         for _ in range(seconds):
             self.now_s += 1
             self.guest = replace(self.guest, **changes)  # type: ignore[arg-type]
-            if fresh and self.guest.reading is not None:
-                reading = replace(self.guest.reading, seen_at_s=self.now_s, actual=self.guest.actual)
-                self.guest = replace(self.guest, reading=reading)
+            if fresh and self.guest.sample is not None:
+                sample = replace(self.guest.sample, seen_at_s=self.now_s, actual=self.guest.actual)
+                self.guest = replace(self.guest, sample=sample)
             self.trouble, judgement = judge(
                 self.trouble, self.guest, self.now_s, stale_before_s=0.0, safeties=self.safeties
             )

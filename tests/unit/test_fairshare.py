@@ -27,9 +27,9 @@ def decided(host: Snapshot) -> dict[str, Decision]:
 
 
 def grown(guest: GuestSnapshot, held: int, seen_at_s: float) -> GuestSnapshot:
-    assert guest.reading is not None
-    figures = replace(guest.reading.figures, available=guest.actual - held * MIB)
-    return replace(guest, reading=Sample(figures, seen_at_s, guest.actual))
+    assert guest.sample is not None
+    figures = replace(guest.sample.stats, available=guest.actual - held * MIB)
+    return replace(guest, sample=Sample(figures, seen_at_s, guest.actual))
 
 
 def test_nothing_moves_while_everybody_is_at_ease() -> None:
@@ -121,8 +121,8 @@ def test_a_reading_whose_parts_do_not_belong_together_is_dropped() -> None:
     guest = a_guest(size=1024)
     past = observe(None, grown(guest, 600, 0.0), 0.0, RULES)
     moving = grown(guest, 100, 1.0)
-    assert moving.reading is not None
-    assert observe(past, replace(moving, reading=replace(moving.reading, actual=None)), 1.0, RULES) == past
+    assert moving.sample is not None
+    assert observe(past, replace(moving, sample=replace(moving.sample, actual=None)), 1.0, RULES) == past
 
 
 def test_shares_decide_who_gets_what_is_short() -> None:
@@ -163,15 +163,15 @@ def test_page_cache_comes_before_what_was_held_some_time_ago() -> None:
     guests = tuple(
         replace(guest, estimate=estimate(past, guest, host.now_s, RULES))
         for guest in host.guests
-        if (past := pasts[guest.vm]) is not None
+        if (past := pasts[guest.id]) is not None
     )
     assert guests[1].estimate is not None
     assert guests[1].estimate.want > 450 * MIB > guests[1].estimate.uses
     decisions = FairShare().step(None, replace(host, guests=guests))[1]
-    gives = decisions[app.vm]
+    gives = decisions[app.id]
     assert isinstance(gives, SetTarget)
     assert (gives.why, gives.target < 600 * MIB) == ("give", True)
-    grows = decisions[files.vm]
+    grows = decisions[files.id]
     assert isinstance(grows, SetTarget)
     assert (grows.why, grows.target > 600 * MIB) == ("cache", True)
 

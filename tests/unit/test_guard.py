@@ -40,8 +40,8 @@ def decided(host: Snapshot, policy: Any = None, **off: bool) -> dict[str, Decisi
 
 def at(guest: GuestSnapshot, now_s: float, **changes: Any) -> GuestSnapshot:
     """Return the guest a while later, with figures that are as fresh."""
-    reading = guest.reading and replace(guest.reading, seen_at_s=now_s - 0.1, actual=guest.actual)
-    return replace(guest, **{"reading": reading} | changes)
+    sample = guest.sample and replace(guest.sample, seen_at_s=now_s - 0.1, actual=guest.actual)
+    return replace(guest, **{"sample": sample} | changes)
 
 
 def followed(guests: list[GuestSnapshot], times_s: list[float], policy: Any, **host: Any) -> list[Decision]:
@@ -51,7 +51,7 @@ def followed(guests: list[GuestSnapshot], times_s: list[float], policy: Any, **h
     found = []
     for guest, now_s in zip(guests, times_s, strict=True):
         state, decisions = guard.step(state, a_host(guest, now_s=now_s, **host))
-        found.append(decisions[guest.vm])
+        found.append(decisions[guest.id])
     return found
 
 
@@ -166,8 +166,8 @@ def test_a_guest_with_nothing_left_to_give_gets_its_target_set_back_and_no_strik
     state, _ = guard.step(guard.start(), a_host(guest, now_s=0.0))
     state, decisions = guard.step(state, a_host(at(guest, 6.0), now_s=6.0))
     assert decisions == {"a": SetTarget(1024 * MIB, "nothing-left")}
-    assert state.cooperation[guest.vm].strikes == 0
-    assert state.judgements[guest.vm].health is None
+    assert state.cooperation[guest.id].strikes == 0
+    assert state.judgements[guest.id].health is None
 
 
 def test_a_guest_that_claims_plenty_and_gives_none_is_not_believed_for_a_minute() -> None:
@@ -219,10 +219,10 @@ def test_strikes_double_the_back_off_and_make_a_guest_uncooperative() -> None:
         now_s = tick * 0.5
         seen = at(replace(guest, target=target), now_s)
         state, decisions = guard.step(state, a_host(seen, now_s=now_s))
-        decision = decisions[guest.vm]
+        decision = decisions[guest.id]
         target = decision.target if isinstance(decision, SetTarget) else target
-        health.add(state.judgements[guest.vm].health)
-        strikes.add(state.cooperation[guest.vm].strikes)
+        health.add(state.judgements[guest.id].health)
+        strikes.add(state.cooperation[guest.id].strikes)
     assert health == {None, "stuck", "uncooperative"}
     assert max(strikes) in (3, 4, 5)
 
@@ -280,7 +280,7 @@ def test_floors_that_fit_are_kept_whatever_somebody_else_lacks() -> None:
     idle = [a_guest(f"idle{number}", actual=600, available=450, floor=600) for number in range(3)]
     hungry = a_guest("hungry", actual=600, available=10, floor=300)
     decisions = decided(a_host(*idle, hungry, budget=2400, overload="host"))
-    assert not any(isinstance(decisions[guest.vm], SetTarget) for guest in idle)
+    assert not any(isinstance(decisions[guest.id], SetTarget) for guest in idle)
 
 
 def test_what_a_stuck_guest_was_granted_and_does_not_take_is_withdrawn_for_others() -> None:
@@ -292,8 +292,8 @@ def test_what_a_stuck_guest_was_granted_and_does_not_take_is_withdrawn_for_other
     for now_s in range(100, 108):
         guests = (at(guest, now_s) for guest in (stuck, hungry))
         state, decisions = guard.step(state, a_host(*guests, budget=2012, now_s=now_s))
-        grown.append(isinstance(decisions[hungry.vm], SetTarget))
-        if isinstance(withdrawn := decisions[stuck.vm], SetTarget):
+        grown.append(isinstance(decisions[hungry.id], SetTarget))
+        if isinstance(withdrawn := decisions[stuck.id], SetTarget):
             assert withdrawn == SetTarget(512 * MIB, "stuck")
             stuck = replace(stuck, target=withdrawn.target)
     assert grown == [False] * 6 + [True] * 2
@@ -303,7 +303,7 @@ def test_a_stuck_guest_in_an_emergency_is_granted_a_probe_until_it_takes_somethi
     stuck = a_guest("stuck", size=2048, actual=512, target=700, available=40)
     guests = [at(stuck, now_s) for now_s in (100.0, 105.0)]
     guests.append(
-        at(replace(stuck, target=512 * MIB, reading=a_guest(actual=512, available=10).reading), 106.0)
+        at(replace(stuck, target=512 * MIB, sample=a_guest(actual=512, available=10).sample), 106.0)
     )
     guests.append(at(guests[-1], 106.5, target=524 * MIB))
     guests.append(at(guests[-1], 107.0, actual=520 * MIB))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qmpballoon.model.facts import BootFacts, Connection, Seen, VmFacts
 from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, health_of
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import HEALTH_WORDS, Figures, Sample
+from qmpballoon.model.records import HEALTH_WORDS, GuestStats, Sample
 
 NOW_S = 1000.0
 
@@ -47,7 +47,7 @@ def word_of(signs: Signs) -> str:
         driver_since_s=NOW_S - signs.since_driver_s,
         driver_reports=signs.driver_reports,
         ever_reported=signs.ever_reported,
-        sample=None if signs.sample_age_s is None else Sample(Figures(), NOW_S - signs.sample_age_s),
+        sample=None if signs.sample_age_s is None else Sample(GuestStats(), NOW_S - signs.sample_age_s),
     )
     fresh_s = None if signs.fresh_for_s is None else NOW_S - signs.fresh_for_s
     booted_at_s = NOW_S - max(signs.since_boot_s, signs.since_driver_s)  # no driver is up before its guest
@@ -137,14 +137,14 @@ def test_any_signs_mean_a_word_of_the_contract(signs: Signs) -> None:
 
 
 def test_within_the_grace_time_a_sample_that_is_not_noted_yet_makes_no_vm_ok() -> None:
-    seen = Seen(driver=True, driver_up=True, sample=Sample(Figures(), NOW_S))
+    seen = Seen(driver=True, driver_up=True, sample=Sample(GuestStats(), NOW_S))
     facts = VmFacts(id=VmId("a"), seen=seen, boot=BootFacts(NOW_S - 5, None, needs_grace=True))
     assert health_of(facts, NOW_S) == "starting"
 
 
 @pytest.mark.parametrize("judged", ["untrusted", "uncooperative", "stuck"])
 def test_what_the_guard_judges_is_said_of_a_vm_that_is_well_otherwise(judged: str) -> None:
-    seen = Seen(driver=True, driver_up=True, sample=Sample(Figures(), NOW_S))
+    seen = Seen(driver=True, driver_up=True, sample=Sample(GuestStats(), NOW_S))
     facts = VmFacts(id=VmId("a"), seen=seen, judged=judged)
     assert health_of(facts, NOW_S) == judged
     assert health_of(replace(facts, connection="busy"), NOW_S) == "busy"

@@ -9,13 +9,13 @@ import pytest
 from policy_makers import a_guest, a_host
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Figures, Limits, Sample, VmRecord
+from qmpballoon.model.records import GuestStats, Limits, Sample, VmStatus
 from qmpballoon.policy.host_level import level_of, needs, reclaimable
 from qmpballoon.units import GIB, MIB
 
 
-def a_record(*, available: int = 600, **more: object) -> VmRecord:
-    record = VmRecord(
+def a_record(*, available: int = 600, **more: object) -> VmStatus:
+    record = VmStatus(
         VmId("a"),
         "a",
         "/run/a.qmp",
@@ -23,7 +23,7 @@ def a_record(*, available: int = 600, **more: object) -> VmRecord:
         size=GIB,
         actual=GIB,
         limits=Limits(256 * MIB, GIB, 1000),
-        sample=Sample(Figures(available=available * MIB), 1.0, actual=GIB),
+        sample=Sample(GuestStats(available=available * MIB), 1.0, actual=GIB),
         driver_up=True,
     )
     return replace(record, **more)  # type: ignore[arg-type]
@@ -52,13 +52,13 @@ def test_an_idle_guest_could_give_down_to_its_floor_or_what_it_holds_with_a_marg
     [
         a_record(health="stale"),
         a_record(sample=None),
-        a_record(sample=Sample(Figures(available=600 * MIB), 1.0)),  # actual of that moment is not known
+        a_record(sample=Sample(GuestStats(available=600 * MIB), 1.0)),  # actual of that moment is not known
         a_record(actual=None),
         a_record(available=10),
         a_record(limits=Limits(None, None, 1000)),
     ],
 )
-def test_nothing_is_promised_of_a_guest_that_cannot_or_may_not_give(record: VmRecord) -> None:
+def test_nothing_is_promised_of_a_guest_that_cannot_or_may_not_give(record: VmStatus) -> None:
     assert reclaimable(record) == 0
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Figures, HostRecord, Life, Limits, Sample, VmRecord
+from qmpballoon.model.records import GuestStats, HostStatus, Life, Limits, Sample, VmStatus
 from qmpballoon.mqtt.dead_band import due_at_s, host_changed, leaves_dead_band, vm_changed
 from qmpballoon.units import GIB, MIB
 
-FIGURES = Figures(total=200 * MIB, free=60 * MIB, available=70 * MIB, caches=2 * MIB, minor_faults=5)
-RECORD = VmRecord(
+FIGURES = GuestStats(total=200 * MIB, free=60 * MIB, available=70 * MIB, caches=2 * MIB, minor_faults=5)
+RECORD = VmStatus(
     VmId("web1"),
     "web1",
     "/run/web1.qmp",
@@ -23,10 +23,10 @@ RECORD = VmRecord(
     sample=Sample(FIGURES, 1.0),
     rss=190 * MIB,
 )
-HOST = HostRecord("ok", "fairshare", "auto", 10, 2, 3, 7, 100, 50, 0.5, 0.1, 2, 1, (), 4, 5)
+HOST = HostStatus("ok", "fairshare", "auto", 10, 2, 3, 7, 100, 50, 0.5, 0.1, 2, 1, (), 4, 5)
 
 
-def figures(**changed: int | None) -> VmRecord:
+def figures(**changed: Any) -> VmStatus:
     return dataclasses.replace(RECORD, sample=Sample(dataclasses.replace(FIGURES, **changed), 3.0))
 
 

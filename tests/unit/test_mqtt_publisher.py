@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Event, HostRecord, VmRecord, utc_now
+from qmpballoon.model.records import Event, HostStatus, VmStatus, utc_now
 from qmpballoon.mqtt.outbox import Make
 from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.mqtt.topics import Topics
@@ -15,8 +15,8 @@ from qmpballoon.protocol.objects import Agent
 
 TOPICS = Topics("qmpballoon", "edge-7")
 STATE = TOPICS.state("web1")
-RECORD = VmRecord(VmId("web1"), "web1", "/run/web1.qmp", "ok", size=256, actual=256)
-HOST = HostRecord("ok", "fairshare", "auto", 10, 2, 3, 7, 100, 50, 0.5, 0.1, 2, 1, (), 4, 5)
+RECORD = VmStatus(VmId("web1"), "web1", "/run/web1.qmp", "ok", size=256, actual=256)
+HOST = HostStatus("ok", "fairshare", "auto", 10, 2, 3, 7, 100, 50, 0.5, 0.1, 2, 1, (), 4, 5)
 
 
 class PretendedBridge:
@@ -134,13 +134,13 @@ async def test_a_vm_that_is_gone_is_cleared_and_leaves_the_list() -> None:
     room.publisher.vm_changed(RECORD)
     room.at(1.0)
     assert len(room.bridge.on(TOPICS.vms)[-1]) == 1
-    room.at(2.0).publisher.vm_gone(RECORD.vm)
+    room.at(2.0).publisher.vm_gone(RECORD.id)
     assert room.bridge.on(STATE)[-1] is None
     assert room.bridge.on(TOPICS.availability("web1"))[-1] is None
     assert room.bridge.on(TOPICS.vms)[-1] == []
     room.at(100.0)
     assert room.bridge.on(STATE)[-1] is None
-    room.publisher.vm_gone(RECORD.vm)
+    room.publisher.vm_gone(RECORD.id)
     room.publisher.vm_changed(RECORD)
     assert room.bridge.on(STATE)[-1]["actual"] == 256
 
@@ -155,7 +155,7 @@ async def test_availability_follows_the_monitor() -> None:
 async def test_events_and_samples_go_out_as_they_come() -> None:
     room = Room(samples=True)
     room.publisher.vm_changed(RECORD)
-    room.publisher.vm_event(RECORD.vm, Event("reset", utc_now()))
+    room.publisher.vm_event(RECORD.id, Event("reset", utc_now()))
     room.publisher.host_event(Event("level", utc_now(), {"from": "ok", "to": "soft"}))
     room.publisher.sampled()
     assert room.bridge.on(TOPICS.event("web1"))[0]["event"] == "reset"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Figures, Sample
+from qmpballoon.model.records import GuestStats, Sample
 from qmpballoon.policy.guard import Guard
 from qmpballoon.policy.ports import mom, proportional, proxmox, qubes
 from qmpballoon.policy.ports.fixed import Fixed
@@ -31,9 +31,9 @@ def a_guest(
     at_s: float = 0.0,
     driver_up: bool = True,
 ) -> GuestSnapshot:
-    figures = Figures(free=available, available=available, caches=0)
+    figures = GuestStats(free=available, available=available, caches=0)
     return GuestSnapshot(
-        vm=vm,
+        id=vm,
         life="1",
         size=size,
         actual=actual,
@@ -42,7 +42,7 @@ def a_guest(
         ceiling=size,
         shares=shares,
         driver_up=driver_up,
-        reading=None if available is None else Sample(figures, at_s, actual),
+        sample=None if available is None else Sample(figures, at_s, actual),
     )
 
 
@@ -346,7 +346,7 @@ def test_every_policy_bears_its_name_and_takes_an_empty_host(name: str) -> None:
 @pytest.mark.parametrize("name", SIMULATED)
 def test_every_policy_leaves_manual_guests_to_their_owner(name: str) -> None:
     guest = GuestSnapshot(
-        vm=A,
+        id=A,
         life="1",
         size=1024 * MIB,
         actual=900 * MIB,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Figures, Sample
+from qmpballoon.model.records import GuestStats, Sample
 from qmpballoon.policy.schedule import (
     LOOK_EVERY_S,
     MOVING_FOR_S,
@@ -23,7 +23,7 @@ from qmpballoon.units import MIB
 
 def a_guest(available: int = 300 * MIB, *, at_s: float = 100.0, actual: int = 512 * MIB) -> GuestSnapshot:
     return GuestSnapshot(
-        vm=VmId("a"),
+        id=VmId("a"),
         life="1",
         size=1024 * MIB,
         actual=actual,
@@ -31,7 +31,7 @@ def a_guest(available: int = 300 * MIB, *, at_s: float = 100.0, actual: int = 51
         floor=128 * MIB,
         ceiling=1024 * MIB,
         fresh_since_s=0.0,
-        reading=Sample(Figures(available=available), at_s, actual),
+        sample=Sample(GuestStats(available=available), at_s, actual),
     )
 
 
@@ -63,7 +63,7 @@ def test_a_moving_balloon_is_watched_and_one_that_does_not_follow_is_not() -> No
     asked = replace(a_guest(), target=400 * MIB)
     assert is_sampled_fast(asked, a_guest(at_s=99.8))
     assert is_sampled_fast(replace(asked, actual=500 * MIB), replace(asked, actual=510 * MIB))
-    assert not is_sampled_fast(asked, replace(asked, reading=a_guest(at_s=98.0).reading))
+    assert not is_sampled_fast(asked, replace(asked, sample=a_guest(at_s=98.0).sample))
     assert not is_sampled_fast(replace(asked, target=512 * MIB), a_guest(at_s=99.8))
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from qmpballoon.errors import RequestRefused
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Event, Figures, HostRecord, Life, Limits, Sample, VmRecord
+from qmpballoon.model.records import Event, GuestStats, HostStatus, Life, Limits, Sample, VmStatus
 from qmpballoon.protocol.objects import (
     Agent,
     event_object,
@@ -19,7 +19,7 @@ from qmpballoon.protocol.objects import (
 )
 
 TS = datetime(2026, 11, 23, 8, 31, 5, 123456, UTC)
-UNKNOWN = VmRecord(VmId("web1"), "web 1", "/run/qmpballoon/web1.qmp", "starting")
+UNKNOWN = VmStatus(VmId("web1"), "web 1", "/run/qmpballoon/web1.qmp", "starting")
 KNOWN = dataclasses.replace(
     UNKNOWN,
     health="ok",
@@ -30,7 +30,7 @@ KNOWN = dataclasses.replace(
     target=134217728,
     limits=Limits(67108864, 268435456, 1000, ("floor",)),
     why="shrink-idle",
-    sample=Sample(Figures(total=227966976, free=66379776), seen_at_s=100.0),
+    sample=Sample(GuestStats(total=227966976, free=66379776), seen_at_s=100.0),
     rss=193316000,
     pid=4711,
     qemu="7.2.22",
@@ -116,7 +116,7 @@ def test_an_offline_vm_shows_its_limits_but_nothing_that_only_its_qemu_could_say
 
 
 def test_the_list_of_vms_is_sorted() -> None:
-    other = dataclasses.replace(UNKNOWN, vm=VmId("db1"), socket="/run/db1.qmp")
+    other = dataclasses.replace(UNKNOWN, id=VmId("db1"), socket="/run/db1.qmp")
     assert vms_list([KNOWN, other]) == [
         {"vm": "db1", "name": "web 1", "socket": "db1.qmp", "health": "starting"},
         {"vm": "web1", "name": "web 1", "socket": "web1.qmp", "health": "ok"},
@@ -124,7 +124,7 @@ def test_the_list_of_vms_is_sorted() -> None:
 
 
 def test_the_host_object_has_the_keys_of_the_contract() -> None:
-    record = HostRecord(
+    record = HostStatus(
         "ok",
         "fairshare",
         "auto",

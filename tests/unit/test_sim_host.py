@@ -56,7 +56,7 @@ def once(at_s: float, target: int, name: str = "a") -> Steps:
         if asked or snapshot.now_s < at_s:
             return {}
         asked.append(snapshot.now_s)
-        return {guest.vm: SetTarget(target, "script") for guest in snapshot.guests if guest.vm == name}
+        return {guest.id: SetTarget(target, "script") for guest in snapshot.guests if guest.id == name}
 
     return decide
 
@@ -103,8 +103,8 @@ def test_calm_guests_are_sampled_at_their_interval_and_growing_ones_fast() -> No
     seen: dict[str, set[float]] = {"a": set(), "b": set()}
     for snapshot in policy.seen:
         for guest in snapshot.guests:
-            if guest.reading is not None and snapshot.now_s >= 15:
-                seen[guest.vm].add(guest.reading.seen_at_s)
+            if guest.sample is not None and snapshot.now_s >= 15:
+                seen[guest.id].add(guest.sample.seen_at_s)
     assert len(seen["a"]) in (7, 8, 9)
     assert len(seen["b"]) in range(70, 78)
 
@@ -134,7 +134,7 @@ def test_a_reset_makes_a_guest_new() -> None:
     policy = Scripted(once(2.0, 300 * MIB))
     play(a_trace(a_vm((0, 50, 0), resets_at_s=(10.0,))), policy, host=Host(calm_tick_s=0.5))
     during = next(snapshot for snapshot in policy.seen if snapshot.now_s > 10.1).guests[0]
-    assert (during.driver_up, during.reading, during.booted_at_s) == (False, None, 10.0)
+    assert (during.driver_up, during.sample, during.booted_at_s) == (False, None, 10.0)
     assert (during.target, during.charge) == (300 * MIB, 512 * MIB)
     after = policy.seen[-1].guests[0]
     assert after.fresh_since_s is not None
@@ -181,9 +181,9 @@ def test_frozen_figures_grow_old() -> None:
 def test_liars_claim_what_is_not_so(behaviour: Behaviour, available: int) -> None:
     policy = Scripted()
     play(a_trace(a_vm((0, 50, 0), behaviour=behaviour)), policy)
-    reading = policy.seen[-1].guests[0].reading
-    assert reading is not None
-    assert reading.available == pytest.approx(available * MIB, abs=MIB)
+    sample = policy.seen[-1].guests[0].sample
+    assert sample is not None
+    assert sample.available == pytest.approx(available * MIB, abs=MIB)
 
 
 def against_rules(trace: Trace, decide: Steps) -> list[str]:

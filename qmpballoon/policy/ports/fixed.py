@@ -32,21 +32,21 @@ class Fixed:
 
     def step(self, state: FixedState, snapshot: Snapshot) -> tuple[FixedState, Decisions]:
         """Ask for the split wherever it was not asked for yet."""
-        names = frozenset(guest.vm for guest in snapshot.guests)
+        names = frozenset(guest.id for guest in snapshot.guests)
         if names != state.names:
             state = FixedState(names, _static_split(snapshot))
         decisions: dict[VmId, Decision] = {}
         free = snapshot.budget - snapshot.charged
         for guest in sorted(snapshot.guests, key=lambda guest: _growth(guest, state)):
-            target = state.targets.get(guest.vm) if guest.driver_up else None
+            target = state.targets.get(guest.id) if guest.driver_up else None
             if target is None or target == guest.target or (guest.target is None and target == guest.actual):
                 continue
             growth = _growth(guest, state)
             if growth > max(0, free):
-                decisions[guest.vm] = Hold("waits-for-shrinks")
+                decisions[guest.id] = Hold("waits-for-shrinks")
                 continue
             free -= max(0, growth)
-            decisions[guest.vm] = SetTarget(target, "static-split")
+            decisions[guest.id] = SetTarget(target, "static-split")
         return state, decisions
 
 
@@ -55,8 +55,8 @@ def _static_split(snapshot: Snapshot) -> dict[VmId, int]:
     others = sum(guest.charge for guest in snapshot.guests if guest.mode != "auto")
     claims = [Claim(guest.floor, guest.ceiling, guest.shares) for guest in ours]
     parts = split(snapshot.budget - others, claims)
-    return {guest.vm: part for guest, part in zip(ours, parts, strict=True)}
+    return {guest.id: part for guest, part in zip(ours, parts, strict=True)}
 
 
 def _growth(guest: GuestSnapshot, state: FixedState) -> int:
-    return state.targets.get(guest.vm, guest.charge) - guest.charge
+    return state.targets.get(guest.id, guest.charge) - guest.charge

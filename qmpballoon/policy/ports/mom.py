@@ -69,7 +69,7 @@ class Mom:
         free = _mean(state.host_free)
         decisions = {}
         for guest in snapshot.guests:
-            history = state.guests.get(guest.vm, ())
+            history = state.guests.get(guest.id, ())
             if not history or guest.mode != "auto" or not guest.answers or not guest.driver_up:
                 continue
             used = _mean([sample.balloon for sample in history]) - _mean(
@@ -82,7 +82,7 @@ class Mom:
                 else grown(guest.actual, guest.floor, guest.ceiling, used)
             )
             if target is not None:
-                decisions[guest.vm] = SetTarget(target, "host-pressure" if shrinks else "no-host-pressure")
+                decisions[guest.id] = SetTarget(target, "host-pressure" if shrinks else "no-host-pressure")
         state = MomState(state.next_monitor_s, snapshot.now_s + POLICY_S, state.host_free, state.guests)
         return state, decisions
 
@@ -116,13 +116,13 @@ def _monitored(state: MomState, snapshot: Snapshot) -> MomState:
     for guest in snapshot.guests:
         sample = _sample(guest)
         if sample is not None:
-            guests[guest.vm] = (*state.guests.get(guest.vm, ()), sample)[-HISTORY:]
+            guests[guest.id] = (*state.guests.get(guest.id, ()), sample)[-HISTORY:]
     host_free = (*state.host_free, free)[-HISTORY:]
     return MomState(snapshot.now_s + MONITOR_S, state.next_policy_s, host_free, guests)
 
 
 def _sample(guest: GuestSnapshot) -> Sample | None:
-    unused = guest.reading.figures.free if guest.reading else None
+    unused = guest.sample.stats.free if guest.sample else None
     return None if unused is None or not guest.driver_up else Sample(guest.actual, unused)
 
 

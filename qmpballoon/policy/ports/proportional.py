@@ -84,11 +84,11 @@ class Proportional:
         now_s = snapshot.now_s
         if now_s < state.next_step_s:
             return state, {}
-        known = {guest.vm: _domain(guest) for guest in snapshot.guests if _can_balloon(guest)}
+        known = {guest.id: _domain(guest) for guest in snapshot.guests if _can_balloon(guest)}
         before = state.progress or {}
         progress = {vm: followed(before.get(vm), domain, now_s) for vm, domain in known.items()}
         active = {vm: domain for vm, domain in known.items() if not progress[vm].is_stuck}
-        held = sum(known[guest.vm].actual if guest.vm in known else guest.charge for guest in snapshot.guests)
+        held = sum(known[guest.id].actual if guest.id in known else guest.charge for guest in snapshot.guests)
         free = snapshot.budget - snapshot.held_back - held
         wanted = one_phase(active, proportional_targets(list(active.values()), free - KEPT_FREE))
         changes = {vm: target for vm, target in wanted.items() if target != known[vm].target}

@@ -68,7 +68,7 @@ class Proxmox:
         """Compute the targets of one cycle, if it is due."""
         if snapshot.now_s < state.next_cycle_s:
             return state, {}
-        members = {guest.vm: _member(guest) for guest in snapshot.guests if _takes_part(guest)}
+        members = {guest.id: _member(guest) for guest in snapshot.guests if _takes_part(guest)}
         goal = snapshot.budget - snapshot.held_back - snapshot.charged
         why = "host-below-target" if goal > 0 else "host-above-target"
         decisions = {vm: SetTarget(target, why) for vm, target in targets(members, goal).items()}
@@ -137,5 +137,5 @@ def _takes_part(guest: GuestSnapshot) -> bool:
 
 
 def _member(guest: GuestSnapshot) -> Member:
-    free = guest.reading.figures.free if guest.reading else None
+    free = guest.sample.stats.free if guest.sample else None
     return Member(guest.actual, guest.floor, guest.ceiling, free, guest.shares)

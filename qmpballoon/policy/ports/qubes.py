@@ -74,11 +74,11 @@ class Qubes:
 
     def step(self, state: QubesState, snapshot: Snapshot) -> tuple[QubesState, Decisions]:
         """Go on with a balance that waits for its donors, or begin one if figures came."""
-        guests = {guest.vm: guest for guest in snapshot.guests if _takes_part(guest)}
+        guests = {guest.id: guest for guest in snapshot.guests if _takes_part(guest)}
         decisions: dict[VmId, SetTarget] = {}
         if state.waiting:
             return _given_on(state, snapshot, guests, decisions), decisions
-        newest_s = max((guest.reading.seen_at_s for guest in guests.values() if guest.reading), default=0.0)
+        newest_s = max((guest.sample.seen_at_s for guest in guests.values() if guest.sample), default=0.0)
         if newest_s <= state.seen_at_s:
             return state, decisions
         forgiven = {vm for vm in state.no_progress if vm in guests and _is_forgiven(guests[vm])}
@@ -207,8 +207,8 @@ def _takes_part(guest: GuestSnapshot) -> bool:
 
 def _domain(guest: GuestSnapshot) -> Domain:
     """What is used leaves out page cache, as the guests of Qubes report it."""
-    reading, used = guest.reading, None
-    if reading is not None and reading.actual is not None:
-        free, caches = reading.figures.free, reading.figures.caches
-        used = reading.held if free is None or caches is None else max(0, reading.actual - free - caches)
+    sample, used = guest.sample, None
+    if sample is not None and sample.actual is not None:
+        free, caches = sample.stats.free, sample.stats.caches
+        used = sample.held if free is None or caches is None else max(0, sample.actual - free - caches)
     return Domain(used, guest.floor, guest.ceiling, guest.charge, guest.target)

@@ -190,7 +190,9 @@ def _played(jobs: Sequence[_Job]) -> list[Run]:
                 done[futures[future]] = future.result()
                 progress.show(f"{len(done)} of {len(jobs)} runs")
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # After ^C it does not wait for runs that go on. When all are done it does: Python 3.11 may
+            # complain of a bad descriptor when it exits while the pool's thread ends.
+            pool.shutdown(wait=len(done) == len(jobs), cancel_futures=True)
             progress.show("")
     return [done[place] for place in range(len(jobs))]
 

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from qmpballoon.api import Event, Vm, VmState
+from qmpballoon.api import Vm
 from qmpballoon.cli.watch import _Watch
 from qmpballoon.errors import ConnectionLost
+from qmpballoon.model.records import Event, VmState
 
 
 class Losing:

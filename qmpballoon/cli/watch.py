@@ -90,10 +90,13 @@ class _Watch:
         lost: QmpBalloonError | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._events(vm), name=f"events of {self._path}")
                 group.create_task(self._figures(vm), name=f"figures of {self._path}")
+                await self._events(vm)
         except* (ConnectionLost, QmpError) as group_error:
             lost = _first(group_error)
+        # Where a loss and an interrupt meet, the group raises the loss alone (CPython 3.11).
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError
         if lost is not None:
             raise lost
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiomqtt
 import msgpack  # type: ignore[import-untyped]
 import pytest
 from mqtt_listener import WAIT_S, listening, property_of, running, settings_for
@@ -456,6 +457,22 @@ async def test_a_socket_that_breaks_while_it_should_be_written_to_is_let_alone(m
         assert await bridge.wait_connected(WAIT_S)
         assert bridge.connection is not connection
     assert wrong == []
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_connection_that_is_lost_in_the_moment_of_a_stop_keeps_nobody_from_stopping(
+    mosquitto: LabBroker, turns: int
+) -> None:
+    bridge = a_bridge(mosquitto)
+    task = asyncio.create_task(bridge.run(), name="bridge")
+    assert await bridge.wait_connected(WAIT_S)
+    assert bridge.connection is not None
+    bridge.connection._ended.set_exception(aiomqtt.MqttError("broken"))
+    for _ in range(turns):  # every moment of the loss, one turn of the loop after the other
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task}, timeout=WAIT_S)
+    assert task.cancelled()
 
 
 async def test_what_the_publisher_is_told_stands_at_the_broker(mosquitto: LabBroker) -> None:

@@ -52,6 +52,24 @@ def test_a_good_file_is_ok_and_what_it_puts_in_force_is_shown(file: Path, capsys
     assert captured.err == ""
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_files_that_the_agent_could_not_read_here_are_all_named_and_are_no_error(
+    file: Path, capsys: Capture, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    junk = tmp_path / "junk.pem"
+    junk.write_text("no PEM")
+    lines = ["url = 'mqtts://b'", "username = 'u'", "password_file = '/no/password'"]
+    file.write_text("\n".join(["[mqtt]", *lines, "ca_file = '/no/ca'", f"cert_file = '{junk}'"]))
+    assert main(["check-config", str(file), *options]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "qmpballoon: mind: /no/password: mqtt.password_file: cannot be read: No such file or directory",
+        "qmpballoon: mind: /no/ca: mqtt.ca_file: cannot be read: No such file or directory",
+    ]
+    file.write_text("\n".join(["[mqtt]", lines[0], f"ca_file = '{junk}'"]))
+    assert main(["check-config", str(file), *options]) == 0
+    assert f"{junk}: mqtt.ca_file: cannot be used: no certificate" in capsys.readouterr().err
+
+
 def test_all_errors_of_a_file_are_told_with_line_and_key(file: Path, capsys: Capture) -> None:
     file.write_text(BAD)
     assert main(["check-config", str(file)]) == 2

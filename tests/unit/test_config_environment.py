@@ -66,3 +66,25 @@ def test_a_file_read_here_has_the_defaults_of_this_process(
     assert config.read_password(found.mqtt) == "sesame"
     assert config.defaults().agent == found.agent
     assert str(tmp_path) in config.default_text()
+
+
+def test_what_stands_in_the_files_for_mqtt_tells_whether_one_changed(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("sesame")
+    text = f"[mqtt]\nurl = 'mqtt://b'\nusername = 'u'\npassword_file = '{password}'"
+    mqtt = config.parse(text, surroundings=surroundings({})).mqtt
+    before = config.read_mqtt_files(mqtt)
+    assert "sesame" not in repr(before)
+    password.write_text("sesame\n")
+    assert config.read_mqtt_files(mqtt) == before
+    password.write_text("thyme")
+    assert config.read_mqtt_files(mqtt) != before
+
+
+def test_files_for_tls_do_not_count_without_it() -> None:
+    mqtt = config.override(
+        config.parse("[mqtt]\nurl = 'mqtts://b'\nca_file = '/no/ca'", surroundings=surroundings({})),
+        broker="mqtt://b",
+    ).mqtt
+    assert config.read_mqtt_files(mqtt) == config.MqttFiles()
+    assert list(config.unusable_files(mqtt)) == []

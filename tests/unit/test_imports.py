@@ -118,6 +118,13 @@ def test_a_module_imports_only_what_is_below_it(module: str) -> None:
         assert group_of(below) not in NEVER_OF_OURS.get(group, set()), f"{module} imports {below}"
 
 
+def test_only_the_composition_root_of_the_agent_knows_mqtt() -> None:
+    agent = [module for module in MODULES if group_of(module) == "agent"]
+    assert [
+        module for module in agent if any(group_of(name) == "mqtt" for name in imported_modules(module))
+    ] == ["qmpballoon.agent.app"]
+
+
 def test_the_package_imports_neither_mqtt_nor_uvloop_and_logs_nothing() -> None:
     program = (
         "import sys, qmpballoon;"

@@ -231,7 +231,7 @@ class Agent:
             response_topics=mqtt.response_topics,
         )
 
-    # ── re-sample the configuration ─────────────────────────────────────────────────────────────
+    # ── re-reading the configuration ─────────────────────────────────────────────────────────────
 
     def _reload_for_signal(self) -> None:
         systemd.reloading()

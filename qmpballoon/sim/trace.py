@@ -261,7 +261,8 @@ class _Reading(Reading):
 
     def trace(self, document: object, stem: str) -> Trace | None:
         top = self.object(document, (), _TRACE, needed=("duration_s", "host", "vms"))
-        host = self.object(top["host"], ("host",), _HOST, needed=("budget",)) if "host" in top else {}
+        given = document if isinstance(document, dict) else {}  # a null is no value in ``top``
+        host = self.object(given["host"], ("host",), _HOST, needed=("budget",)) if "host" in given else {}
         entries = enumerate(top.get("vms", ()))
         vms = [vm for place, entry in entries if (vm := self.vm(entry, ("vms", place)))]
         names = Counter(vm.name for vm in vms)

@@ -88,6 +88,7 @@ def test_what_may_be_left_out_has_a_default() -> None:
         (a_document(duration_s="10"), "duration_s: must be a number"),
         (a_document(host={"budget": 1.5}), "host.budget: must be a whole number"),
         (a_document(host=[]), "host: must be an object with mem_total, budget"),
+        (a_document(host=None), "host: must be an object with mem_total, budget"),
         (a_document(vms=[]), "vms: must be a list of 1 to 10000 VMs"),
         (a_document(vms=[a_vm(), a_vm()]), "vms: the name 'a' is given to more than one VM"),
         (a_document(vms=[a_vm(name="")]), "vms[0].name: must be text"),

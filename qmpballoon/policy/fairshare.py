@@ -110,9 +110,9 @@ class _Known:
         From a guest that was asked a moment ago that would be crumbs: others may have more, or it has soon.
         """
         least = MIB if over else self.least_gift // 2 if hurry else self.least_gift
-        if now_s - self.guest.asked_at_s < GIVES_AGAIN_S:
+        if now_s - self.guest.guard.asked_at_s < GIVES_AGAIN_S:
             least = self.least_gift
-        limit = self.guest.gives_at_most  # a probe is worth a command, however large the guest
+        limit = self.guest.guard.gives_at_most  # a probe is worth a command, however large the guest
         return least if limit is None else max(MIB, min(least, limit))
 
     def may_give(self, *, over: bool) -> int:
@@ -122,7 +122,7 @@ class _Known:
         """
         keeps = clear_of_emergency(self.guest, CLEAR if over else EMERGENCY_EASES_AT)
         gives = max(0, int(0.9 * (self.lowest - self.estimate.held - keeps)))
-        limit = self.guest.gives_at_most
+        limit = self.guest.guard.gives_at_most
         return gives if limit is None else min(gives, limit)
 
     def worth_a_command(self, *, over: bool) -> int:
@@ -185,7 +185,7 @@ def moves(
         headroom, intended = entry.guest.highest - entry.estimate.held, target - entry.estimate.held
         below_floor = entry.guest.highest < entry.guest.floor
         pressed = entry.estimate.emergency or below_floor or 2 * headroom < intended
-        rested = snapshot.now_s - entry.guest.asked_at_s >= CALM_S
+        rested = snapshot.now_s - entry.guest.guard.asked_at_s >= CALM_S
         caching = entry.estimate.caching and more > 2 * entry.dead_band and rested
         if not (pressed or caching):
             continue
@@ -236,7 +236,7 @@ def gifts(
         for vm, size in surplus.items()
         if size >= max(known[vm].worth_giving(snapshot.now_s, over=over, hurry=hurry), known[vm].over_ceiling)
     }
-    rested = all(snapshot.now_s - known[vm].guest.asked_at_s >= CALM_S for vm in surplus)
+    rested = all(snapshot.now_s - known[vm].guest.guard.asked_at_s >= CALM_S for vm in surplus)
     if not surplus or not (hurry or rested):
         return {}
     there = sum(surplus.values())

@@ -20,6 +20,7 @@ from qmpballoon.policy.sharing import Claim, split
 from qmpballoon.policy.snapshot import (
     Decision,
     Decisions,
+    GuardView,
     GuestSnapshot,
     Hold,
     Policy,
@@ -228,9 +229,11 @@ def _as_judged(
         guest,
         mode=guest.mode if _is_for_the_policy(guest, judgement) else "manual",
         sample=None if judgement.proportional else guest.sample,
-        asked_at_s=asked_at_s,
-        estimate=estimate(past, guest, now_s, rules) if past is not None and guest.driver_up else None,
-        gives_at_most=PROBE if judgement.probe else None if judgement.may_shrink else 0,
+        guard=GuardView(
+            estimate=estimate(past, guest, now_s, rules) if past is not None and guest.driver_up else None,
+            asked_at_s=asked_at_s,
+            gives_at_most=PROBE if judgement.probe else None if judgement.may_shrink else 0,
+        ),
         charge_at_least=max(guest.charge_at_least, judgement.charge or 0),
     )
 

@@ -32,6 +32,15 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardView:
+    """What the guard adds to a guest before a policy sees it."""
+
+    estimate: Estimate | None = None
+    asked_at_s: float = float("-inf")  # when its target was last changed
+    gives_at_most: int | None = None  # bytes that may be taken from it now; None: no limit
+
+
+@dataclass(frozen=True, slots=True)
 class GuestSnapshot:
     """One VM at the moment of a tick; sizes in bytes."""
 
@@ -57,10 +66,13 @@ class GuestSnapshot:
     rss: int | None = None  # of its QEMU process, huge pages included
     rss_tells: bool = True  # False: much of its memory is swapped out, where RSS does not count it
     oom_kills: int | None = None  # since the guest's boot, where it reports them
-    asked_at_s: float = float("-inf")  # the guard's: when its target was last changed
-    estimate: Estimate | None = None  # the guard's; None where there is nothing to go by
-    gives_at_most: int | None = None  # the guard's word: what may be taken from it now; None: no limit
-    charge_at_least: int = 0  # the guard's word: what it holds in truth, as far as the host can see
+    charge_at_least: int = 0  # what it holds, as far as the host can see
+    guard: GuardView = GuardView()  # what the guard adds
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """What it has and needs, as the guard estimates; None where there is nothing to go by."""
+        return self.guard.estimate
 
     def sample_age_s(self, now_s: float) -> float | None:
         """Return the age of the newest figures; None if there are none."""

@@ -14,7 +14,7 @@ from qmpballoon.policy.fairshare import FairShare
 from qmpballoon.policy.guard import Guard, GuardState
 from qmpballoon.policy.reasons import WORDS
 from qmpballoon.policy.sharing import water_fill
-from qmpballoon.policy.snapshot import Decisions, GuestSnapshot, SetTarget, Snapshot
+from qmpballoon.policy.snapshot import Decisions, GuardView, GuestSnapshot, SetTarget, Snapshot
 from qmpballoon.sim.guest import Behaviour
 from qmpballoon.sim.host import Host, Run, play
 from qmpballoon.sim.trace import Demand, Trace, TraceVm
@@ -143,7 +143,7 @@ def test_nobody_is_entitled_to_more_than_its_want_while_another_lacks_its_floor(
     for guest in host.guests:
         past = observe(None, guest, host.now_s, EstimateRules())
         needs = None if past is None else estimate(past, guest, host.now_s, EstimateRules())
-        seen.append(replace(guest, estimate=needs))
+        seen.append(replace(guest, guard=GuardView(estimate=needs)))
         if needs is not None and guest.driver_up:
             known[guest.id] = fairshare._Known(seen[-1], needs)
     gets = fairshare.entitlements(known, replace(host, guests=tuple(seen)), 0)

@@ -151,3 +151,27 @@ async def test_a_sleep_of_the_host_makes_every_sample_stale(
         asleep_s = 3600.0
         with stage.vm("a").watched():
             await stage.until_health("a", "stale")
+
+
+async def test_the_first_decision_after_observe_is_entered_again_is_told(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest has more than the budget, so that each tick would shrink it."""
+    await qemus.start("a", guest=GuestSpec(size=512 * MIB))
+    host = HostSettings(budget=parse_amount("300MiB"), reserve=parse_amount("1MiB"))
+    observe = PolicySettings(mode="observe")
+    async with staged(sockets_dir, monkeypatch, governed=True, policy=observe, host=host) as stage:
+
+        def told() -> int:
+            return stage.events_of("a").count("decision")
+
+        await stage.until(lambda: told() == 1)
+        ticks = len(stage.hosts)
+        await stage.until(lambda: len(stage.hosts) > ticks + 3)
+        assert told() == 1  # the same decision again is no news
+        stage.governor.choose(None, "manual")
+        await stage.until(lambda: stage.record("a").mode == "manual")
+        ticks = len(stage.hosts)
+        await stage.until(lambda: len(stage.hosts) > ticks + 1)
+        stage.governor.choose(None, "observe")
+        await stage.until(lambda: told() == 2)

@@ -10,7 +10,7 @@ from policy_makers import a_guest, a_host
 
 from qmpballoon.model.names import VmId
 from qmpballoon.policy.allocation import LOAN, paid_for
-from qmpballoon.policy.snapshot import Decision, Estimate, Hold, SetTarget, Snapshot
+from qmpballoon.policy.snapshot import Decision, Estimate, GuardView, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB
 
 
@@ -129,7 +129,11 @@ def test_a_loan_is_no_larger_than_what_ends_the_emergency() -> None:
         caches=0,
         caching=False,
     )
-    host = a_host(replace(a_guest("a", actual=512), estimate=known), a_guest("b", actual=512), budget=1024)
+    host = a_host(
+        replace(a_guest("a", actual=512), guard=GuardView(estimate=known)),
+        a_guest("b", actual=512),
+        budget=1024,
+    )
     decisions, lent = paid(host, a=to(1000, urgent=True))
     decision = decisions["a"]
     assert isinstance(decision, SetTarget)

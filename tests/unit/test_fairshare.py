@@ -10,7 +10,7 @@ from policy_makers import a_guest, a_host
 from qmpballoon.model.records import Sample
 from qmpballoon.policy.estimate import EstimateRules, estimate, observe
 from qmpballoon.policy.fairshare import FairShare
-from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, SetTarget, Snapshot
+from qmpballoon.policy.snapshot import Decision, GuardView, GuestSnapshot, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB
 
 RULES = EstimateRules()
@@ -21,7 +21,7 @@ def decided(host: Snapshot) -> dict[str, Decision]:
     for guest in host.guests:
         past = observe(None, guest, host.now_s, RULES)
         seen = None if past is None else estimate(past, guest, host.now_s, RULES)
-        guests.append(replace(guest, estimate=seen))
+        guests.append(replace(guest, guard=GuardView(estimate=seen)))
     decisions = FairShare().step(None, replace(host, guests=tuple(guests)))[1]
     return {str(vm): decision for vm, decision in decisions.items()}
 
@@ -161,7 +161,7 @@ def test_page_cache_comes_before_what_was_held_some_time_ago() -> None:
     host = a_host(files, app, budget=1200)
     pasts = {"files": observe(None, files, host.now_s, RULES), "app": remembers}
     guests = tuple(
-        replace(guest, estimate=estimate(past, guest, host.now_s, RULES))
+        replace(guest, guard=GuardView(estimate=estimate(past, guest, host.now_s, RULES)))
         for guest in host.guests
         if (past := pasts[guest.id]) is not None
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agent_process import PATIENCE_S, StartAgent
+from agent_process import PATIENCE_S, StartAgent, until
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.process import Program
@@ -110,10 +111,13 @@ async def test_an_agent_out_of_descriptors_lives_says_so_and_recovers(
     await agent.until_logged("descriptors-exhausted")
     manager.forget()
     await manager.until("WATCHDOG=1")
-    await broker.restart()
-    await agent.until_logged("broker-lost")
+    open_files = f"/proc/{agent.program.pid}/fd"
+    await until(lambda: len(os.listdir(open_files)) == 40, what="no descriptor is left")
     agent.reload()
     await agent.until_logged("reload-refused")
+    await broker.restart()
+    await agent.until_logged("broker-lost")
+    manager.forget()
     await manager.until("WATCHDOG=1")
 
     many.signal(signal.SIGTERM)

@@ -113,10 +113,10 @@ class Machine:
 
 
 class LabGuest:
-    """One guest: its QEMU process, a monitor for the agent, one for the truth, and a line into the guest.
+    """One guest: its QEMU process, a monitor for the agent, a second one to check the agent by, and a line into the guest.
 
     In ``directory``, which must be short (a socket's path has at most 107 bytes): ``NAME.qmp`` is the
-    monitor for the agent, ``NAME.truth`` ours, ``NAME.serial`` the line into the guest, ``NAME.console`` the
+    monitor for the agent, ``NAME.second_monitor`` ours, ``NAME.serial`` the line into the guest, ``NAME.console`` the
     log of its kernel and ``NAME.log`` QEMU's own words. Use it as an async context manager, or ``start``
     and ``close`` it.
 
@@ -139,10 +139,10 @@ class LabGuest:
         self.socket = directory / f"{name}.qmp"
         self.console = directory / f"{name}.console"
         self._log = directory / f"{name}.log"
-        self._truth_socket = directory / f"{name}.truth"
+        self._truth_socket = directory / f"{name}.second_monitor"
         self._serial_socket = directory / f"{name}.serial"
         self._program: Program | None = None
-        self._truth: SecondMonitor | None = None
+        self._second_monitor: SecondMonitor | None = None
         self._serial: SerialPort | None = None
 
     # ---- life ----
@@ -156,13 +156,16 @@ class LabGuest:
         """
         try:
             self._program = Program([QEMU, *self._arguments()], log=self._log)
-            self._truth = SecondMonitor(self._truth_socket)
+            self._second_monitor = SecondMonitor(self._truth_socket)
             await self._until_listening()
             if self.machine.image is not None:
                 self._serial = await SerialPort.open(self._serial_socket)
             if self.snapshot is not None:
                 await eventually(
-                    self._truth.status, "running".__eq__, timeout_s=_START_S, what=f"{self.name} resumes"
+                    self._second_monitor.status,
+                    "running".__eq__,
+                    timeout_s=_START_S,
+                    what=f"{self.name} resumes",
                 )
         except BaseException:
             await self.close()
@@ -185,7 +188,7 @@ class LabGuest:
             if self.program.exit_status is not None:
                 raise LabError(self.program.complaint("did not start"))
             try:
-                await self.truth.connect()
+                await self.second_monitor.connect()
             except (FileNotFoundError, ConnectionError):  # not yet, or QEMU gave up just now
                 return False
             return True
@@ -203,12 +206,12 @@ class LabGuest:
         await self._let_go()
 
     async def _let_go(self) -> None:
-        serial, truth = self._serial, self._truth
-        self._program = self._serial = self._truth = None
+        serial, monitor = self._serial, self._second_monitor
+        self._program = self._serial = self._second_monitor = None
         if serial is not None:
             serial.close()
-        if truth is not None:
-            await truth.close()
+        if monitor is not None:
+            await monitor.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -243,15 +246,15 @@ class LabGuest:
         return self.machine.memory
 
     @property
-    def truth(self) -> SecondMonitor:
+    def second_monitor(self) -> SecondMonitor:
         """The second monitor.
 
         Raises:
             LabError: not started.
         """
-        if self._truth is None:
+        if self._second_monitor is None:
             raise LabError(f"{self.name} is not started")
-        return self._truth
+        return self._second_monitor
 
     def stop(self) -> None:
         """Stop the process as a hung host would: SIGSTOP."""

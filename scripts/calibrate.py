@@ -90,7 +90,7 @@ class Real:
         """Return its figures now; ``actual`` is of a moment later, and not theirs while the balloon moves."""
         memory, looked = await self.guest.guest_memory(), await self.guest.look()
         return Look(
-            await self.guest.second_monitor.actual(),
+            await self.guest.monitor.actual(),
             memory.total,
             looked.available,
             looked.held,
@@ -107,7 +107,7 @@ class Real:
 
     async def set_target(self, target: int) -> None:
         """Ask for an ``actual`` in bytes."""
-        await self.guest.second_monitor.set_target(target)
+        await self.guest.monitor.set_target(target)
 
     async def grow(self, mib: int, mib_per_s: int) -> None:
         """Let the workload grow to a size, from now on."""
@@ -121,7 +121,7 @@ class Real:
     async def reset_until_driver(self) -> float:
         """Reset it by QEMU; return the seconds until it takes commands, its driver just loaded."""
         begun_s, boots = time.monotonic(), self.guest.boots
-        await self.guest.second_monitor.execute("system_reset")
+        await self.guest.monitor.execute("system_reset")
         await self.guest.booted(boots=max(1, boots) + 1)
         return time.monotonic() - begun_s
 

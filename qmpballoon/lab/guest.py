@@ -113,10 +113,10 @@ class Machine:
 
 
 class LabGuest:
-    """One guest: its QEMU process, a monitor for the agent, a second one to check the agent by, and a line into the guest.
+    """One guest: its QEMU process, a monitor for the agent, a second one for tests, and a line into the guest.
 
     In ``directory``, which must be short (a socket's path has at most 107 bytes): ``NAME.qmp`` is the
-    monitor for the agent, ``NAME.second_monitor`` ours, ``NAME.serial`` the line into the guest, ``NAME.console`` the
+    monitor for the agent, ``NAME.monitor`` ours, ``NAME.serial`` the line into the guest, ``NAME.console`` the
     log of its kernel and ``NAME.log`` QEMU's own words. Use it as an async context manager, or ``start``
     and ``close`` it.
 
@@ -139,10 +139,10 @@ class LabGuest:
         self.socket = directory / f"{name}.qmp"
         self.console = directory / f"{name}.console"
         self._log = directory / f"{name}.log"
-        self._truth_socket = directory / f"{name}.second_monitor"
+        self._monitor_socket = directory / f"{name}.monitor"
         self._serial_socket = directory / f"{name}.serial"
         self._program: Program | None = None
-        self._second_monitor: SecondMonitor | None = None
+        self._monitor: SecondMonitor | None = None
         self._serial: SerialPort | None = None
 
     # ---- life ----
@@ -156,13 +156,13 @@ class LabGuest:
         """
         try:
             self._program = Program([QEMU, *self._arguments()], log=self._log)
-            self._second_monitor = SecondMonitor(self._truth_socket)
+            self._monitor = SecondMonitor(self._monitor_socket)
             await self._until_listening()
             if self.machine.image is not None:
                 self._serial = await SerialPort.open(self._serial_socket)
             if self.snapshot is not None:
                 await eventually(
-                    self._second_monitor.status,
+                    self._monitor.status,
                     "running".__eq__,
                     timeout_s=_START_S,
                     what=f"{self.name} resumes",
@@ -174,7 +174,7 @@ class LabGuest:
     def _arguments(self) -> list[str]:
         arguments = [] if self.qemu_name is None else ["-name", self.qemu_name.replace(",", ",,")]
         arguments += ["-qmp", f"unix:{self.socket},server=on,wait=off"]
-        arguments += ["-qmp", f"unix:{self._truth_socket},server=on,wait=off"]
+        arguments += ["-qmp", f"unix:{self._monitor_socket},server=on,wait=off"]
         if self.machine.image is not None:
             arguments += ["-serial", f"file:{self.console}"]
             arguments += ["-chardev", f"socket,id=commands,path={self._serial_socket},server=on,wait=off"]
@@ -188,7 +188,7 @@ class LabGuest:
             if self.program.exit_status is not None:
                 raise LabError(self.program.complaint("did not start"))
             try:
-                await self.second_monitor.connect()
+                await self.monitor.connect()
             except (FileNotFoundError, ConnectionError):  # not yet, or QEMU gave up just now
                 return False
             return True
@@ -201,13 +201,13 @@ class LabGuest:
         """End QEMU, whatever state it is in, and remove its sockets; may be called again."""
         if self._program is not None:
             self._program.destroy()  # first, and without an await: this much happens also when cancelled
-        for socket in (self.socket, self._truth_socket, self._serial_socket):
+        for socket in (self.socket, self._monitor_socket, self._serial_socket):
             socket.unlink(missing_ok=True)
         await self._let_go()
 
     async def _let_go(self) -> None:
-        serial, monitor = self._serial, self._second_monitor
-        self._program = self._serial = self._second_monitor = None
+        serial, monitor = self._serial, self._monitor
+        self._program = self._serial = self._monitor = None
         if serial is not None:
             serial.close()
         if monitor is not None:
@@ -246,15 +246,15 @@ class LabGuest:
         return self.machine.memory
 
     @property
-    def second_monitor(self) -> SecondMonitor:
+    def monitor(self) -> SecondMonitor:
         """The second monitor.
 
         Raises:
             LabError: not started.
         """
-        if self._second_monitor is None:
+        if self._monitor is None:
             raise LabError(f"{self.name} is not started")
-        return self._second_monitor
+        return self._monitor
 
     def stop(self) -> None:
         """Stop the process as a hung host would: SIGSTOP."""

@@ -1,4 +1,4 @@
-"""The ground truth about a guest: a second monitor of its QEMU, read with nothing of the agent's code."""
+"""A second monitor of a guest's QEMU, read with nothing of the agent's code: what tests compare the agent with."""
 
 from __future__ import annotations
 

@@ -51,12 +51,10 @@ async def _save(machine: Machine, saved: Path) -> None:
         unfinished = Path(work) / "state"
         async with LabGuest(Path(sockets), machine, name="snapshot") as guest:
             await guest.booted()
-            await guest.second_monitor.execute("migrate-set-parameters", {"max-bandwidth": 10 * 2**30})
-            await guest.second_monitor.execute(
-                "migrate", {"uri": f"exec:cat > {shlex.quote(str(unfinished))}"}
-            )
+            await guest.monitor.execute("migrate-set-parameters", {"max-bandwidth": 10 * 2**30})
+            await guest.monitor.execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(unfinished))}"})
             await eventually(
-                lambda: guest.second_monitor.execute("query-migrate"),
+                lambda: guest.monitor.execute("query-migrate"),
                 _is_over,
                 timeout_s=_SAVE_S,
                 what="the guest's state is saved",

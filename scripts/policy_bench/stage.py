@@ -99,7 +99,7 @@ async def _ruled(
     """Let the policy rule: the agent as its users run it, or the same size for all."""
     if policy == STATIC:
         for guest in guests:
-            await guest.second_monitor.set_target(recording.budget // len(guests))
+            await guest.monitor.set_target(recording.budget // len(guests))
         yield
         return
     broker = await room.broker()
@@ -143,7 +143,7 @@ async def _settle(guests: list[LabGuest], recording: Recording) -> None:
     """Wait until the guests are within the budget; a policy that does not get there starts as it is."""
 
     async def total() -> int:
-        return sum([await guest.second_monitor.actual() for guest in guests])
+        return sum([await guest.monitor.actual() for guest in guests])
 
     begun_s = time.monotonic()
     with contextlib.suppress(LabError):
@@ -200,7 +200,7 @@ class Actor:
         if self._boots != guest.boots and not self._rebooting:
             self._recording.crashes += 1
             self._began_anew()
-        actual, rss, wanted = await guest.second_monitor.actual(), rss_of(guest.pid) or 0, self._wanted()
+        actual, rss, wanted = await guest.monitor.actual(), rss_of(guest.pid) or 0, self._wanted()
         if self._rebooting:
             size = self._recording.size
             return Sight(self.now_s, actual, size, 0, wanted, rss, self.target, used=0, booting=True)
@@ -212,7 +212,7 @@ class Actor:
             self._recording.kills_at += [(self.now_s, self.script.name)] * (look.kills - self._kills)
             self._idle_until_s, self._step = self.now_s + RESTARTS_AFTER_S, None
         self._kills = look.kills
-        before, actual = actual, await guest.second_monitor.actual()
+        before, actual = actual, await guest.monitor.actual()
         used = max(0, actual - look.available) if is_steady(before, actual) else None
         return Sight(self.now_s, actual, look.available, look.held, wanted, rss, self.target, used)
 

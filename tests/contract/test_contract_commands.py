@@ -80,10 +80,10 @@ async def test_a_qemu_with_linux_in_it_lives_through_everything_that_is_sent(
         guest = await lab.guest("linux", driver=driver)
         assert (await guest.guest_memory()).driver == driver
         if stopped:
-            await guest.second_monitor.execute("stop")
+            await guest.monitor.execute("stop")
         assert await said_to_all(guest.socket, run_state="paused" if stopped else "running") == {}
         if driver and not stopped:
-            await guest.second_monitor.until_actual(
+            await guest.monitor.until_actual(
                 lambda actual: actual < guest.memory, timeout_s=PATIENCE_S, what="its balloon moves"
             )
         assert guest.program.exit_status is None
@@ -135,7 +135,7 @@ async def test_the_program_sends_nothing_else_and_the_unstable_only_where_it_was
         assert "query-balloon" in said
         assert set(said) <= set(SENT)
         assert (DRIVER_STATUS in said) == (DRIVER_STATUS in SENT)
-        assert await guest.second_monitor.status() == "running"
+        assert await guest.monitor.status() == "running"
         assert guest.program.exit_status is None
 
 

@@ -284,7 +284,7 @@ class AgentWatch:
         result = await self.do(vm, "set-target", target=target, wait_s=MOVED_S)
         assert result["reached"], result
         assert abs(result["actual"] - target) <= MIB, result
-        await guest.second_monitor.until_actual(
+        await guest.monitor.until_actual(
             target.__eq__, timeout_s=PATIENCE_S, what=f"the balloon of {vm} moves"
         )
         await self.until_state(vm, lambda state: state["actual"] == target, what="its actual is told")

@@ -34,7 +34,7 @@ async def test_modes_last_as_long_as_they_were_asked_for(
     state = watch.state("other")
     assert (state["mode"], state["target"]) == ("manual", 120 * MIB)
     await watch.do("other", "set-mode", mode="observe")
-    assert await other.second_monitor.actual() == 120 * MIB
+    assert await other.monitor.actual() == 120 * MIB
     assert sorted(await watch.do(None, "list"), key=lambda row: str(row["vm"])) == [
         {"vm": vm, "name": vm, "health": "ok", "mode": mode, "size": one.memory, "actual": actual}
         for vm, mode, actual in (("one", "manual", one.memory), ("other", "observe", 120 * MIB))
@@ -56,7 +56,7 @@ async def test_a_host_that_observes_moves_nothing(
     await watch.do("one", "set-mode", mode="manual")
     got = await watch.do("one", "get")
     assert (got["mode"], got["target"], got["actual"]) == ("observe", None, guest.memory)
-    assert await guest.second_monitor.actual() == guest.memory
+    assert await guest.monitor.actual() == guest.memory
 
     agent.configure(policy={"mode": "manual"})
     agent.reload()
@@ -81,7 +81,7 @@ async def test_limits_set_over_mqtt_narrow_those_of_the_file(
         assert await watch.refused("one", "set-target", target=target) == "out-of-range"
     for limits in ({"floor": "63MiB"}, {"ceiling": "121MiB"}, {"floor": "112.5MiB"}, {"ceiling": "95MiB"}):
         assert await watch.refused("one", "set-limits", **limits) == "out-of-range"
-    assert await guest.second_monitor.actual() == guest.memory
+    assert await guest.monitor.actual() == guest.memory
 
     assert await watch.do("one", "set-limits", floor=None, shares=None) == {
         "floor": 64 * MIB,
@@ -117,7 +117,7 @@ async def test_a_new_configuration_is_taken_by_signal_and_request_and_a_bad_one_
     got = await watch.do("one", "get")
     assert got["floor"] > 64 * MIB
     assert await watch.refused("one", "set-target", target="64MiB") == "out-of-range"
-    assert await guest.second_monitor.actual() == guest.memory
+    assert await guest.monitor.actual() == guest.memory
 
     # the MQTT side starts anew with its table; sockets that are covered no more are no VMs
     mqtt = {"url": broker.url, "heartbeat_s": 1}

@@ -41,7 +41,7 @@ async def test_a_vm_is_called_as_configured_and_a_renamed_one_leaves_nothing_beh
     for topic in ("vm/web/state", "vm/web/availability"):  # what was on its way comes before it is cleared
         heard = watch.heard(topic, start)
         assert not any(heard[heard.index(b"") :]), heard
-    assert await mover.second_monitor.actual() == 112 * MIB
+    assert await mover.monitor.actual() == 112 * MIB
     assert watch.state("front")["overridden"] == []  # limits, mode and target belong to the name
     async with watching(broker) as late:
         await late.until_health("front", "ok")
@@ -85,7 +85,7 @@ async def test_two_sockets_of_one_qemu_are_one_vm(
         state = await watch.until_health("web", "ok")
         assert (state["life"], state["pid"], state["mode"]) == (life, guest.pid, "manual")
         await until(lambda: [row["vm"] for row in watch.last_json("vms")] == ["web"], what="it in the list")
-        assert await guest.second_monitor.actual() == 112 * MIB
+        assert await guest.monitor.actual() == 112 * MIB
 
 
 async def test_a_vm_that_is_gone_is_forgotten_in_time_and_leftovers_of_an_earlier_run_are_cleared(
@@ -114,4 +114,4 @@ async def test_a_vm_that_is_gone_is_forgotten_in_time_and_leftovers_of_an_earlie
         what="one",
     )
     await watch.until_health("stays", "ok")
-    assert await stays.second_monitor.actual() == stays.memory
+    assert await stays.monitor.actual() == stays.memory

@@ -96,7 +96,7 @@ async def test_every_bad_request_has_one_answer_and_moves_nothing(
     responses = [one for one in watch.listener.messages if "/response/" in one.topic.value]
     assert len(responses) == len(BAD_REQUESTS) + len(BAD_PAYLOADS) + 2 + 1
     assert not watch.events("web", "decision")
-    assert await guest.second_monitor.actual() == guest.memory
+    assert await guest.monitor.actual() == guest.memory
     state = watch.state("web")
     assert (state["target"], state["mode"], state["overridden"]) == (None, "manual", [])
 
@@ -116,9 +116,7 @@ async def test_one_transaction_has_one_effect_and_seventeen_are_too_many(
     await until(lambda: len(watch.answers(request["transaction"])) == 3, what="a late one is answered too")
     same = [answer["result"] for answer in watch.answers(request["transaction"])]
     assert same == [same[0]] * 3
-    await web.second_monitor.until_actual(
-        (112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes 16 MiB"
-    )
+    await web.monitor.until_actual((112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes 16 MiB")
     await watch.until_events("web", "decision")
     assert len(watch.events("web", "decision")) == 1
 
@@ -182,9 +180,7 @@ async def test_properties_of_mqtt_5_are_honoured(
     )
     answer = msgpack.unpackb((await watch.listener.on("replies/known-by-its-first-byte")).payload)
     assert answer["result"]["reached"] is True
-    await guest.second_monitor.until_actual(
-        (96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the last of 32 MiB"
-    )
+    await guest.monitor.until_actual((96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the last of 32 MiB")
 
 
 async def test_an_agent_speaks_mqtt_3_and_msgpack(
@@ -223,6 +219,4 @@ async def test_an_agent_speaks_mqtt_3_and_msgpack(
             packed = msgpack.packb({"transaction": 2, "target": "120MiB", "wait_s": 40})
             await client.publish(topic, packed, qos=1)
             assert (await answer_of(2))["result"]["reached"] is True
-    await guest.second_monitor.until_actual(
-        (120 * MIB).__eq__, timeout_s=PATIENCE_S, what="the last of 8 MiB"
-    )
+    await guest.monitor.until_actual((120 * MIB).__eq__, timeout_s=PATIENCE_S, what="the last of 8 MiB")

@@ -55,7 +55,7 @@ async def test_attached_vms_appear_as_their_qemus_have_them(
         "uuid": "12345678-1234-1234-1234-123456789abc",
         "run_state": "running",
         "size": one.memory,
-        "actual": await one.second_monitor.actual(),
+        "actual": await one.monitor.actual(),
         "balloon": 0,
         "target": None,
         "floor": one.memory // 4,
@@ -67,7 +67,7 @@ async def test_attached_vms_appear_as_their_qemus_have_them(
         "why": None,
         "pid": one.pid,
         "socket": "web1.qmp",
-        "qemu": await one.second_monitor.version(),
+        "qemu": await one.monitor.version(),
     }
     assert {key: state[key] for key in said} == said
     assert state["life"].startswith(f"{one.pid}-")
@@ -111,7 +111,7 @@ async def test_attached_vms_appear_as_their_qemus_have_them(
         what="a sample of all VMs",
     )
     assert not any(one.retain for one in watch.listener.messages if one.topic.value.endswith("/samples"))
-    assert await other.second_monitor.actual() == other.memory
+    assert await other.monitor.actual() == other.memory
 
 
 async def test_figures_follow_what_the_guest_does(
@@ -126,13 +126,13 @@ async def test_figures_follow_what_the_guest_does(
         lambda state: 18 * MIB <= before["guest"]["available"] - state["guest"]["available"] <= 24 * MIB,
         what="20 MiB less available",
     )
-    await guest.second_monitor.set_target(120 * MIB)
+    await guest.monitor.set_target(120 * MIB)
     state = await watch.until_state("web1", lambda state: state["actual"] == 120 * MIB, what="another's hand")
     assert state["target"] is None
     assert state["balloon"] == 8 * MIB
     await watch.until_events("web1", "balloon-change")
     got = await watch.do("web1", "get")
-    truth = await guest.second_monitor.stats()
+    truth = await guest.monitor.stats()
     assert abs(got["guest"]["available"] - truth["stat-available-memory"]) < MIB
 
 
@@ -171,7 +171,7 @@ async def test_kills_and_reclaim_are_told_where_qemu_and_the_guests_kernel_count
     with pytest.raises(LabError, match="killed"):
         await guest.command(f"hold {guest.memory // MIB}")
     assert (await guest.guest_memory()).oom_kills == 1
-    qemu = tuple(int(number) for number in (await guest.second_monitor.version()).split(".")[:2])
+    qemu = tuple(int(number) for number in (await guest.monitor.version()).split(".")[:2])
     counted = qemu >= (9, 2) and kernel_like(guest_image.release).counts_reclaim
     state = await eventually(
         lambda: watch.do("web", "get"),

@@ -45,7 +45,7 @@ async def test_a_killed_qemu_is_offline_and_its_next_life_gets_the_manual_target
     await asyncio.gather(web.restart(), free.restart())
     await watch.until_health("free", "ok", life=lives["free"])
     await watch.until_health("web", "ok", life=lives["web"])
-    await web.second_monitor.until_actual(
+    await web.monitor.until_actual(
         (112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the manual target is sent again"
     )
     state = await watch.until_state("web", lambda state: state["target"] == 112 * MIB, what="target")
@@ -56,7 +56,7 @@ async def test_a_killed_qemu_is_offline_and_its_next_life_gets_the_manual_target
     assert {one["target"] for one in early} == {None}
     got = await watch.do("free", "get")
     assert (got["target"], got["mode"]) == (None, "observe")
-    assert await free.second_monitor.actual() == free.memory
+    assert await free.monitor.actual() == free.memory
 
 
 async def test_a_killed_agent_comes_back_without_a_jump_of_any_balloon(
@@ -111,7 +111,7 @@ async def test_a_killed_agent_comes_back_without_a_jump_of_any_balloon(
 
 async def sample(seen: set[tuple[int, int]], *guests: LabGuest) -> None:
     while True:
-        one, two = [await guest.second_monitor.actual() for guest in guests]
+        one, two = [await guest.monitor.actual() for guest in guests]
         seen.add((one, two))
         await asyncio.sleep(0.01)
 
@@ -136,9 +136,9 @@ async def test_a_broker_that_is_away_stops_nothing_and_hears_the_truth_of_now_af
 
     await broker.kill()
     for size in (110, 120, 128, 112):
-        await guest.second_monitor.set_target(size * MIB)
-        await guest.second_monitor.until_actual((size * MIB).__eq__, timeout_s=PATIENCE_S, what="it moves")
-    await guest.second_monitor.execute("stop")
+        await guest.monitor.set_target(size * MIB)
+        await guest.monitor.until_actual((size * MIB).__eq__, timeout_s=PATIENCE_S, what="it moves")
+    await guest.monitor.execute("stop")
     other = await lab.guest("other")
     await agent.until_logged("vm=other")
     await broker.start()
@@ -147,7 +147,7 @@ async def test_a_broker_that_is_away_stops_nothing_and_hears_the_truth_of_now_af
         assert state["health"] == "paused"
         await watch.until_said("status", b"online")
         await watch.until_health("other", "ok")
-        assert watch.state("other")["actual"] == await other.second_monitor.actual()
+        assert watch.state("other")["actual"] == await other.monitor.actual()
         # What happened meanwhile is not told again; QEMU itself tells the last move up to a second later.
         told = {(event["event"], event["data"].get("actual")) for event in watch.events("web")}
         assert told <= {("balloon-change", 112 * MIB)}
@@ -168,7 +168,7 @@ async def test_an_agent_that_ends_says_offline_and_leaves_the_balloons(
     assert "another agent named 'edge-7' runs" in second.log.read_text()
     assert await agent.terminate() == 0
     start = await watch.until_gone()
-    assert await guest.second_monitor.actual() == 112 * MIB
+    assert await guest.monitor.actual() == 112 * MIB
 
     agent.start()
     await watch.until_said("status", b"online", start=start)
@@ -194,7 +194,7 @@ async def test_what_happened_to_vms_while_no_agent_ran_is_seen_by_the_next(
     assert (await watch.until_health("dead", "offline"))["mode"] == "manual"
     await watch.until_last("vm/dead/availability", b"offline")
     await watch.until_health("anew", "ok", life=life)
-    await anew.second_monitor.until_actual(
+    await anew.monitor.until_actual(
         (112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the manual target is sent again"
     )
     states = [json.loads(payload) for payload in watch.heard("vm/anew/state", start)]

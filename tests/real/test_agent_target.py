@@ -27,9 +27,7 @@ async def test_targets_move_balloons_and_each_answer_tells_what_happened(
     assert result["reached"] is True
     assert result["target"] == 112 * MIB
     assert abs(result["actual"] - 112 * MIB) <= MIB
-    await web.second_monitor.until_actual(
-        (112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes 16 MiB"
-    )
+    await web.monitor.until_actual((112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes 16 MiB")
     state = await watch.until_state("web", lambda state: state["actual"] == 112 * MIB, what="actual")
     assert (state["target"], state["mode"], state["why"]) == (112 * MIB, "manual", "manual")
     assert [event["data"]["to"] for event in watch.events("web", "decision")] == [112 * MIB]
@@ -38,13 +36,13 @@ async def test_targets_move_balloons_and_each_answer_tells_what_happened(
     result = await watch.do("oom", "set-target", target="75%")
     assert result["target"] == 96 * MIB
     assert isinstance(result["reached"], bool)
-    await oom.second_monitor.until_actual(
+    await oom.monitor.until_actual(
         (96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes a quarter"
     )
 
     # bare, on the topic of its own, answered there; upwards too
     await watch.send_raw("web", "target/set", "125829121")
-    await web.second_monitor.until_actual(
+    await web.monitor.until_actual(
         (120 * MIB + 4096).__eq__, timeout_s=PATIENCE_S, what="a page more than 120 MiB"
     )
     await until(
@@ -52,9 +50,7 @@ async def test_targets_move_balloons_and_each_answer_tells_what_happened(
         what="the answer, without a transaction",
     )
     await watch.send_raw("web", "request/set-target", "100%")
-    await web.second_monitor.until_actual(
-        web.memory.__eq__, timeout_s=PATIENCE_S, what="the balloon is empty"
-    )
+    await web.monitor.until_actual(web.memory.__eq__, timeout_s=PATIENCE_S, what="the balloon is empty")
 
     # the word auto gives the VM to the policy
     await watch.send_raw("web", "target/set", "auto")
@@ -65,7 +61,7 @@ async def test_targets_move_balloons_and_each_answer_tells_what_happened(
     # out of range is refused, never clamped
     for target in ("31MiB", "129MiB", "101%", 4096):
         assert await watch.refused("oom", "set-target", target=target) == "out-of-range"
-    assert await oom.second_monitor.actual() == 96 * MIB
+    assert await oom.monitor.actual() == 96 * MIB
     assert watch.state("oom")["target"] == 96 * MIB
     assert len(watch.events("oom", "decision")) == 1
 
@@ -80,7 +76,7 @@ async def test_a_target_that_cannot_be_reached_in_time_says_so_and_stays(
     )
     start_agent(broker)
     await watch.until_health("still", "ok")
-    await still.second_monitor.execute("stop")
+    await still.monitor.execute("stop")
     await watch.until_health("still", "paused")
     await watch.until_health("bare", "starting", "no-driver")
     await watch.until_health("none", "no-balloon")
@@ -97,16 +93,14 @@ async def test_a_target_that_cannot_be_reached_in_time_says_so_and_stays(
         ),
         what="the targets stay",
     )
-    assert [await guest.second_monitor.actual() for guest in (still, bare)] == [still.memory, bare.memory]
+    assert [await guest.monitor.actual() for guest in (still, bare)] == [still.memory, bare.memory]
 
-    await still.second_monitor.execute("cont")  # a wish that stays: it counts as soon as the guest can
+    await still.monitor.execute("cont")  # a wish that stays: it counts as soon as the guest can
     await bare.command("driver load")
-    await still.second_monitor.until_actual(
+    await still.monitor.until_actual(
         (100 * MIB).__eq__, timeout_s=PATIENCE_S, what="the guest that goes on obeys"
     )
-    await bare.second_monitor.until_actual(
-        (96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the new driver obeys"
-    )
+    await bare.monitor.until_actual((96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the new driver obeys")
     await watch.until_state("bare", lambda state: state["actual"] == 96 * MIB, what="actual")
 
 

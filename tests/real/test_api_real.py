@@ -18,10 +18,10 @@ from qmpballoon.units import MIB
 
 async def polling_interval_s(guest: LabGuest) -> object:
     arguments = {
-        "path": await guest.second_monitor.balloon_path(),
+        "path": await guest.monitor.balloon_path(),
         "property": "guest-stats-polling-interval",
     }
-    return await guest.second_monitor.execute("qom-get", arguments)
+    return await guest.monitor.execute("qom-get", arguments)
 
 
 async def test_a_balloon_is_set_and_read_in_three_lines(lab: Lab) -> None:
@@ -30,8 +30,8 @@ async def test_a_balloon_is_set_and_read_in_three_lines(lab: Lab) -> None:
         await vm.ready(timeout_s=PATIENCE_S)
         assert await vm.set_target("112MiB", wait_s=PATIENCE_S) == 112 * MIB
         state = await vm.state(fresh_s=PATIENCE_S)
-        assert abs(await guest.second_monitor.actual() - 112 * MIB) <= MIB
-        assert (vm.name, vm.pid, vm.qemu) == ("web", guest.pid, await guest.second_monitor.version())
+        assert abs(await guest.monitor.actual() - 112 * MIB) <= MIB
+        assert (vm.name, vm.pid, vm.qemu) == ("web", guest.pid, await guest.monitor.version())
         assert (state.size, state.target, state.run_state) == (guest.memory, 112 * MIB, "running")
         assert state.guest is not None
         assert state.guest.available is not None
@@ -43,18 +43,16 @@ async def test_a_balloon_is_set_and_read_in_three_lines(lab: Lab) -> None:
         with pytest.raises(qmpballoon.InvalidSize):
             await vm.set_target("112M")
     assert await polling_interval_s(guest) == 0
-    await guest.second_monitor.until_actual(
-        (112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the last of 16 MiB"
-    )
+    await guest.monitor.until_actual((112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the last of 16 MiB")
 
 
 async def test_the_polling_interval_is_left_as_it_was_found(lab: Lab) -> None:
     guest = await lab.guest("web")
     property_of = {
-        "path": await guest.second_monitor.balloon_path(),
+        "path": await guest.monitor.balloon_path(),
         "property": "guest-stats-polling-interval",
     }
-    await guest.second_monitor.execute("qom-set", {**property_of, "value": 7})
+    await guest.monitor.execute("qom-set", {**property_of, "value": 7})
 
     async def fail() -> None:
         async with qmpballoon.connect(guest.socket) as vm:
@@ -80,7 +78,7 @@ async def test_a_guest_without_a_driver_is_not_ready_and_reaches_nothing(lab: La
         await bare.command("driver load")
         state = await vm.wait_for(lambda state: state.actual == 64 * MIB, timeout_s=PATIENCE_S)
         assert state.balloon == 64 * MIB
-        assert await bare.second_monitor.actual() == 64 * MIB
+        assert await bare.monitor.actual() == 64 * MIB
     async with qmpballoon.connect(none.socket) as vm:
         with pytest.raises(qmpballoon.NoBalloon):
             await vm.state()
@@ -90,9 +88,9 @@ async def test_events_come_until_the_connection_is_lost(lab: Lab) -> None:
     guest = await lab.guest("web")
     async with contextlib.AsyncExitStack() as stack:
         vm = await stack.enter_async_context(qmpballoon.connect(guest.socket))
-        await guest.second_monitor.set_target(112 * MIB)  # another's hand; the event was not asked for yet
-        await guest.second_monitor.execute("stop")
-        await guest.second_monitor.execute("cont")
+        await guest.monitor.set_target(112 * MIB)  # another's hand; the event was not asked for yet
+        await guest.monitor.execute("stop")
+        await guest.monitor.execute("cont")
         async with asyncio.timeout(PATIENCE_S):
             seen = [event async for event in first_of(vm.events(), {"balloon-change", "stopped", "resumed"})]
         assert {"balloon-change", "stopped", "resumed"} <= {event.event for event in seen}

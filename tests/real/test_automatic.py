@@ -35,7 +35,7 @@ async def fleet(lab: Lab, names: Sequence[str] = NAMES) -> list[LabGuest]:
 
 
 async def total(guests: Sequence[LabGuest]) -> int:
-    return sum([await guest.second_monitor.actual() for guest in guests])
+    return sum([await guest.monitor.actual() for guest in guests])
 
 
 async def until_within(guests: Sequence[LabGuest], budget: int = BUDGET) -> None:
@@ -103,8 +103,8 @@ async def test_memory_goes_to_who_needs_it_and_comes_back_and_nothing_is_sent_at
     await grown(one)
     await assert_unhurt(watch, guests)
     await until_within(guests)
-    assert await one.second_monitor.actual() > BUDGET // len(guests)
-    assert min([await guest.second_monitor.actual() for guest in idle]) < BUDGET // len(guests)
+    assert await one.monitor.actual() > BUDGET // len(guests)
+    assert min([await guest.monitor.actual() for guest in idle]) < BUDGET // len(guests)
     reasons = {event["data"]["why"] for event in decisions(watch)}
     assert "give" in reasons
     assert reasons & {"emergency", "thin", "grow"}
@@ -134,7 +134,7 @@ async def test_a_guest_without_driver_is_left_alone_and_the_others_go_on(
     await until_within(guests, budget)
     await assert_unhurt(watch, guests)
     assert decisions(watch, "four") == []
-    assert await last.second_monitor.actual() == last.memory
+    assert await last.monitor.actual() == last.memory
 
     await last.command("driver load")  # and is one of them again
     await watch.until_health("four", "ok")
@@ -153,14 +153,14 @@ async def test_a_manual_vm_is_not_moved_except_up_in_an_emergency(
     await until_within(guests)
     await grown(others[0], 30)
     await assert_unhurt(watch, guests)
-    assert await own.second_monitor.actual() == 100 * MIB  # though it has more to give than anybody
+    assert await own.monitor.actual() == 100 * MIB  # though it has more to give than anybody
     assert [event["data"]["why"] for event in decisions(watch, "one")] == ["manual"]
 
     await grown(own, 45, 3)  # more than 100 MiB can bear
     await assert_unhurt(watch, guests)
     state = await watch.until_state("one", lambda state: state["why"] == "emergency", what="raised")
     assert (state["mode"], state["policy"]) == ("manual", "fairshare")
-    assert await own.second_monitor.actual() > 100 * MIB
+    assert await own.monitor.actual() > 100 * MIB
     await assert_unhurt(watch, guests)
     targets = [event["data"]["to"] for event in decisions(watch, "one")]
     assert targets == sorted(targets)  # never lowered
@@ -213,7 +213,7 @@ async def test_a_host_reclaims_releases_changes_its_policy_and_gives_back_when_i
     )
     share = budget // len(guests)
     for guest in guests:
-        await guest.second_monitor.until_actual(
+        await guest.monitor.until_actual(
             lambda actual: share - 8 * MIB <= actual <= share + MIB,  # less the pool for emergencies
             timeout_s=SOON_S,
             what="an equal share",
@@ -221,9 +221,7 @@ async def test_a_host_reclaims_releases_changes_its_policy_and_gives_back_when_i
 
     assert await agent.terminate() == 0
     for guest in guests:
-        await guest.second_monitor.until_actual(
-            guest.memory.__eq__, timeout_s=SOON_S, what="all is given back"
-        )
+        await guest.monitor.until_actual(guest.memory.__eq__, timeout_s=SOON_S, what="all is given back")
 
 
 async def test_a_guest_that_is_reset_boots_with_its_ceiling_and_is_squeezed_later(
@@ -234,14 +232,12 @@ async def test_a_guest_that_is_reset_boots_with_its_ceiling_and_is_squeezed_late
     await until_within(guests)
     await watch.until_all_ok(*NAMES)
     one, two, *_ = guests
-    await two.second_monitor.until_actual(
-        lambda actual: actual < 100 * MIB, timeout_s=SOON_S, what="it is squeezed"
-    )
+    await two.monitor.until_actual(lambda actual: actual < 100 * MIB, timeout_s=SOON_S, what="it is squeezed")
 
     async with asyncio.TaskGroup() as meanwhile:
-        await two.second_monitor.execute("system_reset")
+        await two.monitor.execute("system_reset")
         meanwhile.create_task(
-            two.second_monitor.until_actual(
+            two.monitor.until_actual(
                 lambda actual: actual > 120 * MIB, timeout_s=SOON_S, what="its ceiling, as its driver loads"
             )
         )
@@ -286,7 +282,7 @@ async def test_a_guest_whose_driver_was_away_is_one_of_them_again_at_once(
     await watch.until_all_ok(*NAMES)
     one = guests[0]
     await one.command("driver unload")
-    await one.second_monitor.until_actual(one.memory.__eq__, timeout_s=SOON_S, what="the balloon is gone")
+    await one.monitor.until_actual(one.memory.__eq__, timeout_s=SOON_S, what="the balloon is gone")
     await watch.until_health("one", "starting", "no-driver")
     await one.command("driver load")
     await watch.until_health("one", "ok")
@@ -303,7 +299,7 @@ async def test_memory_that_is_locked_on_the_host_is_no_gift(
     size = 256 * MIB
     locked = await lab.guest("locked", memory=size, fresh=True, arguments=("-overcommit", "mem-lock=on"))
     start_agent(broker, **automatic(160 * MIB))
-    await locked.second_monitor.until_actual(
+    await locked.monitor.until_actual(
         lambda actual: actual <= 160 * MIB, timeout_s=SOON_S, what="it gives, as it seems"
     )
     state = await watch.until_health("locked", "untrusted")  # its RSS had 15 s to follow
@@ -327,13 +323,11 @@ async def test_memory_that_is_plugged_stays_with_a_manual_guest(
     start_agent(broker)
     await watch.until_health("web", "ok")
     await watch.moved("web", guest, target)
-    await guest.second_monitor.execute(
-        "object-add", {"qom-type": "memory-backend-ram", "id": "m0", "size": more}
-    )
-    await guest.second_monitor.execute("device_add", {"driver": "pc-dimm", "id": "dimm0", "memdev": "m0"})
+    await guest.monitor.execute("object-add", {"qom-type": "memory-backend-ram", "id": "m0", "size": more})
+    await guest.monitor.execute("device_add", {"driver": "pc-dimm", "id": "dimm0", "memdev": "m0"})
     state = await watch.until_state("web", lambda state: state["size"] == size + more, what="it is seen")
     assert (state["mode"], state["target"]) == ("manual", target + more)
     await until_quiet(watch, "web")
     assert [event["data"]["to"] for event in decisions(watch, "web")] == [target]  # nothing was sent for it
-    assert await guest.second_monitor.actual() == target + more
+    assert await guest.monitor.actual() == target + more
     assert watch.state("web")["health"] == "ok"

@@ -88,13 +88,11 @@ async def test_set_moves_a_real_balloon_and_spares_the_guest(lab: Lab, capsys: C
     assert await command("set", str(guest.socket), "160MiB", "--wait", "--json") == 0
     (done,) = json.loads(capsys.readouterr().out)
     assert (done["reached"], is_reached(done["actual"], 160 * MIB, guest.memory)) == (True, True)
-    actual = await guest.second_monitor.until_actual(
-        (160 * MIB).__eq__, timeout_s=WAIT_S, what="the last of 32 MiB"
-    )
+    actual = await guest.monitor.until_actual((160 * MIB).__eq__, timeout_s=WAIT_S, what="the last of 32 MiB")
 
     assert await command("set", str(guest.socket), "64MiB", "--json") == 1
     (refused,) = json.loads(capsys.readouterr().out)
-    assert await guest.second_monitor.actual() == actual
+    assert await guest.monitor.actual() == actual
     least = refused["error"]["least"] + MIB  # what a guest holds moves by some pages all the time
     assert await command("set", str(guest.socket), str(least), "--wait") == 0
     memory = await guest.guest_memory()
@@ -103,12 +101,12 @@ async def test_set_moves_a_real_balloon_and_spares_the_guest(lab: Lab, capsys: C
 
 async def test_what_a_one_shot_verb_changed_is_put_back(lab: Lab) -> None:
     guest = await lab.guest("web")
-    before = await guest.second_monitor.actual()
+    before = await guest.monitor.actual()
     assert await command("status", str(guest.socket)) == 0
-    path = await guest.second_monitor.balloon_path()
+    path = await guest.monitor.balloon_path()
     interval = {"path": path, "property": "guest-stats-polling-interval"}
-    assert await guest.second_monitor.execute("qom-get", interval) == 0
-    assert await guest.second_monitor.actual() == before
+    assert await guest.monitor.execute("qom-get", interval) == 0
+    assert await guest.monitor.actual() == before
 
 
 async def test_watch_sees_a_killed_qemu_come_back_and_ends_with_ctrl_c(lab: Lab) -> None:
@@ -122,7 +120,7 @@ async def test_watch_sees_a_killed_qemu_come_back_and_ends_with_ctrl_c(lab: Lab)
                 seen.append(json.loads(await watch.stdout.readline())["event"])  # type: ignore[union-attr]
 
         await until("stats")
-        await qemu.second_monitor.execute("cont")
+        await qemu.monitor.execute("cont")
         await until("resumed")
         await qemu.kill()
         await until("offline")

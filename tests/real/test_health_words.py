@@ -29,10 +29,10 @@ async def test_a_vm_that_is_stopped_is_paused_and_well_again_when_it_goes_on(
     await watch.until_last("vm/none/availability", b"online")
     await watch.until_last("vm/web/availability", b"online")
 
-    await guest.second_monitor.execute("stop")
+    await guest.monitor.execute("stop")
     assert (await watch.until_health("web", "paused"))["run_state"] == "paused"
     assert watch.last("vm/web/availability") == b"online"
-    await guest.second_monitor.execute("cont")
+    await guest.monitor.execute("cont")
     assert (await watch.until_health("web", "ok"))["run_state"] == "running"
     await watch.until_events("web", "resumed")
     assert [event["event"] for event in watch.events("web") if event["event"] in ("stopped", "resumed")] == [
@@ -68,7 +68,7 @@ async def test_deflate_on_oom_gives_memory_back_and_the_agent_tells(
     squeezed = (guest.memory - memory.available) // MIB * MIB + 24 * MIB
     await watch.moved("oom", guest, squeezed)
     await guest.command("hold 40")
-    assert await guest.second_monitor.actual() > squeezed
+    assert await guest.monitor.actual() > squeezed
     state = await watch.until_state("oom", lambda state: state["actual"] > squeezed, what="memory taken back")
     assert state["mode"] == "manual"
     assert (await guest.guest_memory()).oom_kills == 0
@@ -81,10 +81,8 @@ async def test_figures_that_come_no_more_are_stale_until_new_ones_come(
     start_agent(broker, vm={"fast_interval_s": 0})
     await watch.until_health("web", "ok")
     start = watch.now
-    interval = {"path": await guest.second_monitor.balloon_path(), "property": "guest-stats-polling-interval"}
-    await guest.second_monitor.execute(
-        "qom-set", {**interval, "value": 0}
-    )  # another's hand: nobody asks it now
+    interval = {"path": await guest.monitor.balloon_path(), "property": "guest-stats-polling-interval"}
+    await guest.monitor.execute("qom-set", {**interval, "value": 0})  # another's hand: nobody asks it now
     stale = await until(  # for a second: then they are asked for again
         lambda: [state for state in watch.states("web", start) if state["health"] == "stale"], what="stale"
     )
@@ -100,13 +98,13 @@ async def test_a_vm_that_migrates_says_so_and_keeps_its_balloon(
     guest = await lab.guest("web")
     start_agent(broker)
     await watch.until_health("web", "ok")
-    await guest.second_monitor.execute("migrate-set-parameters", {"max-bandwidth": 65536})
-    await guest.second_monitor.execute("migrate", {"uri": f"exec:cat > {lab.directory}/moved"})
+    await guest.monitor.execute("migrate-set-parameters", {"max-bandwidth": 65536})
+    await guest.monitor.execute("migrate", {"uri": f"exec:cat > {lab.directory}/moved"})
     await watch.do("web", "get")
     await watch.until_health("web", "migrating")
     assert await watch.refused("web", "set-target", target="112MiB") == "not-allowed"
-    assert await guest.second_monitor.actual() == guest.memory
-    await guest.second_monitor.execute("migrate_cancel")
+    assert await guest.monitor.actual() == guest.memory
+    await guest.monitor.execute("migrate_cancel")
     await eventually(
         lambda: watch.do("web", "get"),
         lambda state: state["health"] == "ok",
@@ -123,16 +121,14 @@ async def test_a_guest_that_is_reset_starts_anew_and_one_event_tells(
     start_agent(broker)
     life = (await watch.until_health("web", "ok"))["life"]
     await watch.moved("web", guest, 112 * MIB)
-    await guest.second_monitor.execute("system_reset")
+    await guest.monitor.execute("system_reset")
     state = await watch.until_health("web", "starting")
     assert set(state["guest"].values()) == {None}
     await guest.booted(boots=1)
     state = await watch.until_health("web", "ok")
     assert state["life"] == life
     assert state["target"] == 112 * MIB  # QEMU keeps it over a reset
-    await guest.second_monitor.until_actual(
-        (112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the target counts again"
-    )
+    await guest.monitor.until_actual((112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the target counts again")
     assert len(watch.events("web", "reset")) == 1
     assert changes(watch, "web")[-2:] == [("ok", "starting"), ("starting", "ok")]
     assert watch.last("vm/web/availability") == b"online"
@@ -155,14 +151,14 @@ async def test_a_stopped_qemu_is_unresponsive_and_costs_nobody_else_anything(
     await watch.moved("one", others[0], 112 * MIB)
     for name, guest in zip(("one", "two"), others, strict=True):
         got = await watch.do(name, "get")
-        assert (got["health"], got["actual"]) == ("ok", await guest.second_monitor.actual())
+        assert (got["health"], got["actual"]) == ("ok", await guest.monitor.actual())
         assert changes(watch, name) == [("offline", "starting"), ("starting", "ok")]
     assert queued_on(hung) <= 1
 
     hung.cont()
     state = await watch.until_health("hung", "ok")
     assert state["life"].startswith(f"{hung.pid}-")
-    assert await hung.second_monitor.actual() == hung.memory
+    assert await hung.monitor.actual() == hung.memory
     assert watch.state("hung")["target"] is None
     # the agent holds the one monitor, and queues nobody behind itself
     await until(lambda: queued_on(hung) == 0, what="no connection waits")
@@ -185,7 +181,7 @@ async def test_a_monitor_that_another_holds_is_busy_until_he_leaves(
     assert queued_on(guest) == 1
     await holder.disconnect()
     state = await watch.until_health("web", "ok")
-    assert state["actual"] == await guest.second_monitor.actual() == guest.memory
+    assert state["actual"] == await guest.monitor.actual() == guest.memory
 
 
 def queued_on(guest: LabGuest) -> int:
@@ -211,9 +207,9 @@ async def test_a_socket_that_another_qemu_replaced_is_another_life(
     state = await watch.until_health("web", "ok", life=life)
     assert state["pid"] == other.pid
     assert (state["target"], state["actual"]) == (None, other.memory)
-    assert await other.second_monitor.actual() == other.memory
+    assert await other.monitor.actual() == other.memory
 
     async def alive() -> str:
-        return await first.second_monitor.status()
+        return await first.monitor.status()
 
     assert await eventually(alive, bool, timeout_s=PATIENCE_S, what="the first QEMU answers") == "running"

@@ -41,11 +41,9 @@ async def test_a_fresh_guest_boots_and_its_balloon_moves(lab: Lab) -> None:
     before = await guest.guest_memory()
     assert before.driver
     assert guest.boots == 1
-    assert await guest.second_monitor.actual() == guest.memory == 128 * MIB
-    await guest.second_monitor.set_target(96 * MIB)
-    await guest.second_monitor.until_actual(
-        (96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes 32 MiB"
-    )
+    assert await guest.monitor.actual() == guest.memory == 128 * MIB
+    await guest.monitor.set_target(96 * MIB)
+    await guest.monitor.until_actual((96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes 32 MiB")
     after = await guest.guest_memory()
     assert before.total - after.total == 32 * MIB  # deflate-on-oom is off: what the balloon took is gone
 
@@ -97,12 +95,10 @@ async def test_a_guest_that_holds_too_much_loses_its_workload_and_still_answers(
 
 async def test_with_deflate_on_oom_a_guest_takes_memory_back_from_the_balloon(lab: Lab) -> None:
     guest = await lab.guest(balloon=BalloonDevice(deflate_on_oom=True))
-    await guest.second_monitor.set_target(80 * MIB)
-    await guest.second_monitor.until_actual(
-        (80 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes 48 MiB"
-    )
+    await guest.monitor.set_target(80 * MIB)
+    await guest.monitor.until_actual((80 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes 48 MiB")
     await guest.command("hold 50")
-    assert await guest.second_monitor.actual() > 80 * MIB
+    assert await guest.monitor.actual() > 80 * MIB
     assert (await guest.guest_memory()).oom_kills == 0
 
 
@@ -117,17 +113,13 @@ async def test_what_a_guest_reads_from_its_disk_is_cached_until_dropped(lab: Lab
 
 async def test_a_guest_without_its_driver_keeps_all_memory_until_the_driver_loads(lab: Lab) -> None:
     guest = await lab.guest(driver=False)
-    await guest.second_monitor.set_target(96 * MIB)
+    await guest.monitor.set_target(96 * MIB)
     assert not (await guest.guest_memory()).driver
-    assert await guest.second_monitor.actual() == guest.memory
+    assert await guest.monitor.actual() == guest.memory
     await guest.command("driver load")
-    await guest.second_monitor.until_actual(
-        (96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the new driver obeys"
-    )
+    await guest.monitor.until_actual((96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the new driver obeys")
     await guest.command("driver unload")
-    await guest.second_monitor.until_actual(
-        guest.memory.__eq__, timeout_s=PATIENCE_S, what="the balloon is empty"
-    )
+    await guest.monitor.until_actual(guest.memory.__eq__, timeout_s=PATIENCE_S, what="the balloon is empty")
 
 
 async def test_a_guest_reboots_inside_the_same_qemu(lab: Lab) -> None:
@@ -155,7 +147,7 @@ async def test_a_killed_qemu_leaves_its_socket_and_a_new_one_takes_its_place(lab
         client.connect(str(guest.socket))
     await guest.restart()
     assert guest.pid != pid
-    assert await guest.second_monitor.status() == "prelaunch"
+    assert await guest.monitor.status() == "prelaunch"
     client_of_the_agent = QMPClient()
     await client_of_the_agent.connect(str(guest.socket))
     await client_of_the_agent.disconnect()
@@ -171,15 +163,15 @@ async def test_a_stopped_qemu_is_silent_until_it_continues(lab: Lab) -> None:
     guest = await lab.empty_qemu()
     guest.stop()
     with pytest.raises(LabError, match="query-status not answered"):
-        await guest.second_monitor.execute("query-status", timeout_s=0.3)
+        await guest.monitor.execute("query-status", timeout_s=0.3)
     guest.cont()
-    assert await guest.second_monitor.status() == "prelaunch"
+    assert await guest.monitor.status() == "prelaunch"
 
 
 async def test_a_qemu_without_a_balloon_says_so(lab: Lab) -> None:
     guest = await lab.empty_qemu(balloon=None)
     with pytest.raises(ExecuteError, match="No balloon device"):
-        await guest.second_monitor.actual()
+        await guest.monitor.actual()
 
 
 async def test_a_qemu_that_does_not_start_is_an_error_with_its_words(lab: Lab) -> None:

@@ -174,7 +174,7 @@ class _Actor:
         """Give the order that is due, and look."""
         played_s = now_s % PLAYED_S
         wish = wanted(self.steps, played_s)
-        actual = await self.guest.second_monitor.actual()
+        actual = await self.guest.monitor.actual()
         try:
             await self._order(step_at(self.steps, played_s), now_s, show)
             look = await self.guest.look(timeout_s=_ANSWER_S)

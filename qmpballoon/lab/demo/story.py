@@ -166,7 +166,7 @@ class _Story:
 
     async def _until_actuals(self, condition: Callable[[list[int]], bool], *, what: str) -> list[int]:
         async def actuals() -> list[int]:
-            return [await guest.second_monitor.actual() for guest in self._stage.guests.values()]
+            return [await guest.monitor.actual() for guest in self._stage.guests.values()]
 
         return await eventually(actuals, condition, timeout_s=_SETTLE_S, what=what, interval_s=0.1)
 
@@ -198,7 +198,7 @@ class _Story:
         if answer["status"] != "ok" or not isinstance(result, Mapping):
             raise LabError(f"set-target was answered with {answer.payload}")
         after = await self._get(_BY_HAND)
-        true = await self._stage.guests[_BY_HAND].second_monitor.until_actual(
+        true = await self._stage.guests[_BY_HAND].monitor.until_actual(
             _TARGET.__eq__, timeout_s=_SEEN_S, what="the last of it"
         )
         self._teller.tell(
@@ -327,7 +327,7 @@ class _Looks:
         first: dict[str, int] = {}
         while True:
             for name, guest in stage.guests.items():
-                actual = await guest.second_monitor.actual()
+                actual = await guest.monitor.actual()
                 self.count += 1
                 self.largest_change = max(self.largest_change, abs(actual - first.setdefault(name, actual)))
             await asyncio.sleep(_LOOK_S)

@@ -113,10 +113,10 @@ class Machine:
 
 
 class LabGuest:
-    """One guest: its QEMU process, a monitor for the agent, a second one for tests, and a line into the guest.
+    """One guest: its QEMU process, a monitor for the agent, a second one for tests, a line into the guest.
 
     In ``directory``, which must be short (a socket's path has at most 107 bytes): ``NAME.qmp`` is the
-    monitor for the agent, ``NAME.monitor`` ours, ``NAME.serial`` the line into the guest, ``NAME.console`` the
+    monitor for the agent, ``NAME.monitor`` ours, ``NAME.serial`` the line into it, ``NAME.console`` the
     log of its kernel and ``NAME.log`` QEMU's own words. Use it as an async context manager, or ``start``
     and ``close`` it.
 

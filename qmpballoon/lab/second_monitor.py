@@ -1,4 +1,4 @@
-"""A second monitor of a guest's QEMU, read with nothing of the agent's code: what tests compare the agent with."""
+"""A second monitor of a guest's QEMU, read with none of the agent's code, to compare the agent with."""
 
 from __future__ import annotations
 

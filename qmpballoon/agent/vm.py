@@ -104,7 +104,7 @@ class ManagedVm:
         self._context = context
         self._session: VmSession | None = None
         self._silence: _Silence | None = _Silence("offline")
-        self._lookout = VmSchedule(settings, context.clock)
+        self._schedule = VmSchedule(settings, context.clock)
         self._wake = asyncio.Event()
         self._begin(None, needs_grace=True)
         self.facts = self._freeze()
@@ -115,7 +115,7 @@ class ManagedVm:
         """Drop all that belonged to the life before."""
         age_s = (age_of(life) or 0.0) if life else 0.0
         self.run = Run(life, Boot(self._context.clock() - age_s, needs_grace=needs_grace))
-        self._lookout.begin(self.spec.settings)
+        self._schedule.begin(self.spec.settings)
 
     # ── what others see ──────────────────────────────────────────────────────────────────────────
 
@@ -148,12 +148,12 @@ class ManagedVm:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Look often while somebody waits for this VM."""
-        self._lookout.watchers += 1
+        self._schedule.watchers += 1
         self._wake.set()
         try:
             yield
         finally:
-            self._lookout.watchers -= 1
+            self._schedule.watchers -= 1
 
     def touch(self) -> None:
         """Freeze the facts anew and tell everybody who listens."""
@@ -269,7 +269,7 @@ class ManagedVm:
             raise
         run.target, run.why = target, why
         self._context.store.keep(self.id, lazily=self.mode == "auto", life=str(run.life), sent=target)
-        self._lookout.target_sent()
+        self._schedule.target_sent()
         self._wake.set()
         self.touch()
         return serial
@@ -282,7 +282,7 @@ class ManagedVm:
         self.touch()
         guest = self.guest() if is_new else None
         if guest is not None:
-            self._lookout.sampled(guest, self.spec.settings)
+            self._schedule.sampled(guest, self.spec.settings)
         return self.status
 
     def on_qmp_event(self, name: str, details: Mapping[str, object]) -> None:
@@ -324,7 +324,7 @@ class ManagedVm:
             self._context.store.keep(self.id, life=str(life) if life else None, sent=None)
 
     async def _turns(self, session: VmSession) -> None:
-        self._lookout.looked()
+        self._schedule.looked()
         await self._look(session)
         self._silence = None
         self.touch()
@@ -332,7 +332,7 @@ class ManagedVm:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            pause_s = self._lookout.pause_s(self.spec.settings, hurried=self._is_hurried())
+            pause_s = self._schedule.pause_s(self.spec.settings, hurried=self._is_hurried())
             alarm = loop.call_later(pause_s, self._wake.set)
             try:
                 await self._wake.wait()
@@ -342,23 +342,24 @@ class ManagedVm:
 
     async def _turn(self, session: VmSession) -> None:
         settings, health = self.spec.settings, self.status.health
-        if self._lookout.is_look_due:
-            self._lookout.looked()
+        if self._schedule.is_look_due:
+            self._schedule.looked()
             await self._look(session)
         else:
             session.look_at_process()
             if not session.driver_up or health == "stale":
-                with self._driver_watched(session):
-                    await session.look_at_driver()
-            if self._is_moving() or self._lookout.watchers:
+                was_up = session.driver_up
+                await session.look_at_driver()
+                self._note_driver(session, was_up)
+            if self._is_moving() or self._schedule.watchers:
                 await session.look_at_actual()
-        every_s = self._lookout.sample_every_s(settings, hurried=self._is_hurried())
+        every_s = self._schedule.sample_every_s(settings, hurried=self._is_hurried())
         often = every_s < settings.stats_interval_s
         ask = session.driver_up and (often or health == "stale")  # somebody may have disarmed it
         is_new = await self._take_sample(session, ask=ask)
         self.touch()
         guest = self.guest() if is_new else None
-        if guest is not None and self._lookout.sampled(guest, settings):
+        if guest is not None and self._schedule.sampled(guest, settings):
             self._context.ticks.at_once()
         elif ask:
             self._context.ticks.soon()
@@ -366,15 +367,17 @@ class ManagedVm:
     async def _take_sample(self, session: VmSession, *, ask: bool, **wait: float) -> bool:
         """Take a sample; return whether it is new."""
         session.stats_interval_s = self.spec.settings.stats_interval_s
-        with self._driver_watched(session):
-            is_new = await session.take_sample(ask=ask, **wait)
+        was_up = session.driver_up
+        is_new = await session.take_sample(ask=ask, **wait)
+        self._note_driver(session, was_up)
         if is_new and session.sample is not None:
             self.run.boot.sampled(session.sample.seen_at_s)
         return is_new
 
     async def _look(self, session: VmSession) -> None:
-        with self._driver_watched(session):
-            await session.look()
+        was_up = session.driver_up
+        await session.look()
+        self._note_driver(session, was_up)
         before, self.run.size = self.run.size, session.size
         if before is not None and session.size is not None and session.actual is not None:
             self._note_plugged(session.size - before, session.actual)
@@ -392,22 +395,19 @@ class ManagedVm:
             self.id, lazily=True, life=str(self.run.life), sent=self.run.target, **manual
         )
 
-    @contextmanager
-    def _driver_watched(self, session: VmSession) -> Iterator[None]:
-        """Begin anew with the samples when the driver was up before and is not afterwards."""
-        was_up = session.driver_up
-        yield
+    def _note_driver(self, session: VmSession, was_up: bool) -> None:
+        """Begin again with the samples when the driver was up before and is not now."""
         if was_up and not session.driver_up:
             self._driver_went()
 
     def _driver_went(self) -> None:
         self.run.boot.driver_went()
-        self._lookout.forget_samples(self.spec.settings)
+        self._schedule.forget_samples(self.spec.settings)
 
     def _was_reset(self) -> bool:
         """The guest boots again: its figures are those from before, its driver is gone; is this news?"""
         is_news = self.run.boot.was_reset(self._context.clock())
-        self._lookout.forget_samples(self.spec.settings)
+        self._schedule.forget_samples(self.spec.settings)
         if self._session is not None:
             self._session.was_reset()
         self._look_soon()
@@ -418,14 +418,15 @@ class ManagedVm:
         session.take_actual(actual)
         empties = size is not None and actual >= size - 2 * MIB and (before is None or actual >= before)
         if empties and target is not None and actual > target + 2 * MIB:  # perhaps the driver went
-            with self._driver_watched(session):
-                session.emptied_against_target()
+            was_up = session.driver_up
+            session.emptied_against_target()
+            self._note_driver(session, was_up)
             self._look_soon()
 
     # ── small judgements ─────────────────────────────────────────────────────────────────────────
 
     def _look_soon(self) -> None:
-        self._lookout.look_soon()
+        self._schedule.look_soon()
         self._wake.set()
 
     def _serving(self) -> VmSession:
@@ -437,7 +438,7 @@ class ManagedVm:
         session, target = self._session, self.run.target
         if session is None or session.actual is None or session.size is None:
             return False
-        if target is None or not self._lookout.may_be_moving:
+        if target is None or not self._schedule.may_be_moving:
             return False
         return not is_reached(session.actual, target, session.size)
 

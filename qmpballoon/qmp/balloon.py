@@ -341,12 +341,11 @@ def parse_stats(stats: Mapping[str, object]) -> GuestStats:
 
     QEMU prints an unreported statistic as 2**64 - 1.
     """
-    figures: dict[str, Any] = {name: _statistic(stats.get(key)) for name, key in _STATISTICS.items()}
+    figures: dict[str, Any] = {
+        name: value if type(value := stats.get(key)) is int and 0 <= value <= MAX_SIZE else None
+        for name, key in _STATISTICS.items()
+    }
     return GuestStats(**figures)
-
-
-def _statistic(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= MAX_SIZE else None
 
 
 def _fields(session: Session, answer: object) -> Mapping[str, object]:

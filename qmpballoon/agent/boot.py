@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from qmpballoon.model.facts import BootFacts
@@ -31,4 +30,4 @@ class Boot:
     def sampled(self, seen_at_s: float) -> None:
         """Note a fresh sample; the first one begins the grace time."""
         if self.facts.fresh_since_s is None:
-            self.facts = replace(self.facts, fresh_since_s=seen_at_s)
+            self.facts = self.facts._replace(fresh_since_s=seen_at_s)

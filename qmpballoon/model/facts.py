@@ -3,13 +3,13 @@
 Health (`qmpballoon.model.health`), what a policy sees (`qmpballoon.policy.guests`) and what is published
 (`status_of`) are functions of these facts, so they cannot disagree.
 
+They are named tuples, which take a third of the time of frozen dataclasses to make: one set per VM and sample.
 Sizes are bytes; ``*_at_s`` and ``*_since_s`` are moments of the monotonic clock. None means "not known".
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Life, Limits, Sample, VmStatus
@@ -17,8 +17,7 @@ from qmpballoon.model.records import Life, Limits, Sample, VmStatus
 Connection = Literal["offline", "unresponsive", "busy", "up"]
 
 
-@dataclass(frozen=True, slots=True)
-class BootFacts:
+class BootFacts(NamedTuple):
     """How far the guest's boot has come."""
 
     booted_at_s: float = 0.0  # when its life began or the guest was reset, the later one
@@ -26,8 +25,7 @@ class BootFacts:
     needs_grace: bool = False  # False: it was up long before we came
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """What the session that serves the VM saw last. ``actual`` is untrue while ``driver_up`` is False."""
 
     run_state: str | None = "running"  # QMP's word
@@ -44,8 +42,7 @@ class Seen:
     rss_tells: bool = True  # False: much of the QEMU's memory is swapped out
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmFacts:
+class VmFacts(NamedTuple):
     """One VM at one moment."""
 
     id: VmId

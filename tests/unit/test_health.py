@@ -147,7 +147,7 @@ def test_what_the_guard_judges_is_said_of_a_vm_that_is_well_otherwise(judged: st
     seen = Seen(driver=True, driver_up=True, sample=Sample(GuestStats(), NOW_S))
     facts = VmFacts(id=VmId("a"), seen=seen, judged=judged)
     assert health_of(facts, NOW_S) == judged
-    assert health_of(replace(facts, connection="busy"), NOW_S) == "busy"
+    assert health_of(facts._replace(connection="busy"), NOW_S) == "busy"
 
 
 def test_a_driver_that_is_proved_by_a_moving_balloon_and_reports_nothing() -> None:

@@ -3,7 +3,7 @@
 Health (`qmpballoon.model.health`), what a policy sees (`qmpballoon.policy.guests`) and what is published
 (`status_of`) are functions of these facts, so they cannot disagree.
 
-They are named tuples, which take a third of the time of frozen dataclasses to make: one set per VM and sample.
+They are named tuples, which take a third of the time of frozen dataclasses to make, once per sample of a VM.
 Sizes are bytes; ``*_at_s`` and ``*_since_s`` are moments of the monotonic clock. None means "not known".
 """
 

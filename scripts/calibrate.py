@@ -2,7 +2,7 @@
 
 The same scripts are played on a real guest and on a `qmpballoon.sim.guest.SimulatedGuest`: growth until the
 kernel kills, a target below what can be given, a squeeze and its release, a reset. A simulator that is
-kinder than the guests lets policies look safe that are not; whoever changes it looks here first.
+more forgiving than real guests makes unsafe policies look safe: check a change of it here first.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def starved(mib_per_s: int) -> Callable[[Subject], Awaitable[dict[str, float]]]:
 
 
 async def starved_with_deflate_on_oom(subject: Subject) -> dict[str, float]:
-    """The same where the driver gives memory back: it dies when the balloon is empty, and not before."""
+    """The same where the driver gives memory back: it is killed when the balloon is empty, and not before."""
     looks = await _grown_to_death(subject, 20)
     return {
         "held before the kill with deflate-on-oom": _most_held(subject, looks) / MIB,

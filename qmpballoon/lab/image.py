@@ -113,7 +113,7 @@ def blank_disk(size: int) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, waited for as long as its holder lives: the kernel frees it when that one dies."""
+    """Hold a lock file, waited for as long as its holder runs: the kernel frees it when that process ends."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

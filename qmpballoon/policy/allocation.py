@@ -50,7 +50,7 @@ def paid_for(wishes: Decisions, snapshot: Snapshot, *, accounts: bool = True) ->
 
 
 def with_margin(held: int) -> int:
-    """Return what a guest must have beside what it holds, in bytes: less would hurt it at its next breath."""
+    """Return the least that a guest must have, in bytes: below this it starts to reclaim or kill."""
     return held * 105 // 100 + MARGIN
 
 
@@ -73,7 +73,7 @@ def _saves(guest: GuestSnapshot, asked: int) -> int:
 
 
 def _granted(guest: GuestSnapshot, wish: SetTarget, size: int) -> Decision:
-    """Return as much of a grow as is paid for; crumbs are not worth a command."""
+    """Return as much of a grow as is paid for; a small part is not worth a command."""
     asked = wish.target - guest.charge
     patient = not wish.urgent and guest.estimate is not None and not guest.estimate.thin
     least = max(MARGIN // 2, guest.actual // 50, asked // 2 if patient else 0)

@@ -114,7 +114,7 @@ def _judged(
 ) -> tuple[Cooperation, Judgement]:
     hands_off = _hands_off(guest, safeties)
     if hands_off is not None:
-        if not guest.driver_up:  # what looked like trouble was its going; the next one begins anew
+        if not guest.driver_up:  # what looked like a jam was the driver going
             return _unburdened(guest, now_s, untrusted=trouble.untrusted), hands_off
         return replace(trouble, progress_at_s=now_s, jammed_since_s=None, settled=None), hands_off
     if trouble.foreign_until_s > now_s:

@@ -1,7 +1,7 @@
 """What a guest needs, from what it claims and what the host can corroborate. Pure.
 
-``held`` is what it cannot give without pain, of one consistent sample, capped by the resident memory
-of its QEMU: that can refute "I need all", never "I need little". ``trend`` is the rise of held in bytes
+``held`` is what it cannot give without reclaim or kills, of one consistent sample, capped by the resident
+memory of its QEMU: that can refute "I need all", never "I need little". ``trend`` is the rise of held in bytes
 per second, so it means the same however often a guest is sampled.
 
 What a deflated balloon returns is seen late: Linux 6.12 does not count up to a twelfth of a guest's size as
@@ -21,7 +21,7 @@ AVERAGE_OVER_S: Final = 60.0
 TREND_FROM: Final = 0.01  # of held per second; slower is no growth
 TREND_KEEPS: Final = 0.7  # of itself per second while nothing is heard
 TREND_OVER_KEEPS: Final = 0.1  # of itself per second of figures that show no growth
-TREND_LOOKS_AHEAD_S: Final = 5.0  # more than EMERGENCY_WITHIN_S, or each tick would grant a crumb
+TREND_LOOKS_AHEAD_S: Final = 5.0  # more than EMERGENCY_WITHIN_S, or each tick would grant a few pages
 EMERGENCY_WITHIN_S: Final = 3.0  # at the present trend
 EMERGENCY_EASES_AT: Final = 1.5  # times the critical available memory, and of the trend's seconds
 PEAK_FADES: Final = 0.10  # of itself per minute

@@ -107,7 +107,7 @@ class _Known:
     def worth_giving(self, now_s: float, *, over: bool, hurry: bool) -> int:
         """Return the least gift for now: half of it in a hurry, hardly anything where the budget is broken.
 
-        From a guest that was asked a moment ago that would be crumbs: others may have more, or it has soon.
+        A guest that was asked a moment ago has little more: others may have more, or it will soon.
         """
         least = MIB if over else self.least_gift // 2 if hurry else self.least_gift
         if now_s - self.guest.guard.asked_at_s < GIVES_AGAIN_S:
@@ -222,8 +222,8 @@ def gifts(
     """Return who gives how much, so that ``wanted`` bytes come together, by those who have most.
 
     In a hurry all of it at once, and each so little that it comes soon; otherwise a quarter, and no more
-    until two seconds later. More than a part is taken rather than crumbs: what is left over is free for
-    the next who lacks.
+    until two seconds later. More than a part is taken, so that a command is worth it: what is left over is
+    free for the next guest that lacks.
     """
     over = snapshot.free < 0
     donors = {vm: entry for vm, entry in known.items() if not isinstance(decisions[vm], SetTarget)}

@@ -32,7 +32,7 @@ from qmpballoon.policy.snapshot import (
 from qmpballoon.units import MIB, PAGE
 
 BOOT_BALLOON: Final = MIB  # left in a booting guest's balloon
-FLOOR_STEPS: Final = 32  # of the size, in which floors are lowered, or donors would give crumb by crumb
+FLOOR_STEPS: Final = 32  # of the size: the steps in which floors are lowered, as small ones cost commands
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class Guard(Generic[S]):
     def _left_at_ceiling(self, guest: GuestSnapshot) -> Decision:
         """Keep a booting guest from being squeezed to its old target the moment its driver loads.
 
-        Not quite to its whole size: QEMU would tell the old ``actual`` for ever, as a driver that finds
+        Not quite to its whole size: QEMU would report the old ``actual`` without end, as a driver that finds
         nothing to do never writes it. Seen with QEMU 7.2 and Linux 6.1.
         """
         target = min(guest.ceiling, guest.size - BOOT_BALLOON)

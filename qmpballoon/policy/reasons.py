@@ -41,7 +41,7 @@ WORDS: Final[Mapping[str, Word]] = {
     ),
     "no-decision": Word("The policy has nothing to say about the guest.", _NOTHING),
     "awaits-memory": Word(
-        "The guest shall grow as soon as others have given what they were asked for.",
+        "The guest grows as soon as others have given what they were asked for.",
         "If it lasts, look for guests that are stuck, or give the host a larger budget.",
     ),
     # guard: trust and trouble

@@ -48,7 +48,7 @@ def split(amount: int, claims: Sequence[Claim]) -> list[int]:
 
 
 def water_fill(wishes: Mapping[K, int], shares: Mapping[K, int], total: int) -> dict[K, int]:
-    """Return how much each gets of ``total``: at most his wish, and the level per share is one for all.
+    """Return how much each gets of ``total``: at most what it asks for, at the same level per share for all.
 
     Wishes and ``total`` are in bytes; what is below zero counts as zero.
     """
@@ -71,7 +71,7 @@ def water_fill(wishes: Mapping[K, int], shares: Mapping[K, int], total: int) -> 
 def filled_in_tiers(tiers: tuple[Mapping[K, int], ...], shares: Mapping[K, int], total: int) -> dict[K, int]:
     """Return what each gets if every tier's levels are filled before the next tier's.
 
-    A tier holds the level in bytes up to which each is filled; a level below what he has already
+    A tier holds the level in bytes up to which each is filled; a level below what it has already
     changes nothing.
     """
     gets = dict.fromkeys(tiers[0], 0)

@@ -109,7 +109,7 @@ class GuestSnapshot:
     def least_relief(self) -> int:
         """What a grow must bring in an emergency to be worth a command, in bytes.
 
-        Half of what stands between the guest and its mark, or it would be sent a crumb at each tick of a
+        Half of what stands between the guest and its mark, or it would be sent a little at each tick of a
         long growth; the nearer it is, the less.
         """
         if self.estimate is None:
@@ -141,7 +141,7 @@ def replaced(guest: GuestSnapshot, **changes: object) -> GuestSnapshot:
 def critical(actual: int) -> int:
     """Return the available memory below which a guest of this ``actual`` is in an emergency, in bytes.
 
-    A fixed mark would keep small guests in it for ever, and be too late for large ones.
+    A fixed mark would keep small guests in it always, and be too late for large ones.
     """
     return max(actual * 6 // 100, min(24 * MIB, actual // 10))
 

@@ -34,7 +34,7 @@ LARGEST_RESERVE: Final = 512 * MIB
 
 
 class AccountsBroken(AssertionError):
-    """The simulator or a policy made a thing that cannot be: a defect of this program."""
+    """The simulator or a policy did what is impossible: a defect of this program."""
 
 
 @dataclass(frozen=True, slots=True)

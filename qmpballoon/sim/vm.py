@@ -71,12 +71,12 @@ class SimulatedVm:
         self._segment = 0
         self._asked = Demand(now_s, 0, 0)
         self._slope = 0.0
-        self._returns_at_s: float | None = None  # the workload begins anew then
+        self._returns_at_s: float | None = None  # when the workload starts again
         if start is None:
             self._returns_at_s = now_s + spec.boot_s
         else:
             self.guest.set_target(start)
-            self.guest.advance(now_s)  # without demand: a workload too large for it dies in the trace only
+            self.guest.advance(now_s)  # without demand: one that is too large is killed in the trace only
             self._demand(now_s)
             self.guest.set_demand(self._asked.anonymous, self._asked.cache)
         if vm.behaviour is not Behaviour.FROZEN_STATS:  # those freeze at their first sample

@@ -93,7 +93,7 @@ def killed(count: int) -> str:
 
 
 async def play(stage: Stage, onlooker: Onlooker, show: Show, *, seconds: float) -> Outcome:
-    """Let the guests work for so long, and return what came of it; the script begins anew when it ends.
+    """Let the guests work for so long, and return what came of it; the script starts again when it ends.
 
     Raises:
         LabError: a second monitor does not answer.
@@ -216,7 +216,7 @@ class _Actor:
             self.kills += 1
             self._boots, self._counted = self.guest.boots, 0
             self._restarts_at_s = now_s + _RESTARTS_AFTER_S
-            show.happened(now_s, f"{self.guest.name} had no memory left and booted anew", "red")
+            show.happened(now_s, f"{self.guest.name} had no memory left and rebooted", "red")
 
 
 def _told(step: Step) -> str:

@@ -212,7 +212,7 @@ class _Story:
         )
 
     async def request_is_refused(self) -> None:
-        self._teller.head("A request that would hurt is refused")
+        self._teller.head("A request that would harm the guest is refused")
         self._teller.tell(f'> {BASE}/vm/{_BY_HAND}/request/set-target  {{"target": "8MiB"}}')
         answer = await self._onlooker.request(_BY_HAND, "set-target", target="8MiB")
         error = answer["error"]
@@ -293,7 +293,7 @@ class _Story:
                 f"vm/{name}/state",
                 lambda seen: _held(seen.payload) < _AT_EASE,
                 timeout_s=_SEEN_S,
-                what=f"{name} is at ease",
+                what=f"{name} is calm",
             )
 
     async def _get(self, name: str) -> object:

@@ -5,9 +5,9 @@ Follows pve-manager, ``PVE/AutoBalloon.pm`` (``compute_alg1``) and ``auto_ballon
 
 Every 10 s the memory to hand out or to take back is what the host lacks to use 80 % of its RAM. Here the
 budget stands for the 80 %, and what all VMs are charged for what is used. Within 10 MiB of it nothing is
-moved, whoever starves. A VM has enough when its free memory (page cache does not count) is over a quarter
-of its minimum; who has too little grows first, who has enough shrinks first, and the others follow only
-if that changed nothing. No VM moves by more than 100 MiB a cycle. Nobody looks at the age of the figures.
+moved, even if a guest starves. A VM has enough when its free memory (page cache does not count) is over a
+quarter of its minimum. A VM with too little grows first, one with enough shrinks first, and the others follow
+only if that changed nothing. No VM moves by more than 100 MiB a cycle. The age of the figures is ignored.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ Follows QubesOS/qubes-core-admin, ``qubes/qmemman/algo.py`` (commit 173b415) and
 (commit 02ecfed), as of 2025; checked against the values of its own tests of the computation.
 
 A VM prefers 1.3 times what it uses. If all can have that, the surplus is shared in the proportion of the
-preferences; if not, who has more gives it up to his preference, and what is free goes to those who have
-less. Donors come first; a VM that is to grow is waited for up to 0.5 s until the memory is there, then
-it gets what is, and who gave nothing is left out until it has moved. Nothing is done for less than
-150 MiB in all or 15 MiB for a VM below its preference. It acts whenever a guest reports.
+preferences. If not, a VM that has more gives down to its preference, and what is free goes to those that have
+less. Donors come first; a grow waits up to 0.5 s for the memory, then gets what is there, and a donor that
+gave nothing is left out until it has moved. Nothing is done for less than 150 MiB in all or 15 MiB for a VM
+below its preference. It acts whenever a guest reports.
 
 Xen's free memory stands for what is left of the budget, the least preference (200 MiB there) for the
 VM's floor. Qubes' boost of dom0 has no counterpart.

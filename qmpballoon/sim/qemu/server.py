@@ -137,7 +137,7 @@ class SimulatedQemu:
         self.settle()
 
     def drop_clients(self) -> None:
-        """Cut off whoever is connected, and live on."""
+        """Cut off all clients, and go on."""
         for connection in tuple(self._connections):
             connection.abort()
 

@@ -1,8 +1,8 @@
 """What a guest needs, from what it claims and what the host can corroborate. Pure.
 
 ``held`` is what it cannot give without reclaim or kills, of one consistent sample, capped by the resident
-memory of its QEMU: that can refute "I need all", never "I need little". ``trend`` is the rise of held in bytes
-per second, so it means the same however often a guest is sampled.
+memory of its QEMU: that can refute "I need all", never "I need little". ``trend`` is the rise of held in
+bytes per second, so it means the same however often a guest is sampled.
 
 What a deflated balloon returns is seen late: Linux 6.12 does not count up to a twelfth of a guest's size as
 available for some seconds (see `qmpballoon.sim.kernels`), so that held rises by it. While memory is returned,

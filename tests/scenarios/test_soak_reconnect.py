@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import linecache
 import os
 import threading
 import tracemalloc
@@ -54,8 +55,7 @@ async def grows_by(round_of_work: Callable[[int], Awaitable[None]], rounds: int)
     """Do the rounds and return by how many bytes memory grew; tasks, descriptors and threads must not."""
     for number in range(rounds // 10):  # what is made once: caches, pools, the first lines of logs
         await round_of_work(number)
-    gc.collect()
-    before, memory_before = held(), tracemalloc.get_traced_memory()[0]
+    before, memory_before = held(), traced_bytes()
     for number in range(rounds):
         await round_of_work(number)
     with suppress(TimeoutError):  # what is on its way out is no leak
@@ -63,8 +63,14 @@ async def grows_by(round_of_work: Callable[[int], Awaitable[None]], rounds: int)
             while more_than(before):
                 await asyncio.sleep(0.001)
     assert not more_than(before)
+    return traced_bytes() - memory_before
+
+
+def traced_bytes() -> int:
+    """Return the memory in use; source lines that a traceback read are a cache of Python's, and do not count."""
+    linecache.clearcache()
     gc.collect()
-    return tracemalloc.get_traced_memory()[0] - memory_before
+    return tracemalloc.get_traced_memory()[0]
 
 
 FAULTS = [

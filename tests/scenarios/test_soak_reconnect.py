@@ -67,7 +67,7 @@ async def grows_by(round_of_work: Callable[[int], Awaitable[None]], rounds: int)
 
 
 def traced_bytes() -> int:
-    """Return the memory in use; source lines that a traceback read are a cache of Python's, and do not count."""
+    """Return the memory in use, without the source lines that Python keeps for tracebacks."""
     linecache.clearcache()
     gc.collect()
     return tracemalloc.get_traced_memory()[0]

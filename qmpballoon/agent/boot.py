@@ -1,4 +1,4 @@
-"""How far a guest's boot has come: power-on or reset, driver, first sample, grace time. No I/O."""
+"""The progress of a guest's boot: power-on or reset, driver, first sample, grace time. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ONE_RESET_S: Final = 1.0  # RESET comes up to three times for one reset, some 50
 
 
 class Boot:
-    """The boot of one life, and again after each reset. All moments are of the monotonic clock."""
+    """The boot of one life; a reset restarts it. All times are on the monotonic clock."""
 
     def __init__(self, booted_at_s: float, *, needs_grace: bool) -> None:
         self._booted_at_s = booted_at_s
@@ -20,18 +20,18 @@ class Boot:
 
     @property
     def facts(self) -> BootFacts:
-        """What is known of it now."""
+        """What is known of the boot now."""
         return BootFacts(self._booted_at_s, self._fresh_since_s, self._needs_grace)
 
     def was_reset(self, now_s: float) -> bool:
-        """Begin anew; return whether this is news and not the same reset once more."""
+        """Restart the boot; return False if this RESET event repeats the one before."""
         is_news = now_s - self._reset_seen_at_s >= ONE_RESET_S
         self._reset_seen_at_s = self._booted_at_s = now_s
         self.driver_went()
         return is_news
 
     def driver_went(self) -> None:
-        """Begin anew with the samples: what the guest reported is no more, and a grace time follows."""
+        """Discard the samples: what the guest reported is no longer valid, and a grace time follows."""
         self._fresh_since_s = None
         self._needs_grace = True
 

@@ -109,7 +109,7 @@ class Agent:
         stop = _Stop()
         self._supervisor.remember()
         handlers = {signal.SIGTERM: stop.terminate, signal.SIGHUP: self._reload_for_signal}
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # it is in a shell's background jobs
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job ignores it
             handlers[signal.SIGINT] = stop.interrupt
         with _signals(handlers):
             say(

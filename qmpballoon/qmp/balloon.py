@@ -100,7 +100,7 @@ async def find_balloon(session: Session) -> BalloonDevice:
 async def memory_size(session: Session) -> int:
     """Return what ``actual`` is with an empty balloon, in bytes: base memory plus DIMMs.
 
-    QEMU counts an nvdimm as plugged memory; the balloon does not. virtio-mem does not count either.
+    QEMU counts an nvdimm as plugged memory, the balloon does not. virtio-mem does not count for the balloon.
 
     Raises:
         ConnectionLost: the session ended meanwhile, or the size is impossible for a VM.

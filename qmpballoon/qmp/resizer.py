@@ -1,4 +1,8 @@
-"""The interface of a device that changes how much memory a guest has."""
+"""The interface of a device that changes how much memory a guest has.
+
+The virtio balloon is the first (`qmpballoon.qmp.balloon.VirtioBalloon`). virtio-mem would be another one: it
+plugs and unplugs blocks, has a coarser granularity, and reports the size that it reached.
+"""
 
 from __future__ import annotations
 

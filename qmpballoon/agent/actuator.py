@@ -1,4 +1,4 @@
-"""Where manual and automatic control meet: the agent's only way to move a balloon."""
+"""Sends targets to VMs. Manual and automatic control meet here: nothing else in the agent moves a balloon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qmpballoon.units import format_size
 
 
 class Actuator:
-    """Sends targets and follows them; every one that is sent is published with its reason."""
+    """Sends targets and waits until they are reached. Each target sent is published with its reason."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -22,7 +22,7 @@ class Actuator:
         """Send a target in bytes; return its serial number for ``reached``.
 
         Raises:
-            ConnectionLost, NoBalloon, QmpError: it did not get there.
+            ConnectionLost, NoBalloon, QmpError: the target was not sent, or QEMU did not confirm it.
         """
         before = vm.status.actual
         serial = await vm.send_target(target, why)
@@ -41,8 +41,8 @@ class Actuator:
 
         Raises:
             RequestRefused: ``not-reached`` in time, or ``superseded``: a newer target came, QEMU restarted.
-            NotReady: not in time, as no driver is up in the guest.
-            ConnectionLost: the VM went meanwhile.
+            NotReady: not in time, because no driver is up in the guest.
+            ConnectionLost: the VM was lost meanwhile.
         """
         try:
             with vm.watched():

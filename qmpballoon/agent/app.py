@@ -48,10 +48,10 @@ Reload = Callable[[], Configuration]
 
 
 def check_usable(configuration: Configuration) -> MqttFiles:
-    """Return what stands in the files for MQTT; refuse what this machine cannot do, whatever the file says.
+    """Return the contents of the files for MQTT, after checking that this machine can run the configuration.
 
     Raises:
-        ConfigurationError: a file with a password, certificate or key is no use, or msgpack is asked for
+        ConfigurationError: a password, certificate or key file cannot be used, or msgpack is configured
             and not installed.
     """
     if configuration.mqtt.payload == "msgpack" and not HAS_MSGPACK:
@@ -68,7 +68,7 @@ async def run(configuration: Configuration, *, reload: Reload | None = None) -> 
     Raises:
         AnotherAgentRuns: an agent of this host name runs already.
         StateUnusable: the state directory cannot be used.
-        ConfigurationError: something in it cannot be done on this machine.
+        ConfigurationError: this machine cannot run it.
     """
     files = check_usable(configuration)
     descriptors.keep_reserve()
@@ -101,7 +101,7 @@ class Agent:
 
     @property
     def configuration(self) -> Configuration:
-        """What is in force."""
+        """The configuration in force."""
         return self._context.configuration
 
     async def run(self) -> int:
@@ -109,7 +109,7 @@ class Agent:
         stop = _Stop()
         self._supervisor.remember()
         handlers = {signal.SIGTERM: stop.terminate, signal.SIGHUP: self._reload_for_signal}
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of what a shell runs in the background
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job ignores it
             handlers[signal.SIGINT] = stop.interrupt
         with _signals(handlers):
             say(
@@ -135,7 +135,8 @@ class Agent:
                 await stop.asked_for.wait()
                 say("agent-stopping", host=self._host)
                 systemd.notify("STOPPING=1")
-                for name in ("mqtt", "governor"):  # first answer who waits and say offline, then rule no more
+                # Answer pending requests and publish offline first, then stop deciding.
+                for name in ("mqtt", "governor"):
                     tasks[name].cancel()
                     await asyncio.wait((tasks[name],))
                 if self.configuration.agent.on_exit == "release":
@@ -147,7 +148,7 @@ class Agent:
         return stop.exit_code
 
     async def _release(self) -> None:
-        """Give the automatic VMs back what the host can spare."""
+        """Grow the automatic VMs by what the host can spare."""
         async with asyncio.TaskGroup() as sends:
             for vm, target in self._governor.release_all().items():
                 sends.create_task(self._give_back(vm, target), name=f"release of {vm.id}")
@@ -161,7 +162,7 @@ class Agent:
     # ── MQTT, one listener of the feed ───────────────────────────────────────────────────────────
 
     async def _mqtt(self) -> None:
-        """Run MQTT's side, anew whenever its configuration changes."""
+        """Run the MQTT side, and restart it whenever its configuration changes."""
         while True:
             self._mqtt_renewed.clear()
             renewed = asyncio.create_task(self._mqtt_renewed.wait(), name="mqtt renewed")
@@ -264,7 +265,7 @@ class Agent:
 
 
 class _Stop:
-    """What ends the agent, in order: SIGTERM, or the first Ctrl-C. A second one ends the process at once."""
+    """Ends the agent cleanly on SIGTERM or on the first Ctrl-C. A second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
         self.asked_for = asyncio.Event()
@@ -275,7 +276,7 @@ class _Stop:
         self.asked_for.set()
 
     def interrupt(self) -> None:
-        """Take the first SIGINT, and leave the next to the kernel: it counts even if the loop hangs."""
+        """Take the first SIGINT. The next has its default action, so that it works even if the loop hangs."""
         if not self.asked_for.is_set():
             self.exit_code = 128 + signal.SIGINT  # as shells have it
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""How far a guest's boot has come: power-on or reset, driver, first sample, grace time. No I/O."""
+"""The progress of a guest's boot: power-on or reset, driver, first sample, grace time. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ONE_RESET_S: Final = 1.0  # RESET comes up to three times for one reset, some 50
 
 
 class Boot:
-    """The boot of one life, and again after each reset. All moments are of the monotonic clock."""
+    """The boot of one life; a reset restarts it. All times are on the monotonic clock."""
 
     def __init__(self, booted_at_s: float, *, needs_grace: bool) -> None:
         self.facts = BootFacts(booted_at_s, None, needs_grace)  # as they are now

@@ -1,7 +1,7 @@
-"""One socket path: connects, waits its turn, hands the session to the VM that answers, and again.
+"""The connector of one socket path: connects, passes the session to the VM, and reconnects when it ends.
 
-At most one connection is kept to a socket. Busy or hung, it waits in the listen backlog with that one;
-it is greeted the moment the holder leaves.
+A connector keeps at most one connection. If the monitor is busy or hung, that connection waits in the
+listen backlog; QEMU greets it as soon as the other client disconnects.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, socke
 
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
-HELD_FOR_S: Final = 10.0  # a session that lasted so long was sound: back-off starts anew
+HELD_FOR_S: Final = 10.0  # after a session of this length the back-off is reset
 LOOK_AT_SILENCE_S: Final = 1.0
-_LONGEST_NAME: Final = 255  # of what a QEMU calls itself: it goes into every message
+_LONGEST_NAME: Final = 255  # longest name taken from QEMU: it is part of every message
 _NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 
 class Connector:
-    """One socket path: connects, waits its turn, hands the session to the VM, and again."""
+    """Connects to one socket path, passes the session to its VM, and reconnects when it ends."""
 
     def __init__(self, path: str, mark: SocketMark, context: Context, registry: Registry) -> None:
         self.path = path
@@ -48,31 +48,31 @@ class Connector:
         self._stirred = asyncio.Event()
         self._connection: asyncio.Task[None] | None = None
         self._bound: frozenset[bytes] = frozenset()
-        self._remains: frozenset[bytes] = frozenset()  # of sessions that hung: QEMU has yet to see their end
+        self._remains: frozenset[bytes] = frozenset()  # of hung sessions: QEMU has not seen their end yet
         self._parked = False
         self._retry_s = FIRST_RETRY_S
 
     @property
     def is_unidentified(self) -> bool:
-        """Tell whether no VM ever answered here, nor is it a second socket of one."""
+        """Tell whether no VM ever answered here and it is not a second socket of one."""
         return not self._parked and not self.is_over and self._registry.at(self.path) is None
 
     def socket_is(self, mark: SocketMark | None) -> None:
-        """Note what the path is now: the same socket, another one, or nothing (None)."""
+        """Note which socket is at the path now: the same, another one, or none (None)."""
         if mark == self._mark:
             return
         before, self._mark = self._mark, mark
         self._retry_s = FIRST_RETRY_S
         if mark is not None and self._connection is not None:
             another_file = before is None or before[:2] != mark[:2]
-            # The file may be there before its QEMU listens, and it is looked at only when it changes.
+            # The file may exist before its QEMU listens, and it is checked only when it changes.
             if another_file or socket_table(self.path).bound != self._bound:
                 say("socket-replaced", "the path has another socket now", socket=self.path)
                 self.kick()
         self._stirred.set()
 
     def kick(self) -> None:
-        """Give up the connection and look anew."""
+        """Close the connection and connect again."""
         if self._connection is not None:
             self._connection.cancel("kicked")
 
@@ -124,7 +124,7 @@ class Connector:
         vm: ManagedVm | None = None
 
         def on_event(name: str, details: Mapping[str, object]) -> None:
-            if vm is not None:  # before, everything is still to be asked
+            if vm is not None:  # until then everything has yet to be queried
                 vm.on_qmp_event(name, details)
 
         settings = vm_settings(self._context.configuration, name="", socket=self.path)
@@ -157,7 +157,7 @@ class Connector:
                 await session.close()
 
     async def _in_line(self, greeting: asyncio.Task[Session], pid: int | None, patience_s: float) -> Session:
-        """Wait for the greeting as long as it takes, and say meanwhile why it does not come."""
+        """Wait for the greeting without a limit, and log meanwhile why it does not come."""
         wait_s = patience_s
         while True:
             done, _ = await asyncio.wait((greeting,), timeout=wait_s)
@@ -177,7 +177,7 @@ class Connector:
         return "unresponsive" if table.listening or self._remains else "busy"
 
     async def _park(self, life: Life) -> None:
-        """Leave the socket alone for as long as another one serves its life."""
+        """Wait while another socket serves this life."""
         self._parked = True
         try:
             while self._mark is not None and self._registry.is_served_by_another(self, life):

@@ -15,7 +15,7 @@ from qmpballoon.policy.schedule import CALM_TICK_S, TickSchedule
 
 
 class TickSignal:
-    """Wakes whoever ticks when the schedule says so, or when a tick is asked for before it is due."""
+    """Wakes the governor when the schedule says so, or when a tick is requested before it is due."""
 
     def __init__(self) -> None:
         self._schedule = TickSchedule(time.monotonic, calm_s=CALM_TICK_S)
@@ -23,22 +23,22 @@ class TickSignal:
 
     @property
     def calm_s(self) -> float:
-        """Seconds between ticks that nobody asked for."""
+        """Seconds between ticks when no tick is requested."""
         return self._schedule.calm_s
 
     def soon(self) -> None:
-        """Ask for a tick soon, as something happened that should not wait."""
+        """Request a tick soon, because something changed."""
         if self._schedule.ask():
             self._asked.set()
 
     def at_once(self) -> None:
-        """Ask for a tick at once: a guest may be about to run out of memory."""
+        """Request a tick at once: a guest may be about to run out of memory."""
         if self._schedule.ask_urgently():
             self._asked.set()
 
     @contextmanager
     def tick(self) -> Iterator[None]:
-        """Do a tick inside: it serves all who asked, and what it costs counts."""
+        """Measure the tick that the body does; it serves all requests made before it."""
         self._schedule.began()
         spent_s = time.thread_time()
         try:
@@ -47,7 +47,7 @@ class TickSignal:
             self._schedule.ended(time.thread_time() - spent_s)
 
     async def due(self) -> None:
-        """Wait until the next tick is due; others run at least once."""
+        """Wait until the next tick is due; other tasks run at least once."""
         await asyncio.sleep(0)
         while (pause_s := self._schedule.pause_s) > 0:
             self._asked.clear()

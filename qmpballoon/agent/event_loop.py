@@ -1,4 +1,4 @@
-"""Which event loop the agent runs on: uvloop's where it is installed, else asyncio's."""
+"""The agent's event loop: uvloop's where it is installed, otherwise asyncio's."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from qmpballoon.log import say
 
 _UNUSABLE: Final = (
     ImportError,  # no wheel for this machine (armv7l, riscv64), or a library that does not load
-    AttributeError,  # of a Python that it does not know
-    DeprecationWarning,  # of such a Python, where warnings are errors
+    AttributeError,  # a Python version that it does not support
+    DeprecationWarning,  # the same, where warnings are errors
     OSError,
     SystemError,  # an extension module that cannot be initialised
 )
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the agent's event loop; a machine without uvloop is logged."""
+    """Return the factory of the agent's event loop; log it if uvloop cannot be used."""
     try:
         import uvloop
     except _UNUSABLE as error:

@@ -1,4 +1,4 @@
-"""The news of the agent, and who listens: one feed, any number of listeners."""
+"""The feed: passes changes and events of VMs and of the host on to any number of listeners."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qmpballoon.model.records import Event, HostStatus, VmStatus
 
 
 class Listener(Protocol):
-    """Takes news. Every call returns at once and raises nothing: it is called by whoever has the news."""
+    """Takes changes and events. Every call must return at once and raise nothing: it runs in the caller."""
 
     def vm_changed(self, vm: VmStatus) -> None:
         """Take a VM's newest record; a VM that was not known appears."""
@@ -27,21 +27,21 @@ class Listener(Protocol):
         """Take an event of the host."""
 
     def sampled(self) -> None:
-        """Note that a tick is over: all VMs and the host have their figures of now."""
+        """Note that a tick is over: the figures of all VMs and of the host are current."""
 
 
 class Feed:
-    """Hands news on to all listeners, in the order in which they were added."""
+    """Passes each call on to all listeners, in the order in which they were added."""
 
     def __init__(self) -> None:
         self._listeners: tuple[Listener, ...] = ()
 
     def add(self, listener: Listener) -> None:
-        """Let a listener have the news from now on."""
+        """Add a listener."""
         self._listeners = (*self._listeners, listener)
 
     def remove(self, listener: Listener) -> None:
-        """Let it have no more; one that is not there is no matter."""
+        """Remove a listener; one that is not there is ignored."""
         self._listeners = tuple(other for other in self._listeners if other is not listener)
 
     def vm_changed(self, vm: VmStatus) -> None:

@@ -1,4 +1,4 @@
-"""The tick: looks at the whole host, lets the policy decide, and sees to it that it is done.
+"""The tick: takes a snapshot of the host, lets the policy decide, and sends the decisions.
 
 `TickSchedule` says when a tick comes: every two seconds; up to ten times a second while guests are thin,
 growing or being moved; at once when a guest becomes thin. A slow VM delays no other: each has at most one
@@ -35,19 +35,19 @@ from qmpballoon.policy.snapshot import Decision, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB, round_up_to_page
 
 _FIT_FOR_A_TARGET: Final = ("ok", "stale", "no-stats")  # its driver is up and the grace time is over
-_SLEPT_S: Final = 10.0  # a host that slept for so long has no fresh samples
+_SLEPT_S: Final = 10.0  # after a sleep of this length no sample is fresh
 
 
 @dataclass(slots=True)
 class _Told:
-    """What was told of one VM last."""
+    """What was last published about one VM's decisions."""
 
-    trouble: bool = False  # its ``why`` is a word of trouble
+    trouble: bool = False  # its ``why`` names a problem
     observed: int | None = None  # the last target that observe would have sent
 
 
 class Governor:
-    """Rules one host: ticks, lets the policy decide, and has the actuator do it."""
+    """Controls one host: ticks, lets the policy decide, and sends targets through the actuator."""
 
     def __init__(
         self, context: Context, registry: Registry, supervisor: Supervisor, actuator: Actuator
@@ -75,7 +75,7 @@ class Governor:
         self.renew()
 
     def renew(self) -> None:
-        """See to the policy and the modes that are in force now, and tick soon."""
+        """Apply the policy and the modes that are in force now, and tick soon."""
         if self._guard.name != self._context.policy:
             self._guard = guarded(self._context.policy)
             self._state = self._guard.start()
@@ -147,7 +147,7 @@ class Governor:
         )
 
     def host(self, snapshot: Snapshot | None = None) -> HostStatus:
-        """Return the host's figures, by a snapshot of now if there is one already."""
+        """Return the host's figures; ``snapshot`` is a current one, if there is one already."""
         now_s = time.monotonic()
         return self._monitor.status(
             snapshot or self.snapshot(),
@@ -167,7 +167,7 @@ class Governor:
             if judgement is not None and judgement.why is not None and vm.mode == "auto":
                 told.trouble = True
                 vm.explain(judgement.why)
-            elif told.trouble:  # it is over: the word for it must not stand
+            elif told.trouble:  # the problem is over, so its reason must not stay
                 told.trouble = False
                 vm.explain(decision.why)
             return
@@ -188,7 +188,7 @@ class Governor:
         mode = vm.mode
 
         async def send() -> None:
-            if vm.mode != mode:  # a request came first: what the tick wanted is of no interest any more
+            if vm.mode != mode:  # a request came first, so the tick's target is obsolete
                 self._sending.pop(vm.id, None)
                 return
             try:
@@ -221,7 +221,7 @@ class Governor:
                 vm.judge(judgement.health)
 
     def _renew_manual_target(self, vm: ManagedVm, sends: asyncio.TaskGroup) -> None:
-        """Send a manual target that this life has not got yet, once its driver can follow it."""
+        """Send a manual target that this life has not received yet, once its driver can follow it."""
         if vm.mode != "manual" or vm.id in self._sending:
             return
         target, status = vm.spec.manual_target, vm.status
@@ -263,7 +263,7 @@ class Governor:
         return {vm: judgement.why for vm, judgement in self._state.judgements.items() if judgement.why}
 
     def _age_samples_by_sleep(self) -> None:
-        """Let samples age while the host sleeps: the monotonic clock does not count that."""
+        """Add the time that the host slept to the age of all samples: the monotonic clock omits it."""
         asleep_s = _asleep_s()
         slept_s, self._asleep_s = asleep_s - self._asleep_s, asleep_s
         if slept_s > _SLEPT_S:

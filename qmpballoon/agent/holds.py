@@ -1,4 +1,4 @@
-"""Memory that ``reclaim`` keeps free of VMs for a while, for whoever asked for it."""
+"""Holds: memory that ``reclaim`` keeps free for a limited time, for the client that asked for it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ MOST: int = 64
 
 @dataclass(slots=True)
 class Holds:
-    """What is held back of the budget, by name; all times are monotonic seconds."""
+    """The holds on the budget, by name. All times are monotonic seconds."""
 
     _held: dict[str, tuple[int, float]] = field(default_factory=dict)
     _numbers: count[int] = field(default_factory=lambda: count(1))
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
+        """The sum of all holds, in bytes."""
         return sum(size for size, _ in self._held.values())
 
     def take(self, size: int, until_s: float, *, budget: int) -> str:
-        """Hold bytes back until then; return the hold's name.
+        """Hold ``size`` bytes back until ``until_s``; return the hold's name.
 
         Raises:
-            OutOfRange: more than the budget, with what is held already.
-            RequestRefused: ``busy``, too many at once.
+            OutOfRange: together with the present holds it is more than the budget.
+            RequestRefused: ``busy``, there are too many holds.
         """
         if size + self.total > budget:
             raise OutOfRange(f"{format_size(size)} more would hold back all of {format_size(budget)}")
@@ -40,7 +40,7 @@ class Holds:
         return name
 
     def keep_until(self, name: str, until_s: float) -> None:
-        """Let a hold end at another time; one that is over stays over."""
+        """Change when a hold ends; a hold that has ended is not restored."""
         if name in self._held:
             self._held[name] = (self._held[name][0], until_s)
 
@@ -48,19 +48,19 @@ class Holds:
         """End a hold and return its bytes.
 
         Raises:
-            OutOfRange: there is none of that name, or it ended by itself.
+            OutOfRange: there is no hold of that name, or it has expired.
         """
         if name not in self._held:
             raise OutOfRange(f"there is no hold {name!r}; it may have ended by itself")
         return self._held.pop(name)[0]
 
     def expire(self, now_s: float) -> None:
-        """End those whose time is over."""
+        """End the holds whose time is over."""
         for name in [name for name, (_, until_s) in self._held.items() if until_s <= now_s]:
             del self._held[name]
 
     def listed(self, now_s: float) -> tuple[Mapping[str, object], ...]:
-        """Return them for the host object."""
+        """Return the holds as they appear in the host object."""
         return tuple(
             {"hold": name, "size": size, "left_s": round(max(0.0, until_s - now_s), 1)}
             for name, (size, until_s) in self._held.items()

@@ -1,4 +1,4 @@
-"""The host as the agent sees it: its memory, what of it VMs may hold, and how short it is."""
+"""The host's memory, the budget of its VMs, and how short memory is."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from qmpballoon.units import Amount, format_size
 
 _FLOORS: Final = "the floors of the VMs together exceed the budget"
 _NEEDS: Final = "what the guests hold exceeds the budget"
-_EASES_BY: Final = (
-    1.05  # what guests hold changes all the time: the alarm is over when they hold so much less
-)
+_EASES_BY: Final = 1.05  # hysteresis: the alarm ends when the guests hold this much less
 
 
 class HostMonitor:
@@ -38,11 +36,11 @@ class HostMonitor:
         self._exhausted = False
 
     def look(self, settings: HostSettings) -> None:
-        """Read the host's figures now; a total that cannot be read is as it was."""
+        """Read the host's figures now; a total that cannot be read keeps its last value."""
         self._look_at_descriptors()
         total = self.sample.mem_total
         self.sample = read_host()
-        if self.sample.mem_total is None:  # else a budget of so many percent would be none at all
+        if self.sample.mem_total is None:  # otherwise a budget in percent would be zero
             self.sample = replace(self.sample, mem_total=total)
         total = self.sample.mem_total
         if isinstance(settings.budget, Amount):
@@ -52,7 +50,7 @@ class HostMonitor:
         self.reserve = _size(settings.reserve, total) or 0
 
     def _look_at_descriptors(self) -> None:
-        """Tell when none is left for another VM or broker, and when there are some again."""
+        """Log when no file descriptor is left for another VM or broker, and when there are some again."""
         exhausted = not descriptors.are_left()
         if exhausted and not self._exhausted:
             say(
@@ -67,7 +65,7 @@ class HostMonitor:
         self._exhausted = exhausted
 
     def _take_limit(self, path: str) -> None:
-        """Take a cgroup's limit as the budget; one that cannot be read leaves the last one that could."""
+        """Take a cgroup's limit as the budget; if it cannot be read, the last value stays."""
         limit = cgroup_limit(path)
         if limit is None and not self._limit_missed:
             say(
@@ -80,7 +78,7 @@ class HostMonitor:
         self.budget = limit if limit is not None else self.budget
 
     def judge(self, snapshot: Snapshot, *, lent: int) -> None:
-        """Tell of a new level, and of an alarm that begins or is over."""
+        """Publish a new level, and an alarm that begins or ends."""
         level = level_of(
             self._level,
             mem_available=snapshot.mem_available,
@@ -114,7 +112,7 @@ class HostMonitor:
         unidentified: tuple[str, ...],
         holds: tuple[Mapping[str, object], ...],
     ) -> HostStatus:
-        """Return all that the agent says of the host."""
+        """Return everything that the agent publishes about the host."""
         known = self.budget is not None
         return HostStatus(
             level=self._level,

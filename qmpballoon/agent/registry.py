@@ -1,6 +1,6 @@
-"""All VMs of this agent: by id, by the path of their monitor, by life; and who serves which life.
+"""All VMs of this agent, indexed by id, monitor path and life, and which connector serves which life.
 
-Two sockets of one life are one VM: the first path in sorted order serves it, the others are left alone
+Two sockets of one life are one VM. The first path in sorted order serves it; the others stay unused
 until that one is gone.
 """
 
@@ -22,7 +22,7 @@ from qmpballoon.procfs import life_of
 
 
 class Serving(Protocol):
-    """Who serves a life: a connector."""
+    """What serves a life: a connector."""
 
     @property
     def path(self) -> str:
@@ -30,7 +30,7 @@ class Serving(Protocol):
         ...
 
     def kick(self) -> None:
-        """Give up the connection and look anew."""
+        """Close the connection and connect again."""
 
 
 class Registry:
@@ -43,7 +43,7 @@ class Registry:
         self._by_path: dict[str, ManagedVm] = {}
         self._by_life: dict[str, ManagedVm] = {}  # also lives that an earlier run of the agent knew
         self._serving: dict[Life, Serving] = {}
-        self._stems: dict[Life, str] = {}  # what a QEMU without -name is called: after its first socket
+        self._stems: dict[Life, str] = {}  # the names of QEMUs without -name: from their first socket
 
     def __iter__(self) -> Iterator[ManagedVm]:
         """Iterate over the VMs as they are now; they may come and go meanwhile."""
@@ -65,7 +65,7 @@ class Registry:
 
     def remember(self, path: str, known: KnownSocket) -> None:
         """Set up a VM that an earlier run knew; it is offline until its monitor answers."""
-        if VmId(known.vm) in self._by_id:  # in a file that somebody edited: the first one has the name
+        if VmId(known.vm) in self._by_id:  # only in an edited state file; the first entry keeps the name
             self._context.store.know(path, None)
             return
         self._add(VmId(known.vm), known.name, path, qemu_name=known.name)
@@ -111,19 +111,19 @@ class Registry:
         self._context.feed.vm_gone(vm.id)
 
     def retire(self) -> None:
-        """Say nothing more of the VMs: the agent stops, and they do not."""
+        """Publish nothing more about the VMs: the agent stops, and they keep running."""
         for vm in self:
             vm.retired = True
 
     # ── lives ────────────────────────────────────────────────────────────────────────────────────
 
     def stem_of(self, path: str, life: Life | None) -> str:
-        """Return the name of a QEMU without one: its socket's file stem, kept when another one takes over."""
+        """Return the name of a QEMU without ``-name``: the file stem of the first of its sockets seen."""
         stem = Path(path).stem
         return stem if life is None else self._stems.setdefault(life, stem)
 
     def may_serve(self, connector: Serving, life: Life) -> bool:
-        """Tell whether this connector is the one for the life; the first path in sorted order is."""
+        """Tell whether this connector serves the life: the one whose path sorts first does."""
         holder = self._serving.get(life)
         if holder is connector:
             return True
@@ -141,14 +141,14 @@ class Registry:
         return self._serving.get(life) not in (None, connector)
 
     def gave_up(self, connector: Serving) -> None:
-        """Note that the connector serves no life any more."""
+        """Note that the connector no longer serves any life."""
         for life in [life for life, holder in self._serving.items() if holder is connector]:
             del self._serving[life]
         self.lives_changed.set()
         self.lives_changed = asyncio.Event()
 
     def forget_ended_lives(self) -> None:
-        """Drop what is remembered of processes that have ended."""
+        """Drop the entries of processes that have ended."""
         ended = [life for life in self._stems if life not in self._serving and life_of(life.pid) != life]
         for life in ended:
             del self._stems[life]
@@ -175,12 +175,12 @@ class Registry:
         return name
 
     def _move(self, life: Life, path: str) -> None:
-        """Let the VM of a life follow it to another of its sockets."""
+        """Move the VM of a life to another socket of the same QEMU."""
         vm = self._by_life.get(str(life))
         if vm is None or vm.path == path or path in self._by_path:
             return
         if vm.run.life is not None and vm.run.life != life:
-            return  # it has begun another life since
+            return  # the VM has started another life since then
         store = self._context.store
         known = store.sockets.get(vm.path)
         store.know(vm.path, None)

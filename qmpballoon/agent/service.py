@@ -1,4 +1,4 @@
-"""What requests do: each verb here, once its arguments have been read and found in range."""
+"""Carries out requests: one method per verb. Their arguments have been parsed and checked before."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from qmpballoon.units import Amount, parse_size, round_up_to_page
 
 RECLAIM_WITHIN_S: Final = 30.0
 HELD_FOR_S: Final = 300.0
-FRESH_WITHIN_S: Final = 1.2  # a calm guest's figures may be the same until the next whole second
+FRESH_WITHIN_S: Final = 1.2  # the figures of an idle guest may not change until the next whole second
 
 
 class Service:
@@ -106,14 +106,14 @@ class Service:
             raise RequestRefused("not-allowed", f"{vm.id} is migrating: its balloon is left alone")
         target = round_up_to_page(checked_target(status, asked.target.of(status.size)))
         request.refuse_if_expired(time.monotonic())
-        # The mode first, or the policy would send its own target; the target only once QEMU has it, or the
-        # governor would send it, too.
+        # Set the mode first, otherwise the policy would send its own target. Store the target only after
+        # QEMU has it, otherwise the governor would send it as well.
         undo = vm.spec.take_by_hand()
         vm.touch()
         try:
             serial = await self._actuator.send(vm, target, why="manual")
         except (QmpBalloonError, asyncio.CancelledError):
-            undo()  # what is answered with an error has no later effect
+            undo()  # a request that is answered with an error must have no later effect
             vm.touch()
             raise
         if vm.serial == serial and vm.spec.kept.mode == "manual":
@@ -161,7 +161,7 @@ class Service:
         return {"name": self._context.policy, "mode": self._context.mode}
 
     async def _reclaim(self, asked: Reclaim) -> Mapping[str, object]:
-        """Hold memory back from the VMs and wait until it is there, or the deadline has come."""
+        """Take memory from the VMs and wait until it is free or the deadline has passed."""
         governor = self._governor
         if self._context.mode == "observe":
             raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
@@ -177,7 +177,8 @@ class Service:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - now_s):
                 while (lacking := max(0, -governor.snapshot().free)) > 0:
                     await governor.ticked.wait()
-        governor.holds.keep_until(hold, time.monotonic() + hold_s)  # once it is free, not while it comes
+        # The hold time starts when the memory is free.
+        governor.holds.keep_until(hold, time.monotonic() + hold_s)
         had = {guest.id: guest.actual for guest in before.guests}
         has = {guest.id: guest.actual for guest in governor.snapshot().guests}
         gave = {vm: had[vm] - has[vm] for vm in had if vm in has and had[vm] > has[vm]}

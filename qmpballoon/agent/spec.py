@@ -1,4 +1,4 @@
-"""What is asked of a VM by its name: mode, manual target, limits. Persists itself.
+"""The settings of a VM, by its name: mode, manual target, limits. Persists itself.
 
 What the configuration says is narrowed or replaced by what was set by requests, which the store keeps.
 """
@@ -21,18 +21,18 @@ _BOOT_ID: Final = boot_id()
 
 
 def boot_time_s() -> float:
-    """Return the seconds since the host's boot with those asleep: a clock that outlives the agent."""
+    """Return CLOCK_BOOTTIME: seconds since the host's boot, sleep included, comparable after a restart."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class VmSpec:
-    """The only owner of what was set for one name; ``settings`` is what the configuration says of it."""
+    """The only owner of the settings of one name; ``settings`` is its part of the configuration."""
 
     def __init__(self, vm: VmId, settings: VmSettings, context: Context) -> None:
         self.vm = vm
         self.settings = settings
         self._context = context
-        # Computed in fractions and read at every tick; all that they depend on is frozen.
+        # Cached, as it is computed in fractions and read at every tick; its inputs are frozen.
         self._limits_of: tuple[Kept, VmSettings, int | None] = (Kept(), settings, None)
         self._limits = limits_of(*self._limits_of)
 
@@ -79,7 +79,7 @@ class VmSpec:
         return undo
 
     def end_mode_that_is_over(self) -> None:
-        """Fall back to the configured mode when the time of the one that was set is over."""
+        """Return to the configured mode when the time of a temporary mode is over."""
         kept = self.kept
         if kept.mode_until is None or (kept.boot_id == _BOOT_ID and kept.mode_until > boot_time_s()):
             return
@@ -89,7 +89,7 @@ class VmSpec:
     # ── limits ───────────────────────────────────────────────────────────────────────────────────
 
     def limits(self, size: int | None) -> Limits:
-        """Return what is in force for a VM of this size: the file's limits, narrowed by those set."""
+        """Return the limits in force for a VM of this size: the file's, narrowed by those set by requests."""
         of = (self.kept, self.settings, size)
         if of != self._limits_of:
             self._limits, self._limits_of = limits_of(*of), of
@@ -104,5 +104,5 @@ class VmSpec:
 
 
 def _asked(kept: Kept) -> dict[str, object]:
-    """Return the part that says mode and manual target."""
+    """Return the part of ``kept`` that holds mode and manual target."""
     return {key: getattr(kept, key) for key in ("mode", "mode_until", "boot_id", "target")}

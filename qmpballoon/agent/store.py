@@ -1,7 +1,7 @@
-"""What survives the agent: names per socket, and what was set for each VM, in ``state_dir``.
+"""The agent's persistent state in ``state_dir``: the name for each socket and the settings of each VM.
 
-One JSON file per host name, written whole and atomically, 0600, and locked: one agent of a name. A
-disk that is full costs durability, never the agent: it goes on, says so once, and tries again.
+One JSON file per host name, written atomically, mode 0600, and locked, so that only one agent uses a
+name. If the disk is full, the agent keeps running, logs it once and tries again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ T = TypeVar("T")
 
 _VERSION: Final = 1
 _TRY_AGAIN_S: Final = 30.0
-_LAZILY_S: Final = 5.0  # flash memory wears out: automatic moves are written together
+_LAZILY_S: Final = 5.0  # batch the writes of automatic moves: flash memory wears out
 _TOPIC_LEVEL: Final = re.compile("[A-Za-z0-9_-]{1,64}")
-_MOST_TOLD: Final = 3  # of the rows of a file that are no use
+_MOST_TOLD: Final = 3  # how many invalid rows of a file are logged
 _MOST_FORGOTTEN: Final = 1000  # names without a socket whose settings are still kept
 
 
@@ -73,11 +73,11 @@ class _Contents:
     announced: list[str] = field(default_factory=list)
     policy: str | None = None  # chosen by a request; None: as configured
     mode: str | None = None  # the host's; the same
-    unread: list[str] = field(default_factory=list)  # what of the file is no use, each with the reason
+    unread: list[str] = field(default_factory=list)  # the invalid rows of the file, each with the reason
 
 
 class Store:
-    """The agent's memory on disk; every change is written soon, ``saved()`` waits for it."""
+    """The state on disk. Every change is written soon; ``saved()`` waits until it is."""
 
     def __init__(self, state_dir: str | os.PathLike[str], host: str) -> None:
         """Lock and read the file of this host's name.
@@ -108,13 +108,13 @@ class Store:
         self._wanted = 0  # changes made
         self._written = 0  # changes that are on disk, or that could not be written
         self._changed = asyncio.Event()
-        self._drafted = False  # written, and not yet put in place
+        self._drafted = False  # a draft is written and not yet renamed into place
         self._later: asyncio.TimerHandle | None = None  # of a lazy change
         self._settled = asyncio.Condition()
         self._failed = False  # the last attempt to write
         self._pen = threading.Lock()  # a write whose task was cancelled goes on in its thread
         if self._contents.unread:
-            self._touch()  # what is no use is said once
+            self._touch()  # rewrite the file, so that the invalid rows are logged once
 
     # ── what is kept ─────────────────────────────────────────────────────────────────────────────
 
@@ -138,7 +138,7 @@ class Store:
         return self._contents.vms.get(vm) or _NOTHING
 
     def keep(self, vm: VmId, *, lazily: bool = False, **changes: object) -> None:
-        """Change what is kept for a VM's name; ``lazily``: it is no loss if the last seconds are lost."""
+        """Change what is kept for a VM's name; ``lazily``: losing the last seconds of it does no harm."""
         before = self.kept(vm)
         after = replace(before, **changes)  # type: ignore[arg-type]  # names and types are Kept's
         if after != before:
@@ -177,13 +177,13 @@ class Store:
     # ── the disk ─────────────────────────────────────────────────────────────────────────────────
 
     async def saved(self) -> None:
-        """Wait until all changes made so far outlive the agent, or were said to be impossible to write.
+        """Wait until all changes made so far are written, or the failure to write them is logged.
 
-        A power cut in the next moment may still take them back, whole.
+        The changes then survive the end of the agent. A power failure right after it may revert them all.
         """
         wanted = self._wanted
         if self._written < wanted:
-            self._changed.set()  # also what would be written lazily
+            self._changed.set()  # write lazy changes now as well
         async with self._settled:
             await self._settled.wait_for(lambda: self._written >= wanted)
 
@@ -209,7 +209,7 @@ class Store:
         wanted, text = self._wanted, json.dumps(self._as_json(), indent=1)
         try:
             await asyncio.to_thread(self._write, text)
-            await self._settle(wanted)  # whoever waits need not wait for the disk as well
+            await self._settle(wanted)  # waiters need not wait for the disk
             await asyncio.to_thread(self._sync)
         except OSError as error:
             if not self._failed:
@@ -271,7 +271,7 @@ class Store:
     def _read(self) -> _Contents:
         try:
             return self._read_from(_draft_of(self._file))
-        except (OSError, ValueError) as error:  # a draft is newer than the file, if it is whole
+        except (OSError, ValueError) as error:  # a complete draft is newer than the file
             self._check_descriptors(error)
         try:
             return self._read_from(self._file)
@@ -296,7 +296,7 @@ class Store:
         if contents.unread:
             aside = self._aside
             with suppress(OSError):
-                aside.hardlink_to(file)  # the next write takes only the name from it
+                aside.hardlink_to(file)  # the next write replaces the name only
             say(
                 "state-incomplete",
                 f"kept aside, and taken but for {'; '.join(contents.unread[:_MOST_TOLD])}",
@@ -311,17 +311,17 @@ class Store:
         return self._file.with_name(f"{self._file.name}.unreadable-{int(time.time())}")
 
     def _check_descriptors(self, error: OSError | ValueError) -> None:
-        if isinstance(error, OSError) and error.errno in EXHAUSTED:  # there is nothing wrong with the file
+        if isinstance(error, OSError) and error.errno in EXHAUSTED:  # the file itself is intact
             raise StateUnusable(os.fspath(self._directory), error) from error
 
 
 def parse_state(text: str) -> _Contents:
     """Return what a state file holds; keys that it does not know are left out.
 
-    A row that is no use costs that row; ``unread`` has it.
+    An invalid row is left out and listed in ``unread``.
 
     Raises:
-        ValueError: not one of ours, or of another version.
+        ValueError: it is not a state file, or of another version.
     """
     try:
         tree = json.loads(text)
@@ -355,7 +355,7 @@ def _rows(
 
 
 def write_draft(file: Path, text: str) -> None:
-    """Write what the file shall be beside it, mode 0600: from then on it outlives this process.
+    """Write the new contents to a draft beside the file, mode 0600; it survives the end of this process.
 
     Raises:
         OSError: the disk is full, the directory went, and their like; then no draft is left.

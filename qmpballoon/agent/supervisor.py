@@ -18,7 +18,7 @@ from qmpballoon.qmp.discovery import SocketMark, SocketWatch
 
 
 class Supervisor:
-    """Follows the sockets that the configuration names, and forgets VMs that are gone for long."""
+    """Follows the sockets that the configuration names, and forgets VMs gone for a long time."""
 
     def __init__(self, context: Context, registry: Registry) -> None:
         self._context = context
@@ -29,7 +29,7 @@ class Supervisor:
 
     @property
     def unidentified(self) -> tuple[str, ...]:
-        """Paths of sockets that never answered: no VMs yet."""
+        """Paths of sockets that never answered, so no VM is known for them."""
         return tuple(path for path, connector in self._connectors.items() if connector.is_unidentified)
 
     def remember(self) -> None:
@@ -48,7 +48,7 @@ class Supervisor:
                 self._follow(found, connectors)
 
     def reconfigure(self) -> None:
-        """Take over the configuration that is in force now."""
+        """Apply the configuration that is in force now."""
         configuration = self._context.configuration
         self._watch.watch(configuration.discovery.sockets)
         for vm in self._registry:
@@ -67,7 +67,7 @@ class Supervisor:
                 connector.kick()
 
     def forget_the_gone(self) -> None:
-        """Drop the VMs that had no socket and no process for ``forget_after_s``."""
+        """Drop the VMs that have had no socket and no process for ``forget_after_s``."""
         self._registry.forget_ended_lives()
         now_s, after_s = self._context.clock(), self._context.configuration.discovery.forget_after_s
         for vm in self._registry:

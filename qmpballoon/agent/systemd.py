@@ -1,4 +1,4 @@
-"""What systemd wants to hear of a ``Type=notify`` service. Source: sd_notify(3)."""
+"""Notifications to systemd of a ``Type=notify`` service. Source: sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def notify(*states: str) -> None:
 
 
 def reloading() -> None:
-    """Say that the configuration is being re-read; READY=1 ends it."""
+    """Notify that the configuration is being reloaded; READY=1 ends it."""
     notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 async def feed_watchdog() -> None:
-    """Say that the loop turns, twice as often as systemd asks for; for ever."""
+    """Send watchdog keep-alives from the loop, twice as often as systemd requires; never returns."""
     try:
         interval_s = int(os.environ.get("WATCHDOG_USEC", "")) / 2e6
     except ValueError:

@@ -1,8 +1,8 @@
 """One VM as the agent knows it: the only owner of its facts, over many sessions and many lives.
 
-A session serves as long as it lasts: look at everything once, then take turns. A turn is slow while
-the guest is calm and fast while it boots, moves or is waited for. After each change the facts are frozen
-(`VmFacts`); health, what a policy sees and what is published are functions of them. Nothing here decides
+A session first queries everything once, then polls in turns. The interval is long while the guest is idle
+and short while it boots, moves or a request waits for it. After each change the facts are frozen
+(`VmFacts`). Health, what a policy sees and what is published are functions of them. Nothing here decides
 how large the guest should be.
 """
 
@@ -60,7 +60,7 @@ _SERIALS: Final = count(1)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a VM says it is."""
+    """The name and UUID that a QEMU reports."""
 
     name: str  # QEMU's -name, or the socket's file stem
     uuid: str | None
@@ -78,14 +78,14 @@ class Run:
     target: int | None = None  # last sent
     why: str | None = None  # the word of the last decision
     judged: str | None = None  # untrusted, uncooperative or stuck: the guard's word
-    serial: int = field(default_factory=lambda: next(_SERIALS))  # another one with each target asked for
+    serial: int = field(default_factory=lambda: next(_SERIALS))  # changes with each target that is asked for
     seen: Seen | None = None  # by its last session
     gone: bool = False  # the process has ended
 
 
 @dataclass(frozen=True, slots=True)
 class _Silence:
-    """Why no session serves the VM, and what its QEMU has resident as far as that is known."""
+    """Why no session serves the VM, and the RSS of its QEMU in bytes, None if not known."""
 
     why: Connection
     rss: int | None = None
@@ -99,7 +99,7 @@ class ManagedVm:
         self.name = name
         self.path = path
         self.spec = VmSpec(vm, settings, context)
-        self.retired = False  # it was dropped, or the agent stops: what happens now is no news
+        self.retired = False  # it was dropped, or the agent stops: nothing more is published
         self.changed = asyncio.Event()  # set, and replaced, whenever the facts may have changed
         self._context = context
         self._session: VmSession | None = None
@@ -112,7 +112,7 @@ class ManagedVm:
         self._guest: tuple[VmFacts, GuestSnapshot | None] = (self.facts, None)
 
     def _begin(self, life: Life | None, *, needs_grace: bool) -> None:
-        """Drop all that belonged to the life before."""
+        """Drop everything that belonged to the previous life."""
         age_s = (age_of(life) or 0.0) if life else 0.0
         self.run = Run(life, Boot(self._context.clock() - age_s, needs_grace=needs_grace))
         self._schedule.begin(self.spec.settings)
@@ -126,12 +126,12 @@ class ManagedVm:
 
     @property
     def serial(self) -> int:
-        """The number of the last target, never the same in another life: who waits sees a newer one."""
+        """The number of the last target, unique over all lives, so that a waiter notices a newer one."""
         return self.run.serial
 
     @property
     def limits(self) -> Limits:
-        """What is in force: the file's limits, narrowed by those set by requests."""
+        """The limits in force: those of the file, narrowed by those set by requests."""
         return self.spec.limits(self.run.size)
 
     @property
@@ -140,14 +140,14 @@ class ManagedVm:
         return "up" if self._silence is None else self._silence.why
 
     def guest(self) -> GuestSnapshot | None:
-        """Return what a policy sees of the VM; None while it holds nothing, or nothing is known."""
+        """Return what a policy sees of the VM; None while it holds no memory, or nothing is known."""
         if self._guest[0] is not self.facts:
             self._guest = (self.facts, guest_of(self.facts))
         return self._guest[1]
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Look often while somebody waits for this VM."""
+        """Poll at the short interval while the body waits for this VM."""
         self._schedule.watchers += 1
         self._wake.set()
         try:
@@ -156,7 +156,7 @@ class ManagedVm:
             self._schedule.watchers -= 1
 
     def touch(self) -> None:
-        """Freeze the facts anew and tell everybody who listens."""
+        """Freeze the facts again and notify the listeners."""
         self.facts = self._freeze()
         before, health = self.status.health, health_of(self.facts, self._context.clock())
         self.status = status_of(self.facts, health)
@@ -168,7 +168,7 @@ class ManagedVm:
                     self.id, Event("health", utc_now(), {"from": before, "to": health})
                 )
             self._context.feed.vm_changed(self.status)
-        self.changed.set()  # whoever waits for a VM that was renamed must see that it went
+        self.changed.set()  # waiters must notice a VM that was renamed or dropped
         self.changed = asyncio.Event()
 
     def _freeze(self) -> VmFacts:
@@ -207,7 +207,7 @@ class ManagedVm:
         self.touch()
 
     def look_at_life(self) -> None:
-        """Note that the life's process has ended, while no session would tell."""
+        """Check whether the life's process has ended, while no session would report it."""
         life = self.run.life
         if self.connection == "offline" and not self.run.gone and life is not None:
             self.run.gone = has_ended(life)
@@ -215,25 +215,25 @@ class ManagedVm:
                 self.touch()
 
     def explain(self, why: str) -> None:
-        """Note the word of the last decision."""
+        """Note the reason of the last decision."""
         if self.run.why != why:
             self.run.why = why
             self.touch()
 
     def judge(self, judged: str | None) -> None:
-        """Take the guard's word for what is wrong with the VM; None: nothing."""
+        """Take over the guard's judgement: a health word, or None if nothing is wrong."""
         if self.run.judged != judged:
             self.run.judged = judged
             self.touch()
 
     def renew_mode(self) -> None:
-        """Let the mode and the policy that are in force now be seen."""
+        """End a temporary mode that is over, and publish the mode and policy that are in force now."""
         self.spec.end_mode_that_is_over()
         if (self.facts.mode, self.facts.policy) != (self.mode, self._context.policy):
             self.touch()
 
     async def serve(self, session: Session, life: Life | None, identity: Identity) -> ConnectionLost:
-        """Keep the VM's state from a fresh session until that is lost; return why."""
+        """Keep the VM's state up to date from a new session until it is lost; return why it was."""
         if life is None or life != self.run.life:
             self._take_up(life)
         self.run.uuid, self.run.qemu = identity.uuid, session.version
@@ -248,22 +248,22 @@ class ManagedVm:
             serving.close()
             if self._session is serving:  # else another socket of this QEMU serves it already
                 self._session = None
-        raise AssertionError("turns end with the session only")
+        raise AssertionError("the turns end only with the session")
 
     async def send_target(self, target: int, why: str) -> int:
         """Send a target in bytes to QEMU and return its serial; the actuator's alone.
 
         Raises:
-            ConnectionLost, NoBalloon, QmpError: it did not get there.
+            ConnectionLost, NoBalloon, QmpError: the target was not sent, or QEMU did not confirm it.
         """
         session, run = self._serving(), self.run
         if session.resizer is None:
             raise NoBalloon(f"{self.id} has no balloon device")
-        await session.look_at_actual()  # who waits must not take an old one for reached
+        await session.look_at_actual()  # a waiter must not take an old value for reached
         serial = run.serial = next(_SERIALS)
         try:
             await session.resizer.ask(target)
-        except ConnectionLost:  # a QEMU that hangs may still do it one day: what it was told is not known
+        except ConnectionLost:  # a hung QEMU may still execute it later: its target is unknown
             run.target = None
             self._context.store.keep(self.id, sent=None)
             raise
@@ -275,7 +275,7 @@ class ManagedVm:
         return serial
 
     async def refreshed(self, *, timeout_s: float) -> VmStatus:
-        """Ask for everything anew and return it; figures that do not come in time stay as they are."""
+        """Query everything again and return it; figures that do not arrive in time keep their old values."""
         session = self._serving()
         await self._look(session)
         is_new = session.driver_up and await self._take_sample(session, ask=True, wait_s=timeout_s)
@@ -305,7 +305,7 @@ class ManagedVm:
         self.touch()
 
     def age_sample(self, seconds: float) -> None:
-        """Let the figures be older than the clock tells."""
+        """Add to the age of the sample, for time that the monotonic clock did not count."""
         if self._session is not None:
             self._session.age_sample(seconds)
             self.touch()
@@ -355,7 +355,7 @@ class ManagedVm:
                 await session.look_at_actual()
         every_s = self._schedule.sample_every_s(settings, hurried=self._is_hurried())
         often = every_s < settings.stats_interval_s
-        ask = session.driver_up and (often or health == "stale")  # somebody may have disarmed it
+        ask = session.driver_up and (often or health == "stale")  # another client may have turned polling off
         is_new = await self._take_sample(session, ask=ask)
         self.touch()
         guest = self.guest() if is_new else None
@@ -396,7 +396,7 @@ class ManagedVm:
         )
 
     def _note_driver(self, session: VmSession, was_up: bool) -> None:
-        """Begin again with the samples when the driver was up before and is not now."""
+        """Discard the samples if the driver was up before and is not up now."""
         if was_up and not session.driver_up:
             self._driver_went()
 
@@ -405,7 +405,7 @@ class ManagedVm:
         self._schedule.forget_samples(self.spec.settings)
 
     def _was_reset(self) -> bool:
-        """The guest boots again: its figures are those from before, its driver is gone; is this news?"""
+        """Note a reset: the driver is gone and its figures are old; return False if the event is a repeat."""
         is_news = self.run.boot.was_reset(self._context.clock())
         self._schedule.forget_samples(self.spec.settings)
         if self._session is not None:
@@ -423,7 +423,7 @@ class ManagedVm:
             self._note_driver(session, was_up)
             self._look_soon()
 
-    # ── small judgements ─────────────────────────────────────────────────────────────────────────
+    # ── predicates ───────────────────────────────────────────────────────────────────────────────
 
     def _look_soon(self) -> None:
         self._schedule.look_soon()

@@ -1,4 +1,4 @@
-"""What one session tells of a VM: all of it once, then what changes. It ends with the session."""
+"""The state of a VM as read over one session: everything once, then what changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.resizer import DriverState, Resizer
 from qmpballoon.units import MIB
 
-FRESH_WITHIN_S: Final = 0.06  # one fast look waits no longer for its sample
+FRESH_WITHIN_S: Final = 0.06  # how long a poll at the short interval waits for its sample
 RESET_SHOWS_WITHIN_S: Final = 0.5  # DRIVER_OK went 30 ms after RESET, and came back after 2.7 s
 LATE_EVENTS_S: Final = 1.5  # BALLOON_CHANGE comes up to a second late; no guest's driver is back so soon
 _LITTLE: Final = 8 * MIB
@@ -48,7 +48,7 @@ class _Driver:
         self._moves_count_from_s = float("-inf")  # what comes before that may be from before a reset
 
     def told(self, state: DriverState | None, now_s: float) -> None:
-        """Take QEMU's word."""
+        """Note the driver state that QEMU reports."""
         if state is None or not state.up or now_s >= self._doubted_until_s:
             self.state = state
 
@@ -60,7 +60,7 @@ class _Driver:
             self.has_moved = True
 
     def was_reset(self, now_s: float) -> None:
-        """The guest boots: its driver is gone."""
+        """Note that the guest was reset: its driver is gone."""
         self.since_s = now_s
         self._doubted_until_s = now_s + RESET_SHOWS_WITHIN_S
         self._moves_count_from_s = now_s + LATE_EVENTS_S
@@ -114,7 +114,7 @@ class VmSession:
 
     @property
     def seen(self) -> Seen:
-        """All of it, frozen."""
+        """Everything that is known, frozen."""
         state, sampler = self._driver.state, self._device.sampler if self._device else None
         return Seen(
             run_state=self.run_state,
@@ -134,7 +134,7 @@ class VmSession:
     # ── looks ────────────────────────────────────────────────────────────────────────────────────
 
     async def look(self) -> None:
-        """Ask for everything that an event may have altered, or that no event tells."""
+        """Query everything that an event may have changed, or that no event reports."""
         self.run_state = await balloon.query_run_state(self.session)
         self.size = await balloon.memory_size(self.session)
         self.migrating = await balloon.is_migrating(self.session)
@@ -201,13 +201,13 @@ class VmSession:
     async def take_sample(self, *, ask: bool, wait_s: float = FRESH_WITHIN_S) -> bool:
         """Take the guest's figures, asked for now with ``ask``; return whether there are new ones.
 
-        What ``actual`` was at their moment is taken along: the actual before and after, if it stood
-        still; else, where the guest's total shrinks with the balloon, from that.
+        The sample also gets the ``actual`` of its moment: the value read before and after it, if that did
+        not change; otherwise it is derived from the guest's total, where that shrinks with the balloon.
         """
         sampler = self._device.sampler if self._device else None
         if sampler is None:
             return False
-        moves_unasked = ask or self.deflates_on_oom  # else events tell in time
+        moves_unasked = ask or self.deflates_on_oom  # otherwise events report it in time
         if moves_unasked:
             await self.look_at_actual()
         before = self.actual
@@ -238,17 +238,17 @@ class VmSession:
     # ── what ends the figures ────────────────────────────────────────────────────────────────────
 
     def was_reset(self) -> None:
-        """Forget what was true of the guest before its reset; its figures stand until the driver is back."""
+        """Forget the state from before the reset; QEMU returns old figures until the driver is back."""
         self._driver.was_reset(self._clock())
         self._forget_samples()
 
     def emptied_against_target(self) -> None:
-        """Take the driver for gone, where QEMU is not asked: one that is unloaded empties the balloon."""
+        """Treat the driver as gone where QEMU is not asked: unloading it empties the balloon."""
         if self._driver.state is None:
             self._forget_samples()
 
     def age_sample(self, seconds: float) -> None:
-        """Let the sample be older than the clock tells."""
+        """Add to the age of the sample, for time that the monotonic clock did not count."""
         sampler = self._device.sampler if self._device else None
         if sampler is not None and sampler.sample is not None:
             sampler.sample = replace(sampler.sample, seen_at_s=sampler.sample.seen_at_s - seconds)
@@ -256,7 +256,7 @@ class VmSession:
             self.sample = replace(self.sample, seen_at_s=self.sample.seen_at_s - seconds)
 
     def _forget_samples(self) -> None:
-        """Drop what the driver told: it is gone."""
+        """Drop everything that the driver reported: it is gone."""
         if self._device is not None and self._device.sampler is not None:
             self._device.sampler.forget()
         self.sample = None

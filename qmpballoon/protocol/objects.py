@@ -1,7 +1,7 @@
 """The published objects, exactly with the keys of the contract. Pure.
 
-Every key is always present and null when unknown: consumers such as Home Assistant keep an old
-value where a key is missing, and take 0 for a fact.
+Every key is always present, and null when unknown. Consumers such as Home Assistant keep the old value
+where a key is missing, and treat 0 as a measured value.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def guest_object(sample: Sample | None, now_s: float) -> dict[str, object]:
 
 
 def vm_object(record: VmStatus, host: str, now_s: float, ts: datetime) -> dict[str, object]:
-    """Return the VM object; of an offline VM what only its QEMU could say is null."""
+    """Return the VM object; the values of an offline VM that only its QEMU knows are null."""
     offline = record.health == "offline"
     return {
         "schema": SCHEMA,

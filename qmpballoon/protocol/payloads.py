@@ -1,8 +1,8 @@
 """Payloads as bytes: JSON and msgpack, out and in. Pure.
 
-What comes in is hostile: it is at most 64 KiB, at most 16 levels deep, holds JSON values only
-(no NaN, no msgpack extension, no key that is not text) and names no key twice, as two readers
-would take such an object in two ways.
+Input is hostile. It is refused if it has more than 64 KiB or 16 levels, holds anything but JSON values
+(NaN, a msgpack extension, a key that is not text), or names a key twice, because parsers disagree on
+which of the two counts.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Content:
 
 
 def encode(value: object, payload_format: Format) -> bytes:
-    """Return an object as compact JSON or as msgpack, in that form the same values.
+    """Return an object as compact JSON or as msgpack, with the same values.
 
-    JSON is written in ASCII: a name from QEMU may hold what has no UTF-8.
+    JSON is written in ASCII, because a name from QEMU may hold characters that UTF-8 cannot encode.
 
     Raises:
-        TypeError, ValueError: not made of JSON values; that is a mistake of the caller.
+        TypeError, ValueError: not made of JSON values; a bug of the caller.
     """
     if payload_format == "msgpack":
         packed: bytes = msgpack.packb(value, default=_plain, unicode_errors="replace")
@@ -146,7 +146,7 @@ def _no_extension(code: int, _content: bytes) -> NoReturn:
 
 
 def _check(value: object, depth: int) -> None:
-    """Refuse what JSON cannot say, and what is nested too deep."""
+    """Refuse values that JSON cannot represent, and nesting that is too deep."""
     if depth > DEEPEST:
         raise _malformed(f"nested deeper than {DEEPEST}")
     match value:

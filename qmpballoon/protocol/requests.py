@@ -1,11 +1,11 @@
-"""Where requests are answered: each exactly once, bad ones too, a slow one delaying nobody.
+"""Answers each request exactly once, also an invalid one; a slow request does not delay others.
 
-What carries requests (MQTT, or another transport) hands in each as an `Arrival`, with the function
-that takes its answer back.
+The transport (MQTT or another one) passes each request as an `Arrival`, with the function that sends its
+answer back.
 
-A request that was understood runs in a task of its own. The same transaction on the same channel
-joins the one that runs, or gets its answer again for a while, and has no second effect. At most
-16 requests of one VM, or of the host, run at a time.
+A valid request runs in a task of its own. If the same transaction comes again on the same channel, it
+joins the running one or gets the stored answer, and has no second effect. At most 16 requests of one VM,
+or of the host, run at a time.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ REMEMBERED_S: Final = 60.0  # from the answer on
 
 
 Reply: TypeAlias = Callable[[Mapping[str, object]], None]
-"""Takes the response object to who asked, in the format of the request; must not wait."""
+"""Sends the response object to the requester, in the format of the request; must not wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request as it was carried here.
+    """A request as the transport received it.
 
-    ``vm`` None: of the host. ``channel`` is where it came in, such as a topic: only there is the same
-    transaction the same request. ``refused`` is what the carrier has against it; it is answered so.
+    ``vm`` None: of the host. ``channel`` is where it came in, such as a topic. Transactions are compared
+    only within one channel. ``refused`` is the error that the transport found; it becomes the answer.
     """
 
     channel: str
@@ -54,8 +54,8 @@ class Arrival:
 class Request:
     """A request that was understood: ``asked`` is one of the records in `verbs`.
 
-    ``vm`` None: of the host. ``expires_at_s`` is on the monotonic clock: who makes it wait refuses it
-    then, as ``expired``.
+    ``vm`` None: of the host. ``expires_at_s`` is on the monotonic clock; a request that has to wait
+    longer than that is refused as ``expired``.
     """
 
     vm: VmId | None
@@ -69,7 +69,7 @@ class Request:
         return self.asked.VERB
 
     def refuse_if_expired(self, now_s: float) -> None:
-        """Raise RequestRefused (``expired``) if the sender no longer wants it done."""
+        """Raise RequestRefused (``expired``) if the request's expiry has passed."""
         if self.expires_at_s is not None and now_s > self.expires_at_s:
             raise RequestRefused("expired", f"{self.verb} was not begun before the message expired")
 
@@ -106,11 +106,11 @@ class Requests:
     _remembered: OrderedDict[_Key, tuple[float, Mapping[str, object]]] = field(default_factory=OrderedDict)
 
     def open(self, group: asyncio.TaskGroup) -> None:
-        """Run requests in ``group`` from now on; a handler's bug ends it."""
+        """Run requests in ``group`` from now on; a bug in the handler ends the group."""
         self._group = group
 
     def receive(self, arrival: Arrival) -> None:
-        """Take one request: answer it at once or begin to do it. An empty payload is ignored."""
+        """Take one request: answer it at once or start it. An empty payload is ignored."""
         if not arrival.payload:
             return
         vm, verb, content = arrival.vm, arrival.verb, Content()
@@ -125,7 +125,7 @@ class Requests:
         self._begin(request, arrival)
 
     def stop(self) -> None:
-        """Answer all that wait with ``offline`` and end their tasks; nothing is begun any more."""
+        """Answer all running requests with ``offline``, cancel their tasks and start no more."""
         self._group = None
         for running in [one for some in self._running.values() for one in some]:
             error = RequestRefused("offline", "the agent stops")

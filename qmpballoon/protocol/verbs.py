@@ -48,7 +48,7 @@ TAKE_BACK: Final = TakeBack.TAKE_BACK
 
 
 def _needed(read: Reader, *, bare: bool = False) -> Any:
-    """Make an argument that has to be given; a ``bare`` one may stand alone, without its name."""
+    """Make a required argument; a ``bare`` one may be sent alone, without its name."""
     return field(metadata={"read": read, "bare": bare})
 
 
@@ -57,7 +57,7 @@ def _optional(read: Reader, *, bare: bool = False) -> Any:
 
 
 def _limit(read: Reader) -> Any:
-    """Make an argument whose null has a meaning of its own; elsewhere null means absent."""
+    """Make an argument for which null has a meaning; for others null means absent."""
     return field(default=None, metadata={"read": read, "bare": False, "null": TAKE_BACK})
 
 
@@ -80,7 +80,7 @@ class _Verb:
 
 @dataclass(frozen=True, slots=True)
 class SetTarget(_Verb):
-    """Move a VM by hand; answered at once, or when it is reached within ``wait_s``."""
+    """Set a manual target; answered at once, or with ``wait_s`` when the target is reached."""
 
     VERB = "set-target"
     target: Amount = _needed(amount, bare=True)
@@ -109,7 +109,7 @@ class SetLimits(_Verb):
 
 @dataclass(frozen=True, slots=True)
 class Get(_Verb):
-    """Return the VM object, freshly asked for."""
+    """Return the VM object, after querying QEMU and the guest."""
 
     VERB = "get"
 
@@ -176,7 +176,7 @@ def arguments_of(kind: type[Asked]) -> tuple[str, ...]:
 def read_asked(verb: str, scope: Scope, content: Content) -> Asked:
     """Return what is asked for, its arguments read and in range.
 
-    A size is an `Amount`: who knows the size of the VM resolves a percentage.
+    A size is an `Amount`: a percentage is resolved later, when the size of the VM is known.
 
     Raises:
         RequestRefused: ``unknown-verb``, ``malformed`` or ``out-of-range``.

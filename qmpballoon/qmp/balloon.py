@@ -1,6 +1,6 @@
-"""The virtio balloon behind a session: where it sits, how large the VM is, what its guest says.
+"""The virtio balloon over a session: its QOM path, the size of the VM, the guest's statistics.
 
-Facts about QEMU were seen on the wire with 7.2.22 and a Linux 6.1 guest.
+Facts about QEMU were observed on the wire with 7.2.22 and a Linux 6.1 guest.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ async def find_balloon(session: Session) -> BalloonDevice:
 async def memory_size(session: Session) -> int:
     """Return what ``actual`` is with an empty balloon, in bytes: base memory plus DIMMs.
 
-    An nvdimm counts as plugged and not for the balloon, nor does virtio-mem.
+    QEMU counts an nvdimm as plugged memory, the balloon does not. virtio-mem does not count for the balloon.
 
     Raises:
-        ConnectionLost: the session ended meanwhile, or no VM has so much or so little memory.
+        ConnectionLost: the session ended meanwhile, or the size is impossible for a VM.
     """
     summary = _fields(session, await session.request("query-memory-size-summary"))
     size = _bytes(session, summary.get("base-memory"))
@@ -111,7 +111,7 @@ async def memory_size(session: Session) -> int:
     for device in _rows(session, await session.request("query-memory-devices")) if plugged else ():
         if device.get("type") == "dimm":
             size += _bytes(session, _fields(session, device.get("data")).get("size"))
-    if not _LEAST_MEMORY <= size <= MAX_SIZE:  # a share of it would be no size
+    if not _LEAST_MEMORY <= size <= MAX_SIZE:  # a percentage of it would not be a valid size
         raise ConnectionLost(f"{session.path}: {size} bytes of memory are no VM's")
     return size
 
@@ -155,14 +155,14 @@ _MIGRATION_UNDER_WAY: Final = frozenset(
 async def query_driver(session: Session, device: BalloonDevice) -> DriverStatus | None:
     """Return the state of the guest's driver; None where this QEMU may not be asked (see ``commands``).
 
-    Statistics and BALLOON_CHANGE tell of a driver then, once they come.
+    In that case statistics and BALLOON_CHANGE show that a driver is up.
     """
     if not may_be_sent(DRIVER_STATUS, session.version):
         return None
     try:
         answer = await session.request(DRIVER_STATUS, {"path": device.backend})
     except QmpError:
-        return None  # a build without it
+        return None  # a build without the command
     status, features = _part(answer, "status"), _part(answer, "guest-features")
     up = any(name.startswith("VIRTIO_CONFIG_S_DRIVER_OK") for name in _names(status, "statuses"))
     negotiated = frozenset(name.partition(":")[0] for name in _names(features, "dev-features"))
@@ -219,34 +219,34 @@ class VirtioBalloon:
 
 
 class Sampler:
-    """Reads a guest's statistics and tells new figures from old ones.
+    """Reads a guest's statistics and detects whether they are new.
 
-    ``sample``, without an ``actual``, is the last one that was seen to change on this connection, hence None
-    until then: what is there when we come may be days old. A sample is new when its figures changed or
-    QEMU's whole second did.
+    ``sample`` (without ``actual``) is the last one that changed on this connection. It is None until then,
+    because the statistics found on connecting may be days old. A sample is new when its figures or QEMU's
+    time stamp (whole seconds) changed.
     """
 
     def __init__(
         self, session: Session, device: BalloonDevice, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.sample: Sample | None = None
-        self.found_s: int | None = None  # the interval that was there; None until it was read
+        self.found_s: int | None = None  # the interval found on connecting; None until it was read
         self._interval_s = 1  # wanted: whole seconds
-        self._armed_s: int | None = None  # in QEMU, 0 is off; None while a change is on its way
+        self._armed_s: int | None = None  # set in QEMU, 0 is off; None while a change is under way
         self._session = session
         self._device = device
         self._clock = clock
         self._last: tuple[int, GuestStats] | None = None
-        self._forgotten = 0  # how often; what was read before the last time proves nothing
+        self._forgotten = 0  # how often samples were discarded; reads from before that are not compared
         self._known_since = 0  # the ``_forgotten`` at which ``_last`` was read
 
     @property
     def ever_reported(self) -> bool:
-        """Tell whether the guest has reported at least once since QEMU started, and was not reset since."""
+        """Tell whether the guest has reported since QEMU started and was not reset after that."""
         return self._last is not None and self._last[0] != 0 and not self._forgotten
 
     async def start(self, interval_s: int) -> None:
-        """Look at what is there, then ask for a sample now and every ``interval_s``.
+        """Read the present statistics, then ask for a sample now and every ``interval_s``.
 
         Raises:
             QmpError: the device has no statistics (QEMU before 1.5).
@@ -258,20 +258,20 @@ class Sampler:
         await self._arm()
 
     async def change_interval(self, interval_s: int) -> None:
-        """Ask for a sample every so many seconds from now on; nothing is sent if that is so already."""
+        """Set the polling interval in whole seconds; nothing is sent if it is set already."""
         if interval_s != self._interval_s:
             self._interval_s = interval_s
             await self._arm()
 
     async def stop(self) -> None:
-        """Leave the polling interval as it was found."""
+        """Restore the polling interval that was found on connecting."""
         if self.found_s is not None and self.found_s != self._armed_s:
             await self._set_interval(self.found_s)
 
     def forget(self) -> None:
-        """Drop the sample: the guest was reset, and its old figures stand until the driver is back.
+        """Drop the sample: the guest was reset, and QEMU returns its old figures until the driver is back.
 
-        Also those that came before the reset and were not read yet: what the next look finds is old.
+        Figures that arrived before the reset and were not read yet count as old, too.
         """
         self.sample = None
         self._forgotten += 1
@@ -281,7 +281,7 @@ class Sampler:
         asked_at = self._forgotten
         found = await self._read()
         if asked_at != self._forgotten:
-            return  # asked for before the guest was reset
+            return  # requested before the guest was reset
         if found != self._last:
             self._last = found
             if asked_at == self._known_since:
@@ -289,10 +289,10 @@ class Sampler:
         self._known_since = asked_at
 
     async def refresh(self, *, timeout_s: float) -> bool:
-        """Ask the guest for figures at once and wait for them; return whether they came.
+        """Ask the guest for figures at once and wait for them; return whether they arrived.
 
-        Setting the interval to 0 and back makes QEMU ask now: 3 ms, mostly. A calm guest whose
-        figures are the same as before takes until the next whole second.
+        Setting the interval to 0 and back makes QEMU ask now; the answer mostly takes 3 ms. If the
+        figures of an idle guest did not change, new ones are detected only at the next whole second.
         """
         before = self.sample
         deadline_s = self._clock() + timeout_s
@@ -321,7 +321,7 @@ class Sampler:
             "property": "guest-stats-polling-interval",
             "value": interval_s,
         }
-        self._armed_s = None  # whoever is cancelled here does not know what QEMU made of it
+        self._armed_s = None  # after a cancellation the interval in QEMU is unknown
         await self._session.request("qom-set", arguments)
         self._armed_s = interval_s
 
@@ -337,7 +337,7 @@ class Sampler:
 
 
 def parse_stats(stats: Mapping[str, object]) -> GuestStats:
-    """Return a guest's figures; what it does not report, or what cannot be, is None.
+    """Return a guest's figures; one that is not reported or impossible is None.
 
     QEMU prints an unreported statistic as 2**64 - 1.
     """

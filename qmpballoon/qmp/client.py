@@ -1,15 +1,15 @@
 """One conversation with a QEMU monitor, on qemu.qmp's client.
 
-The subclass keeps qemu.qmp's state machine, greeting and reader task, and mends what hurts a process
-that runs for months beside hundreds of QEMUs (qemu.qmp 0.0.6, measured):
+The subclass keeps qemu.qmp's state machine, greeting and reader task. It changes what is a problem for a
+process that runs for months with hundreds of QEMUs (qemu.qmp 0.0.6, measured):
 
-- the default listener keeps every event for ever: events go to a callback that is there before the
-  negotiation, and nowhere else;
-- every message is pretty-printed for a debug log that is off: sending and receiving go around it;
-- a queue and two task switches per request: one future per request instead, each with a time-out;
-- a peer that hangs keeps ``disconnect()`` waiting for a flush: the transport is aborted.
+- The default listener keeps every event without a bound. Here events go only to a callback, which is set
+  before the negotiation.
+- Every message is pretty-printed for a debug log that is off. Sending and receiving bypass that.
+- A request costs a queue and two task switches. Here it costs one future, with a time-out.
+- ``disconnect()`` waits for a flush, which never ends if the peer hangs. Here the transport is aborted.
 
-Anything that is not QMP ends the session with a reason; it never raises anywhere else.
+Input that is not QMP ends the session with a reason and raises nowhere else.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from qmpballoon.qmp import commands
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
 
 LONGEST_MESSAGE: Final = 4 * 1024**2  # the largest reply we ask for is some 100 KB; libvirt reads 10 MB
-DEEPEST: Final = 64  # levels of a message; a few are used, and a thousand would overflow whoever prints it
-MOST_UNASKED_PER_S: Final = 2000  # events; QEMU itself throttles the chatty ones to one a second
-MOST_ABANDONED: Final = 256  # replies still owed to callers who went away
-_MANY_BRACKETS: Final = 256  # with fewer a message cannot be dangerously deep: spares it the look
-_TURN: Final = 64  # messages handled before others get the loop, so that a flood delays nobody
+DEEPEST: Final = 64  # nesting levels; QEMU uses a few, a thousand would overflow a recursive printer
+MOST_UNASKED_PER_S: Final = 2000  # events; QEMU itself limits the frequent ones to one per second
+MOST_ABANDONED: Final = 256  # outstanding replies to cancelled requests
+_MANY_BRACKETS: Final = 256  # a message with fewer brackets cannot be too deep: skip the check
+_TURN: Final = 64  # messages handled before yielding to the loop, so that a flood does not delay other tasks
 
 _QUIET: Final = logging.getLogger("qmpballoon.qmp.wire")  # qemu.qmp logs each loss several times
 _QUIET.addHandler(logging.NullHandler())
@@ -56,7 +56,7 @@ PRIVATE_NAMES: Final = (
     "_set_state(self, state: qemu.qmp.protocol.Runstate) -> None",
     "_writer",
 )
-"""All that is touched of qemu.qmp beyond its public names; a test compares it with the release installed."""
+"""The private names of qemu.qmp that are used; a test compares them with the installed release."""
 
 T = TypeVar("T")
 
@@ -65,9 +65,9 @@ EventSink = Callable[[str, Mapping[str, object]], None]
 
 
 class Session(QMPClient):
-    """A greeted monitor that takes requests until it is lost or closed.
+    """A session with a monitor, after its greeting, until it is lost or closed.
 
-    ``version`` is QEMU's, such as ``7.2.22``. ``hung`` tells that it was lost by not answering.
+    ``version`` is QEMU's, such as ``7.2.22``. ``hung`` is true if QEMU did not answer in time.
     """
 
     def __init__(self, monitor: OpenMonitor, on_event: EventSink, *, request_timeout_s: float) -> None:
@@ -100,12 +100,12 @@ class Session(QMPClient):
     ) -> Self:
         """Wait for the greeting, negotiate, and return the running session.
 
-        The connection is closed if that fails. ``greeting_timeout_s`` None waits as long as the line
-        behind another client takes.
+        The connection is closed if that fails. With ``greeting_timeout_s`` None it waits without a limit
+        while other clients are served.
 
         Raises:
-            MonitorBusy: connected, and no greeting came in time.
-            ConnectionLost: it ended, or what came was not QMP.
+            MonitorBusy: connected, but no greeting came in time.
+            ConnectionLost: the connection ended, or carried something other than QMP.
         """
         session = cls(monitor, on_event, request_timeout_s=request_timeout_s)
         try:
@@ -181,7 +181,7 @@ class Session(QMPClient):
 
     @property
     def reason(self) -> ConnectionLost:
-        """Why the session is over; a fresh error each time, as errors collect tracebacks."""
+        """Why the session is over; a new error object each time, because errors accumulate tracebacks."""
         return ConnectionLost(str(self._reason or f"{self.path}: not connected"))
 
     async def ended(self) -> ConnectionLost:
@@ -208,9 +208,9 @@ class Session(QMPClient):
             await asyncio.gather(task, over, return_exceptions=True)
 
     async def close(self) -> None:
-        """End the session and free all it holds; harmless when it is over already.
+        """End the session and free its resources; does nothing if it is over already.
 
-        A bug met while reading, anything outside the error tree, is raised here.
+        An exception outside the error tree that ended the reader is a bug and is raised here.
         """
         self._end(ConnectionLost(f"{self.path}: closed by us"))
         if self.runstate is not Runstate.IDLE:
@@ -226,9 +226,8 @@ class Session(QMPClient):
         )
 
     async def _get_greeting(self) -> Greeting:
-        while "event" in (
-            message := await self._do_recv()
-        ):  # seen from a real QEMU that had just been continued
+        # Observed with a real QEMU that had just been resumed.
+        while "event" in (message := await self._do_recv()):
             self._take_event(message)
         try:
             return Greeting(message)
@@ -236,7 +235,7 @@ class Session(QMPClient):
             raise ConnectionLost(f"{self.path}: this is no greeting: {_shortened(message)}") from None
 
     async def _negotiate(self) -> None:
-        # Without "oob": we never need it, and with it QEMU parses in a second thread.
+        # Without "oob": it is not needed, and with it QEMU parses in a second thread.
         assert self._writer is not None
         self._writer.write(b'{"execute": "qmp_capabilities", "id": 0}')
         try:
@@ -266,7 +265,7 @@ class Session(QMPClient):
             message = None
         if not isinstance(message, dict) or _is_too_deep(line, message):
             raise ConnectionLost(f"{self.path}: this is not QMP: {_shortened(line)}")
-        return cast(Message, message)  # a plain dict serves: Message would only serialise it again
+        return cast(Message, message)  # a plain dict is enough: Message would only serialise it again
 
     async def _bh_recv_message(self) -> None:
         message = await self._do_recv()
@@ -292,7 +291,7 @@ class Session(QMPClient):
             raise
 
     async def _bh_flush_writer(self) -> None:
-        """Flush nothing: who waited has the reply, and a hung peer would never take the rest."""
+        """Flush nothing: callers have their replies, and a hung peer would never read the rest."""
 
     async def _bh_close_stream(self, error_pathway: bool = False) -> None:
         if self._writer is not None:
@@ -366,7 +365,7 @@ def _is_too_deep(line: bytes, message: object) -> bool:
 
 
 def _is_plain(value: object) -> bool:
-    """Tell whether it can be said in JSON and msgpack: no NaN, no number of more than 64 bits."""
+    """Tell whether JSON and msgpack can represent it: no NaN, no number of more than 64 bits."""
     match value:
         case int():
             return -(2**63) <= value < 2**64

@@ -2,7 +2,7 @@
 
 The table is closed: a session refuses to send what is not in it. An unstable command (``x-…``, or one that
 QEMU's schema calls unstable) may change or fail in any release, and one of them aborts QEMU 11.1. It is
-sent only to the versions in ``tried``, on which a test has sent it; everywhere else stable means serve.
+sent only to the versions in ``tried``, on which a test has sent it; elsewhere stable means are used.
 
 ``since`` is the first QEMU that has it, by the ``Since`` notes of QEMU's QAPI schema and its release notes.
 """
@@ -61,7 +61,7 @@ COMMANDS: Final[Mapping[str, Sent]] = MappingProxyType({sent.name: sent for sent
 
 
 class NeverSent(LookupError):
-    """A command that is not in the table, or not for this QEMU, was about to be sent: a bug of ours."""
+    """A command that is not in the table, or not for this QEMU, was about to be sent: a bug here."""
 
 
 def may_be_sent(name: str, version: str) -> bool:

@@ -1,7 +1,7 @@
-"""Which monitor sockets are there: globs, watched by inotify where it serves, and scanned anyway.
+"""Discovery of monitor sockets by globs: periodic scans, and inotify where it works.
 
-A scan is the truth; inotify only tells when to scan before the next one is due, so a directory that
-cannot be watched (network file systems, the limit of watches) costs seconds, nothing more.
+Only a scan decides what exists. inotify tells when to scan before the next scan is due. So a directory
+that cannot be watched (network file system, limit of watches) only delays discovery by seconds.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _INTERESTING: Final = (
 )
 
 SocketMark = tuple[int, int, int]
-"""Device, inode and change time of a socket file: another mark may be another socket. The inode alone
-proves nothing: a new QEMU on the same path got the same number."""
+"""Device, inode and change time of a socket file. A different mark may be a different socket. The inode
+alone is not enough: a new QEMU on the same path got the same number."""
 
 
 def scan(globs: Iterable[str]) -> dict[str, SocketMark]:
@@ -54,7 +54,7 @@ def _mark_of(path: str) -> SocketMark | None:
 
 
 class SocketWatch:
-    """The sockets of some globs as they come and go; the globs may be exchanged at any time."""
+    """Watches the sockets that match some globs. The globs may be replaced at any time."""
 
     def __init__(self, globs: Iterable[str]) -> None:
         self.globs = tuple(globs)
@@ -62,16 +62,16 @@ class SocketWatch:
         self._watches: dict[str, Watch] = {}
 
     def watch(self, globs: Iterable[str]) -> None:
-        """Exchange the globs."""
+        """Replace the globs."""
         self.globs = tuple(globs)
         self._stirred.set()
 
     def covers(self, path: str) -> bool:
-        """Tell whether the path would be found if it were there."""
+        """Tell whether a glob matches the path, whether or not it exists."""
         return any(_fits(path, os.path.abspath(pattern)) for pattern in self.globs)
 
     async def changes(self) -> AsyncGenerator[Mapping[str, SocketMark], None]:
-        """Yield the sockets that are there, at once and again whenever something changed."""
+        """Yield the sockets that exist: first at once, then after every change."""
         known: dict[str, SocketMark] | None = None
         with ExitStack() as stack:
             inotify = _opened(stack)
@@ -95,10 +95,10 @@ class SocketWatch:
                     pass
 
     def scan(self, known: Mapping[str, SocketMark]) -> dict[str, SocketMark]:
-        """Return the sockets that are there, also those of a directory that cannot be listed just now.
+        """Return the sockets that exist, also in a directory that cannot be listed at the moment.
 
-        Out of descriptors, or while a file system hangs, a directory looks as if it were empty. A socket
-        that was there and still is needs none to be seen.
+        A directory looks empty when no descriptor is left or its file system hangs. A known socket can
+        still be checked then, because stat needs no descriptor.
         """
         found = scan(self.globs)
         for path in known.keys() - found.keys():
@@ -118,10 +118,10 @@ class SocketWatch:
         parents = {os.path.dirname(os.path.abspath(pattern)) for pattern in self.globs}
         wanted = {directory for parent in parents for directory in glob.iglob(parent)}
         for directory in self._watches.keys() - wanted:
-            with suppress(OSError):  # the directory went, and the watch with it
+            with suppress(OSError):  # the directory was removed, and the watch with it
                 inotify.rm_watch(self._watches.pop(directory))
         for directory in wanted:
-            try:  # again each time: a directory that was made anew has lost its watch
+            try:  # repeated each time: a directory that was recreated has lost its watch
                 self._watches[directory] = inotify.add_watch(Path(directory), _INTERESTING)
             except OSError:
                 self._watches.pop(directory, None)
@@ -131,7 +131,7 @@ def _opened(stack: ExitStack) -> Inotify | None:
     try:
         return stack.enter_context(Inotify())
     except OSError:
-        return None  # no inotify here, or its limit is reached: the scan serves
+        return None  # no inotify here, or its limit is reached: scans are enough
 
 
 def _fits(path: str, pattern: str) -> bool:

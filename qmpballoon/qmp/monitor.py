@@ -1,8 +1,8 @@
-"""One monitor socket file: opening it, the process behind it, and whether another client holds it.
+"""One monitor socket file: connecting to it, the process behind it, and whether another client holds it.
 
-A unix connect never waits: it succeeds, or says at once why not. QEMU's listen backlog is 1, so a
-monitor that is held takes two more connections that hear nothing, and refuses the next with EAGAIN
-(QEMU 7.2, Linux 6.1). Given-up connections stay in that backlog: open once and wait in it.
+A non-blocking unix connect returns at once, with success or an error. QEMU's listen backlog is 1, so a
+busy monitor accepts two more connections without a greeting and refuses the next with EAGAIN (QEMU 7.2,
+Linux 6.1). Closed connections stay in that backlog, so connect once and wait.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class OpenMonitor:
 
     path: str
     connection: socket.socket
-    pid: int | None  # None: the process lives in a pid namespace that we do not see
+    pid: int | None  # None: the process is in a pid namespace that is not visible here
 
 
 def open_monitor(path: str | os.PathLike[str]) -> OpenMonitor:
-    """Connect to the monitor's socket; whether it answers is another matter.
+    """Connect to the monitor's socket, without waiting for its greeting.
 
     Raises:
         Unreachable: no such socket, nobody listens on it, or no right to open it.
-        MonitorBusy: another client holds it and the line behind is full.
+        MonitorBusy: another client holds it and the listen backlog is full.
     """
     name = os.fspath(path)
     if len(os.fsencode(name)) > _LONGEST_PATH:
@@ -68,19 +68,19 @@ HELD_HINT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class SocketTable:
-    """The kernel's marks (inodes of sockfs) for what is open on a socket's path.
+    """The inodes (of sockfs) of the sockets that are open on a socket's path.
 
-    All are empty where the kernel does not tell: another network namespace, or a socket that was
-    bound under another name (a relative path, a link).
+    All are empty where /proc/net/unix does not list them: another network namespace, or a socket that
+    was bound under another name (a relative path, a link).
     """
 
     listening: frozenset[bytes]
     bound: frozenset[bytes]  # those that listen, and those that are about to
-    accepted: frozenset[bytes]  # by the server; those that wait in the backlog are not among them
+    accepted: frozenset[bytes]  # accepted by the server; those in the backlog are not included
 
 
 def socket_table(path: str) -> SocketTable:
-    """Return what /proc/net/unix says of the socket ``path``. Source: proc(5), Linux net/unix."""
+    """Return the entries of /proc/net/unix for the socket ``path``. Source: proc(5), Linux net/unix."""
     try:
         table = with_reserve(Path("/proc/net/unix").read_bytes)
     except OSError:

@@ -1,7 +1,7 @@
-"""A device that changes how much memory a guest has: what the agent needs of it, whatever it is.
+"""The interface of a device that changes how much memory a guest has.
 
 The virtio balloon is the first (`qmpballoon.qmp.balloon.VirtioBalloon`). virtio-mem would be another one: it
-plugs and unplugs blocks, has a coarser granularity, and says itself what it reached.
+plugs and unplugs blocks, has a coarser granularity, and reports the size that it reached.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Resizer(Protocol):
         ...
 
     async def ask(self, target: int) -> None:
-        """Ask for this much to be left; that QEMU took it says nothing of the guest.
+        """Set the target in bytes. It returns when QEMU accepted it; the guest follows later or not at all.
 
         Raises:
             QmpError: QEMU refused it.

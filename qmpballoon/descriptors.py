@@ -22,7 +22,7 @@ _reserve: Final[list[int]] = []  # one, once it was asked for
 
 
 def keep_reserve() -> None:
-    """Keep one descriptor in reserve from now on, if one is left; a second call is no matter."""
+    """Keep one descriptor in reserve from now on, if one is left; a second call changes nothing."""
     with suppress(OSError):
         if not _reserve:
             _reserve.append(_opened())

@@ -1,11 +1,11 @@
-"""What the agent logs: one line for each thing that happened, with a stable word first.
+"""What the agent logs: one line per event, with a stable word first.
 
 ::
 
     vm-online vm=web1 life=4711-889123 qemu=7.2.22: the monitor answers
 
 Under systemd the line bears its priority (``<4>``, sd-daemon(3)) and no stamp, as the journal has
-its own. A thing that happens again and again is said a few times, then counted.
+its own. What repeats often is logged a few times, then counted.
 
 Much of what is logged comes from outside: names of VMs, errors of QEMUs, topics. No character of it
 controls a terminal or ends a line, and a line that is not the first of its message, as in a traceback,

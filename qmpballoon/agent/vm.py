@@ -248,6 +248,7 @@ class ManagedVm:
             serving.close()
             if self._session is serving:  # else another socket of this QEMU serves it already
                 self._session = None
+                self.facts = self._freeze()  # silent from now on; the connector publishes why
         raise AssertionError("the turns end only with the session")
 
     async def send_target(self, target: int, why: str) -> int:
@@ -279,10 +280,9 @@ class ManagedVm:
         session = self._serving()
         await self._look(session)
         is_new = session.driver_up and await self._take_sample(session, ask=True, wait_s=timeout_s)
-        self.touch()
-        guest = self.guest() if is_new else None
-        if guest is not None:
-            self._schedule.sampled(guest, self.spec.settings)
+        self._follow_up(is_new, asked=False)
+        if is_new:
+            self._wake.set()  # the pause under way may be longer than this sample allows
         return self.status
 
     def on_qmp_event(self, name: str, details: Mapping[str, object]) -> None:
@@ -356,12 +356,15 @@ class ManagedVm:
         every_s = self._schedule.sample_every_s(settings, hurried=self._is_hurried())
         often = every_s < settings.stats_interval_s
         ask = session.driver_up and (often or health == "stale")  # another client may have turned polling off
-        is_new = await self._take_sample(session, ask=ask)
+        self._follow_up(await self._take_sample(session, ask=ask), asked=ask)
+
+    def _follow_up(self, is_new: bool, *, asked: bool) -> None:
+        """Freeze the facts after a look, and ask for a tick if the sample needs a decision."""
         self.touch()
         guest = self.guest() if is_new else None
-        if guest is not None and self._schedule.sampled(guest, settings):
+        if guest is not None and self._schedule.sampled(guest, self.spec.settings):
             self._context.ticks.at_once()
-        elif ask:
+        elif asked:
             self._context.ticks.soon()
 
     async def _take_sample(self, session: VmSession, *, ask: bool, **wait: float) -> bool:

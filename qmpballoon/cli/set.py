@@ -26,7 +26,7 @@ examples:
   qmpballoon set /run/qmpballoon/web1.qmp 50% --wait       return when it is there, exit 4 after 30 s
   qmpballoon set '/run/qmpballoon/test-*.qmp' 100% --wait=60
 
-SIZE is what the guest shall have left: 512MiB, 1.5GiB, 500MB (1000s), 50% of the VM's size, or bytes.
+SIZE is what the guest keeps: 512MiB, 1.5GiB, 500MB (1000s), 50% of the VM's size, or bytes.
 To shrink below what the guest holds (its actual minus what it has available) plus 24 MiB costs it
 swap, stalls or its life: that needs --force, as does shrinking a guest that sends no statistics.
 Growing is always allowed.
@@ -97,7 +97,7 @@ class Outcome:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("socket", metavar="SOCKET", help=ARGUMENT_HELP.partition(";")[0])
-    parser.add_argument("size", metavar="SIZE", type=size, help="what the guest shall have left")
+    parser.add_argument("size", metavar="SIZE", type=size, help="what the guest keeps")
     parser.add_argument(
         "--wait",
         nargs="?",

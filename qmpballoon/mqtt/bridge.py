@@ -1,4 +1,4 @@
-"""Keeps one connection to a broker for ever, and what the broker holds true.
+"""Keeps one connection to a broker up, and the retained topics there true.
 
 On every connect: subscribe, publish all retained topics again, ``status: online`` last, and expect
 to see that one come back; a broker's ACL that denies a publish says nothing otherwise. A broker

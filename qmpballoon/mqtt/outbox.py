@@ -1,7 +1,7 @@
 """What waits to be published. No I/O.
 
 Retained topics are slots: a topic has one maker, called at the moment of sending, so the newest
-value wins, ages are right, and a broker that was away for an hour is told the truth of now.
+value wins, ages are right, and a broker that was away for an hour gets the state as it is now.
 Events are only for who listens now: without a connection they are dropped. Answers are addressed
 to somebody who waits, so they outlive a short outage. Every queue is bounded.
 """
@@ -108,7 +108,7 @@ class Outbox:
         self.republish()
 
     def disconnected(self, unconfirmed: Iterable[Publication]) -> None:
-        """End a connection: what was said to listeners of then is dropped, lost answers wait again."""
+        """End a connection: undelivered events and samples are dropped, lost answers wait again."""
         self._connected = False
         self._events.clear()
         self._fleeting.clear()

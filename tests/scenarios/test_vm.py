@@ -14,7 +14,10 @@ from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
 from scripted_peer import session_with
 
 from qmpballoon.agent import connector as connector_module
+from qmpballoon.agent.context import TickSignal
+from qmpballoon.model.facts import Connection
 from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S
+from qmpballoon.policy.schedule import VmSchedule
 from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.faults import Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
@@ -410,3 +413,43 @@ async def test_the_first_step_towards_a_target_is_no_driver_that_went(
         was = list(stage.healths)
         await stage.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S)
         assert stage.healths == was
+
+
+async def test_an_emergency_that_a_request_sees_first_asks_for_a_tick_at_once(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a")
+    said: list[str] = []
+
+    def sampled(self: VmSchedule, guest: object, settings: object) -> bool:
+        said.append("urgent")
+        return True
+
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        monkeypatch.setattr(VmSchedule, "sampled", sampled)
+        monkeypatch.setattr(TickSignal, "at_once", lambda self: said.append("tick"))
+        for _ in range(3):
+            await stage.vm("a").refreshed(timeout_s=PATIENCE_S)
+    assert said
+    assert said == ["urgent", "tick"] * (len(said) // 2)
+
+
+async def test_a_vm_whose_session_ended_is_silent_before_anybody_says_why(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    async with staged(sockets_dir, monkeypatch) as stage:
+        await stage.until_health("a", "ok")
+        vm = stage.vm("a")
+        said: list[tuple[str, str]] = []
+        true = vm.fell_silent
+
+        def fell_silent(how: Connection, pid: int | None = None) -> None:
+            said.append((vm.facts.connection, vm.status.health))
+            true(how, pid)
+
+        monkeypatch.setattr(vm, "fell_silent", fell_silent)
+        qemu.die(unlink=True)
+        await stage.until_health("a", "offline")
+        assert said[0] == ("offline", "ok")

@@ -212,8 +212,7 @@ class Actor:
             self._recording.kills_at += [(self.now_s, self.script.name)] * (look.kills - self._kills)
             self._idle_until_s, self._step = self.now_s + RESTARTS_AFTER_S, None
         self._kills = look.kills
-        before, actual = actual, await guest.monitor.actual()
-        used = max(0, actual - look.available) if is_steady(before, actual) else None
+        used = max(0, actual - look.available) if is_steady(actual, await guest.monitor.actual()) else None
         return Sight(self.now_s, actual, look.available, look.held, wanted, rss, self.target, used)
 
     def _wanted(self) -> int:

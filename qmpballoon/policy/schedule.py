@@ -42,7 +42,7 @@ class SamplingSettings(Protocol):
 
 
 class VmSchedule:
-    """When one VM is sampled, during one life: rarely while it is calm, often while it moves or boots.
+    """When one VM is polled, during one life: rarely while it is calm, often while it moves or boots.
 
     ``hurried`` is True while it moves or boots.
     """
@@ -113,8 +113,7 @@ class TickSchedule:
     """When the next tick comes. All pauses count from the end of the previous tick.
 
     Without a request: after ``calm_s``. With a request: after ``shortest_s``, and not before the budget of
-    processor time allows it: a tick that took ``spent_s`` of processor time delays the next one by ``spent_s
-    / share``. With an urgent request: after ``shortest_s`` at the latest, so that an emergency never waits
+    processor time allows it: a tick that took ``spent_s`` of processor time delays the next by ``spent_s / share``. With an urgent request: after ``shortest_s`` at the latest, so that an emergency never waits
     because of the cost of earlier ticks. The cost of an urgent tick delays later ticks that are not urgent.
     Requests do not queue; any number of them makes one tick.
     """
@@ -154,7 +153,7 @@ class TickSchedule:
         return not was_asked
 
     def ask_urgently(self) -> bool:
-        """Request an urgent tick for a guest that may soon run out of memory; return False if one was requested."""
+        """Request a tick for a guest that may soon run out of memory; return False if one was asked for."""
         was_urgent, self._is_urgent = self._is_urgent, True
         return not was_urgent
 

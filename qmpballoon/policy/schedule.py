@@ -112,10 +112,11 @@ class VmSchedule:
 class TickSchedule:
     """When the next tick comes. All pauses count from the end of the previous tick.
 
-    Without a request: after ``calm_s``. With a request: after ``shortest_s``, and not before the budget of
-    processor time allows it: a tick that took ``spent_s`` of processor time delays the next by ``spent_s / share``. With an urgent request: after ``shortest_s`` at the latest, so that an emergency never waits
-    because of the cost of earlier ticks. The cost of an urgent tick delays later ticks that are not urgent.
-    Requests do not queue; any number of them makes one tick.
+    Without a request: after ``calm_s``. With a request: after ``shortest_s``, and not before its share of
+    processor time allows it: a tick that took ``spent_s`` of it delays the next by ``spent_s / share``. With
+    an urgent request: after ``shortest_s`` at the latest, so that an emergency never waits because of the
+    cost of earlier ticks. The cost of an urgent tick delays later ticks that are not urgent. Requests do not
+    queue; any number of them makes one tick.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ _ALSO_IN: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # of daemons; not o
 
 
 class LabError(Exception):
-    """The lab could not start or reach a program, or a wait timed out; the message has the tail of its log."""
+    """The lab could not start or reach a program, or a wait timed out; with the tail of its log."""
 
 
 class MissingPrograms(LabError):

@@ -69,7 +69,7 @@ WORDS: Final[Mapping[str, Word]] = {
         "The guest's figures are too old to take memory from it.", "If it lasts, look at the guest."
     ),
     "long-stale": Word(
-        "The guest has sent no figures for half a minute: it may grow to an equal part of its range, and gives none.",
+        "The guest has sent no figures for half a minute: it gives none and may grow to an equal part.",
         "Look at the guest: it may hang, or its balloon driver may be unloaded.",
     ),
     "grace": Word("The guest has just come up and gives no memory before its grace time is over.", _NOTHING),

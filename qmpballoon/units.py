@@ -46,7 +46,7 @@ _SHORT: Final = {
     "t": "TiB",
     "T": "TiB",
 }
-_LONGEST_TEXT: Final = 64  # more is no size that a person typed; keeps hostile digits cheap
+_LONGEST_TEXT: Final = 64  # longer text is refused; bounds the cost of hostile input
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""First figures, as ratios side by side in one run: ``make bench``, or ``scripts/bench.py --help``.
+"""The agent's cost as ratios: ``make bench``, or ``scripts/bench.py --help``.
 
-Everything is compared with its bare counterpart on the same machine in the same minute, in turns. What a
-machine does in absolute terms says little about another one; the ratios do.
+Each figure is compared with a minimal counterpart on the same machine in the same minute, in turns. Absolute
+figures differ between machines; the ratios are comparable.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ QUICK: Final = Extent(vms=(100,), rounds=1, window_s=2 * INTERVAL_S, requests=40
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Everything that one run saw."""
+    """All measurements of one run."""
 
     machine: str
     extent: Extent
     scenes: list[Scene]
     idle: Memory
     latency: Latency
-    latency_in_memory: Latency | None  # the agent's state_dir in memory; None: no /dev/shm here
+    latency_in_memory: Latency | None  # with the agent's state_dir in memory; None: there is no /dev/shm
     help_s: list[float]
     python_s: list[float]
 
 
 def machine() -> str:
-    """Return one line about this machine and what ran on it."""
+    """Return one line about this machine and the versions used."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("qemu.qmp", "aiomqtt", "paho-mqtt", "uvloop"))
     load = os.getloadavg()[0]
     return (
@@ -72,10 +72,10 @@ def machine() -> str:
 
 
 async def measured(extent: Extent) -> Figures:
-    """Play every scene.
+    """Run every scene.
 
     Raises:
-        BenchError, LabError: something did not work.
+        BenchError, LabError: a measurement failed.
     """
     line = machine()
     help_s, python_s = start_times(extent.starts)
@@ -83,7 +83,7 @@ async def measured(extent: Extent) -> Figures:
         directory = Path(name)
         scenes = []
         for count in extent.vms:
-            _tell(f"{count} pretended VMs: the bare client, the agent, the agent with MQTT, in turns ...")
+            _tell(f"{count} simulated VMs: the bare client, the agent, the agent with MQTT, in turns ...")
             scenes.append(await scene(directory, count, rounds=extent.rounds, window_s=extent.window_s))
         _tell("an agent without VMs; targets over MQTT and over QMP, in turns ...")
         idle = await idle_memory(directory)
@@ -122,7 +122,7 @@ def table(figures: Figures) -> str:
         attach_s = best.online_s - best.started_s
         lines.append(f"  {best.vms:>5}  {best.started_s:>7.2f} s  {attach_s:>7.2f} s  {best.cpu_s:>13.2f} s")
     lines += ["", f"one target, median of {figures.extent.requests} in turns"]
-    lines += _latency_lines("on disk", figures.latency)  # a target is on disk before it is confirmed
+    lines += _latency_lines("on disk", figures.latency)  # a target is saved to disk before it is confirmed
     if figures.latency_in_memory is not None:
         lines += _latency_lines("in memory", figures.latency_in_memory)
     lines += [
@@ -135,7 +135,7 @@ def table(figures: Figures) -> str:
 
 
 def added_latency_s(seen: Latency) -> float:
-    """Return the median of what the way over MQTT took longer, round by round, in seconds."""
+    """Return the median over all rounds of the time that MQTT adds, in seconds."""
     return median(over - straight for over, straight in zip(seen.mqtt_s, seen.direct_s, strict=True))
 
 
@@ -166,7 +166,7 @@ def _tell(sentence: str) -> None:
 
 
 def main() -> int:
-    """Run the benchmark; return its exit code: 1 if it could not be played."""
+    """Run the benchmark; return its exit code: 1 if it could not be run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 30 s, 100 VMs only, one short turn each")
     parser.add_argument("--json", action="store_true", help="every single value, as one JSON document")

@@ -1,8 +1,8 @@
-"""The yardstick: an asyncio client that polls ``guest-stats`` of many QEMUs, and nothing more.
+"""The baseline: an asyncio client that only polls ``guest-stats`` of many QEMUs.
 
-No time-outs, no events, no reconnecting, no state: what a poll costs at least on asyncio with uvloop
-and the standard library's JSON. ``python scripts/bench_bare.py INTERVAL_S SOCKET …`` says ``polling``
-once every socket answered, and ends on SIGTERM.
+It has no time-outs, events, reconnects or state. It measures the least cost of a poll on asyncio with uvloop
+and the standard library's JSON. ``python scripts/bench_bare.py INTERVAL_S SOCKET …`` prints ``polling`` once
+every socket answered, and ends on SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class BareClient(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's classes do not derive from it
 
     def data_received(self, received: bytes) -> None:
-        """Take what came; the reply wakes who waits, events are dropped."""
+        """Parse received data; a reply wakes the waiting caller, events are dropped."""
         *lines, self._rest = (self._rest + received).split(b"\n")
         for line in lines:
             message = json.loads(line)
@@ -66,7 +66,7 @@ async def connected(path: str) -> BareClient:
 
 
 class Poller:
-    """Polls one guest at an interval, from a timer of its own."""
+    """Polls one guest at an interval, with its own timer."""
 
     def __init__(self, client: BareClient, device: str, interval_s: float) -> None:
         self.available: object = None

@@ -1,4 +1,4 @@
-"""What is measured, and how: each function plays one scene and returns plain figures."""
+"""The measurements: each function runs one scene and returns plain figures."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from qmpballoon.mqtt.topics import Topics
 from qmpballoon.units import MIB
 
 TOPICS: Final = Topics("qmpballoon", AGENT_HOST)
-# The first looks and messages of a VM are part of attaching. The half second puts the ends of the window
-# between two polls of VMs that were attached together; else one poll more or less is in it.
+# The first samples and messages of a VM are part of attaching. The half second puts the ends of the window
+# between two polls of VMs that were attached together; otherwise its number of polls may vary by one.
 _SETTLE_S: Final = 2.5 * INTERVAL_S
-_SLOPPY: Final = 0.9  # fewer samples than this part of those due: the figure is worth nothing
+_SLOPPY: Final = 0.9  # with fewer samples than this part of those due the figure is invalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Attaching:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that was seen with so many VMs."""
+    """All measurements with this number of VMs."""
 
     sampling: Sampling
     attaching: list[Attaching]
@@ -82,10 +82,10 @@ class Latency:
 
 
 async def scene(directory: Path, count: int, *, rounds: int, window_s: float) -> Scene:
-    """Let the bare client and the agent, without and with MQTT, take turns at the same VMs.
+    """Measure the bare client and the agent, without and with MQTT, in turns on the same VMs.
 
     Raises:
-        BenchError: one of them did not do its work.
+        BenchError: one of them took too few samples.
     """
     bare_us, agent_us, agent_mqtt_us, attaching = [], [], [], []
     async with pretended_qemus(directory, count) as paths:
@@ -93,7 +93,7 @@ async def scene(directory: Path, count: int, *, rounds: int, window_s: float) ->
             bare_us.append(await _bare_turn(paths, window_s))
             cost_us, memory, _ = await _agent_turn(directory, paths, None, window_s)
             agent_us.append(cost_us)
-            async with LabBroker(directory, name="turn") as broker:  # a new one: it keeps who was online
+            async with LabBroker(directory, name="turn") as broker:  # a new one: availability is retained
                 cost_us, memory_mqtt, attached = await _agent_turn(directory, paths, broker, window_s)
             agent_mqtt_us.append(cost_us)
             assert attached is not None
@@ -130,7 +130,7 @@ async def _cost_of_a_sample_us(process: Process, vms: int, window_s: float) -> f
         process.writes() - writes,
         time.monotonic() - began_s,
     )
-    samples = vms * lasted_s / INTERVAL_S  # what the guests made; to ask for one is one write
+    samples = vms * lasted_s / INTERVAL_S  # samples taken; each request is one write
     if wrote < _SLOPPY * samples:
         raise BenchError(f"{wrote} requests in {lasted_s:.1f} s, where {samples:.0f} samples were to be had")
     return spent_s / samples * 1e6
@@ -147,7 +147,7 @@ async def idle_memory(directory: Path) -> Memory:
 
 
 async def latency(directory: Path, count: int) -> Latency:
-    """Send targets over MQTT, and in turns straight to a pretended QEMU of the same kind."""
+    """Send targets over MQTT, and in turns directly to a simulated QEMU of the same kind."""
     echo_s, mqtt_s, direct_s = [], [], []
     async with (
         pretended_qemus(directory, 2) as (served, direct),
@@ -204,7 +204,7 @@ async def _listening(broker: LabBroker, topic: str) -> AsyncGenerator[aiomqtt.Cl
 
 
 async def _all_online(broker: LabBroker, count: int) -> float:
-    """Return the moment on the monotonic clock at which so many VMs were online on MQTT."""
+    """Return the moment on the monotonic clock at which this many VMs were online on MQTT."""
     online: set[str] = set()
     try:
         async with asyncio.timeout(PATIENCE_S), _listening(broker, TOPICS.availability("+")) as client:

@@ -1,9 +1,9 @@
-"""Policies against each other on real guests: ``make bench-policy``, or ``scripts/bench_policy.py --help``.
+"""Comparison of policies on real guests: ``make bench-policy``, or ``scripts/bench_policy.py --help``.
 
-Eight real QEMUs play the same script under each policy, one after another, on a budget of 61 % of the sum of
-their sizes, which is enough at every moment for a policy that knew the future. ``static`` is no agent at
-all: each guest got the same size once. The other policies run in the agent as its users run them, that is,
-within its guard: emergencies are relieved under each of them, also where the original has no such thing.
+Eight real QEMUs run the same script under each policy, one after another. The budget is 61 % of the sum of
+their sizes, which is enough at every moment for a policy that knows the future. ``static`` runs without an
+agent: each guest gets the same size once. The other policies run in the agent with its guard, so emergencies
+are relieved under each of them, even if the original has no such function.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _COLUMNS: Final = (
 
 
 def main() -> int:
-    """Play, print a table, and return the exit code."""
+    """Run the comparison, print a table, and return the exit code."""
     arguments = _parser().parse_args()
     policies = [*([STATIC] if not arguments.no_static else []), *arguments.policies.split(",")]
     script = play(arguments.seed, arguments.seconds, arguments.rate)
@@ -116,7 +116,7 @@ def _heading(script: Play) -> str:
 
 
 def _static_of(recordings: Sequence[Recording]) -> Figures | None:
-    """Return the figures of the static split that the last recording is to be compared with."""
+    """Return the figures of the static split to compare the last recording with."""
     for one in recordings:
         if one.policy == STATIC and one.deflate_on_oom == recordings[-1].deflate_on_oom:
             return figures(one)

@@ -1,4 +1,4 @@
-"""What the benchmark plays on: pretended QEMUs, the agent, the bare client, each a process with meters."""
+"""The processes of the benchmark: simulated QEMUs, the agent, the bare client, each with meters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qmpballoon.lab.require import find_program
 from qmpballoon.sim.qemu.command import numbered
 
 AGENT_HOST: Final = "bench"
-INTERVAL_S: Final = 1  # QEMU's least, so that there are many samples in a short time
+INTERVAL_S: Final = 1  # QEMU's minimum, for many samples in a short time
 PATIENCE_S: Final = 60.0
 QMPBALLOON: Final = Path(sys.executable).with_name("qmpballoon")
 
@@ -27,11 +27,11 @@ _MANY_LINES: Final = 100_000
 
 
 class BenchError(Exception):
-    """The benchmark could not be played; the message says what went wrong."""
+    """The benchmark could not be run; the message says why."""
 
 
 class Process:
-    """A child process whose lines (stdout and stderr) are read as they come, each with its moment."""
+    """A child process whose lines (stdout and stderr) are read at once, each with its time."""
 
     def __init__(self, process: asyncio.subprocess.Process, started_s: float) -> None:
         self.pid = process.pid
@@ -49,7 +49,7 @@ class Process:
             self._more.set()
 
     async def said(self, condition: Callable[[str], bool], *, times: int = 1) -> float:
-        """Wait until so many lines fit; return the moment of the last on the monotonic clock.
+        """Wait until this many lines fit; return the time of the last on the monotonic clock.
 
         Raises:
             BenchError: the process ended, or they did not come in time.
@@ -70,7 +70,7 @@ class Process:
             raise BenchError(f"{self.pid} did not get there in {PATIENCE_S:g} s{self._tail()}") from None
 
     async def terminate(self) -> None:
-        """End it by SIGTERM, and read all it said."""
+        """End it by SIGTERM, and read the rest of its output."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -91,8 +91,8 @@ class Process:
     def cpu_s(self) -> float:
         """Return the processor time it has used, user and system, all threads.
 
-        To the nanosecond, where /proc/PID/stat counts in hundredths: clock_getcpuclockid(3), whose
-        number Linux makes of the pid (include/linux/posix-timers_types.h).
+        The resolution is a nanosecond; /proc/PID/stat has hundredths of a second. The clock is that of
+        clock_getcpuclockid(3); Linux computes its number from the pid (include/linux/posix-timers_types.h).
         """
         return time.clock_gettime((~self.pid << 3) | 2)
 
@@ -105,7 +105,7 @@ class Process:
         return Memory(rss=sizes["Rss"], pss=sizes["Pss"])
 
     def writes(self) -> int:
-        """Return how many write calls it has made: one for each QMP request, none for MQTT, which sends."""
+        """Return its number of write calls: one for each QMP request; MQTT uses send instead."""
         fields = dict(line.split(": ") for line in Path(f"/proc/{self.pid}/io").read_text().splitlines())
         return int(fields["syscw"])
 
@@ -140,7 +140,7 @@ async def _running(*command: str | Path) -> AsyncGenerator[Process, None]:
 
 @asynccontextmanager
 async def pretended_qemus(directory: Path, count: int) -> AsyncGenerator[list[str], None]:
-    """Run so many pretended QEMUs, each its own process; give their sockets."""
+    """Run this many simulated QEMUs, each in its own process; yield their sockets."""
     path = directory / f"vm{count}.qmp"
     command = (sys.executable, "-m", "qmpballoon.sim.qemu", path, "--count", str(count), "--fork")
     async with _running(*command) as process:
@@ -150,7 +150,7 @@ async def pretended_qemus(directory: Path, count: int) -> AsyncGenerator[list[st
 
 @asynccontextmanager
 async def bare_client(paths: Sequence[str]) -> AsyncGenerator[Process, None]:
-    """Run the bare client once it polls all of them."""
+    """Run the bare client; yield it once it polls all of them."""
     async with _running(sys.executable, _BARE, str(INTERVAL_S), *paths) as process:
         await process.said(lambda line: line == "polling")
         yield process
@@ -160,10 +160,10 @@ async def bare_client(paths: Sequence[str]) -> AsyncGenerator[Process, None]:
 async def agent(
     directory: Path, paths: Sequence[str], broker_url: str | None
 ) -> AsyncGenerator[Process, None]:
-    """Run the agent for these sockets; it is given at once, attached or not.
+    """Run the agent for these sockets; yield it at once, before it has attached.
 
-    Its configuration is the default one but for the interval, a budget that is enough for all, and no
-    grace time: the VMs are calm as soon as their figures are there.
+    Its configuration is the default except for the interval, a budget that is enough for all, and no grace
+    time, so that the VMs are calm after their first sample.
     """
     state_dir = directory / "state"
     for old in state_dir.glob("*"):
@@ -180,10 +180,10 @@ async def agent(
 
 
 def is_started(line: str) -> bool:
-    """Tell whether the agent says that all is imported and configured."""
+    """Tell whether this log line says that the agent is imported and configured."""
     return " agent-started " in line
 
 
 def is_well(line: str) -> bool:
-    """Tell whether the agent says of a VM that its figures are there."""
+    """Tell whether this log line says that a VM has sent its figures."""
     return " health " in line and line.endswith("now=ok")

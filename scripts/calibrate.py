@@ -1,8 +1,8 @@
-"""Real guests beside simulated ones, figure by figure: ``scripts/calibrate.py``; ``--json`` for programs.
+"""Comparison of real guests with simulated ones: ``scripts/calibrate.py``; ``--json`` for programs.
 
-The same scripts are played on a real guest and on a `qmpballoon.sim.guest.SimulatedGuest`: growth until the
-kernel kills, a target below what can be given, a squeeze and its release, a reset. A simulator that is
-more forgiving than real guests makes unsafe policies look safe: check a change of it here first.
+The same scripts run on a real guest and on a `qmpballoon.sim.guest.SimulatedGuest`: growth until the kernel
+kills, a target below what can be given, a shrink and its release, a reset. A simulator that is more forgiving
+than real guests makes unsafe policies look safe, so run this script after every change of the simulator.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ LOOK_EVERY_S: Final = 0.01
 AT_ONCE: Final = 3  # real guests
 _SIMULATED_STEP_S: Final = 0.002
 _END_S: Final = 40.0  # of any scene
-_SETTLED_S: Final = 3.0  # without progress; a busy machine lets a guest wait
+_SETTLED_S: Final = 3.0  # without progress; guests are slow on a busy machine
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is seen of a guest at one moment, in bytes."""
+    """A guest's figures at one moment, in bytes."""
 
     actual: int
     total: int
@@ -72,7 +72,7 @@ class Subject(Protocol):
         ...
 
     def held_at_kill(self) -> int:
-        """Return what the workload held when it was last killed; 0 if only looks can tell."""
+        """Return what the workload held when it was last killed; 0 if only samples show it."""
         ...
 
     async def reset_until_driver(self) -> float:
@@ -87,7 +87,7 @@ class Real:
         self.guest = guest
 
     async def look(self) -> Look:
-        """Return its figures now; ``actual`` is of a moment later, and not theirs while the balloon moves."""
+        """Return its figures now; ``actual`` is read later and may not match while the balloon moves."""
         memory, looked = await self.guest.guest_memory(), await self.guest.look()
         return Look(
             await self.guest.monitor.actual(),
@@ -114,7 +114,7 @@ class Real:
         await self.guest.command(f"grow {mib} {mib_per_s}")
 
     def held_at_kill(self) -> int:
-        """Return what the guest's kernel says that it killed."""
+        """Return the size of the process that the guest's kernel logged as killed."""
         killed = re.findall(r"Killed process .* anon-rss:([0-9]+)kB", self.guest.console.read_text())
         return int(killed[-1]) * 1024 if killed else 0
 
@@ -264,7 +264,7 @@ async def _held(subject: Subject, mib: int) -> None:
 
 
 async def _moved(subject: Subject, target: int) -> float:
-    """Move the balloon; return how long it took."""
+    """Move the balloon; return the seconds that it took."""
     begun_s = subject.now_s()
     await subject.set_target(target)
     while abs((await subject.look()).actual - target) > MIB:
@@ -275,7 +275,7 @@ async def _moved(subject: Subject, target: int) -> float:
 
 
 async def _still(subject: Subject) -> Look:
-    """Wait until the balloon makes no progress; return what is seen then."""
+    """Wait until the balloon makes no progress; return the figures then."""
     look, since_s = await subject.look(), subject.now_s()
     while subject.now_s() < since_s + _SETTLED_S:
         await subject.pause(LOOK_EVERY_S)
@@ -286,14 +286,14 @@ async def _still(subject: Subject) -> Look:
 
 
 def _most_held(subject: Subject, looks: list[Look]) -> int:
-    """Return what was held at the most: looks at a real guest are sparse on a busy machine."""
+    """Return the largest held memory; samples of a real guest are sparse on a busy machine."""
     return max(subject.held_at_kill(), *(look.held for look in looks))
 
 
 async def _grown_to_death(subject: Subject, mib_per_s: int) -> list[Look]:
-    """Let the workload grow until it is killed; return the looks before that was known.
+    """Let the workload grow until it is killed; return the samples before the kill was known.
 
-    The last one shows the workload gone already: its parent hears of it a moment later.
+    The last sample already shows the workload gone, because its parent is notified a moment later.
     """
     await _moved(subject, SQUEEZED)
     looks = [await subject.look()]
@@ -321,7 +321,7 @@ class Compared:
 
     @property
     def agrees(self) -> bool:
-        """Whether the simulated guest is like the real one."""
+        """Whether the simulated guest matches the real one."""
         return self.tolerance is None or abs(self.real - self.simulated) <= self.tolerance
 
 
@@ -354,10 +354,10 @@ _TOLERANCES_MIB: Final = {
 
 
 async def compared() -> list[Compared]:
-    """Play all scenes on both and return the figures.
+    """Run all scenes on both and return the figures.
 
     Raises:
-        LabError: the real guests cannot be started, or did not do what the script says.
+        LabError: the real guests cannot be started, or did not follow the script.
     """
     image = await asyncio.to_thread(guest_image, _tell)
     kernel = kernel_like(image.release)

@@ -21,7 +21,7 @@ HOST: Final = "127.0.0.1"
 
 _START_S: Final = 60.0  # mosquitto listens after 0.05 s on an idle machine
 _PORTS: Final = range(20_000, 32_000)  # below those that Linux gives to connections
-_ATTEMPTS: Final = 10  # at a free port: another program may take it between our look and mosquitto's bind
+_ATTEMPTS: Final = 10  # attempts at a free port: another program may take it before mosquitto's bind
 
 
 class PortTaken(LabError):
@@ -29,13 +29,13 @@ class PortTaken(LabError):
 
 
 class LabBroker:
-    """One mosquitto, which knows nobody's configuration but ours.
+    """One mosquitto, independent of the machine's mosquitto configuration.
 
-    Everything it needs lies in ``directory``. ``passwords`` maps users to passwords; ``acl`` are lines of
+    All its files are in ``directory``. ``passwords`` maps users to passwords; ``acl`` are lines of
     mosquitto's ACL file; ``options`` are appended to its configuration, after the listener. Without
-    ``persistence`` a restarted broker has forgotten what was retained. ``websockets`` makes its one port
-    speak MQTT over WebSockets. mosquitto 2.0 has no option that refuses MQTT 5. Use it as an async context
-    manager, or ``start`` and ``close`` it.
+    ``persistence`` a restarted broker loses its retained messages. With ``websockets`` its only port serves
+    MQTT over WebSockets. mosquitto 2.0 has no option that refuses MQTT 5. Use it as an async context manager,
+    or ``start`` and ``close`` it.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class LabBroker:
         """Start mosquitto; return when it listens.
 
         Raises:
-            PortTaken: the port that was asked for, or had before a restart, is another's.
+            PortTaken: another program has the port that was asked for, or used before a restart.
             LabError: it ended or does not listen in time; the message has the tail of its log.
             MissingPrograms: mosquitto is not installed.
         """
@@ -114,7 +114,7 @@ class LabBroker:
         program = Program(["mosquitto", "-c", str(configuration)], log=self.log)
         try:
             async with asyncio.timeout(_START_S):
-                while b" running\n" not in self.log.read_bytes():  # said after the bind
+                while b" running\n" not in self.log.read_bytes():  # logged after the bind
                     if program.exit_status is not None:
                         complaint = program.complaint("did not start")
                         raise (PortTaken if "Address already in use" in complaint else LabError)(complaint)
@@ -140,10 +140,10 @@ class LabBroker:
             f"persistence_location {self._directory}/",
             f"persistence_file {self._name}.db",
             "autosave_interval 1",
-            "autosave_on_changes true",  # a killed broker still has what was retained
+            "autosave_on_changes true",  # a killed broker keeps its retained messages
         ]
         if os.geteuid() == 0:
-            lines.append("user root")  # else it becomes the user mosquitto, who cannot read our files
+            lines.append("user root")  # else it switches to the user mosquitto, which cannot read our files
         if self.passwords:
             passwords = self._write(
                 "passwords", [f"{user}:{password}" for user, password in self.passwords.items()]
@@ -175,14 +175,14 @@ class LabBroker:
     ) -> None:
         await self.close()
 
-    # ---- what may be done to it ----
+    # ---- faults ----
 
     def stop(self) -> None:
         """Make it hang: SIGSTOP."""
         self.program.signal(signal.SIGSTOP)
 
     def cont(self) -> None:
-        """Let it go on: SIGCONT."""
+        """Continue it: SIGCONT."""
         self.program.signal(signal.SIGCONT)
 
     async def kill(self) -> None:
@@ -192,7 +192,7 @@ class LabBroker:
         self._program = None
 
     async def terminate(self) -> None:
-        """SIGTERM, and wait for the end: what is retained is saved, with ``persistence``."""
+        """SIGTERM, and wait for the end; retained messages are saved with ``persistence``."""
         self.program.signal(signal.SIGTERM)
         await self.program.ended(timeout_s=_START_S)
         self._program = None
@@ -208,7 +208,7 @@ class LabBroker:
 
 
 def _free_port() -> int:
-    """Return a port that nobody has and no outgoing connection gets: a broker that restarts finds it free."""
+    """Return a free port that no outgoing connection gets, so that a restarted broker can bind it."""
     for port in random.sample(_PORTS, len(_PORTS)):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
@@ -217,5 +217,5 @@ def _free_port() -> int:
 
 
 def _hash_passwords(file: Path) -> None:
-    """Replace the passwords in the file by what mosquitto wants to find there."""
+    """Replace the passwords in the file by mosquitto's hashes."""
     subprocess.run([find_program("mosquitto_passwd"), "-U", str(file)], check=True, timeout=_START_S)

@@ -1,4 +1,4 @@
-"""A real QEMU with a small Linux in it, or with nothing in it."""
+"""A real QEMU that runs a small Linux guest, or no guest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BOOT_S: Final = 180.0  # 2.6 s on an idle machine; the rest is for busy ones
 
 @dataclass(frozen=True, slots=True)
 class BalloonDevice:
-    """The balloon device of a guest, as QEMU's command line has it; ``id`` None leaves it anonymous."""
+    """The balloon device of a guest, as on QEMU's command line; ``id`` None leaves it anonymous."""
 
     kind: str = "virtio-balloon-pci"
     id: str | None = "balloon0"
@@ -52,7 +52,7 @@ BALLOON: Final = BalloonDevice()
 
 @dataclass(frozen=True, slots=True)
 class GuestMemory:
-    """What the guest's kernel says about its memory, in bytes; asked inside the guest, not of the balloon."""
+    """The guest kernel's own memory figures, in bytes; read inside the guest, not from the balloon."""
 
     total: int
     free: int
@@ -66,7 +66,7 @@ class GuestMemory:
 
 @dataclass(frozen=True, slots=True)
 class GuestLook:
-    """What the guest tells at the price of one small file: for looks many times a second, in bytes."""
+    """Figures that cost the guest one small file, for many samples a second; in bytes."""
 
     available: int
     held: int  # by our workload
@@ -75,7 +75,7 @@ class GuestLook:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """All that makes one guest different from another, except its name and where its sockets are."""
+    """The options of a guest, except its name and the place of its sockets."""
 
     memory: int = 128 * MIB
     image: GuestImage | None = None  # None: no kernel, QEMU alone
@@ -83,7 +83,7 @@ class Machine:
     driver: bool = True  # False: the guest does not load its balloon driver
     boot_delay_s: int = 0  # before the guest loads any driver
     disk: int = 0  # bytes of a blank read-only disk, for `cache N` to read; 0: none
-    paused: bool = False  # -S: not a single instruction
+    paused: bool = False  # -S: runs no instruction
     arguments: tuple[str, ...] = ()  # appended to QEMU's
 
     def options(self) -> list[str]:
@@ -113,14 +113,14 @@ class Machine:
 
 
 class LabGuest:
-    """One guest: its QEMU process, a monitor for the agent, a second one for tests, a line into the guest.
+    """One guest: its QEMU process, a monitor for the agent, a second one for tests, a serial line.
 
-    In ``directory``, which must be short (a socket's path has at most 107 bytes): ``NAME.qmp`` is the
-    monitor for the agent, ``NAME.monitor`` ours, ``NAME.serial`` the line into it, ``NAME.console`` the
-    log of its kernel and ``NAME.log`` QEMU's own words. Use it as an async context manager, or ``start``
-    and ``close`` it.
+    In ``directory``, which must be short (a socket's path has at most 107 bytes): ``NAME.qmp`` is the monitor
+    for the agent, ``NAME.monitor`` ours, ``NAME.serial`` its serial line, ``NAME.console`` the log of its
+    kernel and ``NAME.log`` the output of QEMU. Use it as an async context manager, or ``start`` and ``close``
+    it.
 
-    A ``snapshot`` (see `qmpballoon.lab.snapshot.snapshot_of`) is resumed in the place of a boot.
+    A ``snapshot`` (see `qmpballoon.lab.snapshot.snapshot_of`) is resumed instead of booting.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class LabGuest:
         """Start QEMU; return when it listens and, with a snapshot, runs.
 
         Raises:
-            LabError: QEMU ended, or does not listen in time; the message has its words.
+            LabError: QEMU ended, or does not listen in time; the message has QEMU's output.
             MissingPrograms: QEMU is not installed.
         """
         try:
@@ -189,7 +189,7 @@ class LabGuest:
                 raise LabError(self.program.complaint("did not start"))
             try:
                 await self.monitor.connect()
-            except (FileNotFoundError, ConnectionError):  # not yet, or QEMU gave up just now
+            except (FileNotFoundError, ConnectionError):  # not yet, or QEMU has just ended
                 return False
             return True
 
@@ -200,7 +200,7 @@ class LabGuest:
     async def close(self) -> None:
         """End QEMU, whatever state it is in, and remove its sockets; may be called again."""
         if self._program is not None:
-            self._program.destroy()  # first, and without an await: this much happens also when cancelled
+            self._program.destroy()  # first, and without an await: also done when cancelled
         for socket in (self.socket, self._monitor_socket, self._serial_socket):
             socket.unlink(missing_ok=True)
         await self._let_go()
@@ -222,7 +222,7 @@ class LabGuest:
     ) -> None:
         await self.close()
 
-    # ---- what may be done to QEMU ----
+    # ---- QEMU ----
 
     @property
     def program(self) -> Program:
@@ -257,15 +257,15 @@ class LabGuest:
         return self._monitor
 
     def stop(self) -> None:
-        """Stop the process as a hung host would: SIGSTOP."""
+        """Stop the process: SIGSTOP."""
         self.program.signal(signal.SIGSTOP)
 
     def cont(self) -> None:
-        """Let the process go on: SIGCONT."""
+        """Continue the process: SIGCONT."""
         self.program.signal(signal.SIGCONT)
 
     async def kill(self) -> None:
-        """SIGKILL, and reap: the socket file stays behind, as in life."""
+        """SIGKILL, and reap; the socket file is left behind."""
         self.program.signal(signal.SIGKILL)
         await self.program.ended(timeout_s=_START_S)
         await self._let_go()
@@ -282,7 +282,7 @@ class LabGuest:
             await self.kill()
         await self.start()
 
-    # ---- what goes on inside ----
+    # ---- the guest ----
 
     @property
     def boots(self) -> int:
@@ -305,7 +305,7 @@ class LabGuest:
                         raise LabError(self.program.complaint("ended before the guest had booted"))
                     serial.heard.clear()
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(1):  # QEMU's end is looked for once a second
+                        async with asyncio.timeout(1):  # checks once a second whether QEMU ended
                             await serial.heard.wait()
         except (TimeoutError, LabError) as error:
             why = str(error) or f"not within {timeout_s:g} s"

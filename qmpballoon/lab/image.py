@@ -3,7 +3,7 @@
 The kernel is that of Debian's ``linux-image-cloud-amd64`` (see `qmpballoon.lab.kernel`), downloaded but not
 installed; an installed one is the fall-back. ``guest_init.c`` is compiled by tcc, which is downloaded the
 same way (a compiler on the PATH is its fall-back). Neither needs root. The cache is ``$QMPBALLOON_CACHE``,
-else ``$XDG_CACHE_HOME/qmpballoon``, else ``~/.cache/qmpballoon``, and may be deleted at any time.
+else ``$XDG_CACHE_HOME/qmpballoon``, else ``~/.cache/qmpballoon``. It may be deleted at any time.
 
 ``python -m qmpballoon.lab.image`` builds the image and prints where it is.
 """
@@ -47,7 +47,7 @@ class GuestImage:
 
     @classmethod
     def inside(cls, directory: Path) -> GuestImage:
-        """Return the image whose files lie, or will lie, in ``directory``."""
+        """Return the image of ``directory``; its files need not exist yet."""
         return cls(directory / "vmlinuz", directory / "initramfs")
 
     @property
@@ -57,7 +57,7 @@ class GuestImage:
 
 
 def cache_directory() -> Path:
-    """Return the directory of everything that the lab builds once; it is made if it is not there."""
+    """Return the cache directory; create it if it does not exist."""
     chosen = os.environ.get("QMPBALLOON_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     directory = Path(chosen) if chosen else Path(base) / "qmpballoon"
@@ -67,11 +67,11 @@ def cache_directory() -> Path:
 
 
 def guest_image(progress: Callable[[str], None] = lambda line: None) -> GuestImage:
-    """Return the guest image, built if this recipe was not built before; blocks for seconds then.
+    """Return the guest image; build it, which takes seconds, if the cache does not have it.
 
     The recipe is the source of the init program, of this module and of `qmpballoon.lab.kernel`. The kernel is
-    what Debian has at the time of building: asking for a newer one at every start would cost seconds and
-    need the network. ``progress`` gets a line for each step that takes long.
+    Debian's at the time of building: a check for a newer one at every start would take seconds and need the
+    network. ``progress`` gets a line for each step that takes long.
 
     Raises:
         LabError: something cannot be downloaded, compiled or found; the message says what to install.
@@ -84,7 +84,7 @@ def guest_image(progress: Callable[[str], None] = lambda line: None) -> GuestIma
         os.utime(directory)
         return image
     with _locked(cache / "lock"):
-        if directory.is_dir():  # built by the one we waited for
+        if directory.is_dir():  # built by the process that had the lock
             return image
         _tidy(cache)
         with tempfile.TemporaryDirectory(prefix="building-", dir=cache) as building:
@@ -96,7 +96,7 @@ def guest_image(progress: Callable[[str], None] = lambda line: None) -> GuestIma
 
 
 def _tidy(cache: Path) -> None:
-    """Remove builds that were killed (the lock is ours) and images that were not used for a week."""
+    """Remove unfinished builds (the lock is held) and images that were not used for a week."""
     oldest = time.time() - 7 * 86400
     for directory in [*cache.glob("building-*"), *cache.glob("image-*")]:
         if directory.name.startswith("building-") or directory.stat().st_mtime < oldest:
@@ -104,7 +104,7 @@ def _tidy(cache: Path) -> None:
 
 
 def blank_disk(size: int) -> Path:
-    """Return a file of ``size`` zero bytes that takes no room; all guests may read the same one."""
+    """Return a sparse file of ``size`` zero bytes; all guests may share it."""
     path = cache_directory() / f"disk-{size}"
     with path.open("ab") as file:
         file.truncate(size)
@@ -113,7 +113,7 @@ def blank_disk(size: int) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, waited for as long as its holder runs: the kernel frees it when that process ends."""
+    """Hold a lock file; wait for another holder. The kernel releases it when that process ends."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -143,7 +143,7 @@ def _release_file(image: GuestImage) -> Path:
     return image.kernel.with_name("release")
 
 
-# ---- where the parts come from ----
+# ---- sources of the parts ----
 
 
 def _materials(work: Path, progress: Callable[[str], None]) -> tuple[Kernel, str]:
@@ -211,7 +211,7 @@ def _run(arguments: list[str], *, directory: Path | None = None, timeout_s: floa
 
 
 def _module_files(modules: Path) -> dict[str, Path]:
-    """Return every module by its name, with underscores as the kernel has it."""
+    """Return every module by its name, with underscores as in the kernel."""
     files = (path for path in modules.rglob("*.ko*") if path.name.endswith((".ko", ".ko.xz", ".ko.gz")))
     return {path.name.split(".ko")[0].replace("-", "_"): path for path in files}
 
@@ -257,8 +257,8 @@ class _Entry:
 def _newc(entries: Iterable[_Entry]) -> bytes:
     """Return a cpio archive in the "newc" format that the kernel unpacks.
 
-    Source: Documentation/driver-api/early-userspace/buffer-format.rst of Linux. It stays uncompressed: it
-    is 0.4 MB, and a guest under TCG is slow at unpacking.
+    Source: Documentation/driver-api/early-userspace/buffer-format.rst of Linux. It is not compressed: it has
+    0.4 MB, and unpacking is slow under TCG.
     """
     archive = bytearray()
     for inode, entry in enumerate([*entries, _Entry("TRAILER!!!", 0)], start=1):

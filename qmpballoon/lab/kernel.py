@@ -1,9 +1,9 @@
-"""Where the guests' kernel comes from: the packages that bring it, and the files in them.
+"""The source of the guests' kernel: the packages that contain it, and their files.
 
 Debian moved the files between packages: up to 6.12 one package has the kernel and its modules, from 7.2 on
-the kernel is in ``linux-binary-*`` and the modules are in ``linux-modules-*``. Nothing here depends on those
-names: packages that are built together depend on each other by their exact version, and the others
-(``kmod``, ``dracut``) are of no use to a guest.
+the kernel is in ``linux-binary-*`` and the modules are in ``linux-modules-*``. This module does not depend on
+those names: packages that are built together depend on each other by their exact version, and a guest does
+not need the others (``kmod``, ``dracut``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A room of guests and brokers that is left as it was found, however it is left."""
+"""A context that starts guests and brokers, and removes all of them and their files at its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qmpballoon.units import MIB
 
 
 class Lab:
-    """Starts guests and brokers in one directory; on leaving, all are ended and what they left is removed.
+    """Starts guests and brokers in one directory; on leaving, ends all of them and removes their files.
 
     ``directory`` None makes a temporary one with a short name, as a socket's path has at most 107 bytes.
     ``progress`` gets a line before anything that takes seconds.
@@ -61,7 +61,7 @@ class Lab:
         fresh: bool = False,
         wait: bool = True,
     ) -> LabGuest:
-        """Start a guest with Linux in it and return it.
+        """Start a Linux guest and return it.
 
         It resumes the saved state of a booted one, in 0.2 s; ``fresh``, or a ``boot_delay_s``, boots it,
         in about 3 s. ``name`` is that of its files (None: vm1, vm2, ...), ``qemu_name`` that of ``-name``
@@ -89,9 +89,9 @@ class Lab:
         arguments: Sequence[str] = (),
         qemu_name: str | None = "",
     ) -> LabGuest:
-        """Start a QEMU with nothing in it, in 0.05 s: for what needs a monitor and no driver.
+        """Start a QEMU without a guest, in 0.05 s, for tests that need a monitor and no driver.
 
-        Unless ``paused`` its firmware runs, finds nothing to boot and sleeps.
+        Unless ``paused`` its firmware runs, finds no boot device and idles.
 
         Raises:
             LabError: it cannot be started.

@@ -18,10 +18,10 @@ _REAP_S: Final = 10.0  # a killed QEMU is gone in milliseconds; more means a stu
 class Program:
     """One run of a program, its output in a log file.
 
-    It is started through ``setpriv --pdeathsig KILL``: the kernel kills it when the *thread* that
-    called the constructor ends, so start programs from a thread that lives as long as they should. It
-    gets a session of its own, so that a Ctrl-C in the terminal reaches only its parent. Everything that
-    cleans up is synchronous, so a cancelled task cleans up too.
+    It is started through ``setpriv --pdeathsig KILL``: the kernel kills it when the *thread* that called the
+    constructor ends, so start programs from a thread that lives long enough. It has its own session, so that
+    a Ctrl-C in the terminal reaches only its parent. All cleanup is synchronous, so a cancelled task cleans
+    up too.
     """
 
     def __init__(self, arguments: Sequence[str], *, log: Path) -> None:
@@ -75,7 +75,7 @@ class Program:
         return self._process.wait(_REAP_S)
 
     def complaint(self, what: str) -> str:
-        """Return a sentence about this program that ends with the tail of its log."""
+        """Return an error message about this program with the tail of its log."""
         status = self.exit_status
         state = "runs" if status is None else f"ended with status {status}"
         return f"{self.arguments[0]} (pid {self.pid}, {state}) {what}{tail(self.log)}"

@@ -1,4 +1,4 @@
-"""The programs that the lab needs, and the Debian packages that bring them."""
+"""The programs that the lab needs, and the Debian packages that contain them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PACKAGES: Final = {
     "dpkg-deb": "dpkg",
 }
 
-_ALSO_IN: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # daemons; not on the PATH of every user
+_ALSO_IN: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # of daemons; not on every PATH
 
 
 class LabError(Exception):
-    """The lab could not start, reach or wait for something; the message has the tail of its log."""
+    """The lab could not start or reach a program, or a wait timed out; with the tail of its log."""
 
 
 class MissingPrograms(LabError):
-    """Programs that are not installed; the message names the Debian packages that bring them."""
+    """Programs that are not installed; the message names their Debian packages."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
@@ -36,7 +36,7 @@ class MissingPrograms(LabError):
 
 
 def find_program(name: str) -> str:
-    """Return the path of a program, also where it is a daemon in a directory for the administrator.
+    """Return the path of a program; search the directories of daemons too.
 
     Raises:
         MissingPrograms: it is not installed.

@@ -1,4 +1,4 @@
-"""A second monitor of a guest's QEMU, read with none of the agent's code, to compare the agent with."""
+"""A second monitor of a guest's QEMU, independent of the agent's code, to check the agent with."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _ANSWER_S: Final = 30.0  # a millisecond on an idle machine
 
 
 class SecondMonitor:
-    """A plain QMP client on a monitor of its own."""
+    """A plain QMP client on a second monitor."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self.client = QMPClient("lab")
-        self.client.logger.setLevel(logging.CRITICAL)  # it logs each QEMU that we kill as an error
+        self.client.logger.setLevel(logging.CRITICAL)  # it logs an error for each QEMU that a test kills
 
     async def connect(self, *, timeout_s: float = _ANSWER_S) -> None:
         """Connect to a QEMU that listens.
 
         Raises:
-            OSError: nobody listens there, or no longer.
-            LabError: no greeting within ``timeout_s``, or what answers is no QEMU.
+            OSError: no process listens there.
+            LabError: no greeting within ``timeout_s``, or the server is not a QEMU.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -45,7 +45,7 @@ class SecondMonitor:
             raise LabError(f"{self.socket.name}: {error}") from error
 
     async def close(self) -> None:
-        """Leave the monitor; its QEMU may be gone."""
+        """Disconnect; QEMU may have ended already."""
         with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
             async with asyncio.timeout(_ANSWER_S):
                 await self.client.disconnect()
@@ -90,7 +90,7 @@ class SecondMonitor:
         return ".".join(str(qemu[part]) for part in ("major", "minor", "micro"))
 
     async def status(self) -> str:
-        """Return QEMU's word for the run state, such as ``running``."""
+        """Return the run state in QMP's terms, such as ``running``."""
         return str(await self._member("status", "query-status"))
 
     async def balloon_path(self) -> str:
@@ -114,7 +114,7 @@ class SecondMonitor:
         return {**found["stats"], "last-update": found["last-update"]}
 
     async def set_target(self, size: int) -> None:
-        """Set the balloon target, in bytes, behind the agent's back."""
+        """Set the balloon target, in bytes, without the agent."""
         await self.execute("balloon", {"value": size})
 
     async def until_actual(self, condition: Callable[[int], bool], *, timeout_s: float, what: str) -> int:

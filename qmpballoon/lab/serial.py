@@ -8,13 +8,13 @@ from typing import Final
 
 from qmpballoon.lab.require import LabError
 
-_LONGEST_LINE: Final = 4096  # of noise without an end; an answer has about 200 characters
+_LONGEST_LINE: Final = 4096  # of input without a line end; an answer has about 200 characters
 
 
 class SerialPort(asyncio.Protocol):
-    """Service to the guest and their answers, matched by a tag, so that a late answer harms nobody.
+    """Commands to the guest and their answers, matched by a tag, so that a late answer is ignored.
 
-    ``boots`` counts the boots that were seen to end; ``heard`` is set by every line.
+    ``boots`` counts the completed boots; ``heard`` is set by every line.
     """
 
     def __init__(self) -> None:
@@ -30,17 +30,17 @@ class SerialPort(asyncio.Protocol):
         """Connect to the socket.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: no process listens there.
         """
         _, port = await asyncio.get_running_loop().create_unix_connection(cls, str(socket))
         return port
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport (called by asyncio)."""
+        """Store the transport (called by asyncio)."""
         self._transport = transport
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Fail all that still wait (called by asyncio)."""
+        """Fail all pending commands (called by asyncio)."""
         self._transport = None
         self.heard.set()
         for answer in self._answers.values():
@@ -48,17 +48,17 @@ class SerialPort(asyncio.Protocol):
                 answer.set_exception(LabError("the guest's serial port is gone"))
 
     def data_received(self, received: bytes) -> None:
-        """Match the answers that came (called by asyncio)."""
+        """Match received answers (called by asyncio)."""
         *lines, rest = (self._rest + received).split(b"\n")
         self._rest = rest[-_LONGEST_LINE:]
         for line in lines:
             text = line.decode("ascii", errors="replace").strip()
             tag, _, words = text.partition(" ")
             answer = self._answers.get(tag)
-            if text.endswith("ready"):  # noise of the firmware may stand before it
+            if text.endswith("ready"):  # output of the firmware may precede it
                 self.boots += 1
             elif answer is not None and not answer.done():
-                self.boots = max(self.boots, 1)  # a clone of a snapshot was ready from the start
+                self.boots = max(self.boots, 1)  # a guest resumed from a snapshot is ready at once
                 answer.set_result(words)
             self.heard.set()
 
@@ -92,6 +92,6 @@ class SerialPort(asyncio.Protocol):
             self._transport.write(f"{line}\n".encode("ascii"))
 
     def close(self) -> None:
-        """Leave the port at once."""
+        """Close the port at once."""
         if isinstance(self._transport, asyncio.WriteTransport):
             self._transport.abort()

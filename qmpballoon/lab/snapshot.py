@@ -1,4 +1,4 @@
-"""Guests that need not boot: the memory of a booted one, saved once, resumed in a fraction of a second."""
+"""Snapshots of booted guests: the memory is saved once and resumed in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SAVE_S: Final = 180.0  # a second on an idle machine
 
 
 async def snapshot_of(machine: Machine, progress: Callable[[str], None] = lambda line: None) -> Path:
-    """Return the saved state of this machine, freshly booted; it is booted and saved if it was not yet.
+    """Return the saved state of this machine after a boot; boot and save it if the cache does not have it.
 
-    Saved states lie beside the image, keyed by the machine's options and the QEMU binary; each takes
-    about as much disk as two thirds of the guest's memory. All guests that resume one share its state:
-    uptime, random numbers, and a count of one boot.
+    Saved states are stored beside the image, keyed by the machine's options and the QEMU binary. Each takes
+    about two thirds of the guest's memory on disk. All guests that resume one share its state: uptime, random
+    numbers, and a count of one boot.
 
     Raises:
         LabError: the guest does not boot or cannot be saved.
@@ -43,7 +43,7 @@ def _key(machine: Machine) -> str:
 
 
 async def _save(machine: Machine, saved: Path) -> None:
-    # No lock: who comes second boots a guest too, and the last rename wins.
+    # No lock: a concurrent process boots a guest too, and the last rename wins.
     with (
         tempfile.TemporaryDirectory(prefix="saving-", dir=saved.parent) as work,
         tempfile.TemporaryDirectory(prefix="qb-", dir="/tmp") as sockets,

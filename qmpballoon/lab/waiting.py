@@ -1,4 +1,4 @@
-"""One bounded wait for what a real process does in its own time."""
+"""A bounded wait for a real process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def eventually(
     what: str,
     interval_s: float = 0.02,
 ) -> T:
-    """Ask ``probe`` until ``condition`` holds for its answer, and return that answer.
+    """Call ``probe`` until ``condition`` is true for its answer, and return that answer.
 
     Raises:
         LabError: not within ``timeout_s``; the message has ``what`` was expected and the last answer.

@@ -1,1 +1,1 @@
-"""Frozen records and names that the parts of the program hand to one another."""
+"""Frozen records and names that all parts of the program share."""

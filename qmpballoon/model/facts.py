@@ -1,4 +1,4 @@
-"""All that is known of one VM at one moment, frozen by its only owner, and what is published of it. Pure.
+"""All known facts of one VM at one moment, frozen by its only owner, and the published status. Pure.
 
 Health (`qmpballoon.model.health`), what a policy sees (`qmpballoon.policy.guests`) and what is published
 (`status_of`) are functions of these facts, so they cannot disagree.
@@ -22,7 +22,7 @@ class BootFacts(NamedTuple):
 
     booted_at_s: float = 0.0  # when its life began or the guest was reset, the later one
     fresh_since_s: float | None = None  # of the first sample after that
-    needs_grace: bool = False  # False: it was up long before we came
+    needs_grace: bool = False  # False: it was up long before the agent started
 
 
 class Seen(NamedTuple):
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     actual: int | None = None
     driver: bool | None = None  # what QEMU says of the driver; None: this QEMU is not asked
     driver_up: bool = False  # what QEMU says, or what statistics and a moving balloon prove
-    driver_since_s: float = 0.0  # since when it is up, or could have been
+    driver_since_s: float = 0.0  # the earliest moment at which it may have come up
     driver_reports: bool = True  # False: the driver did not take the statistics queue
     deflates_on_oom: bool = False
     ever_reported: bool = True  # the guest sent statistics since QEMU started or it was reset
@@ -49,7 +49,7 @@ class VmFacts(NamedTuple):
     name: str = ""  # as QEMU or the configuration has it
     socket: str = ""  # path
     connection: Connection = "up"
-    seen: Seen | None = None  # None: no session of this life has seen it yet
+    seen: Seen | None = None  # None: no session has read it in this life
     life: Life | None = None
     gone: bool = False  # the life's process has ended
     boot: BootFacts = BootFacts()

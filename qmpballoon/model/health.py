@@ -6,8 +6,8 @@ from typing import Final
 
 from qmpballoon.model.facts import Seen, VmFacts
 
-BOOT_S: Final = 60.0  # a guest whose driver is not up by then has none; Debian boots in 10 s even emulated
-FIRST_SAMPLE_S: Final = 5.0  # a driver that is up has sent its first sample by then, or sends none
+BOOT_S: Final = 60.0  # without a driver by then: no-driver; Debian boots in 10 s even under TCG
+FIRST_SAMPLE_S: Final = 5.0  # a driver without a sample by then: no-stats
 STALE_INTERVALS: Final = 3
 STALE_S: Final = 5.0
 MIGRATION_STATES: Final = ("inmigrate", "finish-migrate")

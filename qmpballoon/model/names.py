@@ -1,4 +1,4 @@
-"""The names of VMs and hosts, as they stand in topics, files and identifiers. Pure."""
+"""The names of VMs and hosts, as used in topics, files and identifiers. Pure."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ VmId = NewType("VmId", str)
 def safe_name(name: str) -> str:
     """Return ``name`` as one topic level: outside ``A-Za-z0-9_-`` becomes ``_``, 1 to 64 characters.
 
-    Some brokers cut a client off for a space or turn a dot into a level (NATS, RabbitMQ), and Home
-    Assistant's discovery takes only ``[A-Za-z0-9_-]``.
+    Some brokers (NATS, RabbitMQ) disconnect a client because of a space or turn a dot into a level, and Home
+    Assistant's discovery accepts only ``[A-Za-z0-9_-]``.
     """
     return _UNSAFE.sub("_", name[:LONGEST_NAME]) or "_"
 
 
 def mirrored(name: str) -> str:
-    """Return a name that a stranger chose as it may stand in a topic and an answer of ours."""
+    """Return an untrusted name in the form that is safe in topics and answers."""
     if len(name) <= _LONGEST_MIRRORED and name.isprintable() and not set(name) & set(" /+#"):
         return name
     return safe_name(name)

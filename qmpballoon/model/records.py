@@ -1,4 +1,4 @@
-"""Frozen records that the rooms of the house hand to one another. No I/O.
+"""Frozen records that several packages share. No I/O.
 
 Sizes are bytes, durations seconds; ``*_at_s`` is a moment on the monotonic clock. None means
 "not known", never zero.
@@ -37,7 +37,7 @@ HEALTH_WORDS: Final = (
 
 
 def utc_now() -> datetime:
-    """Return the wall clock, for stamps that nothing is computed from."""
+    """Return the wall clock, for time stamps only; do not compute with it."""
     return datetime.now(UTC)
 
 
@@ -92,15 +92,15 @@ STATISTICS: Final = tuple(entry.name for entry in fields(GuestStats) if entry.na
 class Sample:
     """A guest's figures of one moment, and what ``actual`` was at that moment.
 
-    ``actual`` is None when the balloon moved so much around the sample that the two do not belong
-    together, or nobody looked: then nothing may be computed from them both. ``held`` is what the guest cannot
-    give without reclaim or kills, in bytes; right with and without deflate-on-oom.
+    ``actual`` is None if the balloon moved too much around the sample, or ``actual`` was not read: the two
+    values must not be combined then. ``held`` is what the guest cannot give without reclaim or kills, in
+    bytes; right with and without deflate-on-oom.
     """
 
     stats: GuestStats
     seen_at_s: float
     actual: int | None = None
-    held: int | None = field(init=False, repr=False, compare=False)  # computed once: it is read often
+    held: int | None = field(init=False, repr=False, compare=False)  # computed once, because it is read often
 
     def __post_init__(self) -> None:
         """Compute what is held."""
@@ -127,9 +127,8 @@ class VmState:
     the guest has left; ``target`` the last target asked for over this connection.
 
     ``held`` is what the guest cannot give without reclaim or kills, in bytes: what ``actual`` was at the
-    moment of the guest's figures, minus ``guest.available``. It is None where there are no figures, and
-    while the balloon moves too fast: ``actual`` is then of another moment, and nothing may be computed
-    from them both.
+    moment of the guest's figures, minus ``guest.available``. It is None without figures, and while the
+    balloon moves too fast: the two values are then from different moments and must not be combined.
     """
 
     run_state: str
@@ -147,7 +146,7 @@ class VmState:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened: a word, when the wall clock said so, and its details."""
+    """An event: its word, its wall-clock time and its details."""
 
     event: str
     ts: datetime
@@ -166,7 +165,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class VmStatus:
-    """All that the agent says of one VM, as one frozen snapshot by its only owner."""
+    """All that the agent publishes of one VM, as one frozen snapshot by its only owner."""
 
     id: VmId
     name: str  # as QEMU or the configuration has it
@@ -186,10 +185,10 @@ class VmStatus:
     sample: Sample | None = None
     rss: int | None = None
     pid: int | None = None
-    driver_up: bool = False  # until it is, ``actual`` proves nothing and the VM may hold its whole size
+    driver_up: bool = False  # while False, ``actual`` is unreliable and the VM may hold its whole size
 
     def is_at(self, target: int) -> bool:
-        """Tell whether ``target`` is reached; never while no driver is up, for then ``actual`` lies."""
+        """Tell whether ``target`` is reached; False without a driver, when ``actual`` is unreliable."""
         if self.actual is None or self.size is None or not self.driver_up:
             return False
         return is_reached(self.actual, target, self.size)
@@ -207,7 +206,7 @@ class VmStatus:
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """All that the agent says of the host; percentages for PSI, bytes for memory."""
+    """All that the agent publishes of the host; percentages for PSI, bytes for memory."""
 
     level: str
     policy: str

@@ -6,7 +6,7 @@ from typing import Final
 
 _LEAST: Final = 1024**2  # bytes
 _STEADY: Final = 2 * 1024**2  # bytes
-_SHARE: Final = 200  # one part in so many of the VM's size: 0.5 %
+_SHARE: Final = 200  # size divided by this: 0.5 %
 
 
 def tolerance(size: int) -> int:
@@ -15,14 +15,14 @@ def tolerance(size: int) -> int:
 
 
 def is_reached(actual: int, target: int, size: int) -> bool:
-    """Tell whether ``actual`` is as near to ``target`` as counts as reached (all in bytes)."""
+    """Tell whether ``actual`` is within the tolerance of ``target`` (all in bytes)."""
     return abs(actual - target) <= tolerance(size)
 
 
 def is_steady(before: int, after: int) -> bool:
     """Tell whether an ``actual`` that moved so little around a sample belongs to it (both in bytes).
 
-    Figures of a guest and an ``actual`` of another moment have nothing to do with each other: a balloon
-    moves by hundreds of MiB in a second.
+    A guest's figures and an ``actual`` of another moment must not be combined: a balloon moves by hundreds of
+    MiB in a second.
     """
     return abs(after - before) <= _STEADY

@@ -1,7 +1,7 @@
-"""Who can be paid: shrinks always, ordinary grows out of what is free, emergencies out of more. Pure.
+"""Which decisions the budget allows. Shrinks always go; grows need free memory, emergencies less. Pure.
 
-An emergency may also have what others are about to deliver, what booting guests are charged
-beyond what they have resident, and at last a loan: a guest's life comes before the budget.
+An emergency may also use memory that other guests have been asked for and not yet given, the part of a
+booting guest's charge that is not resident, and finally a loan beyond the budget.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from qmpballoon.units import MIB, PAGE
 
 LOAN: Final = 0.25  # of what the host has beyond the budget
 MARGIN: Final = 8 * MIB
-CLEAR: Final = 1.1  # times the available memory that is an emergency: nobody is shrunk below that
-BOOTING_GROWS: Final = 1.25  # times what a booting guest has resident now: until it can be asked
+CLEAR: Final = 1.1  # times the available memory of an emergency: no guest is shrunk below that
+BOOTING_GROWS: Final = 1.25  # times its resident memory: what a booting guest may use before its driver is up
 
 
 def paid_for(wishes: Decisions, snapshot: Snapshot, *, accounts: bool = True) -> tuple[Decisions, int]:
-    """Return the wishes that can be paid for, and how much of it is lent beyond the budget, in bytes.
+    """Return the decisions that the budget allows, and the bytes that are lent beyond the budget.
 
-    Without ``accounts`` everything is granted; only tests want that.
+    Without ``accounts`` everything is granted; only tests use that.
     """
     guests = {guest.id: guest for guest in snapshot.guests}
     grows = {
@@ -57,14 +57,15 @@ def with_margin(held: int) -> int:
 def clear_of_emergency(guest: GuestSnapshot, times: float = CLEAR) -> int:
     """Return the headroom that keeps a guest out of an emergency for some seconds, in bytes.
 
-    ``times`` the available memory at which it would be in one, and what it grows by meanwhile.
+    This is ``times`` the available memory at which an emergency begins, plus the growth expected in that
+    time.
     """
     trend = guest.estimate.trend if guest.estimate is not None else 0.0
     return max(MARGIN, int(times * guest.critical)) + int(TREND_LOOKS_AHEAD_S * trend)
 
 
 def _saves(guest: GuestSnapshot, asked: int) -> int:
-    """Return how much of a grow brings the guest out of its emergency for some seconds: no more is lent."""
+    """Return the part of a grow that ends the guest's emergency for some seconds, the most that is lent."""
     known = guest.estimate
     if known is None:
         return asked
@@ -73,7 +74,7 @@ def _saves(guest: GuestSnapshot, asked: int) -> int:
 
 
 def _granted(guest: GuestSnapshot, wish: SetTarget, size: int) -> Decision:
-    """Return as much of a grow as is paid for; a small part is not worth a command."""
+    """Return the grow as far as it was granted, or a hold if the granted part is too small for a command."""
     asked = wish.target - guest.charge
     patient = not wish.urgent and guest.estimate is not None and not guest.estimate.thin
     least = max(MARGIN // 2, guest.actual // 50, asked // 2 if patient else 0)
@@ -82,12 +83,12 @@ def _granted(guest: GuestSnapshot, wish: SetTarget, size: int) -> Decision:
     if size == asked or size >= least:
         return replace(wish, target=guest.charge + size // PAGE * PAGE)
     if wish.urgent and guest.target is not None and guest.target <= guest.actual - guest.least_relief:
-        return replace(wish, target=guest.actual)  # costs nobody anything: what it has left, it keeps
+        return replace(wish, target=guest.actual)  # cancels a pending shrink; needs no free memory
     return Hold("awaits-memory")
 
 
 def _to_come(guest: GuestSnapshot, wish: Decision) -> int:
-    """Return what the guest is about to deliver."""
+    """Return the bytes that the guest was asked for and has not given yet."""
     target = wish.target if isinstance(wish, SetTarget) else guest.target
     if not guest.driver_up or target is None:
         return 0
@@ -102,7 +103,7 @@ def _caution(guest: GuestSnapshot) -> int:
 
 
 def _for_emergencies(snapshot: Snapshot, within_budget: int, coming: int) -> int:
-    """Return what emergencies may have: with a loan, which never takes more than half of the reserve."""
+    """Return the bytes available to emergencies, including a loan of at most half of the reserve."""
     if snapshot.overload != "guests":
         return within_budget
     most = within_budget + int(LOAN * max(0, snapshot.mem_total - snapshot.budget))

@@ -1,7 +1,8 @@
-"""Trust and trouble: what is wrong with a guest's balloon, and since when. Pure.
+"""Detection of guests whose balloon does not follow its target, or whose figures are wrong. Pure.
 
-Each guest is judged on every tick. A jam is told apart: a guest with nothing left to give is no case of
-trouble, one that claims plenty and gives none is contradicted, the rest is stuck.
+Each guest is judged on every tick. A balloon that makes no progress has one of three causes: the guest has
+nothing left to give (no fault), it reports much available memory and gives none (contradicted), or it is
+stuck.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ FIRST_BACK_OFF_S: Final = 5.0
 LAST_BACK_OFF_S: Final = 60.0
 PROBE: Final = 12 * MIB
 PROGRESS: Final = MIB
-NOTHING_LEFT: Final = 0.15  # of actual available, or less: it has no more to give
-CONTRADICTED: Final = 0.25  # of actual available, or more, and yet gives none
+NOTHING_LEFT: Final = 0.15  # of actual: with less available the guest cannot give more
+CONTRADICTED: Final = 0.25  # of actual: with more available a guest that gives none is contradicted
 CONTRADICTED_FOR_S: Final = 60.0
 LONG_STALE_S: Final = 30.0
 FOREIGN_FOR_S: Final = 60.0
 RSS_FOLLOWS_WITHIN_S: Final = 15.0
 RSS_FOLLOWS: Final = 0.3  # of what the guest gave
-RSS_CHECK_FROM: Final = 32 * MIB  # given; less drowns in the noise
+RSS_CHECK_FROM: Final = 32 * MIB  # bytes given; smaller changes of RSS are noise
 QEMU_ITSELF: Final = 128 * MIB  # resident beside the guest's memory: devices, caches, TCG's translations
 LATE_TICK_S: Final = 10.0
 
@@ -56,7 +57,7 @@ class Cooperation:
     target: int | None = None
     asked_at_s: float = 0.0  # when the target was seen to change
     progress_at_s: float = 0.0  # when actual last came nearer to it
-    best: int = 0  # the nearest it came
+    best: int = 0  # the nearest that actual came to the target
     jammed_since_s: float | None = None
     strikes: int = 0
     backs_off_until_s: float = 0.0
@@ -65,20 +66,20 @@ class Cooperation:
     settled: int | None = None  # actual when the last target was reached
     gave: tuple[float, int, int] | None = None  # when, actual and RSS before a shrink that RSS must follow
     untrusted: bool = False
-    takes_nothing: bool = False  # the last jam was a grant that did not come
+    takes_nothing: bool = False  # the balloon was last stuck while growing
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a guest's state allows. ``health`` None: nothing is wrong that the agent would not see."""
+    """What a guest's state allows. ``health`` None: the guard found no fault."""
 
     why: str | None = None  # the reason of a hold, None if it may be moved as the policy wants
     may_shrink: bool = True
     may_grow: bool = True
-    set_back: bool = False  # target = actual: it will not get there
-    proportional: bool = False  # its figures say nothing: share by limits alone
+    set_back: bool = False  # set target = actual: the balloon will not reach its target
+    proportional: bool = False  # no usable figures: share by limits alone
     probe: bool = False  # shrink by PROBE at most, to see whether it moves again
-    saves_only: bool = False  # grows in an emergency alone, and by PROBE at most: grants do not come
+    saves_only: bool = False  # grows in an emergency only, by PROBE at most: earlier grows were not taken
     charge: int | None = None  # in place of the usual one
     health: str | None = None  # untrusted, uncooperative, stuck
 
@@ -102,7 +103,7 @@ def judge(
         trouble = _unburdened(guest, now_s)
     trouble = _followed(trouble, guest, now_s, safeties)
     trouble, judgement = _judged(trouble, guest, now_s, stale_before_s, safeties)
-    if trouble.takes_nothing and now_s < trouble.backs_off_until_s:  # whatever else is wrong with it
+    if trouble.takes_nothing and now_s < trouble.backs_off_until_s:  # in addition to any other judgement
         judgement = replace(judgement, saves_only=True)
     if trouble.untrusted:
         judgement = replace(judgement, charge=_charge_by_rss(guest))
@@ -114,7 +115,7 @@ def _judged(
 ) -> tuple[Cooperation, Judgement]:
     hands_off = _hands_off(guest, safeties)
     if hands_off is not None:
-        if not guest.driver_up:  # what looked like a jam was the driver going
+        if not guest.driver_up:  # the driver was unloaded; the balloon was not stuck
             return _unburdened(guest, now_s, untrusted=trouble.untrusted), hands_off
         return replace(trouble, progress_at_s=now_s, jammed_since_s=None, settled=None), hands_off
     if trouble.foreign_until_s > now_s:
@@ -163,7 +164,7 @@ def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safet
     if not safeties.staleness:
         return FREE
     late = safeties.late_ticks and guest.sample is not None and guest.sample.seen_at_s < stale_before_s
-    if late and now_s - stale_before_s < LONG_STALE_S:  # we were away, not the guest: it will report again
+    if late and now_s - stale_before_s < LONG_STALE_S:  # the agent was late, not the guest
         return Judgement("stale", may_shrink=False)
     if age_s is None or age_s > LONG_STALE_S:
         return Judgement("long-stale", may_shrink=False, proportional=True)
@@ -171,13 +172,13 @@ def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safet
 
 
 def _followed(trouble: Cooperation, guest: GuestSnapshot, now_s: float, safeties: Safeties) -> Cooperation:
-    """Compare actual with what was asked for: progress, arrival, somebody else's hand, RSS."""
+    """Compare actual with the target: progress, target reached, moved by another controller, RSS."""
     if guest.size != trouble.size:  # memory was plugged or unplugged: actual and QEMU's target follow
         trouble = replace(trouble, size=guest.size, settled=None, foreign_until_s=0.0)
     if guest.target != trouble.target:
         gave = trouble.gave
         if (
-            gave is None  # else a guest that gives again and again would never be checked
+            gave is None  # a new check would postpone the pending one without end
             and guest.target is not None
             and guest.actual - guest.target >= RSS_CHECK_FROM
             and guest.rss is not None
@@ -215,7 +216,7 @@ def _followed(trouble: Cooperation, guest: GuestSnapshot, now_s: float, safeties
 
 
 def _is_foreign(trouble: Cooperation, guest: GuestSnapshot) -> bool:
-    """Tell whether actual left a target that it had reached, and not by deflate-on-oom."""
+    """Tell whether actual moved away from a target that it had reached, other than by deflate-on-oom."""
     if trouble.settled is None or guest.target is None:
         return False
     rises_by_itself = guest.deflate_on_oom and guest.actual > trouble.settled
@@ -223,7 +224,7 @@ def _is_foreign(trouble: Cooperation, guest: GuestSnapshot) -> bool:
 
 
 def _checked_by_rss(trouble: Cooperation, guest: GuestSnapshot, now_s: float) -> Cooperation:
-    """Note whether what the guest gave came free on the host: what RSS does not follow is no gift."""
+    """Set ``untrusted`` if RSS did not fall after the guest gave memory; clear it when RSS fits actual."""
     if guest.rss is None or not guest.rss_tells:
         return replace(trouble, gave=None, untrusted=False) if trouble.gave or trouble.untrusted else trouble
     over = guest.rss - QEMU_ITSELF - guest.actual
@@ -244,7 +245,9 @@ def _charge_by_rss(guest: GuestSnapshot) -> int | None:
 
 
 def _makes_no_progress(trouble: Cooperation, guest: GuestSnapshot, now_s: float) -> bool:
-    """Tell whether the balloon is on its way and does not move; one that was there was moved by others."""
+    """Tell whether the balloon has not reached its target and does not move.
+
+    A guest that had reached a target and is below it now was moved by another controller."""
     if guest.target is None or (guest.target > guest.actual and trouble.settled is not None):
         return False
     return (

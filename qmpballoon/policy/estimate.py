@@ -1,12 +1,12 @@
-"""What a guest needs, from what it claims and what the host can corroborate. Pure.
+"""What a guest needs, from its statistics and the resident memory of its QEMU. Pure.
 
-``held`` is what it cannot give without reclaim or kills, of one consistent sample, capped by the resident
-memory of its QEMU: that can refute "I need all", never "I need little". ``trend`` is the rise of held in
-bytes per second, so it means the same however often a guest is sampled.
+``held`` is what it cannot give without reclaim or kills, from one consistent sample, capped by the resident
+memory of its QEMU. The cap detects a guest that claims too much, never one that claims too little. ``trend``
+is the rise of held in bytes per second; it does not depend on the sampling interval.
 
-What a deflated balloon returns is seen late: Linux 6.12 does not count up to a twelfth of a guest's size as
-available for some seconds (see `qmpballoon.sim.kernels`), so that held rises by it. While memory is returned,
-only what is available less than before proves a growth.
+Memory that a deflated balloon returns is counted late: Linux 6.12 does not count up to a twelfth of a guest's
+size as available for some seconds (see `qmpballoon.sim.kernels`), and held rises by that amount. While memory
+is returned, held counts as growing only as far as available falls.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from qmpballoon.policy.snapshot import Estimate, GuestSnapshot, critical
 from qmpballoon.units import MIB
 
 AVERAGE_OVER_S: Final = 60.0
-TREND_FROM: Final = 0.01  # of held per second; slower is no growth
-TREND_KEEPS: Final = 0.7  # of itself per second while nothing is heard
-TREND_OVER_KEEPS: Final = 0.1  # of itself per second of figures that show no growth
+TREND_FROM: Final = 0.01  # of held per second; less counts as no growth
+TREND_KEEPS: Final = 0.7  # of itself per second without a new sample
+TREND_OVER_KEEPS: Final = 0.1  # of itself per second of samples that show no growth
 TREND_LOOKS_AHEAD_S: Final = 5.0  # more than EMERGENCY_WITHIN_S, or each tick would grant a few pages
 EMERGENCY_WITHIN_S: Final = 3.0  # at the present trend
 EMERGENCY_EASES_AT: Final = 1.5  # times the critical available memory, and of the trend's seconds
 PEAK_FADES: Final = 0.10  # of itself per minute
-COLLAPSE: Final = 0.35  # of held, lost at once: a kill or a restart; its service returns
+COLLAPSE: Final = 0.35  # of held, lost at once: a kill or a restart; the service comes back
 COLLAPSE_WITHIN_S: Final = 5.0
 COLLAPSE_KEPT_S: Final = 30.0
-KILLED_FOR_S: Final = 3.0  # a guest that killed is in an emergency, whatever it has available since
-YOUNG_FOR_S: Final = 30.0  # services start
+KILLED_FOR_S: Final = 3.0  # after an OOM kill the guest is in an emergency, whatever its available memory
+YOUNG_FOR_S: Final = 30.0  # services are starting
 YOUNG_NEEDS: Final = 1.5
 RSS_SLACK: Final = 1.03
 RSS_MARGIN: Final = 8 * MIB
-_LEAST_STEP_S: Final = 0.05  # two samples closer than this say nothing about a rate
+_LEAST_STEP_S: Final = 0.05  # a rate needs two samples at least this far apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ class EstimateRules:
     """Safeties that only tests turn off, each with a scenario that then fails."""
 
     corroborate: bool = True  # cap claims by RSS
-    look_ahead: bool = True  # mind the trend
+    look_ahead: bool = True  # use the trend
     remember_peaks: bool = True
-    mind_lists: bool = True  # memory that is given back is seen late: that is no growth
+    mind_lists: bool = True  # returned memory is counted as available late: do not take it for growth
 
 
 def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Past | None:
@@ -120,7 +120,7 @@ def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: 
 
 
 def _is_emergency(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> bool:
-    """Tell whether the guest needs memory at once; harder to leave than to enter, or it would flap."""
+    """Tell whether the guest is in an emergency; the threshold for leaving it is higher (hysteresis)."""
     if rules.corroborate and is_refuted(guest):
         return False
     if now_s - past.killed_at_s < KILLED_FOR_S:
@@ -166,7 +166,7 @@ def _with_headroom(held: float) -> float:
 
 
 def corroborated(held: int, guest: GuestSnapshot) -> int:
-    """Return what the guest holds at most, by the resident memory of its QEMU."""
+    """Return the most that the guest can hold, by the resident memory of its QEMU."""
     return held if guest.rss is None or not guest.rss_tells else min(held, _rss_cap(guest.rss))
 
 
@@ -175,7 +175,7 @@ def _rss_cap(rss: int) -> int:
 
 
 def is_refuted(guest: GuestSnapshot) -> bool:
-    """Tell whether the guest claims to hold what its QEMU does not have resident."""
+    """Tell whether the guest reports more held memory than its QEMU has resident."""
     if guest.rss is None or not guest.rss_tells or guest.sample is None or guest.sample.held is None:
         return False
     return guest.sample.held > _rss_cap(guest.rss)

@@ -8,12 +8,12 @@ Each tick every guest is entitled to a size, in tiers, each filled by shares unt
     d  emergencies: half as much again     i  wants: of the last minute, before a collapse, at a peak
     e  what will be held in a second
 
-What a guest held some time ago comes after the page cache that others have now: it is seen at once when
-it is needed again, and page cache is given back at once.
+What a guest held some time ago comes after the page cache that others have now: a renewed need is detected at
+once, and page cache can be given back at once.
 
-Nothing moves because of that alone: a guest grows when its headroom is below half of what it is
-entitled to; others shrink when somebody lacks, or the pool of free budget is low. In a hurry donors
-give at once, otherwise a quarter of it. The guard orders the moves and keeps the accounts.
+An entitlement alone moves nothing. A guest grows when its headroom is below half of what it is entitled to;
+others shrink when a guest lacks memory, or the pool of free budget is low. If the need is urgent, donors give
+all that is needed at once, otherwise a quarter of it. The guard orders the moves and enforces the budget.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from qmpballoon.policy.snapshot import (
 )
 from qmpballoon.units import MIB
 
-POOL: Final = 0.04  # of the budget that the host has; entitles nobody: it is for the next emergency
-BOOTS_WITHIN_S: Final = 20.0  # a guest without a driver for longer has none, and keeps its whole size
+POOL: Final = 0.04  # of the budget, or of the host if that is less; kept for the next emergency
+BOOTS_WITHIN_S: Final = 20.0  # a guest without a driver for longer counts as having none, and keeps its size
 SOON: Final = 64 * MIB  # what a guest delivers in half a second
-GIVES_AGAIN_S: Final = 1.0  # a guest that was just asked
-CALM_S: Final = 2.0  # between two rounds of giving while nobody is in a hurry
+GIVES_AGAIN_S: Final = 1.0  # pause before a guest is asked again
+CALM_S: Final = 2.0  # between two rounds of shrinks if no need is urgent
 BURST_MARGIN: Final = 16 * MIB  # beyond MARGIN: 0.6 s of a burst of 40 MiB/s, until it is seen and relieved
 
 
 @dataclass(frozen=True, slots=True)
 class FairShare:
-    """The default policy. It remembers nothing: what guests need, over time, is the guard's estimate."""
+    """The default policy. It has no state: the guard's estimate covers what guests need over time."""
 
     name: str = "fairshare"
 
@@ -84,30 +84,30 @@ class _Known:
 
     @property
     def cache(self) -> int:
-        """What it would fill with page cache."""
+        """The page cache that it would use."""
         return self.estimate.caches * 5 // 4 if self.estimate.caching else self.estimate.caches
 
     @property
     def least_gift(self) -> int:
-        """A smaller shrink is not worth a command."""
+        """The smallest shrink that is worth a command."""
         return max(8 * MIB, self.guest.actual // 25)
 
     @property
     def dead_band(self) -> int:
-        """A smaller grow is not worth a command; to a guest that is thin half of it, or less, is."""
+        """The smallest grow that is worth a command; half of it or less for a thin guest or an emergency."""
         if self.estimate.emergency:
             return self.guest.least_relief
         return self.least_gift // 2 if self.estimate.thin else self.least_gift
 
     @property
     def over_ceiling(self) -> int:
-        """How far it is above its ceiling; a target there is never asked for."""
+        """How far it is above its ceiling, in bytes."""
         return max(0, self.lowest - self.guest.ceiling)
 
     def worth_giving(self, now_s: float, *, over: bool, hurry: bool) -> int:
-        """Return the least gift for now: half of it in a hurry, hardly anything where the budget is broken.
+        """Return the smallest shrink for now: half if urgent, 1 MiB if the host is over its budget.
 
-        A guest that was asked a moment ago has little more: others may have more, or it will soon.
+        A guest that was asked a moment ago has little left, so the usual minimum applies to it.
         """
         least = MIB if over else self.least_gift // 2 if hurry else self.least_gift
         if now_s - self.guest.guard.asked_at_s < GIVES_AGAIN_S:
@@ -116,9 +116,9 @@ class _Known:
         return least if limit is None else max(MIB, min(least, limit))
 
     def may_give(self, *, over: bool) -> int:
-        """Return what can be taken at once without bringing it into an emergency itself.
+        """Return what can be taken at once without causing an emergency in this guest.
 
-        Well clear of it, unless the host is over its budget.
+        The distance to an emergency is smaller if the host is over its budget.
         """
         keeps = clear_of_emergency(self.guest, CLEAR if over else EMERGENCY_EASES_AT)
         gives = max(0, int(0.9 * (self.lowest - self.estimate.held - keeps)))
@@ -126,7 +126,7 @@ class _Known:
         return gives if limit is None else min(gives, limit)
 
     def worth_a_command(self, *, over: bool) -> int:
-        """Return what to take at least, where so much is there, also if it is entitled to a little of it."""
+        """Return the least to take if it can be given, even if the guest is entitled to a part of it."""
         return min(self.least_gift, SOON, self.may_give(over=over), self.lowest - self.guest.floor)
 
 
@@ -144,7 +144,7 @@ def entitlements(known: Mapping[VmId, _Known], snapshot: Snapshot, pool: int) ->
 def _counts(guest: GuestSnapshot, now_s: float) -> int:
     """Return what a guest that is not moved takes from the others' entitlement.
 
-    One that boots takes its floor, not its size: that would squeeze everybody for the seconds of a boot.
+    A booting guest counts with its floor. Its size would make all others shrink for the seconds of a boot.
     """
     boots = not guest.driver_up and now_s - guest.booted_at_s < BOOTS_WITHIN_S
     return min(guest.charge, guest.floor) if boots else guest.charge
@@ -219,11 +219,11 @@ def gifts(
     hurry: bool,
     snapshot: Snapshot,
 ) -> dict[VmId, Decision]:
-    """Return who gives how much, so that ``wanted`` bytes come together, by those who have most.
+    """Return how much each guest gives for ``wanted`` bytes in all; those with the most to spare give first.
 
-    In a hurry all of it at once, and each so little that it comes soon; otherwise a quarter, and no more
-    until two seconds later. More than a part is taken, so that a command is worth it: what is left over is
-    free for the next guest that lacks.
+    If the need is urgent, all of it is taken at once, from each guest only as much as it delivers quickly.
+    Otherwise a quarter is taken, and no more until two seconds later. A guest may be asked for more than its
+    part, to make the command worthwhile; the surplus is free for the next guest that lacks memory.
     """
     over = snapshot.free < 0
     donors = {vm: entry for vm, entry in known.items() if not isinstance(decisions[vm], SetTarget)}

@@ -1,9 +1,8 @@
-"""What stands around every policy, and around manual control: safe moves, in a safe order. Pure.
+"""Safety checks around every policy and manual control: which moves are safe, in which order. Pure.
 
-It keeps a policy's hands off guests that cannot follow or must not be touched (see ``trouble``), sees to
-emergencies whatever the policy thinks, and keeps the accounts: shrinks go out at once, ordinary grows get
-what is free after them, emergencies also what other guests are about to deliver and, on an overloaded
-host, a loan.
+It blocks decisions about guests that cannot follow or must not be moved (see ``cooperation``), relieves
+emergencies under every policy, and enforces the budget. Shrinks are sent at once. Ordinary grows get what is
+free. Emergencies also get memory that other guests were asked for and, on an overloaded host, a loan.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from qmpballoon.policy.snapshot import (
 from qmpballoon.units import MIB, PAGE
 
 BOOT_BALLOON: Final = MIB  # left in a booting guest's balloon
-FLOOR_STEPS: Final = 32  # of the size: the steps in which floors are lowered, as small ones cost commands
+FLOOR_STEPS: Final = 32  # floors are lowered in steps of size / 32: smaller steps cost commands
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class GuardState(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Guard(Generic[S]):
-    """A policy within its guard; the switches are for tests only."""
+    """A policy with the guard around it; the switches are for tests only."""
 
     policy: Policy[S]
     safeties: Safeties = field(default_factory=Safeties)
@@ -112,9 +111,9 @@ class Guard(Generic[S]):
         wishes: Decisions,
         snapshot: Snapshot,
     ) -> Decision:
-        """Return what of a policy's wish may be done with the guest in its state.
+        """Return the policy's decision as far as the guest's state allows it.
 
-        ``mode`` is the guest's own; the one that the policy was shown may be another.
+        ``mode`` is the guest's own mode; the policy may have been shown another one.
         """
         if mode == "observe" and not (judgement.set_back or judgement.why):
             return wishes.get(guest.id, Hold("observe"))  # published, and never sent by the governor
@@ -145,13 +144,13 @@ class Guard(Generic[S]):
         return wish
 
     def _left_at_ceiling(self, guest: GuestSnapshot) -> Decision:
-        """Keep a booting guest from being squeezed to its old target the moment its driver loads.
+        """Raise a booting guest's target, so that it is not shrunk to its old target when its driver loads.
 
-        Not quite to its whole size: QEMU would report the old ``actual`` without end, as a driver that finds
-        nothing to do never writes it. Seen with QEMU 7.2 and Linux 6.1.
+        The target is slightly below the size: a driver that has nothing to do never writes ``actual``, and
+        QEMU would report the old value indefinitely. Seen with QEMU 7.2 and Linux 6.1.
         """
         target = min(guest.ceiling, guest.size - BOOT_BALLOON)
-        untrue = guest.target == guest.size != guest.actual  # told before a reset
+        untrue = guest.target == guest.size != guest.actual  # reported before a reset
         if guest.target is None or (guest.target >= target and not untrue):
             return Hold("booting")
         return SetTarget(target, "booting")
@@ -162,7 +161,7 @@ class Guard(Generic[S]):
         if not self.safeties.emergencies or known is None or not known.emergency:
             return None
         target = min(guest.ceiling, max(known.held * 3 // 2, known.held + 2 * guest.critical))
-        if judgement.saves_only:  # until it takes something, it is granted no more than that
+        if judgement.saves_only:  # no larger grow until it takes some memory
             target = min(target, guest.actual + PROBE)
         if target - guest.highest < guest.least_relief:
             return None
@@ -183,10 +182,10 @@ class Guard(Generic[S]):
 
 
 def _with_floors_that_fit(snapshot: Snapshot, pasts: Mapping[VmId, Past]) -> Snapshot:
-    """Return the host with floors that its budget can keep, lowered by the same part where it cannot.
+    """Return the host with its floors lowered by the same part where their sum exceeds the budget.
 
-    What a guest holds of its floor it keeps: memory that lies idle below one guest's floor would otherwise
-    cost another its life.
+    The part of a floor that is held is kept. Only idle memory below a floor is released, for guests that need
+    it.
     """
     if sum(guest.floor for guest in snapshot.guests) <= snapshot.budget:
         return snapshot
@@ -206,7 +205,7 @@ def _held(guest: GuestSnapshot, past: Past | None) -> int:
 
 
 def as_charged(snapshot: Snapshot, state: GuardState[S]) -> Snapshot:
-    """Return the host with its guests charged as they were judged at the last step."""
+    """Return the host with the charges that the judgements of the last step require."""
     guests = (
         replace(guest, charge_at_least=max(guest.charge_at_least, judgement.charge))
         if (judgement := state.judgements.get(guest.id)) is not None and judgement.charge is not None
@@ -241,7 +240,7 @@ def _as_judged(
 def _will_not_come(guest: GuestSnapshot, judgement: Judgement) -> bool:
     if guest.target is None or not judgement.set_back:
         return False
-    # What is no more than a probe may stay: it costs little, and tells when the guest takes something again.
+    # A grow of at most PROBE stays: it costs little, and shows when the guest takes memory again.
     return guest.target < guest.actual or (judgement.saves_only and guest.target > guest.actual + PROBE)
 
 

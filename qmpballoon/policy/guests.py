@@ -1,4 +1,4 @@
-"""What a policy sees of a VM, of the facts that its owner froze. Pure."""
+"""The part of a VM's facts that a policy sees. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from qmpballoon.policy.snapshot import GuestSnapshot
 
 
 def guest_of(facts: VmFacts) -> GuestSnapshot | None:
-    """Return what a policy sees of the VM; None while it holds nothing, or nothing is known.
+    """Return what a policy sees of the VM; None while it holds no memory, or nothing is known.
 
-    A VM that fell silent is as it was when it was last seen, and holds at least what is resident.
+    A VM that stopped answering keeps its last known values, and holds at least its resident memory.
     """
     size, floor, ceiling = facts.size, facts.limits.floor, facts.limits.ceiling
     if size is None or floor is None or ceiling is None:
         return None
     answers = facts.connection == "up"
     if facts.connection == "offline" and (facts.life is None or facts.gone):
-        return None  # its memory went with it
+        return None  # its memory was freed with it
     seen = facts.seen
     if seen is None:
         return GuestSnapshot(

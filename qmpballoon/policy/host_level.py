@@ -1,4 +1,4 @@
-"""How a host stands: what its VMs count against the budget, and how short it is. Pure."""
+"""How short of memory a host is: what its guests hold, and the level that follows. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from qmpballoon.policy.allocation import with_margin
 from qmpballoon.policy.snapshot import Snapshot
 from qmpballoon.units import MIB
 
-_MARGIN: Final = 24 * MIB  # what the one-shot ``set`` leaves a guest, too
-_EASES_BY: Final = 1.2  # a level is left when things are so much better than where it began
+_MARGIN: Final = 24 * MIB  # the one-shot ``set`` uses the same value
+_EASES_BY: Final = 1.2  # a level ends when the value is better by this factor than where it began
 
 
 def reclaimable(record: VmStatus) -> int:
@@ -22,7 +22,7 @@ def reclaimable(record: VmStatus) -> int:
 
 
 def needs(snapshot: Snapshot) -> int:
-    """Return what all guests hold, with a margin, in bytes: what no policy can squeeze out of them."""
+    """Return what all guests hold, with a margin, in bytes: the part that no policy can reclaim."""
     return sum(
         guest.charge
         if guest.sample is None or guest.sample.held is None
@@ -42,9 +42,9 @@ def level_of(
 ) -> str:
     """Return how short the host is: ``ok``, ``soft``, ``hard`` or ``low``.
 
-    By MemAvailable against the reserve, the time that everything stalled, and what the guests hold
-    against the budget; never by the budget that is left, as all slack is lent. A worse level comes at
-    once, a better one when things are a fifth better than its mark.
+    It depends on MemAvailable against the reserve, on full memory stalls, and on what the guests hold against
+    the budget. It does not depend on the free budget, because all slack is lent. A worse level is entered at
+    once, a better one when the values are a fifth better than its threshold.
     """
     worse = _level(mem_available, reserve, psi_full_avg10, needs, budget, ease=1.0)
     eased = _level(mem_available, reserve, psi_full_avg10, needs, budget, ease=_EASES_BY)

@@ -36,30 +36,30 @@ WORDS: Final[Mapping[str, Word]] = {
     # fairshare and guard: holds
     "at-ease": Word("The guest has what it needs and nobody needs what it has.", _NOTHING),
     "no-figures": Word(
-        "The guest has sent no figures that could be gone by, or is not ours to move.",
+        "The guest has sent no usable figures, or may not be moved by the policy.",
         "If it lasts, see whether the guest's balloon driver is loaded and sends statistics.",
     ),
     "no-decision": Word("The policy has nothing to say about the guest.", _NOTHING),
     "awaits-memory": Word(
-        "The guest grows as soon as others have given what they were asked for.",
+        "The guest grows as soon as other guests have given the memory that they were asked for.",
         "If it lasts, look for guests that are stuck, or give the host a larger budget.",
     ),
     # guard: trust and trouble
     "nothing-left": Word(
-        "The guest was asked for memory that it turned out not to have, and keeps what it has.", _NOTHING
+        "The guest has less to give than it was asked for, and keeps what it has.", _NOTHING
     ),
     "stuck": Word(
-        "The balloon did not move for 5 s: its target is set back, and it is left alone for a while.",
-        "Look at the guest: its driver may hang, or its memory be locked.",
+        "The balloon did not move for 5 s: its target is set to actual, and it is not moved for a while.",
+        "Look at the guest: its driver may hang, or its memory may be locked.",
     ),
     "backs-off": Word(
-        "The balloon was stuck and is left alone for a while, from 5 s up to a minute.",
+        "The balloon was stuck and is not moved for 5 s up to a minute.",
         "As for stuck; nothing if it moves again by itself.",
     ),
     "probe": Word("The balloon was stuck and is asked for 12 MiB, to see whether it moves again.", _NOTHING),
     "contradicted": Word(
-        "The guest claims to have plenty and gives none, so its claims count for nothing for a minute.",
-        "Look at the guest: a lower limit of its own, or statistics that are wrong.",
+        "The guest reports much available memory and gives none, so its figures are ignored for a minute.",
+        "Look at the guest: it may have its own lower limit, or wrong statistics.",
     ),
     "untrusted": Word(
         "The guest gave memory that its QEMU did not free on the host, so it is charged by what is resident.",
@@ -69,27 +69,27 @@ WORDS: Final[Mapping[str, Word]] = {
         "The guest's figures are too old to take memory from it.", "If it lasts, look at the guest."
     ),
     "long-stale": Word(
-        "The guest has sent no figures for half a minute: it gets an equal part of its range, gives none.",
-        "Look at the guest: it may hang, or its balloon driver be unloaded.",
+        "The guest has sent no figures for half a minute: it gives none and may grow to an equal part.",
+        "Look at the guest: it may hang, or its balloon driver may be unloaded.",
     ),
     "grace": Word("The guest has just come up and gives no memory before its grace time is over.", _NOTHING),
     "booting": Word(
         "No balloon driver is up, so the guest is charged with its whole size and left at its ceiling.",
         "If it lasts, load the balloon driver in the guest.",
     ),
-    "paused": Word("The guest does not run, so its balloon is left alone.", "Resume it, or leave it."),
+    "paused": Word("The guest does not run, so its balloon is left alone.", "Resume it if it should run."),
     "migrating": Word("The guest is being migrated, so its balloon is left alone.", _NOTHING),
     "silent": Word("QEMU does not answer on its monitor.", "Look at the QEMU process."),
     "foreign-hand": Word(
-        "Somebody else moved the balloon, so it is left alone for a minute.",
-        "Find the other one that sets balloons, and leave the VM to one of the two.",
+        "Another controller moved the balloon, so it is not moved for a minute.",
+        "Find the other controller, and let only one of the two set this VM's balloon.",
     ),
     # guard: modes
     "manual": Word(
-        "The VM is in manual mode; or its target was asked for in it.",
+        "The VM is in manual mode, or its target was set in that mode.",
         "Set its mode to auto to hand it over.",
     ),
-    "observe": Word("The VM is only looked at.", "Set its mode to auto to hand it over."),
+    "observe": Word("The VM is only observed.", "Set its mode to auto to hand it over."),
     "on-exit": Word("The agent stops and leaves the guest with more memory, as on_exit says.", _NOTHING),
     # peers
     "static-split": Word("fixed: the guest gets its part of the budget, by shares.", _PEER),

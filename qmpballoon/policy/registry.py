@@ -24,13 +24,13 @@ _MAKERS: Final[dict[str, Callable[[], Policy[Any]]]] = {
     "qubes": Qubes,
 }
 BARE: Final = tuple(name for name in _MAKERS if name != "fairshare")
-"""What the simulator plays without the guard, as the peers have none."""
+"""Policies that the simulator runs without the guard, because the originals have none."""
 SIMULATED: Final = tuple(_MAKERS)
-"""What the simulator knows; a configuration may name those of ``qmpballoon.model.records.POLICIES``."""
+"""Policies of the simulator; a configuration may name those of ``qmpballoon.model.records.POLICIES``."""
 
 
 def guarded(name: str) -> Guard[Any]:
-    """Return the policy of that name within its guard, as the agent runs it.
+    """Return the policy of that name with the guard around it, as the agent runs it.
 
     Raises:
         KeyError: there is no policy of that name.
@@ -39,7 +39,7 @@ def guarded(name: str) -> Guard[Any]:
 
 
 def simulated(name: str) -> Policy[Any]:
-    """Return the policy as the simulator plays it: peers bare; ``guarded-NAME`` is a peer within the guard.
+    """Return the policy as the simulator runs it: peers without the guard, ``guarded-NAME`` with it.
 
     Raises:
         KeyError: there is no policy of that name.

@@ -14,15 +14,15 @@ from qmpballoon.policy.estimate import is_refuted
 from qmpballoon.policy.snapshot import GuestSnapshot, critical
 from qmpballoon.units import MIB
 
-LOOK_EVERY_S: Final = 10.0  # at what no event tells: migration, plugged memory, a driver that went
-MOVING_FOR_S: Final = 30.0  # after a target was sent; a guest that is not there by then does not hurry
+LOOK_EVERY_S: Final = 10.0  # changes without an event: migration, plugged memory, an unloaded driver
+MOVING_FOR_S: Final = 30.0  # after a target was sent; slower guests are sampled at their usual rate
 WATCHED_EVERY_S: Final = 0.05  # somebody waits for the target to be reached
-BURST_BYTES_PER_S: Final = 40 * MIB  # growth that must be seen in time
+BURST_BYTES_PER_S: Final = 40 * MIB  # growth that must be detected in time
 BURST_OF_SIZE: Final = 1 / 32  # per second: the same for large guests
-LOOKS_BEFORE_DEATH: Final = 4  # at that growth, until nothing is available
+LOOKS_BEFORE_DEATH: Final = 4  # samples at that growth, until nothing is available
 GROWING_PER_S: Final = 0.01  # of what the guest holds
 THIN: Final = 2  # times the available memory at which a guest is in an emergency
-CALM_TICK_S: Final = 2.0  # between ticks that nobody asked for
+CALM_TICK_S: Final = 2.0  # between ticks without a request
 SHORTEST_TICK_S: Final = (
     0.1  # between a tick and the next that was asked for; the longest wait of an urgent one
 )
@@ -42,30 +42,30 @@ class SamplingSettings(Protocol):
 
 
 class VmSchedule:
-    """When one VM is looked at, in one life: rarely while it is calm, often while it moves or boots.
+    """When one VM is polled, during one life: rarely while it is calm, often while it moves or boots.
 
-    ``hurried`` says that it moves or boots.
+    ``hurried`` is True while it moves or boots.
     """
 
     def __init__(self, settings: SamplingSettings, clock: Callable[[], float]) -> None:
-        self.watchers = 0  # who wait for the VM
+        self.watchers = 0  # callers that wait for the VM
         self._clock = clock
         self.begin(settings)
 
     def begin(self, settings: SamplingSettings) -> None:
-        """Forget the life before; ``watchers`` stay."""
+        """Forget the previous life; keep ``watchers``."""
         self._look_at_s = self._moving_until_s = self._clock()
         self.forget_samples(settings)
 
     def forget_samples(self, settings: SamplingSettings) -> None:
-        """Forget the samples: the guest's driver is gone."""
+        """Forget the samples because the guest's driver was unloaded."""
         self._interval_s = float(settings.stats_interval_s)  # until the next sample
         self._before: GuestSnapshot | None = None  # at the sample before
 
     # ── the look at everything ───────────────────────────────────────────────────────────────────
 
     def look_soon(self) -> None:
-        """Let the next look be at everything."""
+        """Make a full look due now."""
         self._look_at_s = self._clock()
 
     def looked(self) -> None:
@@ -74,7 +74,7 @@ class VmSchedule:
 
     @property
     def is_look_due(self) -> bool:
-        """Tell whether everything is to be looked at now."""
+        """Tell whether a full look is due."""
         return self._clock() >= self._look_at_s
 
     # ── samples ──────────────────────────────────────────────────────────────────────────────────
@@ -110,13 +110,13 @@ class VmSchedule:
 
 
 class TickSchedule:
-    """When the next tick comes. All pauses count from the end of the tick before.
+    """When the next tick comes. All pauses count from the end of the previous tick.
 
-    Nobody asked: after ``calm_s``. Asked for: after ``shortest_s``, and not before the ticks so far have
-    been paid for: a tick that took ``spent_s`` of processor time keeps the next one away for
-    ``spent_s / share``. Urgent: the same, but after ``shortest_s`` at the latest, so that a guest in an
-    emergency never waits for what earlier ticks cost. Urgent ticks are not free: what they cost is owed
-    by those that come after. Requests do not queue; any number of them makes one tick.
+    Without a request: after ``calm_s``. With a request: after ``shortest_s``, and not before its share of
+    processor time allows it: a tick that took ``spent_s`` of it delays the next by ``spent_s / share``. With
+    an urgent request: after ``shortest_s`` at the latest, so that an emergency never waits because of the
+    cost of earlier ticks. The cost of an urgent tick delays later ticks that are not urgent. Requests do not
+    queue; any number of them makes one tick.
     """
 
     def __init__(
@@ -132,12 +132,12 @@ class TickSchedule:
         self._clock = clock
         self._shortest_s = shortest_s
         self._share = share
-        self._paid_at_s = clock()  # when the share has paid for all ticks so far
+        self._paid_at_s = clock()  # when the share of processor time covers all ticks so far
         self._calm_at_s = self._asked_at_s = self._urgent_at_s = self._paid_at_s
         self._is_asked = self._is_urgent = False
 
     def began(self) -> None:
-        """Note that a tick begins: it serves all who asked."""
+        """Note that a tick begins; it serves all requests."""
         self._is_asked = self._is_urgent = False
 
     def ended(self, spent_s: float) -> None:
@@ -149,12 +149,12 @@ class TickSchedule:
         self._urgent_at_s = now_s + min(self._shortest_s, cost_s)
 
     def ask(self) -> bool:
-        """Ask for a tick soon; return whether nobody had asked."""
+        """Request a tick soon; return False if one was requested already."""
         was_asked, self._is_asked = self._is_asked, True
         return not was_asked
 
     def ask_urgently(self) -> bool:
-        """Ask for a tick because a guest may soon run out of memory; return whether nobody had."""
+        """Request a tick for a guest that may soon run out of memory; return False if one was asked for."""
         was_urgent, self._is_urgent = self._is_urgent, True
         return not was_urgent
 
@@ -172,7 +172,7 @@ class TickSchedule:
 
 
 def is_thin(guest: GuestSnapshot) -> bool:
-    """Tell whether the guest claims to be near an emergency, and the host cannot refute it."""
+    """Tell whether the guest reports to be near an emergency, and its RSS does not contradict that."""
     sample = guest.sample
     available = sample.available if sample else None
     if sample is None or available is None:
@@ -209,8 +209,8 @@ def sampling_interval_s(
 ) -> float:
     """Return how long to wait for the guest's next sample, between ``fast_s`` and ``calm_s``.
 
-    The less it has available, the sooner: four looks before a burst could use it up. ``fast_s`` 0:
-    always ``calm_s``.
+    The less it has available, the shorter: four samples before a burst could use it up. With ``fast_s`` 0 it
+    is always ``calm_s``.
     """
     if not fast_s or not guest.driver_up or not guest.answers or guest.run_state != "running":
         return calm_s
@@ -220,7 +220,7 @@ def sampling_interval_s(
     if available is not None:
         burst = max(BURST_BYTES_PER_S, BURST_OF_SIZE * guest.size)
         interval_s = min(calm_s, max(fast_s, available / burst / LOOKS_BEFORE_DEATH))
-    if interval_s == soonest_s:  # no need to ask further
+    if interval_s == soonest_s:  # the lower bound; stop here
         return soonest_s
     hurries = is_moving(guest, previous) or is_growing(guest, previous) or is_thin(guest)
     return soonest_s if hurries else interval_s

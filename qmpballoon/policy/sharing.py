@@ -23,8 +23,9 @@ class Claim:
 def split(amount: int, claims: Sequence[Claim]) -> list[int]:
     """Return what each claim gets of ``amount`` bytes, in the order of the claims.
 
-    All that is not held back by a limit gets the same number of bytes per share, in whole pages. If the
-    least of all is more than the amount each gets its least; what nobody may take is left over.
+    All claims that no limit stops get the same number of bytes per share, in whole pages. If the sum of
+    ``least`` exceeds the amount, each gets its ``least``. What exceeds the sum of ``most`` is not given to
+    any claim.
     """
     given = sum(claim.least for claim in claims)
     if given >= amount:
@@ -50,14 +51,14 @@ def split(amount: int, claims: Sequence[Claim]) -> list[int]:
 def water_fill(wishes: Mapping[K, int], shares: Mapping[K, int], total: int) -> dict[K, int]:
     """Return how much each gets of ``total``: at most what it asks for, at the same level per share for all.
 
-    Wishes and ``total`` are in bytes; what is below zero counts as zero.
+    Requested amounts and ``total`` are in bytes; negative values count as zero.
     """
     gets = dict.fromkeys(wishes, 0)
     open_wishes = {key: wish for key, wish in wishes.items() if wish > 0}
     left = max(0, total)
     if sum(open_wishes.values()) <= left:
         return gets | open_wishes
-    # Fill in the order in which the wishes are met: once one cannot be, none after it can.
+    # Fill in the order of requested bytes per share: once one cannot be met in full, no later one can.
     order = sorted(open_wishes, key=lambda key: open_wishes[key] / shares[key])
     weight = sum(shares[key] for key in order)
     for key in order:

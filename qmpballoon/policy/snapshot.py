@@ -1,4 +1,4 @@
-"""What a policy sees and says: the frozen snapshot of a host, and decisions about its VMs. Pure."""
+"""A policy's input and output: the frozen snapshot of a host, and decisions about its VMs. Pure."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LEAST_RELIEF: Final = 4 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a guest has and needs now, in bytes; worked out by ``estimate``."""
+    """What a guest has and needs now, in bytes; computed by ``estimate``."""
 
     held: int
-    available: int  # with the actual of now
+    available: int  # at the present actual
     trend: float  # bytes per second
     uses: int  # held with the headroom that it should have now, within floor and ceiling
     want: int  # the same with what it may need again: of the last minute, before a collapse, at a peak
     emergency: bool
     thin: bool  # less than twice the critical available memory
     caches: int  # page cache
-    caching: bool  # and could use more: hardly anything is free
+    caching: bool  # it could use more page cache: almost nothing is free
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +45,17 @@ class GuestSnapshot:
     """One VM at the moment of a tick; sizes in bytes."""
 
     id: VmId
-    life: str  # another one: forget rates, peaks and strikes
+    life: str  # a new life resets rates, peaks and strikes
     size: int  # what actual is with an empty balloon
     actual: int
-    target: int | None  # last asked for by anybody through us in this life
+    target: int | None  # the last one that the agent sent in this life
     floor: int
     ceiling: int
     shares: int = 1000
-    mode: str = "auto"  # auto: ours to move · manual, observe: only counted
+    mode: str = "auto"  # auto: the policy may move it · manual, observe: only counted
     run_state: str = "running"  # QMP's word
     migrating: bool = False
-    answers: bool = True  # its monitor does
+    answers: bool = True  # whether its monitor does
     driver_up: bool = True
     deflate_on_oom: bool = False
     booted_at_s: float = 0.0  # when its life began or the guest was reset, the later one
@@ -66,12 +66,12 @@ class GuestSnapshot:
     rss: int | None = None  # of its QEMU process, huge pages included
     rss_tells: bool = True  # False: much of its memory is swapped out, where RSS does not count it
     oom_kills: int | None = None  # since the guest's boot, where it reports them
-    charge_at_least: int = 0  # what it holds, as far as the host can see
+    charge_at_least: int = 0  # lower bound from the host's view
     guard: GuardView = GuardView()  # what the guard adds
 
     @property
     def estimate(self) -> Estimate | None:
-        """What it has and needs, as the guard estimates; None where there is nothing to go by."""
+        """What it has and needs, as the guard estimates; None without a usable sample."""
         return self.guard.estimate
 
     def sample_age_s(self, now_s: float) -> float | None:
@@ -109,8 +109,8 @@ class GuestSnapshot:
     def least_relief(self) -> int:
         """What a grow must bring in an emergency to be worth a command, in bytes.
 
-        Half of what stands between the guest and its mark, or it would be sent a little at each tick of a
-        long growth; the nearer it is, the less.
+        It is half of the distance to the emergency threshold, so that a long growth does not cause a small
+        grow at each tick; nearer to the threshold it is smaller.
         """
         if self.estimate is None:
             return LEAST_RELIEF
@@ -141,7 +141,7 @@ def replaced(guest: GuestSnapshot, **changes: object) -> GuestSnapshot:
 def critical(actual: int) -> int:
     """Return the available memory below which a guest of this ``actual`` is in an emergency, in bytes.
 
-    A fixed mark would keep small guests in it always, and be too late for large ones.
+    A fixed threshold would keep small guests in an emergency always, and be too late for large ones.
     """
     return max(actual * 6 // 100, min(24 * MIB, actual // 10))
 
@@ -155,7 +155,7 @@ class Snapshot:
     budget: int  # what all VMs together may be charged
     mem_total: int
     mem_available: int | None = None
-    reserve: int = 0  # of mem_available, never eaten into
+    reserve: int = 0  # of mem_available, never given to VMs
     held_back: int = 0  # of the budget: kept free by reclaim
     overload: str = "guests"  # what gives way when needs exceed the budget: guests | host
     elapsed_s: float = 2.0  # since the tick before
@@ -163,15 +163,15 @@ class Snapshot:
     promised: int = field(init=False, repr=False, compare=False)  # granted and not taken yet, in bytes
 
     def __post_init__(self) -> None:
-        """Compute the sums, once: they are asked for often."""
+        """Compute the sums once, because they are read often."""
         object.__setattr__(self, "charged", sum([guest.charge for guest in self.guests]))
         object.__setattr__(self, "promised", sum([guest.promised for guest in self.guests]))
 
     @property
     def free(self) -> int:
-        """What may still be given, in bytes: of the budget, and of the host's memory above its reserve.
+        """What may still be given, in bytes, by the budget and by the host's memory above its reserve.
 
-        Below zero: so much is to come back.
+        A negative value is the amount that VMs must give back.
         """
         of_budget = self.budget - self.held_back - self.charged
         if self.mem_available is None:

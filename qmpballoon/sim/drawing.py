@@ -1,7 +1,7 @@
 """A run as a drawing: one panel for the host, one per VM, in SVG.
 
-Each panel shows memory over time: what the VM was made with, what it has, what its guest holds and what
-its workload asks for; kills are crosses, moves are small triangles below. No library is needed.
+Each panel shows memory over time: the VM's size, its actual, what its guest holds and what its workload asks
+for. Kills are crosses, moves are small triangles below. No library is needed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LINES: Final = (
 
 
 def draw(run: Run) -> str:
-    """Return the SVG document of a run that was recorded; of more than 24 VMs the quietest are left out."""
+    """Return the SVG document of a recorded run; of more than 24 VMs the quietest are left out."""
     names = _shown(run)
     left_out = len(run.points) - len(names)
     height = _HEAD + _HOST_HEIGHT + _GAP + len(names) * (_VM_HEIGHT + _GAP) + 12
@@ -118,7 +118,7 @@ def _head(run: Run, left_out: int) -> Iterator[str]:
 
 
 class _Panel:
-    """Axes with a scale, and what is drawn into them."""
+    """Axes with a scale, and the drawing inside them."""
 
     def __init__(self, duration_s: float, most: int, top: float, height: float) -> None:
         self.duration_s = duration_s
@@ -190,7 +190,7 @@ class _Panel:
 
 
 def _sums(run: Run) -> list[Point]:
-    """Return all VMs together at each moment; a VM that is not there yet counts nothing."""
+    """Return the sum of all VMs at each moment; a VM that has not booted yet counts as zero."""
     moments: dict[float, list[Point]] = {}
     for points in run.points.values():
         for point in points:
@@ -241,5 +241,5 @@ def _round_time(units: float) -> float:
 
 
 def _escaped(text: str) -> str:
-    """Return text of a trace for the document: XML knows no control characters."""
+    """Return text of a trace escaped for XML, without control characters, which XML does not allow."""
     return html.escape("".join(character if character.isprintable() else "\ufffd" for character in text))

@@ -1,19 +1,19 @@
-"""What a run of the simulator came to, in figures.
+"""The figures of a simulator run.
 
 oom_kills, vms_killed      kills by the guests' kernels, and how many VMs had one
 starved_vm_s               VM-seconds with less than 6 % of what the guest has available, or with a
                            workload that waits to come back after a kill
 over_budget_mib_s          what the guests could hold together beyond the budget, times how long
-shortfall_percent          of the memory that the workloads asked for, page cache included: not had
+shortfall_percent          part of the workloads' demand, page cache included, that they did not get
 lent_mib                   mean of what guests use beyond their part of an equal split of the budget
-regret_mib                 mean of what a clairvoyant would have given to guests in need, and was not there
+regret_mib                 mean of what a clairvoyant policy would have given beyond that to guests in need
 moves_per_vm_h             commands that changed a target
 reversals_per_vm_h         of these: against the VM's move before, within 120 s
 relief_p50_s, relief_max_s how long a starvation lasted; None if there was none
 
-Means are over the time of the trace. The clairvoyant knows every demand of the moment, and fills first
-anonymous memory, then page cache, by shares within the budget; the equal split is by shares within floors
-and ceilings among the VMs that are there.
+Means are over the time of the trace. The clairvoyant policy knows every present demand. It fills anonymous
+memory first, then page cache, by shares within the budget; the equal split is by shares within floors and
+ceilings among the VMs that are there.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class VmTally:
             self.starved_s += passed_s
 
     def starve(self, now_s: float, *, starved: bool) -> None:
-        """Note whether the guest starves from now on."""
+        """Record whether the guest starves from now on."""
         if starved and self._starved_since_s is None:
             self._starved_since_s = now_s
         elif not starved and self._starved_since_s is not None:
@@ -87,7 +87,7 @@ class VmTally:
             self._starved_since_s = None
 
     def move(self, now_s: float, *, up: bool) -> None:
-        """Note a command that changed the target."""
+        """Record a command that changed the target."""
         self.moves += 1
         if self._last_move is not None:
             last_s, last_up = self._last_move
@@ -132,7 +132,7 @@ class Need:
     held: int  # kernel and anonymous memory that it asks for
     cache: int  # page cache that it would like
     has: int  # size less balloon
-    used: int  # of that: what it makes use of
+    used: int  # the part of it that is used
 
 
 def figures(trace: str, policy: str, host: HostTally, vms: Sequence[VmTally], end_s: float) -> Figures:

@@ -1,11 +1,10 @@
 """A guest with a memory balloon, on a virtual clock.
 
-Nothing happens between two calls of `advance`: the state at any moment is computed from the last
-change, so a guest that nobody looks at costs nothing. Act on a guest by advancing it to now and then
-calling one of its verbs.
+The state at any moment is computed from the last change, only when `advance` is called, so an idle guest uses
+no processor time. To act on a guest, advance it to now and then call one of its methods.
 
-The numbers come from QEMU 7.2 with a Linux 6.1 guest of 256 MiB under TCG: the driver moves in steps
-of 1 MiB at about 1 GiB/s and loads about 2.7 s after a reset. What differs between kernels is a
+The numbers come from QEMU 7.2 with a Linux 6.1 guest of 256 MiB under TCG: the driver moves in steps of 1 MiB
+at about 1 GiB/s and loads about 2.7 s after a reset. Differences between kernels are in
 `qmpballoon.sim.kernels.GuestKernel`.
 """
 
@@ -23,8 +22,8 @@ from qmpballoon.units import GIB, MIB, PAGE, round_up_to_page
 
 NOT_REPORTED: Final = 2**64 - 1
 STEP: Final = MIB  # the driver tells QEMU its balloon's size after every 256 pages
-_ROUNDING: Final = 64  # bytes; a clock in floating point may miss the moment of a step by this much
-_NOT_SERVED_S: Final = 8.0  # an intermittent driver rests so long out of every _PERIOD_S
+_ROUNDING: Final = 64  # bytes; the largest error from rounding of the clock
+_NOT_SERVED_S: Final = 8.0  # an intermittent driver pauses this long out of every _PERIOD_S
 _PERIOD_S: Final = 10.0
 _SLOWER: Final = 16
 _MINOR_FAULTS_PER_S: Final = 40
@@ -48,15 +47,15 @@ _STATISTICS: Final = {
     "stat-async-reclaims": "async_reclaims",
     "stat-direct-reclaims": "direct_reclaims",
 }
-"""QEMU's names and ours; which of them a QEMU has, and in which order, is its dialect."""
+"""QEMU's names and ours; the dialect says which of them a QEMU has, and in which order."""
 
 
 class Behaviour(StrEnum):
-    """How a guest takes to its balloon."""
+    """How a guest's driver responds to balloon targets."""
 
     IDEAL = "ideal"
     SLOW = "slow"  # moves at a sixteenth of its rates
-    STUCK = "stuck"  # the driver is there and moves nothing
+    STUCK = "stuck"  # the driver is loaded and moves nothing
     INTERMITTENT = "intermittent"  # moves during two seconds out of ten
     LIMITED = "limited"  # does not go below a hidden limit
     NO_DRIVER = "no-driver"
@@ -67,11 +66,11 @@ class Behaviour(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestSpec:
-    """What a simulated guest is made of; sizes in bytes."""
+    """The properties of a simulated guest; sizes in bytes."""
 
     size: int = 256 * MIB  # what ``actual`` is with an empty balloon
     kernel: GuestKernel = KERNEL_6_1
-    base: int = KERNEL_6_1.base  # memory that the kernel never gives
+    base: int = KERNEL_6_1.base  # memory of the kernel that cannot be given
     inflate_bytes_per_s: float = float(GIB)
     deflate_bytes_per_s: float = 1.5 * GIB
     boot_s: float = 2.7  # from power-on or reset until the driver loads
@@ -93,8 +92,8 @@ class GuestSpec:
 class SimulatedGuest:
     """One guest: its balloon, its workload, its statistics.
 
-    ``actual`` is what QEMU would answer; ``balloon`` is the truth, and the two differ from a reset
-    until the driver has made its first step.
+    ``actual`` is what QEMU would answer; ``balloon`` is the true value. The two differ from a reset until the
+    driver has made its first step.
     """
 
     def __init__(
@@ -122,15 +121,15 @@ class SimulatedGuest:
         self._anonymous = 0
         self._cache = 0
         self.now_s = now_s
-        self._lag_s = 0.0  # how far the guest's clock is behind: it stands still while paused
+        self._lag_s = 0.0  # how far the guest's clock is behind: it stops while paused
         self._clock_s = now_s
         self._powered_at_s = now_s
         self._moved_from = 0
         self._moves_since_s = now_s
         self._listed = 0.0  # bytes that were freed and are not counted as available, at _listed_at_s
-        self._lists_take = 0.0  # bytes that lists have room for, then
+        self._lists_take = 0.0  # bytes that lists have room for, at _listed_at_s
         self._listed_at_s = now_s
-        self._in_use = 0  # by the balloon and the workload, when that was last looked at
+        self._in_use = 0  # by the balloon and the workload, when last computed
         self._released = False  # deflate-on-oom took memory back; the driver waits for a new target
         self._boots_at_s = now_s if booted else now_s + self.spec.boot_s
         self._poll_at_s = self._sample_at_s = self._workload_at_s = _NEVER
@@ -158,13 +157,13 @@ class SimulatedGuest:
 
     @property
     def available(self) -> int:
-        """Linux's MemAvailable in bytes: less than the workload could still get while much is in lists."""
+        """Linux's MemAvailable in bytes; excludes pages in per-CPU lists, which can still be had."""
         _, available, caches = self.memory()
         return max(caches, available - self._listed_now())
 
     @property
     def statistics(self) -> Mapping[str, int]:
-        """The figures as QEMU tells them."""
+        """The figures as QEMU reports them."""
         if self.figures is None:
             return dict.fromkeys(_STATISTICS, NOT_REPORTED)
         reported = {name: getattr(self.figures, ours) for name, ours in _STATISTICS.items()}
@@ -176,14 +175,14 @@ class SimulatedGuest:
         return self.memory()[2]
 
     def memory(self) -> tuple[int, int, int]:
-        """Return what is anonymous, what can still be had, and what of that is page cache, all at once."""
+        """Return anonymous memory, what can still be allocated, and the part of that which is page cache."""
         anonymous = self.anonymous
         available = max(0, self.size - self.balloon - self.spec.base - anonymous)
         return anonymous, available, min(self._cache, available)
 
     @property
     def shortfall(self) -> int:
-        """Bytes that the workload would like and does not have."""
+        """Bytes that the workload asks for and does not have."""
         return self._anonymous + self._cache - self.anonymous - self.caches
 
     def wall_s(self) -> float:
@@ -191,7 +190,7 @@ class SimulatedGuest:
         return self.epoch_s + self.now_s
 
     def advance(self, now_s: float) -> None:
-        """Let everything happen that is due up to ``now_s``; a time in the past changes nothing."""
+        """Simulate everything that is due up to ``now_s``; a time in the past changes nothing."""
         passed_s = max(0.0, now_s - self.now_s)
         self.now_s += passed_s
         if self.paused:
@@ -225,13 +224,13 @@ class SimulatedGuest:
         self._start_moving()
 
     def set_demand(self, anonymous: int, cache: int = 0) -> None:
-        """Let the workload ask for bytes of anonymous memory and page cache, from now on."""
+        """Set the workload's demand for anonymous memory and page cache, in bytes, from now on."""
         self._anonymous, self._cache = anonymous, cache
         self._serve_demand()
         self._list_what_was_freed()
 
     def set_behaviour(self, behaviour: Behaviour) -> None:
-        """Change how the guest takes to its balloon; the driver loads or unloads where that means so."""
+        """Change how the driver responds to targets; load or unload it if the behaviour requires it."""
         self.behaviour = behaviour
         if self.up and self._has_driver() != self.driver_loaded:
             if self.driver_loaded:
@@ -247,7 +246,7 @@ class SimulatedGuest:
         self.paused = True
 
     def resume(self) -> None:
-        """Let the guest's clock run on from where it stood."""
+        """Let the guest's clock continue from where it stopped."""
         self.paused = False
 
     def reset(self) -> None:
@@ -282,12 +281,12 @@ class SimulatedGuest:
             self._poll_at_s = self._clock_s + interval_s
 
     def sample(self) -> None:
-        """Take statistics at once, if the driver can; polls come in their own time."""
+        """Take statistics at once, if the driver can; the polling interval is not affected."""
         if self._can_sample():
             self._receive_statistics()
 
     def next_step_s(self) -> float | None:
-        """Return when ``actual`` changes next if nobody interferes, None if it does not."""
+        """Return when ``actual`` changes next without further calls, None if it does not."""
         if self.paused or self.behaviour is Behaviour.STUCK:
             return None
         if self.driver_loaded:

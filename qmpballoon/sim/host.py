@@ -1,12 +1,12 @@
-"""A host on a virtual clock: plays a trace under a policy, and counts what came of it.
+"""A host on a virtual clock: runs a trace under a policy and computes the figures.
 
 The schedules of the agent (``policy.schedule``) say when a guest is sampled and when the policy is stepped.
-No time passes during a tick, and nothing happens sooner than the next step of the clock. What the policy
-decides is done as QEMU would, with no second thoughts. At every step the accounts are checked; a decision
-against the rules is done all the same and noted, since the peers' algorithms do such things.
+No time passes during a tick, and nothing happens sooner than the next step of the clock. Decisions are
+carried out as QEMU would, without checks. At every step the accounts are checked. A decision that breaks the
+rules is carried out and recorded, because the peers' algorithms make such decisions.
 
-VMs with ``boots_at_s`` 0 were up before: they start with their part of an equal split of the budget, or
-with what they hold at that moment if that is more.
+VMs with ``boots_at_s`` 0 are up at the beginning. They start with their part of an equal split of the budget,
+or with what they hold at that moment if that is more.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LARGEST_RESERVE: Final = 512 * MIB
 
 
 class AccountsBroken(AssertionError):
-    """The simulator or a policy did what is impossible: a defect of this program."""
+    """The simulator or a policy reached an impossible state: a defect of this program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Host:
     """How the simulated agent is set up."""
 
     calm_tick_s: float = CALM_TICK_S
-    tick_cost_s: float = 0.0  # processor time that a tick is said to take: with it come fewer ticks
+    tick_cost_s: float = 0.0  # assumed processor time of a tick; more means fewer ticks
     fast_interval_s: float = 0.2  # of samples; 0: never faster than a VM's own interval
     grace_s: float = 3.0
     overload: str = "guests"
@@ -52,7 +52,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a policy did with a VM at one moment, and what it knew; sizes in bytes."""
+    """A policy's decision about a VM at one moment, and what it knew; sizes in bytes."""
 
     at_s: float
     vm: VmId
@@ -78,7 +78,7 @@ class Point:
 
 @dataclass(slots=True)
 class Run:
-    """What came of a trace under a policy."""
+    """The result of a trace under a policy."""
 
     trace: Trace
     policy: str
@@ -98,7 +98,7 @@ def play(
     record: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Run:
-    """Play the whole trace; ``progress`` is told the virtual time now and then.
+    """Run the whole trace; ``progress`` is called with the virtual time now and then.
 
     Raises:
         AccountsBroken: a target that is no size, an account that does not add up.
@@ -123,14 +123,14 @@ class _Playing:
         self.tally = HostTally()
         self.vms: list[SimulatedVm] = []
         self.by_name: dict[VmId, SimulatedVm] = {}
-        self.floors = 0  # of all VMs that are there
+        self.floors = 0  # of all VMs that are up
         self.coming = sorted((vm for vm in trace.vms if vm.boots_at_s > 0), key=lambda vm: vm.boots_at_s)
         self.against_rules: list[str] = []
         self.steps: list[Step] = []
         self.points: dict[VmId, list[Point]] = {}
         self.last_why: dict[VmId, str] = {}
         self.last_tick_s = float("-inf")
-        self.now_s = self.at_s = 0.0  # at_s: up to when all is counted
+        self.now_s = self.at_s = 0.0  # at_s: the moment up to which everything is counted
         self.ticks = TickSchedule(self.clock, calm_s=host.calm_tick_s)
         self.next_measure_s = 0.0
         self.next_point_s = 0.0
@@ -191,7 +191,7 @@ class _Playing:
 
     def _look(self, vm: SimulatedVm, now_s: float) -> None:
         vm.look(now_s, self.ticks)
-        jitter = self.random.uniform(0.9, 1.0)  # so that guests do not fall into step
+        jitter = self.random.uniform(0.9, 1.0)  # so that guests are not sampled in phase
         vm.next_look_s = now_s + jitter * vm.sample_every_s(now_s)
 
     def _tick(self, now_s: float) -> None:
@@ -263,9 +263,9 @@ class _Playing:
             raise AccountsBroken(f"the snapshot charges {snapshot.charged}, the simulator {charged}")
 
     def _check(self, vm: SimulatedVm) -> None:
-        """Check a guest that may have changed: what it could hold is never more than it is charged.
+        """Check that a guest that may have changed cannot hold more than it is charged.
 
-        A guest that was reset is excepted: until its driver has moved, what QEMU says is untrue.
+        A guest after a reset is excepted: QEMU's ``actual`` is wrong until the driver has moved.
         """
         guest, has = vm.guest, vm.has
         if not 0 <= guest.balloon <= guest.size or guest.available > has:
@@ -293,7 +293,7 @@ class _Playing:
 
 
 def starts(vms: list[TraceVm], budget: int) -> list[int]:
-    """Return what each of the VMs that were up before has at the beginning, in bytes."""
+    """Return the initial actual of each VM that is up at the beginning, in bytes."""
     floors_fit = sum(vm.floor for vm in vms) <= budget
     claims = []
     for vm in vms:

@@ -1,4 +1,4 @@
-"""What the kernels of guests do when memory is short, as ``scripts/calibrate.py`` measures it on real guests.
+"""How guest kernels behave when memory is short, as ``scripts/calibrate.py`` measures it on real guests.
 
 The figures are those of guests of 224 MiB on QEMU 7.2 (Linux 6.1) and 10.0 (Linux 6.12) under TCG. A test
 compares them with a real guest of whichever kernel the lab has.
@@ -17,13 +17,13 @@ from qmpballoon.units import MIB
 class GuestKernel:
     """One kernel; sizes in bytes.
 
-    Pages that a guest frees, also those of a deflated balloon, go to a list of their processor first, where
-    they can be had and are not counted as available. From Linux 6.7 on the kernel makes room for more of them
-    while memory is taken, also by a balloon that is inflated, and less as time passes.
+    Pages that a guest frees, including those of a deflated balloon, first go to a per-CPU list, where they
+    can be allocated but are not counted as available. From Linux 6.7 on the kernel makes room for more of
+    them while memory is taken, also by a balloon that is inflated, and less as time passes.
     """
 
     release: str  # ``6.1``: holds for this and newer ones, up to the next that is known
-    base: int  # memory that it never gives in a guest of 224 MiB; 6.1: 54 in one of 128, 68 in one of 512
+    base: int  # that cannot be given by a guest of 224 MiB; 6.1: 54 in one of 128, 68 in one of 512
     unseen: int  # the part of ``base`` that the guest's total does not count
     inflate_stops_at: int  # available memory (MemAvailable) at which the driver finds no page to take
     oom_kills_at: int  # available memory at which it kills
@@ -53,7 +53,7 @@ KERNEL_6_12: Final = GuestKernel(
     lists_take=0.085,
     lists_keep=0.93,
 )
-HARSHEST: Final = KERNEL_6_12  # more kills and more moves under every policy that looks at figures
+HARSHEST: Final = KERNEL_6_12  # causes more kills and more moves under every policy that uses statistics
 KERNELS: Final = {kernel.release: kernel for kernel in (KERNEL_6_1, KERNEL_6_12)}
 """By release, oldest first."""
 
@@ -61,7 +61,7 @@ KERNELS: Final = {kernel.release: kernel for kernel in (KERNEL_6_1, KERNEL_6_12)
 def kernel_like(release: str) -> GuestKernel:
     """Return the newest known kernel that is not newer than ``release`` (``6.12.94+deb13-cloud-amd64``).
 
-    One that is older than all is taken for the oldest.
+    For a release that is older than all known ones it is the oldest.
     """
     wanted = _in_order(release)
     found = KERNEL_6_1

@@ -1,8 +1,8 @@
 """Workload traces: what guests of a host ask for over time, as a file that ``simulate`` reads.
 
-A trace is JSON; its keys are the fields of `Trace` and `TraceVm`, sizes in bytes, times in seconds from
-its beginning. Demand is piecewise linear in time; two rows of one time are a jump. All that is wrong with
-a file is said at once, each with its place.
+A trace is JSON; its keys are the fields of `Trace` and `TraceVm`, sizes in bytes, times in seconds from its
+beginning. Demand is piecewise linear in time; two rows of one time are a jump. All errors of a file are
+reported at once, each with its place.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LONGEST_TEXT: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a workload would like at one moment, in bytes."""
+    """What a workload asks for at one moment, in bytes."""
 
     at_s: float
     anonymous: int
@@ -62,14 +62,14 @@ class TraceVm:
     floor: int
     ceiling: int
     shares: int = 1000
-    base: int = DEFAULT_BASE  # memory that the kernel never gives
+    base: int = DEFAULT_BASE  # memory of the kernel that cannot be given
     deflate_on_oom: bool = False
     inflate_bytes_per_s: float = DEFAULT_INFLATE
     deflate_bytes_per_s: float = DEFAULT_DEFLATE
     stats_interval_s: float = 2.0
     behaviour: Behaviour = Behaviour.IDEAL
-    limit: int | None = None  # of a limited one: the least it goes to
-    boots_at_s: float = 0.0  # 0: it was up before the trace begins
+    limit: int | None = None  # of a limited one: the least actual it goes to
+    boots_at_s: float = 0.0  # 0: it is up when the trace begins
     resets_at_s: tuple[float, ...] = ()
     demand: tuple[Demand, ...]
 
@@ -84,10 +84,10 @@ class Trace:
     mem_total: int
     budget: int
     vms: tuple[TraceVm, ...]
-    unknown: tuple[Problem, ...] = ()  # keys that were not understood and are ignored
+    unknown: tuple[Problem, ...] = ()  # unknown keys, which are ignored
 
     def document(self) -> dict[str, object]:
-        """Return the trace as what a trace file holds."""
+        """Return the trace as the content of a trace file."""
         vms = []
         for vm in self.vms:
             entry = asdict(vm)
@@ -122,7 +122,7 @@ def read_trace(path: str | FilePath) -> Trace:
 
 
 def parse_trace(content: bytes, *, source: str) -> Trace:
-    """Return the trace that a file's content says; ``source`` names it in errors, and the trace by default.
+    """Return the trace in a file's content; ``source`` names it in errors and is its default name.
 
     Raises:
         ConfigurationError: it is no trace; everything that is wrong, with its place.
@@ -248,14 +248,14 @@ _VM: Final[Mapping[str, Reader]] = {
 
 
 class _Reading(Reading):
-    """Reads the objects of a trace; keys that are not known are no faults."""
+    """Reads the objects of a trace; unknown keys are not errors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ignored: list[Problem] = []
 
     def unknown(self, path: Path, name: str, known: Collection[str]) -> None:
-        """Note a key that is ignored."""
+        """Record a key that is ignored."""
         meant = did_you_mean(name, known)
         self.ignored.append(Problem(None, dotted(path), f"is not known and ignored{meant}"))
 
@@ -301,7 +301,7 @@ class _Reading(Reading):
     def object(
         self, value: object, path: Path, known: Mapping[str, Reader], *, needed: Collection[str]
     ) -> dict[str, Any]:
-        """Return the values of an object that are right, by key; note what is needed and not there."""
+        """Return the valid values of an object by key; record required keys that are missing."""
         if not isinstance(value, dict):
             self.wrong(path, f"must be an object with {', '.join(known)}")
             return {}

@@ -1,7 +1,7 @@
-"""The built-in traces: one generator per kind of trouble, each a function of a seed.
+"""The built-in traces: one generator per kind of load or fault, each a function of a seed.
 
-Unless a kind says otherwise the budget is 60 % of the VMs' sizes, and what the guests need together stays
-below it for most of the time: what is lost was lost by the policy.
+Unless a kind says otherwise the budget is 60 % of the VMs' sizes. The guests' needs together stay below it
+for most of the time, so that losses are due to the policy.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class _Path:
         self.anonymous, self.cache, self.at_s = anonymous, cache, 0.0
 
     def hold(self, for_s: float) -> _Path:
-        """Stay as it is for some seconds."""
+        """Keep the demand for some seconds."""
         return self.reach(self.anonymous, within_s=for_s)
 
     def until(self, at_s: float) -> _Path:
-        """Stay as it is until a moment."""
+        """Keep the demand until a moment."""
         return self.hold(at_s - self.at_s) if at_s > self.at_s else self
 
     def reach(self, anonymous: float, *, within_s: float, cache: float | None = None) -> _Path:
@@ -47,7 +47,7 @@ class _Path:
         return self.reach(anonymous, within_s=max(0.1, abs(anonymous - self.anonymous) / mib_per_s))
 
     def done(self) -> tuple[Demand, ...]:
-        """Return what was written."""
+        """Return the rows."""
         return tuple(self.rows)
 
 
@@ -93,7 +93,7 @@ def bursts(seed: int) -> Trace:
 
 
 def square_waves(seed: int) -> Trace:
-    """Halves of the guests take turns."""
+    """Two halves of the guests alternate."""
     random = Random(seed)
     period_s = random.uniform(90, 110)
     vms = []
@@ -155,7 +155,7 @@ def boot_storm(seed: int) -> Trace:
 
 
 def broken(seed: int) -> Trace:
-    """Guests whose balloons do not do what they are told, on a busy host."""
+    """Guests whose balloons do not follow their targets, on a busy host."""
     random = Random(seed)
     vms = []
     cooperation = (
@@ -185,7 +185,7 @@ def broken(seed: int) -> Trace:
 
 
 def liars(seed: int) -> Trace:
-    """Guests that claim all or none, beside honest ones that need it."""
+    """Guests that report all or no memory as available, beside honest ones that need it."""
     random = Random(seed)
     vms = [
         replace(_vm("greedy1", 1024, _Path(120, 20)), behaviour=Behaviour.CLAIMS_ALL),

@@ -1,4 +1,4 @@
-"""One VM of a trace, as the simulated host runs it: the guest, its demand, and what an agent knows of it."""
+"""One VM of a trace on the simulated host: the guest, its demand, and what an agent knows about it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from qmpballoon.sim.trace import Demand, TraceVm
 from qmpballoon.units import MIB, PAGE
 
 QEMU_OVERHEAD: Final = 40 * MIB  # RSS of a QEMU beyond its guest's memory
-FINE_S: Final = 0.1  # between two looks at a guest that moves or is thin
-COARSE_S: Final = 0.5  # at one whose demand changes and that has plenty
+FINE_S: Final = 0.1  # between two samples of a guest that moves or is thin
+COARSE_S: Final = 0.5  # between two samples of one with changing demand and much available memory
 _LONG_AGO_S: Final = 86400.0
 _PLENTY_S: Final = 2.0  # of its present growth
 RETURNS_PER_S: Final = 0.1  # of the size: how fast a workload that was killed comes back
-_MOVED_AROUND: Final = MIB  # a sample during which the balloon moved further proves nothing
+_MOVED_AROUND: Final = MIB  # a sample is not used if the balloon moved further meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Sampling:
 
 
 class SimulatedVm:
-    """A guest that is brought forward only when something can happen, and is exact in between."""
+    """A guest that is advanced only when something can happen; its state in between is exact."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class SimulatedVm:
         fast_interval_s: float,
         clock: Callable[[], float],
     ) -> None:
-        """Let it boot now, or have been up for long at ``start`` bytes of actual."""
+        """Boot it now, or let it be up already with ``start`` bytes of actual."""
         self.vm = vm
         self.name = VmId(vm.name)
         self.tally = VmTally()
@@ -76,7 +76,7 @@ class SimulatedVm:
             self._returns_at_s = now_s + spec.boot_s
         else:
             self.guest.set_target(start)
-            self.guest.advance(now_s)  # without demand: one that is too large is killed in the trace only
+            self.guest.advance(now_s)  # without demand, so that a kill for it counts in the trace
             self._demand(now_s)
             self.guest.set_demand(self._asked.anonymous, self._asked.cache)
         if vm.behaviour is not Behaviour.FROZEN_STATS:  # those freeze at their first sample
@@ -92,7 +92,7 @@ class SimulatedVm:
         self.touched = vm.base
         self.starved = False
         self._at_s = now_s
-        self._lacked = 0  # of what it asks for, as of the last refresh
+        self._lacked = 0  # of the demand, as of the last refresh
         self._settled = False  # nothing changes before ``wake_s`` unless the balloon moves
         self._figures = self.guest.figures
         self._snapshot: GuestSnapshot | None = None  # None: something may have changed since the last one
@@ -105,7 +105,7 @@ class SimulatedVm:
 
     @property
     def rss(self) -> int:
-        """What the host sees of it: what the guest ever touched and the balloon did not take."""
+        """Its resident memory: all pages that the guest ever touched and the balloon did not take."""
         return QEMU_OVERHEAD + min(self.touched, self.has)
 
     @property
@@ -121,9 +121,9 @@ class SimulatedVm:
         return Need(self.vm, base + self._asked.anonymous, self._asked.cache, has, used)
 
     def refresh(self, now_s: float) -> bool:
-        """Bring the guest forward to now, count what passed, and find out when to look again.
+        """Advance the guest to now, count the elapsed time, and compute when to look again.
 
-        Return whether something may have changed; a settled guest only grows older.
+        Return whether something may have changed.
         """
         guest, tally = self.guest, self.tally
         asked = self._asked.anonymous + self._asked.cache
@@ -172,9 +172,9 @@ class SimulatedVm:
         return True
 
     def look(self, now_s: float, ticks: TickSchedule) -> None:
-        """Take the agent's turn with this VM: sample it, and ask for a tick as the agent would.
+        """Sample this VM, and request a tick as the agent would.
 
-        What the agent looks at every 10 s does not exist here.
+        The agent's full look every 10 s has no counterpart here.
         """
         often = self.sample_every_s(now_s) < self.sampling.stats_interval_s
         asks = self.guest.driver_loaded and (often or self._is_stale(now_s))
@@ -184,7 +184,7 @@ class SimulatedVm:
             ticks.ask()
 
     def sample_every_s(self, now_s: float) -> float:
-        """Return how long the agent waits between samples as things are now."""
+        """Return the agent's present interval between samples."""
         return self.schedule.sample_every_s(self.sampling, hurried=self._is_hurried(now_s))
 
     def _is_hurried(self, now_s: float) -> bool:
@@ -222,7 +222,7 @@ class SimulatedVm:
         return True
 
     def snapshot(self) -> GuestSnapshot:
-        """Return what an agent knows of it."""
+        """Return what an agent knows about it."""
         if self._snapshot is None:
             self._snapshot = self._new_snapshot()
         return self._snapshot
@@ -235,7 +235,7 @@ class SimulatedVm:
             size=guest.size,
             actual=guest.actual,
             target=self.target,
-            floor=max(PAGE, vm.floor),  # QEMU refuses a target of nothing
+            floor=max(PAGE, vm.floor),  # QEMU refuses a target of zero
             ceiling=vm.ceiling,
             shares=vm.shares,
             driver_up=guest.driver_loaded,

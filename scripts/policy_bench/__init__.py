@@ -1,1 +1,1 @@
-"""Policies against each other on real guests: what is played, on what, and what it came to."""
+"""Comparison of policies on real guests: the script, its execution, and the figures."""

@@ -1,4 +1,4 @@
-"""A recording of real guests in the drawing that the simulator makes of its own. Pure."""
+"""Draws a recording of real guests like a run of the simulator. Pure."""
 
 from __future__ import annotations
 

@@ -12,16 +12,14 @@ from qmpballoon.units import MIB
 
 STARVED: Final = 0.06  # of actual available, or less
 QEMU_ITSELF: Final = 44 * MIB  # resident beside a guest's memory; measured with lab guests
-LONGEST_GAP_S: Final = 1.0  # between two sights; what lies beyond is not counted
-REST_BEGINS_S: Final = (
-    8.0  # after the last change of a wish: what was asked for is being delivered until then
-)
+LONGEST_GAP_S: Final = 1.0  # between two samples; longer gaps are not counted
+REST_BEGINS_S: Final = 8.0  # after the last change of a demand, while memory is still moving
 _GRID_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one run came to."""
+    """The figures of one run."""
 
     policy: str
     deflate_on_oom: bool
@@ -37,13 +35,13 @@ class Figures:
     over_budget_rss_mib_s: int
     used_percent: float  # of the budget, on average
     commands: int
-    commands_per_vm_min: float  # while wishes change
+    commands_per_vm_min: float  # while demands change
     commands_at_rest: int
     sights_per_s: float  # of each guest
 
 
 def figures(recording: Recording) -> Figures:
-    """Return what a recording came to."""
+    """Return the figures of a recording."""
     work = wanted = starved_s = 0.0
     count = 0
     for sights in recording.sights.values():
@@ -83,7 +81,7 @@ def figures(recording: Recording) -> Figures:
 
 
 def _sums(recording: Recording) -> Sequence[tuple[int, int]]:
-    """Return the sums of what guests may use, and of what their QEMUs hold for them, over time."""
+    """Return the sums of what guests may use, and of their QEMUs' resident memory, over time."""
     moments = [index * _GRID_S for index in range(1, int(recording.seconds / _GRID_S) + 1)]
     seen = [[recording.at(vm, moment) for vm in recording.sights] for moment in moments]
     return [

@@ -1,4 +1,4 @@
-"""What was seen of one run: ground truth ten times a second, kills, and the agent's decisions."""
+"""The recording of one run: samples ten times a second, kills, and the agent's decisions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BEFORE_KILL_S: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One guest at one moment of the run, in bytes; from inside the guest, its QEMU and /proc."""
+    """One sample of a guest, in bytes, from inside the guest, its QEMU and /proc."""
 
     at_s: float
     actual: int
@@ -23,7 +23,7 @@ class Sight:
     rss: int
     target: int | None  # the agent's last
     used: int | None = None  # of actual; None where the balloon moved too fast around ``available``
-    booting: bool = False  # it may use all of its memory, whatever QEMU says
+    booting: bool = False  # it may use all of its memory, even if QEMU's actual is less
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One workload that the guest's kernel killed, and what was seen of the guest before."""
+    """One workload that the guest's kernel killed, and the samples before that."""
 
     at_s: float
     vm: str
     sights: tuple[Sight, ...]
-    decisions: tuple[Decision, ...]  # about any guest, in the same time
+    decisions: tuple[Decision, ...]  # of any guest, in the same time
 
 
 @dataclass(slots=True)
@@ -60,19 +60,19 @@ class Recording:
     sights: dict[str, list[Sight]] = field(default_factory=dict)
     kills_at: list[tuple[float, str]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
-    crashes: int = 0  # guests that ended or booted unasked
+    crashes: int = 0  # guests that ended or rebooted unexpectedly
     oom_kills: int = 0  # as the guests' kernels count them
     settled_after_s: float = 0.0  # from the agent's start until all was within the budget
 
     def at(self, vm: str, at_s: float) -> Sight | None:
-        """Return what was seen of a guest last at a moment."""
+        """Return the last sample of a guest at a moment."""
         sights = self.sights.get(vm, [])
         index = bisect_right(sights, at_s, key=attrgetter("at_s"))
         return sights[index - 1] if index else None
 
     @property
     def kills(self) -> Sequence[Kill]:
-        """Return every kill with what led to it."""
+        """Return every kill with the samples before it."""
         return [
             Kill(
                 at_s,

@@ -1,4 +1,4 @@
-"""Plays a script on real guests under one policy, and watches with nothing of the agent's eyes."""
+"""Runs a script on real guests under one policy, and samples them independently of the agent."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from qmpballoon.model.tolerance import is_steady
 from qmpballoon.procfs import rss_of
 from qmpballoon.units import MIB
 
-STATIC: Final = "static"  # no agent: each guest gets the same once, by hand
+STATIC: Final = "static"  # without an agent: each guest gets the same size once
 LOOK_EVERY_S: Final = 0.1
 RESTARTS_AFTER_S: Final = 3.0  # a workload that was killed
 READ_EVERY_S: Final = 3.0
-SETTLE_S: Final = 25.0  # at most, for a policy to bring idle guests within the budget
+SETTLE_S: Final = 25.0  # the most that a policy gets to bring idle guests within the budget
 LOOK_WITHIN_S: Final = 5.0
 AGENT_HOST: Final = "bench"
 _DISK: Final = 64 * MIB
@@ -41,9 +41,9 @@ Progress = Callable[[str], None]
 async def perform(
     play: Play, policy: str, *, deflate_on_oom: bool, tables: str = "", log: Path | None = None
 ) -> Recording:
-    """Play the script under one policy and return what was seen.
+    """Run the script under one policy and return the recording.
 
-    ``tables`` is TOML that is appended to the agent's configuration; ``log`` gets the agent's words.
+    ``tables`` is TOML that is appended to the agent's configuration; ``log`` receives the agent's log.
 
     Raises:
         LabError: guests, broker or agent cannot be started, or do not answer any more.
@@ -96,7 +96,7 @@ async def _ruled(
     tables: str,
     log: Path | None,
 ) -> AsyncGenerator[None, None]:
-    """Let the policy rule: the agent as its users run it, or the same size for all."""
+    """Start the policy: the agent, or the same size for all guests."""
     if policy == STATIC:
         for guest in guests:
             await guest.monitor.set_target(recording.budget // len(guests))
@@ -125,7 +125,7 @@ async def _ruled(
 
 
 async def _listen(broker: LabBroker, recording: Recording, actors: list[Actor]) -> None:
-    """Take the agent's decisions as they are published."""
+    """Record the agent's published decisions."""
     by_name = {actor.script.name: actor for actor in actors}
     async with aiomqtt.Client(HOST, broker.port) as client:
         await client.subscribe(f"qmpballoon/{AGENT_HOST}/vm/+/event")
@@ -140,7 +140,7 @@ async def _listen(broker: LabBroker, recording: Recording, actors: list[Actor]) 
 
 
 async def _settle(guests: list[LabGuest], recording: Recording) -> None:
-    """Wait until the guests are within the budget; a policy that does not get there starts as it is."""
+    """Wait until the guests are within the budget; start anyway after the time-out."""
 
     async def total() -> int:
         return sum([await guest.monitor.actual() for guest in guests])
@@ -158,7 +158,7 @@ async def _settle(guests: list[LabGuest], recording: Recording) -> None:
 
 
 class Actor:
-    """One guest's workload, and who watches it."""
+    """One guest's workload and its sampling."""
 
     def __init__(self, guest: LabGuest, script: Script, recording: Recording) -> None:
         self.guest = guest
@@ -171,7 +171,7 @@ class Actor:
         self._boots = guest.boots
         self._rebooting = False
         self._idle_until_s = 0.0  # a killed workload restarts then
-        self._step: int | None = None  # whose order the guest has got
+        self._step: int | None = None  # the step whose order was sent
 
     @property
     def now_s(self) -> float:
@@ -186,7 +186,7 @@ class Actor:
             return 0
 
     async def watch(self) -> None:
-        """Look ten times a second until the run is over."""
+        """Sample ten times a second until the run is over."""
         sights = self._recording.sights.setdefault(self.script.name, [])
         seconds = self._recording.seconds
         while (now_s := self.now_s) < seconds:
@@ -222,12 +222,12 @@ class Actor:
         self._boots, self._kills, self._step = self.guest.boots, 0, None
 
     async def act(self) -> None:
-        """Do what the script says until the run is over."""
+        """Follow the script until the run is over."""
         gone, reboots_at_s = self.script.driver_gone_s, self.script.reboots_at_s
         driver_gone = rebooted = False
         reads_at_s = 0.0
         while (now_s := self.now_s) < self._recording.seconds:
-            with contextlib.suppress(LabError):  # a guest that died: its watcher counts it
+            with contextlib.suppress(LabError):  # the guest ended; the sampling counts that
                 if gone is not None and driver_gone != (gone[0] <= now_s < gone[1]):
                     await self.guest.command("driver load" if driver_gone else "driver unload")
                     driver_gone = not driver_gone

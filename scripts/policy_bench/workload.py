@@ -1,4 +1,4 @@
-"""The script that every policy plays: who wants how much memory when. Pure, and made of a seed."""
+"""The script of all policies: the memory that each guest wants over time. Pure, generated from a seed."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Final
 
 SIZE_MIB: Final = 224  # of each guest
 BUDGET: Final = 0.61  # of the sum of sizes
-IDLE_MIB: Final = 8  # that a workload holds between its bursts
-PEAKS_MIB: Final = (90, 110, 130)  # all beyond an equal split, which bears 72
+IDLE_MIB: Final = 8  # that a workload holds between bursts
+PEAKS_MIB: Final = (90, 110, 130)  # all more than an equal split allows: 72
 HOLDS_S: Final = (10.0, 18.0)
 IDLES_S: Final = (8.0, 16.0)
 BASE_MIB: Final = 59  # that the kernel of a lab guest never gives; measured
-MARGIN_MIB: Final = 12  # beside what is held, in the account of what is possible
-POSSIBLE: Final = 0.93  # of the budget: more than this is never wanted at once
+MARGIN_MIB: Final = 12  # kept beside what is held when bursts are placed
+POSSIBLE: Final = 0.93  # of the budget: the most that is wanted at once
 WORKERS: Final = 5
 BOOT_S: Final = 8.0  # counted for a reboot
-REST: Final = 0.2  # of the run, at its end: nobody's wish changes
+REST: Final = 0.2  # of the run, at its end: no demand changes
 LEAST_REST_S: Final = 16.0
 _GRID_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From ``at_s`` on the workload wants ``mib``, and gets there at ``mib_per_s``."""
+    """From ``at_s`` on the workload wants ``mib``, and grows to it at ``mib_per_s``."""
 
     at_s: float
     mib: int
     mib_per_s: int
 
     def wanted(self, before_mib: int, now_s: float) -> float:
-        """Return what is wanted at a moment of this step, in MiB; less is wanted at once."""
+        """Return what is wanted at a moment of this step, in MiB; a decrease is immediate."""
         if self.mib <= before_mib:
             return self.mib
         return min(self.mib, before_mib + (now_s - self.at_s) * self.mib_per_s)
@@ -77,12 +77,12 @@ class Play:
 
     @property
     def budget_mib(self) -> int:
-        """What all guests together may hold."""
+        """The most that all guests together may hold."""
         return int(BUDGET * SIZE_MIB * len(self.scripts))
 
 
 def play(seed: int, seconds: float, rate_mib_per_s: int) -> Play:
-    """Return the script of a run: bursts come as often as the budget can possibly bear them."""
+    """Return the script of a run, with as many bursts as the budget allows."""
     random_ = random.Random(seed)
     rests_from_s = seconds - max(LEAST_REST_S, REST * seconds)
     others = [
@@ -113,7 +113,7 @@ def _needed(script: Script, now_s: float) -> float:
 def _bursts(
     random_: random.Random, needed: list[float], most: float, until_s: float, rate: int
 ) -> Sequence[Script]:
-    """Place bursts wherever they fit, each adding to ``needed`` (MiB on the grid)."""
+    """Place bursts where they fit; each adds to ``needed`` (MiB on the grid)."""
     steps: list[list[Step]] = [[Step(0, IDLE_MIB, rate)] for _ in range(WORKERS)]
     free_from_s = [random_.uniform(1, IDLES_S[1]) for _ in range(WORKERS)]
     while min(free_from_s) < until_s:

@@ -1,1 +1,1 @@
-"""The demonstration: real guests, a real broker and the agent, told line by line or drawn on a terminal."""
+"""The demonstration: real guests, a real broker and the agent, shown line by line or drawn on a terminal."""

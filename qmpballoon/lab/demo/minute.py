@@ -1,4 +1,4 @@
-"""A minute of changing needs: the guests' work, what came of it by the guests' own word, and its figures."""
+"""A minute of changing needs: the guests' work, its results as seen inside the guests, and the figures."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from qmpballoon.lab.require import LabError
 from qmpballoon.units import MIB
 
 _LOOK_EVERY_S: Final = 0.2
-_ANSWER_S: Final = 3.0  # of a guest that thrashes; nothing is held then, as far as we know
+_ANSWER_S: Final = 3.0  # of a thrashing guest; it counts as holding nothing then
 _RESTARTS_AFTER_S: Final = 3.0  # as a service manager would restart what was killed
-_LONGEST_GAP_S: Final = 1.0  # between two looks; what lies beyond is not counted
+_LONGEST_GAP_S: Final = 1.0  # between two samples; longer gaps are not counted
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a minute came to; seen by the second monitors and inside the guests, sizes in bytes."""
+    """The result of a minute, from the second monitors and from inside the guests; sizes in bytes."""
 
     kills: int = 0  # of the guests' work, by their kernels
     work: float = 0.0  # byte-seconds that were held as wanted
@@ -47,16 +47,16 @@ class Outcome:
 
     @property
     def work_percent(self) -> int:
-        """How much of what was wanted was held; 100 only if it was all."""
+        """The percentage of the wanted memory that was held; 100 only if it was all."""
         return math.floor(100 * self.work / self.wanted) if self.wanted else 0
 
     @property
     def lent_on_average(self) -> int:
-        """What guests had beyond an equal part."""
+        """Mean of the bytes that guests had beyond an equal part."""
         return round(self.lent / self.seconds) if self.seconds else 0
 
     def add(self, passed_s: float, actuals: list[int], held: list[int], wishes: list[int]) -> None:
-        """Count some time in which the guests stood like that."""
+        """Count a stretch of time in this state."""
         passed_s = min(passed_s, _LONGEST_GAP_S)
         lent = sum(max(0, actual - EQUAL_PART) for actual in actuals)
         self.seconds += passed_s
@@ -86,14 +86,14 @@ def compared(moved: Outcome, fixed: Outcome) -> str:
 
 
 def killed(count: int) -> str:
-    """Return how often work was killed, as people say it."""
+    """Return how often work was killed, in words."""
     if count == 0:
         return "no work was killed"
     return f"work was killed {({1: 'once', 2: 'twice'}).get(count, f'{count} times')}"
 
 
 async def play(stage: Stage, onlooker: Onlooker, show: Show, *, seconds: float) -> Outcome:
-    """Let the guests work for so long, and return what came of it; the script starts again when it ends.
+    """Let the guests work for this time, and return the result; the script starts again when it ends.
 
     Raises:
         LabError: a second monitor does not answer.
@@ -136,7 +136,7 @@ async def play(stage: Stage, onlooker: Onlooker, show: Show, *, seconds: float) 
 
 
 async def rest(stage: Stage) -> None:
-    """Let all guests drop what their work held.
+    """Let all guests release the memory of their work.
 
     Raises:
         LabError: a guest does not answer.
@@ -154,7 +154,7 @@ class _Sight:
 
 @dataclass(slots=True)
 class _Actor:
-    """Gives one guest its work, and looks at it without the agent's eyes."""
+    """Gives one guest its work, and samples it without the agent."""
 
     guest: LabGuest
     steps: list[Step]
@@ -166,19 +166,19 @@ class _Actor:
     _restarts_at_s: float = -math.inf
 
     async def begin(self) -> None:
-        """Begin idle, and note what was before."""
+        """Begin idle, and record the counters at the beginning."""
         await self.guest.command(f"grow {IDLE_MIB} {MIB_PER_S}")
         self._boots, self._counted = self.guest.boots, (await self.guest.look()).kills
 
     async def see(self, now_s: float, show: Show) -> _Sight:
-        """Give the order that is due, and look."""
+        """Send the order that is due, and take a sample."""
         played_s = now_s % PLAYED_S
         wish = wanted(self.steps, played_s)
         actual = await self.guest.monitor.actual()
         try:
             await self._order(step_at(self.steps, played_s), now_s, show)
             look = await self.guest.look(timeout_s=_ANSWER_S)
-        except LabError:  # no answer in time; if its kernel gave up, it boots
+        except LabError:  # no answer in time; after a kernel panic it reboots
             self._note_boot(now_s, show)
             self._held = 0
         else:

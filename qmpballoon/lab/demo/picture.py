@@ -1,4 +1,4 @@
-"""The live picture of a host: what is known of it in, lines for a terminal of any size out. Pure."""
+"""The live picture of a host: renders its known state as lines for a terminal of any size. Pure."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MEANINGS: Final = {
     "static-split": "an equal part for each",
     "manual": "asked for over MQTT",
 }
-"""What the agent's words for its reasons mean, in few words."""
+"""Short explanations of the agent's reason words."""
 
-_TOGETHER_S: Final = 2.0  # moves of one guest in one direction, so near in time, are one for a reader
+_TOGETHER_S: Final = 2.0  # moves of one guest in one direction within this time are shown as one
 _WHY_COLUMNS: Final = 13
 _NUMBER_COLUMNS: Final = 6
 _SHORTEST_BAR: Final = 10
@@ -33,7 +33,7 @@ Paint: TypeAlias = Callable[[str, str], str]
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """What bars are made of: held, available, in the balloon; the budget's mark; and an arrow."""
+    """The characters of bars: held, available, in the balloon; the budget's mark; and an arrow."""
 
     held: str = "█"
     available: str = "▒"
@@ -59,7 +59,7 @@ class GuestLook:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A decision that was sent, or several that read as one; ``at_s`` since the start, sizes in bytes."""
+    """A decision that was sent, or several shown as one; ``at_s`` since the start, sizes in bytes."""
 
     at_s: float
     vm: str
@@ -70,13 +70,13 @@ class Move:
 
     @property
     def grows(self) -> bool:
-        """Whether the guest gets more."""
+        """Whether the guest grows."""
         return self.now >= self.was
 
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """Something else that happened, in words; ``at_s`` since the start."""
+    """Another event, in words; ``at_s`` since the start."""
 
     at_s: float
     text: str
@@ -85,7 +85,7 @@ class Happening:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """All that is drawn."""
+    """Everything that is drawn."""
 
     title: str
     progress: str
@@ -96,7 +96,7 @@ class Picture:
 
 
 def merged(moves: Iterable[Move]) -> list[Move]:
-    """Return the moves in order, those that follow each other closely in one direction as one."""
+    """Return the moves in order; merge those that follow each other closely in one direction."""
     found: list[Move] = []
     for move in moves:
         for index in range(len(found) - 1, -1, -1):
@@ -130,8 +130,8 @@ def drawn(
 ) -> list[str]:
     """Return the lines of the picture, at most ``rows``, none wider than ``columns``.
 
-    What matters least goes first where there is little room: the hint and empty lines, the oldest of the
-    log, the reasons, the bars. ``paint`` colours a text (None: it is left as it is).
+    If there is too little room, these are left out, in this order: the hint and empty lines, the oldest lines
+    of the log, the reasons, the bars. ``paint`` colours a text (None: it is left as it is).
     """
     glyphs = glyphs or Glyphs()
     table = [_title(picture, columns), *_table(picture, columns, glyphs)]
@@ -238,7 +238,7 @@ def _log_line(entry: Move | Happening, picture: Picture, glyphs: Glyphs) -> list
 
 
 def _painted(spans: Sequence[Span], columns: int, paint: Paint | None) -> str:
-    """Return spans as a line cut to the columns; nothing in them that a terminal would obey is left."""
+    """Return spans as a line cut to the columns, without terminal control sequences."""
     line, left = "", columns
     for text, colour in spans:
         shown = clean(text)[: max(0, left)]

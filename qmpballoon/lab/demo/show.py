@@ -28,7 +28,7 @@ from qmpballoon.lab.demo.workload import BUDGET, NAMES
 from qmpballoon.screen import Screen, can_draw, whole_screen
 from qmpballoon.units import MIB
 
-_LOG: Final = 400  # moves and happenings that are remembered; a terminal has fewer rows
+_LOG: Final = 400  # moves and events that are kept; a terminal has fewer rows
 _STORY_EVERY_S: Final = 2.0
 _TABLE_EVERY_S: Final = 10.0
 
@@ -44,7 +44,7 @@ class Teller:
         print(f"\n{terminal.coloured(terminal.clean(text), 'bold')}", flush=True)
 
     def tell(self, text: str) -> None:
-        """Tell one thing that happened."""
+        """Print one event."""
         terminal.clear_progress()
         stamp = f"{time.monotonic() - self._began_s:6.1f} s  "
         lines = _broken(terminal.clean(text), len(stamp))
@@ -52,21 +52,21 @@ class Teller:
 
 
 class Show(Protocol):
-    """What a minute is shown on; times are seconds since the minute's start."""
+    """The display of a minute; times are seconds since its start."""
 
     def moved(self, move: Move) -> None:
-        """Note a decision that was sent."""
+        """Record a decision that was sent."""
 
     def happened(self, at_s: float, text: str, colour: str | None = None) -> None:
         """Note something else."""
 
     def refresh(self, at_s: float) -> None:
-        """Show what is to be shown now; called several times a second."""
+        """Update the display; called several times a second."""
 
 
 @contextmanager
 def showing(title: str, seconds: float, onlooker: Onlooker, teller: Teller, hint: str) -> Iterator[Show]:
-    """Show a minute while the body runs, in the way that stdout can."""
+    """Show a minute while the body runs, in a form that suits stdout."""
     if not can_draw(sys.stdout):
         story = _Story(onlooker, teller)
         yield story
@@ -77,12 +77,12 @@ def showing(title: str, seconds: float, onlooker: Onlooker, teller: Teller, hint
 
 
 def looks(onlooker: Onlooker) -> list[GuestLook]:
-    """Return the guests as they were published last."""
+    """Return the guests as last published."""
     return [_look(name, onlooker.latest.get(f"{BASE}/vm/{name}/state")) for name in NAMES]
 
 
 def move_of(seen: Seen, began_s: float) -> Move | None:
-    """Return the decision that a message tells of; None if it is no such message."""
+    """Return the decision in a message; None if the message is no decision."""
     details = seen["data"]
     if seen["event"] != "decision" or not isinstance(details, Mapping):
         return None
@@ -93,7 +93,7 @@ def move_of(seen: Seen, began_s: float) -> Move | None:
 
 
 def told_moves(moves: Sequence[Move], reason: Callable[[Sequence[str]], str] = reason) -> str:
-    """Return what happened in a few seconds as a sentence: who got memory and why, who gave it."""
+    """Return the moves of a few seconds as a sentence: which guests got memory and why, which gave it."""
     shrunk = [move for move in moves if not move.grows]
     parts = [f"{_from_to(move)} MiB ({reason(move.whys)})" for move in moves if move.grows]
     if shrunk:
@@ -103,7 +103,7 @@ def told_moves(moves: Sequence[Move], reason: Callable[[Sequence[str]], str] = r
 
 
 class _Story:
-    """Tells the moves of each two seconds in a line, and how the guests stand now and then."""
+    """Prints the moves of each two seconds in a line, and the state of the guests now and then."""
 
     def __init__(self, onlooker: Onlooker, teller: Teller) -> None:
         self._onlooker = onlooker
@@ -137,7 +137,7 @@ class _Story:
             self._moves.clear()
 
     def _reason(self, whys: Sequence[str]) -> str:
-        """Return the words for a reason, with what they mean when they come for the first time."""
+        """Return the words of reasons, with an explanation at their first use."""
         known = self._explained.issuperset(whys)
         self._explained.update(whys)
         return ", ".join(whys) if known else reason(whys)
@@ -152,7 +152,7 @@ class _Story:
 
 
 class _Live:
-    """Draws the picture again and again."""
+    """Redraws the picture repeatedly."""
 
     def __init__(self, title: str, seconds: float, onlooker: Onlooker, screen: Screen, hint: str) -> None:
         self._title = title
@@ -198,7 +198,7 @@ def _look(name: str, seen: Seen | None) -> GuestLook:
 
 
 def _broken(text: str, indent: int) -> list[str]:
-    """Return a text as lines for a terminal of this width; whole where it is no terminal, or to be copied."""
+    """Return a text as lines of this width; unwrapped without a terminal, or if it is to be copied."""
     if not sys.stdout.isatty() or text.startswith("$"):
         return [text]
     columns, _ = Screen(sys.stdout).size()

@@ -1,4 +1,4 @@
-"""What the demo plays on: guests, a broker, the agent as a process, and an MQTT client that looks on."""
+"""The parts of the demo: guests, a broker, the agent as a process, and an MQTT client that observes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ overload = "host"  # nothing is lent beyond the budget: both halves of the compa
 
 
 class Stage:
-    """Everything that the demo starts, in a directory of its own; all of it is gone on leaving."""
+    """Everything that the demo starts, in one temporary directory; leaving the context removes all of it."""
 
     def __init__(self) -> None:
         self.guests: dict[str, LabGuest] = {}
@@ -59,7 +59,7 @@ class Stage:
 
     @property
     def directory(self) -> Path:
-        """Where the sockets and logs are."""
+        """The directory of the sockets and logs."""
         return self._room.directory
 
     @property
@@ -80,7 +80,7 @@ class Stage:
 
     @property
     def agent_command(self) -> list[str]:
-        """What is typed to start the agent."""
+        """The command that starts the agent."""
         return ["qmpballoon", "agent", "-c", str(self._configuration)]
 
     @property
@@ -99,7 +99,7 @@ class Stage:
         return self.agent
 
     def kill_agent(self) -> None:
-        """SIGKILL the agent: it can neither say nor save anything."""
+        """SIGKILL the agent, so that it can neither publish nor save anything."""
         if self.agent is not None:
             self.agent.destroy()
             self.agent = None
@@ -117,7 +117,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A message as it came: JSON read, other text as it is; ``at_s`` on the monotonic clock."""
+    """A received message: JSON decoded, other text unchanged; ``at_s`` on the monotonic clock."""
 
     topic: str
     payload: object
@@ -130,7 +130,7 @@ class Seen:
 class Onlooker:
     """An MQTT client that remembers the last message of each topic, and can send requests.
 
-    ``told`` is called with each message, as soon as it came.
+    ``told`` is called with each message when it is received.
     """
 
     def __init__(self, client: aiomqtt.Client) -> None:
@@ -141,7 +141,7 @@ class Onlooker:
         self._numbers = itertools.count(1)
 
     async def look_on(self) -> None:
-        """Remember what comes; ends with the connection.
+        """Store received messages until the connection ends.
 
         Raises:
             aiomqtt.MqttError: the broker is gone.
@@ -154,7 +154,7 @@ class Onlooker:
             self._changed = asyncio.Event()
 
     async def changes(self) -> AsyncIterator[Seen]:
-        """Iterate over the newest messages from now on; of those that came together, over each once."""
+        """Iterate over messages from now on; of several at once on a topic only the newest is returned."""
         told = dict(self.latest)
         while True:
             changed = self._changed
@@ -174,7 +174,7 @@ class Onlooker:
         what: str,
         since_s: float = 0.0,
     ) -> Seen:
-        """Return the last message on a topic below the base, once it came after ``since_s`` and fits.
+        """Wait for a message on a topic below the base that came after ``since_s`` and fits; return it.
 
         Raises:
             LabError: it did not come in time.
@@ -216,7 +216,7 @@ class Onlooker:
 
 @contextlib.asynccontextmanager
 async def looking_on(port: int) -> AsyncIterator[Onlooker]:
-    """Look on at everything below the base for as long as the block lasts."""
+    """Observe everything below the base while the block runs."""
     async with aiomqtt.Client(
         HOST,
         port,
@@ -234,7 +234,7 @@ async def looking_on(port: int) -> AsyncIterator[Onlooker]:
 
 
 async def ended(task: asyncio.Task[None]) -> None:
-    """End a task that only a failure ends before; raise that failure."""
+    """End a task; if it failed before, raise its error."""
     task.cancel()
     await asyncio.wait((task,), timeout=_MQTT_S)
     if task.done() and not task.cancelled():

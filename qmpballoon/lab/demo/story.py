@@ -26,24 +26,24 @@ from qmpballoon.units import MIB, format_size
 
 BrokerGone = aiomqtt.MqttError
 
-_BY_HAND: Final = "build"  # it has had a lot of memory, and has been idle for a while
+_BY_HAND: Final = "build"  # it had much memory, and has been idle for a while
 _TO_PLAY_WITH: Final = "test"  # always idle
 _TARGET: Final = 100 * MIB
-_AT_EASE: Final = 80 * MIB  # an idle guest holds less: 66 MiB, most of it its kernel's
+_AT_EASE: Final = 80 * MIB  # an idle guest holds less: 66 MiB, most of it in its kernel
 _BOOT_S: Final = 120.0
-_SEEN_S: Final = 60.0  # a busy machine's
+_SEEN_S: Final = 60.0  # on a busy machine
 _SETTLE_S: Final = 90.0  # the same; a few seconds on an idle one
 _UNDER_WAY: Final = ("starting", "no-driver", "no-stats", "offline")
-_LOOK_S: Final = 0.01  # between two looks of the second monitors while the agent is away
+_LOOK_S: Final = 0.01  # between two samples of the second monitors while the agent is down
 
 
 async def tell_story(stay_s: float | None, *, played_s: float = PLAYED_S) -> None:
-    """Play and print the story; stay ``stay_s`` seconds after it (None: not at all).
+    """Run and print the scenes; stay ``stay_s`` seconds after them (None: not at all).
 
     The guests work for ``played_s`` under each policy. SIGTERM cancels it.
 
     Raises:
-        LabError: something of the stage does not start, or did not do its part in time.
+        LabError: a process does not start, or did not respond in time.
         BrokerGone: the connection to the broker broke.
     """
     demo = asyncio.current_task()
@@ -132,12 +132,12 @@ class _Story:
         )
 
     async def memory_moves(self, played_s: float) -> Outcome:
-        """Play the minute with the agent moving memory by itself."""
+        """Run the minute with the agent moving memory by itself."""
         self._teller.head(f"{played_s:.0f} s of changing needs: the agent moves memory by itself")
         return await self._play("policy fairshare: memory goes where it is needed", played_s)
 
     async def memory_stays(self, played_s: float) -> Outcome:
-        """Play the same minute with an equal part for each."""
+        """Run the same minute with an equal part for each guest."""
         self._teller.head("The same again under a static split: an equal part for each")
         await self._at_ease()
         self._teller.tell(f'> {BASE}/request/set-policy  {{"name": "fixed", "mode": "auto"}}')
@@ -171,7 +171,7 @@ class _Story:
         return await eventually(actuals, condition, timeout_s=_SETTLE_S, what=what, interval_s=0.1)
 
     async def goes_on(self, stay_s: float) -> None:
-        """Let the guests work and the agent move memory for a person to play with."""
+        """Let the guests work and the agent move memory while the user tries commands."""
         self._teller.head(f"Here for {stay_s:g} s more, the agent moving memory again; Ctrl-C ends it")
         await self._rule("fairshare", "auto")
         await self._onlooker.request(_BY_HAND, "set-mode", mode="auto")
@@ -264,7 +264,7 @@ class _Story:
             f"was {format_size(looks.largest_change)}"
         )
 
-    # ---- what the scenes wait for ----
+    # ---- conditions that the scenes wait for ----
 
     async def _seen(self, topic: str, payload: str, since_s: float) -> Seen:
         return await self._onlooker.until(
@@ -276,7 +276,7 @@ class _Story:
         )
 
     async def _settled(self, name: str, since_s: float) -> Seen:
-        """Return a state of the VM in which its guest's figures are there."""
+        """Return a state of the VM that has its guest's figures."""
         return await self._onlooker.until(
             f"vm/{name}/state",
             lambda seen: seen["health"] not in _UNDER_WAY and _guest(seen.payload, "available") is not None,
@@ -286,7 +286,7 @@ class _Story:
         )
 
     async def _at_ease(self) -> None:
-        """Let all guests drop what they hold, and wait until the agent knows it."""
+        """Let all guests release their memory, and wait until the agent has seen it."""
         await rest(self._stage)
         for name in NAMES:
             await self._onlooker.until(
@@ -305,7 +305,7 @@ class _Story:
 
     @contextlib.asynccontextmanager
     async def _agent_watched(self, text: str) -> AsyncIterator[None]:
-        """Show progress; a wait that fails also tells the agent's last words."""
+        """Show progress; the error of a failed wait contains the agent's last log lines."""
         try:
             async with _patience(text):
                 yield
@@ -316,7 +316,7 @@ class _Story:
 
 
 class _Looks:
-    """Looks at every balloon through the second monitors, again and again."""
+    """Samples every balloon through the second monitors repeatedly."""
 
     def __init__(self) -> None:
         self.count = 0

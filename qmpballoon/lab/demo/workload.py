@@ -1,7 +1,7 @@
 """What the demo's guests want to hold over a minute: bursts, one after another, that fit the budget. Pure.
 
-At every moment all wishes together fit into the budget, with a margin: a policy that moves memory can
-serve them all. An equal part of the budget is enough for some of them, not for all.
+At every moment all demands together fit into the budget, with a margin: a policy that moves memory can meet
+them all. An equal part of the budget is enough for some of them, not for all.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ SIZE: Final = 192 * MIB  # of each guest
 NAMES: Final = ("web", "db", "mail", "build", "test")
 BUDGET: Final = SIZE * len(NAMES) * 62 // 100 // MIB * MIB
 EQUAL_PART: Final = BUDGET // len(NAMES)
-IDLE_MIB: Final = 8  # that a workload holds when it has nothing to do
+IDLE_MIB: Final = 8  # that an idle workload holds
 MIB_PER_S: Final = 12
-PLAYED_S: Final = 54.0  # the last of it all are idle again
+PLAYED_S: Final = 54.0  # at the end, while all are idle again
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From ``at_s`` on a workload wants to hold ``mib``: at once if it is less, else growing to it."""
+    """From ``at_s`` on a workload wants to hold ``mib``; it shrinks to it at once, or grows to it."""
 
     at_s: float
     mib: int
@@ -45,7 +45,7 @@ def step_at(steps: Sequence[Step], at_s: float) -> Step:
 
 
 def wanted(steps: Sequence[Step], at_s: float) -> int:
-    """Return what a workload that is never hindered holds ``at_s`` seconds after the start, in bytes."""
+    """Return what an unhindered workload holds ``at_s`` seconds after the start, in bytes."""
     level = float(IDLE_MIB)
     for step, following in itertools.zip_longest(steps, steps[1:]):
         if step.at_s > at_s:

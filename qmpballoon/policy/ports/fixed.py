@@ -1,4 +1,4 @@
-"""``fixed``: a static split of the budget by shares, within the limits; needs are not looked at."""
+"""``fixed``: a static split of the budget by shares, within the limits; needs are ignored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold,
 
 @dataclass(frozen=True, slots=True)
 class FixedState:
-    """Which VMs were there when the budget was split, and what each was told it gets, in bytes."""
+    """The VMs among which the budget was split, and the part of each in bytes."""
 
     names: frozenset[VmId] = frozenset()
     targets: dict[VmId, int] = field(default_factory=dict)
@@ -19,7 +19,7 @@ class FixedState:
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Splits once, and again only when a VM comes or goes; what must shrink does so before others grow."""
+    """Splits once, and again only when a VM comes or goes; shrinks come before grows."""
 
     @property
     def name(self) -> str:
@@ -31,7 +31,7 @@ class Fixed:
         return FixedState()
 
     def step(self, state: FixedState, snapshot: Snapshot) -> tuple[FixedState, Decisions]:
-        """Ask for the split wherever it was not asked for yet."""
+        """Return a target for each VM that was not asked for its part yet."""
         names = frozenset(guest.id for guest in snapshot.guests)
         if names != state.names:
             state = FixedState(names, _static_split(snapshot))

@@ -24,7 +24,7 @@ HISTORY: Final = 10  # samples that are averaged
 
 PRESSURE: Final = 0.20  # of the host free: below it guests shrink
 CRITICAL: Final = 0.05  # of the host free: at it guests are made to swap
-GUEST_FREE: Final = 0.20  # of its size that an unconstrained guest likes to keep free
+GUEST_FREE: Final = 0.20  # of its size that an unconstrained guest keeps free
 LARGEST_CHANGE: Final = 0.05  # of the size
 DEAD_BAND: Final = 0.0025  # of the size
 

@@ -1,10 +1,10 @@
 """``proportional``: the host ballooning of XenServer.
 
-Follows xapi-project/xen-api, ``ocaml/squeezed/lib/squeeze.ml`` (commit 033f5d0) and its design document:
-all free memory is divided so that every VM is at the same part of its range, floor + part x (ceiling -
-floor); what guests need is not looked at. What must shrink does so first, and only when that has arrived
-is anything given. A VM that makes no progress towards its target for 5 s is left out and pinned where it
-is, until the next round. Free memory is looked at every 10 s; while it is being moved, every second.
+Follows xapi-project/xen-api, ``ocaml/squeezed/lib/squeeze.ml`` (commit 033f5d0) and its design document: all
+free memory is divided so that every VM is at the same part of its range, floor + part x (ceiling - floor);
+what guests need is ignored. Shrinks come first, and grows only when all shrinks are complete. A VM that makes
+no progress towards its target for 5 s is left out and pinned where it is, until the next round. Free memory
+is looked at every 10 s; while it is being moved, every second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qmpballoon.units import KIB, MIB
 CHECK_S: Final = 10.0
 ITERATION_S: Final = 1.0
 STUCK_AFTER_S: Final = 5.0
-INACCURACY: Final = 4 * KIB  # how far from its target a VM has still hit it
+INACCURACY: Final = 4 * KIB  # a VM this near to its target has reached it
 KEPT_FREE: Final = 10 * MIB  # of the host: 9 MiB of low memory and 1 MiB against rounding
 
 
@@ -35,7 +35,7 @@ class Domain:
 
     @property
     def freeable(self) -> int:
-        """What it frees at least when it goes to its minimum."""
+        """The least that it frees when it goes to its minimum."""
         return max(0, self.actual - self.minimum - 2 * INACCURACY)
 
     @property
@@ -80,7 +80,7 @@ class Proportional:
         return ProportionalState()
 
     def step(self, state: ProportionalState, snapshot: Snapshot) -> tuple[ProportionalState, Decisions]:
-        """Take one iteration of a round, or look whether one is needed, when that is due."""
+        """Do one iteration of a round, or check whether one is needed, when that is due."""
         now_s = snapshot.now_s
         if now_s < state.next_step_s:
             return state, {}
@@ -114,7 +114,7 @@ def proportional_targets(domains: Sequence[Domain], free: int) -> list[int]:
 
 
 def one_phase(domains: Mapping[VmId, Domain], targets: Sequence[int]) -> dict[VmId, int]:
-    """Return the targets to set now: those that free memory, or all others once none has to."""
+    """Return the targets to set now: those that free memory, or all others if no VM has to free any."""
     freeing: dict[VmId, int] = {}
     allocating: dict[VmId, int] = {}
     for (vm, domain), target in zip(domains.items(), targets, strict=True):
@@ -135,7 +135,7 @@ def followed(before: Progress | None, domain: Domain, now_s: float) -> Progress:
 
 
 def pinned(domain: Domain) -> int:
-    """Return where a VM that was found stuck is kept, so that it takes nothing when it wakes up."""
+    """Return the target that pins a stuck VM, so that it takes no memory when it responds again."""
     return min(domain.maximum, max(domain.minimum, min(domain.target, domain.actual)))
 
 

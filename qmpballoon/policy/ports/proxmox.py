@@ -3,11 +3,12 @@
 Follows pve-manager, ``PVE/AutoBalloon.pm`` (``compute_alg1``) and ``auto_balloning`` in
 ``PVE/Service/pvestatd.pm``, as of 2025; checked against the values of its own test of that function.
 
-Every 10 s the memory to hand out or to take back is what the host lacks to use 80 % of its RAM. Here the
-budget stands for the 80 %, and what all VMs are charged for what is used. Within 10 MiB of it nothing is
-moved, even if a guest starves. A VM has enough when its free memory (page cache does not count) is over a
-quarter of its minimum. A VM with too little grows first, one with enough shrinks first, and the others follow
-only if that changed nothing. No VM moves by more than 100 MiB a cycle. The age of the figures is ignored.
+Every 10 s the host's used memory is compared with 80 % of its RAM; the difference is given to VMs or taken
+back. Here the budget stands for the 80 %, and the sum of all charges for the used memory. Within 10 MiB of it
+nothing is moved, even if a guest starves. A VM has enough when its free memory (page cache does not count) is
+over a quarter of its minimum. A VM with too little grows first, one with enough shrinks first, and the others
+follow only if that changed nothing. No VM moves by more than 100 MiB a cycle. The age of the figures is
+ignored.
 """
 
 from __future__ import annotations
@@ -96,9 +97,10 @@ def _change(
     amount: int,
     largest_change: int,
 ) -> int:
-    """Let ``who`` change by ``amount`` together; return what was left over.
+    """Change the VMs in ``who`` by ``amount`` in all; return the rest.
 
-    Beyond its minimum each gets a part by shares; who is held by a limit leaves the rest to another round.
+    Beyond its minimum each gets a part by shares. What a VM cannot take because of a limit goes to another
+    round.
     """
     rest = amount
     settled: set[VmId] = set()

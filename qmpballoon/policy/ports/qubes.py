@@ -3,11 +3,11 @@
 Follows QubesOS/qubes-core-admin, ``qubes/qmemman/algo.py`` (commit 173b415) and ``systemstate.py``
 (commit 02ecfed), as of 2025; checked against the values of its own tests of the computation.
 
-A VM prefers 1.3 times what it uses. If all can have that, the surplus is shared in the proportion of the
-preferences. If not, a VM that has more gives down to its preference, and what is free goes to those that have
-less. Donors come first; a grow waits up to 0.5 s for the memory, then gets what is there, and a donor that
-gave nothing is left out until it has moved. Nothing is done for less than 150 MiB in all or 15 MiB for a VM
-below its preference. It acts whenever a guest reports.
+A VM prefers 1.3 times what it uses. If all can have that, the surplus is shared in proportion to the
+preferences. If not, a VM that has more shrinks to its preference, and free memory goes to those that have
+less. Donors come first. A grow waits up to 0.5 s for the memory, then gets what is free; a donor that gave
+nothing is left out until it has moved. Changes of less than 150 MiB in all, or of 15 MiB for a VM below its
+preference, are not made. The algorithm runs whenever a guest reports.
 
 Xen's free memory stands for what is left of the budget, the least preference (200 MiB there) for the
 VM's floor. Qubes' boost of dom0 has no counterpart.
@@ -25,7 +25,7 @@ from qmpballoon.units import MIB
 
 CACHE_FACTOR: Final = 1.3
 KEPT_FREE: Final = 50 * MIB
-LEAST_GIFT: Final = 10 * MIB  # less is no longer asked of a donor
+LEAST_GIFT: Final = 10 * MIB  # the smallest amount that is asked of a donor
 LEAST_TRANSFER: Final = 150 * MIB
 LEAST_GROWTH: Final = 15 * MIB  # of a VM below its preference
 DONORS_HAVE_S: Final = 0.5
@@ -50,7 +50,7 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class QubesState:
-    """What waits for donors, and who did not deliver."""
+    """Grows that wait for donors, and the donors that did not deliver."""
 
     waiting: tuple[tuple[VmId, int], ...] = ()  # acceptors and their targets, next first
     donors: Mapping[VmId, tuple[int, int]] | None = None  # charge before, target
@@ -73,7 +73,7 @@ class Qubes:
         return QubesState()
 
     def step(self, state: QubesState, snapshot: Snapshot) -> tuple[QubesState, Decisions]:
-        """Go on with a balance that waits for its donors, or begin one if figures came."""
+        """Continue a balance that waits for its donors, or begin one if a guest reported."""
         guests = {guest.id: guest for guest in snapshot.guests if _takes_part(guest)}
         decisions: dict[VmId, SetTarget] = {}
         if state.waiting:
@@ -140,7 +140,7 @@ def _when_short(domains: Mapping[VmId, Domain], free: int) -> dict[VmId, int]:
         if spare <= 0 and domain.actual < domain.maximum:
             takers[vm] = domain
         elif spare >= LEAST_GIFT:
-            # The original subtracts what a donor gives where one would add it; that is kept.
+            # The original subtracts what a donor gives, although adding it would be expected; that is kept.
             there -= spare
             targets[vm] = domain.preference
     if there < 0:
@@ -169,7 +169,7 @@ def _given_on(
     guests: Mapping[VmId, GuestSnapshot],
     decisions: dict[VmId, SetTarget],
 ) -> QubesState:
-    """Give to those who wait, in order, what has arrived; note the donors that did not deliver."""
+    """Give free memory to the waiting VMs in order; note the donors that did not deliver."""
     free = snapshot.budget - snapshot.held_back - snapshot.charged
     for place, (vm, target) in enumerate(state.waiting):
         guest = guests.get(vm)
@@ -206,7 +206,7 @@ def _takes_part(guest: GuestSnapshot) -> bool:
 
 
 def _domain(guest: GuestSnapshot) -> Domain:
-    """What is used leaves out page cache, as the guests of Qubes report it."""
+    """Used memory excludes page cache, as in the reports of Qubes guests."""
     sample, used = guest.sample, None
     if sample is not None and sample.actual is not None:
         free, caches = sample.stats.free, sample.stats.caches

@@ -1,1 +1,1 @@
-"""The pretended QEMU: a QMP server over a simulated guest, with faults on demand."""
+"""The simulated QEMU: a QMP server over a simulated guest, with faults on demand."""

@@ -1,4 +1,4 @@
-"""``python -m qmpballoon.sim.qemu``: pretended QEMUs in processes of their own."""
+"""``python -m qmpballoon.sim.qemu``: simulated QEMUs in separate processes."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""``python -m qmpballoon.sim.qemu PATH …``: pretended QEMUs in processes of their own.
+"""``python -m qmpballoon.sim.qemu PATH …``: simulated QEMUs in separate processes.
 
-Prints ``ready`` once every socket listens, and ends on SIGTERM or when all of them were quit. An agent
-takes the sockets of one process for one VM, so ``--fork`` gives each QEMU a process; those share the
-memory of what was imported before, and end with their parent.
+Prints ``ready`` once every socket listens, and ends on SIGTERM or when all QEMUs have quit. An agent assigns
+all sockets of one process to one VM, so ``--fork`` gives each QEMU its own process. These processes share the
+memory of the imported modules, and end with their parent.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def numbered(path: Path, number: int, count: int) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m qmpballoon.sim.qemu", description="Pretended QEMUs with a balloon."
+        prog="python -m qmpballoon.sim.qemu", description="Simulated QEMUs with a balloon."
     )
     parser.add_argument("path", type=Path, help="the QMP socket; with --count a number is put into it")
     parser.add_argument("--count", type=int, default=1, help="how many QEMUs (1)")
@@ -112,13 +112,13 @@ def _say_ready() -> None:
 
 def _fork(options: argparse.Namespace) -> int:
     ready_reader, ready_writer = os.pipe()
-    life_reader, life_writer = os.pipe()  # its end tells the children that their parent is gone
-    gc.freeze()  # keeps the collector from touching, and so copying, the shared pages
+    life_reader, life_writer = os.pipe()  # closed when the parent ends, which the children detect
+    gc.freeze()  # the garbage collector does not write to, and so copy, the shared pages
     children: set[int] = set()
 
     def forward(number: int, _: object) -> None:
         for child in tuple(children):
-            with contextlib.suppress(ProcessLookupError):  # reaped, and not yet struck off
+            with contextlib.suppress(ProcessLookupError):  # reaped, not yet removed from the list
                 os.kill(child, number)
 
     # A signal that comes while children are being forked must reach all of them.

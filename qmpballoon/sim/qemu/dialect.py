@@ -1,6 +1,6 @@
-"""Where versions of QEMU differ in what they say: a row for each that was recorded.
+"""Differences between the replies of QEMU versions: a row for each recorded version.
 
-The recordings lie in ``tests/contract/recordings``; the contract tests compare both the pretended QEMU and
+The recordings are in ``tests/contract/recordings``. The contract tests compare both the simulated QEMU and
 the installed one with them.
 """
 
@@ -14,7 +14,7 @@ from typing import Final
 
 
 class VirtioStatus(Enum):
-    """What becomes of ``x-query-virtio-status`` for a virtio device."""
+    """How ``x-query-virtio-status`` behaves for a virtio device."""
 
     UNKNOWN = auto()  # no such command
     ANSWERED = auto()
@@ -23,14 +23,14 @@ class VirtioStatus(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """How QEMU speaks from one version on, until the next one that is listed."""
+    """The replies of QEMU from one version up to the next one that is listed."""
 
     unknown_capability: str  # the sentence, with ``{}`` for the name
     statistics_read_only: str  # the sentence
     refused_size: str  # what a refused ``balloon`` calls its parameter
     statistics: tuple[str, ...]  # names, in QEMU's order
     has_singlestep: bool  # in query-status
-    error_positions: bool  # in front of JSON errors: line and column of all that the client ever sent
+    error_positions: bool  # prefix of JSON errors: line and column in the whole input of the client
     told_after_reply: frozenset[str]  # commands whose events come after their reply
     virtio_status: VirtioStatus
     virtio_device: str  # what x-query-virtio-status calls what it takes
@@ -115,7 +115,7 @@ DIALECTS: Final[Mapping[tuple[int, int], Dialect]] = MappingProxyType(
 
 
 def dialect_of(version: tuple[int, ...]) -> Dialect:
-    """Return how a version speaks: as the newest listed one that is not newer; older ones as the oldest."""
+    """Return the dialect of a version: the newest listed one that is not newer, or else the oldest."""
     spoken = _5_2
     for since, dialect in DIALECTS.items():
         if since <= version:

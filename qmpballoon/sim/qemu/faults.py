@@ -1,4 +1,4 @@
-"""What a pretended QEMU does wrong on demand; every field may be changed while it runs."""
+"""Faults that a simulated QEMU shows on demand; every field may be changed while it runs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Final
 
 
 class Babble(StrEnum):
-    """What it says in front of, or instead of, a reply."""
+    """What it sends before, or instead of, a reply."""
 
     RANDOM_BYTES = "random-bytes"  # a line of them, then the reply
     NOT_AN_OBJECT = "not-an-object"  # a line of valid JSON that is a list, then the reply
-    UNKNOWN_ID = "unknown-id"  # a reply to a request that was never made, then the reply
+    UNKNOWN_ID = "unknown-id"  # a reply to a request that was never sent, then the reply
     ID_TWICE = "id-twice"  # the reply, and the reply again
     NO_ID = "no-id"  # the reply without its id
 
 
 @dataclass(slots=True)
 class Faults:
-    """No fault unless set. All but the first five leave the negotiation alone.
+    """No fault unless set. All but the first five do not affect the negotiation.
 
-    Service are named as in QMP; ``*`` stands for all of them.
+    Commands are named as in QMP; ``*`` stands for all of them.
     """
 
-    silent_greeting: bool = False  # accepts and says nothing
+    silent_greeting: bool = False  # accepts and sends nothing
     silent_after_replies: int | None = None  # of one connection, the greeting not counted
     reply_delay_s: float = 0.0
     cut_after_bytes: int | None = None  # sends so many bytes in all, then closes
@@ -41,7 +41,7 @@ class Faults:
         """Read ``name`` or ``name=value`` each, as typed: ``reply-delay-s=0.5``, ``refuse=balloon,stop``.
 
         Raises:
-            ValueError: no such fault, or a value that does not fit; the message names what there is.
+            ValueError: no such fault, or a value that does not fit; the message lists what is possible.
         """
         faults = cls()
         for word in words:

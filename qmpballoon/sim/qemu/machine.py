@@ -1,7 +1,7 @@
-"""The QMP commands and events of one pretended QEMU, over a simulated guest. No I/O, no clock of its own.
+"""The QMP commands and events of one simulated QEMU, over a simulated guest. No I/O, no clock.
 
-Replies, errors and events have the words and the order of keys that QEMU 7.2 sent, or those of the version
-that it pretends to be (see `dialect`); the contract tests compare them with recordings.
+Replies, errors and events have the text and the order of keys that QEMU 7.2 sent, or those of the version
+that it simulates (see `dialect`). The contract tests compare them with recordings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qmpballoon.units import MIB
 Json: TypeAlias = object  # anything that json.dumps takes
 Arguments: TypeAlias = Mapping[str, object]
 
-EVENT_INTERVAL_S: Final = 1.0  # QEMU sends BALLOON_CHANGE at most so often
+EVENT_INTERVAL_S: Final = 1.0  # QEMU's limit for BALLOON_CHANGE
 SECOND_RESET_AFTER_S: Final = 0.04  # the firmware of a running machine resets once more
 _FIRST_DIMM_ADDRESS: Final = 4 * 1024 * MIB
 _NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
@@ -51,12 +51,12 @@ class Aborted(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
-    """What a pretended QEMU was started with; sizes in bytes."""
+    """The options of a simulated QEMU; sizes in bytes."""
 
     name: str | None = None  # None: started without -name
     uuid: str = _NO_UUID
     device: str | None = "virtio-balloon-pci"  # -ccw, -device, -pci-transitional; None: no balloon
-    device_id: str | None = "balloon0"  # None: it sits in /machine/peripheral-anon, as device[1]
+    device_id: str | None = "balloon0"  # None: it is in /machine/peripheral-anon, as device[1]
     dimms: tuple[int, ...] = ()  # part of the guest's size
     nvdimms: tuple[int, ...] = ()  # not part of it
     version: tuple[int, int, int] = (7, 2, 22)  # which it also speaks as
@@ -121,11 +121,11 @@ class SimulatedMachine:
         return f"/machine/peripheral/{self.spec.device_id}"
 
     def greeting(self) -> dict[str, Json]:
-        """Return what QEMU says to a client that it takes."""
+        """Return the greeting for a client that QEMU accepts."""
         return {"QMP": {"version": self._version({}), "capabilities": ["oob"]}}
 
     def advance(self, now_s: float) -> None:
-        """Let the guest live up to ``now_s`` and collect the events that are due."""
+        """Advance the guest to ``now_s`` and collect the events that are due."""
         self.guest.advance(now_s)
         if self.guest.actual != self._seen_actual:
             self._seen_actual, self._changed_at_s = self.guest.actual, self.guest.wall_s()
@@ -139,7 +139,7 @@ class SimulatedMachine:
             self._emit("RESET", {"guest": True, "reason": "guest-reset"})
 
     def next_due_s(self) -> float | None:
-        """Return when the next event is due if nobody interferes, None if nothing is."""
+        """Return when the next event is due without further commands, None if there is none."""
         times_s = [] if self._second_reset_s is None else [self._second_reset_s]
         if self._change_waits:
             times_s.append(self._quiet_until_s)
@@ -157,7 +157,7 @@ class SimulatedMachine:
 
         Raises:
             CommandError: as QEMU would answer.
-            Aborted: QEMU does not live through it.
+            Aborted: QEMU aborts on it.
         """
         if command == "qmp_capabilities":
             raise CommandError(
@@ -182,7 +182,7 @@ class SimulatedMachine:
         return {}
 
     def plug(self, size: int) -> None:
-        """Hot-plug a DIMM; QEMU tells no BALLOON_CHANGE for it."""
+        """Hot-plug a DIMM; QEMU sends no BALLOON_CHANGE for it."""
         self.dimms += (size,)
         self.guest.plug(size)
         self._seen_actual = self.guest.actual
@@ -306,7 +306,7 @@ class SimulatedMachine:
         path = arguments["path"]
         backend = self.device_path
         if backend is not None and self.spec.device != "virtio-balloon-device":
-            backend += "/virtio-backend"  # the bus's proxy has the device as a child
+            backend += "/virtio-backend"  # the bus's proxy device has it as a child
         if backend is None or path != backend:
             raise _refused(f"Path {path} is not a {self.dialect.virtio_device}")
         if self.dialect.virtio_status is VirtioStatus.ABORTS:

@@ -1,4 +1,4 @@
-"""Requests taken apart and replies put together, in words that all versions of QEMU share."""
+"""Parsing of requests and building of replies, as all versions of QEMU do it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def parse_request(request: object) -> tuple[str, Mapping[str, object]]:
     """Return command and arguments of one request.
 
     Raises:
-        CommandError: QEMU's sentence about what is wrong with its shape.
+        CommandError: the request is malformed; with QEMU's message.
     """
     if not isinstance(request, dict):
         raise CommandError("GenericError", "QMP input must be a JSON object")

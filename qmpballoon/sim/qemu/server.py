@@ -1,8 +1,8 @@
-"""A pretended QEMU on real unix sockets: one client at a time, events, and faults on demand.
+"""A simulated QEMU on real unix sockets: one client at a time, events, and faults on demand.
 
-Idle ones cost nothing but their sockets: there is one timer per QEMU, and only while an event is due.
+An idle QEMU needs only its sockets: there is one timer per QEMU, and only while an event is due.
 
-``python -m qmpballoon.sim.qemu`` runs them in processes of their own (see `command`).
+``python -m qmpballoon.sim.qemu`` runs them in separate processes (see `command`).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from qmpballoon.sim.qemu.machine import Aborted, CommandError, Json, MachineSpec
 from qmpballoon.sim.qemu.messages import encode, error_message, flood_event, parse_request
 from qmpballoon.sim.qemu.stream import Broken, RequestStream
 
-BACKLOG: Final = 1  # as QEMU's: two clients may wait unheard, the next cannot connect
+BACKLOG: Final = 1  # as in QEMU: two clients may wait without a greeting, the next cannot connect
 _LEAVE_S: Final = 5.0
-_SOONEST_S: Final = 0.001  # timers of some loops count in milliseconds
+_SOONEST_S: Final = 0.001  # some event loops have timers of millisecond resolution
 _WITHOUT_CAPABILITIES: Final = "Expecting capabilities negotiation with 'qmp_capabilities'"
 
 
 class SimulatedQemu:
-    """A pretended QEMU with one or more monitors, alive inside ``async with``.
+    """A simulated QEMU with one or more monitors; it runs inside ``async with``.
 
-    ``faults`` may be changed at any time; they concern the first monitor alone, so that a second one
-    stays a witness. Every monitor also takes the command ``x-simulate`` with any of the arguments
+    ``faults`` may be changed at any time. They affect the first monitor only, so that a second one can be
+    used to check the state. Every monitor also takes the command ``x-simulate`` with any of the arguments
     ``demand`` ([anonymous, cache] in bytes), ``behaviour``, ``faults`` (a list of words) and ``plug``
-    (bytes), for those who run it in another process.
+    (bytes), for use from another process.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class SimulatedQemu:
         faults: Faults | None = None,
         booted: bool = True,
     ) -> None:
-        """Nothing is opened yet. ``booted``: the driver is up from the start, else it boots first."""
+        """Open nothing yet. ``booted``: the driver is up from the start, else the guest boots first."""
         self.paths = tuple(Path(each) for each in (path, *more_paths))
         self.faults = faults or Faults()
         self.exited = asyncio.Event()
-        self.aborted = False  # ended by a failed assertion of its own
+        self.aborted = False  # ended by a failed assertion in QEMU
         now_s = time.monotonic()
         simulated = SimulatedGuest(guest, now_s=now_s, epoch_s=time.time() - now_s, booted=booted)
         self._machine = SimulatedMachine(simulated, machine)
@@ -68,18 +68,18 @@ class SimulatedQemu:
 
     @property
     def dialect(self) -> Dialect:
-        """What its version says in its own way."""
+        """The dialect of its version."""
         return self._machine.dialect
 
     @property
     def machine(self) -> SimulatedMachine:
-        """The machine as of now; look, and change it with this class's verbs."""
+        """The machine as of now, for reading; change it with the methods of this class."""
         self._machine.advance(time.monotonic())
         return self._machine
 
     @property
     def guest(self) -> SimulatedGuest:
-        """The guest as of now; look, and change it with this class's verbs."""
+        """The guest as of now, for reading; change it with the methods of this class."""
         return self.machine.guest
 
     async def __aenter__(self) -> SimulatedQemu:
@@ -116,28 +116,28 @@ class SimulatedQemu:
         self.end_if_exited()
 
     def set_demand(self, anonymous: int, cache: int = 0) -> None:
-        """Let the guest's workload ask for so many bytes from now on."""
+        """Set the demand of the guest's workload in bytes, from now on."""
         self.guest.set_demand(anonymous, cache)
         self.settle()
 
     def set_behaviour(self, behaviour: Behaviour) -> None:
-        """Change how the guest takes to its balloon."""
+        """Change how the guest's driver responds to targets."""
         self.guest.set_behaviour(behaviour)
         self.settle()
 
     def set_migration(self, status: str | None, run_state: str | None = None) -> None:
-        """Pretend a migration in this status (``active`` …); None: there was never one."""
+        """Report a migration in this status (``active`` …); None: there was never one."""
         self.machine.migration = {} if status is None else {"status": status}
         if run_state is not None:
             self._machine.run_state = run_state
 
     def plug(self, size: int) -> None:
-        """Hot-plug a DIMM of so many bytes."""
+        """Hot-plug a DIMM of this size in bytes."""
         self.machine.plug(size)
         self.settle()
 
     def drop_clients(self) -> None:
-        """Cut off all clients, and go on."""
+        """Disconnect all clients and continue to run."""
         for connection in tuple(self._connections):
             connection.abort()
 
@@ -157,11 +157,11 @@ class SimulatedQemu:
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.settle)
 
     def execute(self, command: str, arguments: Mapping[str, object]) -> Json:
-        """Carry out a command and send the events that it causes, but those that come after its reply.
+        """Carry out a command and send the events that it causes, except those that follow its reply.
 
         Raises:
             CommandError: as QEMU would answer.
-            Aborted: QEMU does not live through it.
+            Aborted: QEMU aborts on it.
         """
         if command == "x-simulate":
             return self._simulate(arguments)
@@ -178,11 +178,11 @@ class SimulatedQemu:
             self._close(unlink=True)
 
     def greet(self, connection: _Connection) -> None:
-        """Take note of a client."""
+        """Add a client."""
         self._connections.add(connection)
 
     def forget(self, connection: _Connection) -> None:
-        """Take note that a client left."""
+        """Remove a client."""
         self._connections.discard(connection)
 
     async def _accept(self, listener: socket.socket, *, first: bool) -> None:
@@ -227,7 +227,7 @@ class SimulatedQemu:
 
 
 class _Connection(asyncio.Protocol):
-    """One client: the stream of its requests, what was negotiated, and the faults on its wire."""
+    """One client: its requests, its negotiated capabilities, and the faults of its connection."""
 
     def __init__(self, qemu: SimulatedQemu, *, first: bool) -> None:
         self.qemu = qemu
@@ -245,7 +245,7 @@ class _Connection(asyncio.Protocol):
         return self.qemu.faults if self.first else _NO_FAULTS
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's class does not derive from it
         self.qemu.greet(self)
         if not self.faults.silent_greeting:
             self._write(encode(self.qemu.machine.greeting()))
@@ -264,7 +264,7 @@ class _Connection(asyncio.Protocol):
                 self._answer(request.value)
 
     def send(self, line: bytes) -> None:
-        """Send now, or as much later as the fault says."""
+        """Send now, or after the delay that the fault sets."""
         if self.faults.reply_delay_s:
             asyncio.get_running_loop().call_later(self.faults.reply_delay_s, self._write, line)
         else:
@@ -319,7 +319,7 @@ class _Connection(asyncio.Protocol):
             if capability != "oob":
                 sentence = self.qemu.dialect.unknown_capability
                 raise CommandError("GenericError", sentence.format(capability))
-        self.qemu.machine.take_events()  # nobody was there to hear them
+        self.qemu.machine.take_events()  # no client received them
         self.negotiated = True
         self.qemu.settle()
         return {}
@@ -368,7 +368,7 @@ class _Connection(asyncio.Protocol):
         self.transport.write(line)
 
     def _hang_up(self) -> None:
-        # Closing with requests unread would reset the connection, where an end was asked for.
+        # Closing with unread requests would reset the connection; the fault asks for an orderly end.
         if self.transport is not None and not self._hung_up:
             self._hung_up = True
             self.transport.write_eof()

@@ -1,6 +1,7 @@
-"""Splits what a QMP client sends into JSON values: a stream, with nothing between the requests.
+"""Splits the input of a QMP client into JSON values; there is no separator between requests.
 
-QEMU answers an error per broken value and reads on. Sources: QEMU 7.2 and 11.1, seen on the wire.
+QEMU answers each broken value with an error and continues to read. Sources: QEMU 7.2 and 11.1, seen on the
+wire.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Bytes that are no JSON value; ``description`` is QEMU's sentence about them."""
+    """Bytes that are no JSON value; ``description`` is QEMU's error message."""
 
     description: str
 
 
 class RequestStream:
-    """Takes bytes as they come, gives values as they are complete. Broken input never raises.
+    """An incremental splitter. Broken input never raises.
 
-    With ``positions`` the sentence about a parse error starts with its line and column, both counted in
-    bytes from 1 over all that was ever fed.
+    With ``positions`` the message of a parse error starts with its line and column, both counted in bytes
+    from 1 over the whole input.
     """
 
     def __init__(self, *, positions: bool = False) -> None:
@@ -84,7 +85,7 @@ class RequestStream:
         while True:
             found = (_IN_TEXT if self._in_text else _STRUCTURE).search(self._pending, self._scanned)
             if found is None:
-                # an escape may be cut in two: look at its backslash again
+                # an escape may be split: read its backslash again
                 half_escape = self._in_text and self._ends_in_backslash()
                 self._scanned = len(self._pending) - (1 if half_escape else 0)
                 return False
@@ -110,9 +111,9 @@ class RequestStream:
             return self._drop(len(text), _TOO_DEEP)
         try:
             value = json.loads(text.decode(), parse_constant=_refuse)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are such
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are subclasses
             return self._drop(len(text), _sentence(text, error), at=_offset(error))
-        except RecursionError:  # Python 3.11 reads less than QEMU, 3.13 more
+        except RecursionError:  # Python 3.11 accepts less than QEMU, 3.13 more
             return self._drop(len(text), _TOO_DEEP)
         self._drop(len(text), "")
         return Request(value)
@@ -139,12 +140,12 @@ class RequestStream:
 
 
 def _offset(error: ValueError) -> int:
-    """Return how many bytes of a value stand in front of what is wrong in it, where Python tells."""
+    """Return the offset of the error in a value in bytes, if Python reports it."""
     return len(error.doc[: error.pos].encode()) if isinstance(error, json.JSONDecodeError) else 0
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)  # NaN and Infinity: Python takes them, JSON does not
+    raise ValueError(constant)  # NaN and Infinity: Python accepts them, JSON does not
 
 
 def _sentence(text: bytes, error: ValueError) -> str:

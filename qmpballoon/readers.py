@@ -21,6 +21,7 @@ Path: TypeAlias = tuple[str | int, ...]
 """Keys and indices from the top of a document: ``("vm", "match", 1, "floor")``."""
 Code: TypeAlias = Literal["malformed", "out-of-range"]
 
+LONGEST_QUOTED: Final = 60
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -116,6 +117,17 @@ def unknown_key(name: str, known: Collection[str], *, what: str = "key", quote: 
     return f"unknown {what}{guess}" if guess else f"unknown {what}; known are {', '.join(known)}"
 
 
+def _quoted(text: str) -> str:
+    """Return a text in quotes, cut where it is long: one unprintable character is up to ten in quotes."""
+    whole = repr(text)
+    if len(text) <= 48 and len(whole) <= LONGEST_QUOTED:
+        return whole
+    start = text[:45]
+    while len(repr(start)) > LONGEST_QUOTED:
+        start = start[: len(start) * 3 // 4]
+    return f"{start!r}..."
+
+
 def shown(value: object) -> str:
     """Return a short description of any value for an error message."""
     if isinstance(value, bool):
@@ -125,7 +137,7 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return f"the number {value}"
     if isinstance(value, str):
-        return f"the text {value!r}" if len(value) <= 48 else f"the text {value[:45]!r}..."
+        return f"the text {_quoted(value)}"
     if value is None:
         return "null"
     return (

@@ -5,7 +5,7 @@
     QmpBalloonError                    .code is the stable error word, the message says what to do
     ├ Unreachable(OSError)             offline     no socket, nobody listens, no right to open it
     ├ MonitorBusy                      busy        another client holds the monitor
-    ├ ConnectionLost                   offline     it was there, and went or talked nonsense
+    ├ ConnectionLost                   offline     it ended, or sent what is not QMP
     ├ QmpError                         qmp-error   QEMU answered with an error
     ├ NoBalloon                        no-balloon  the VM has no virtio balloon
     ├ OutOfRange(ValueError)           out-of-range
@@ -99,13 +99,13 @@ class NoBalloon(QmpBalloonError):
 
 
 class OutOfRange(QmpBalloonError, ValueError):
-    """A size or number that is well written and not allowed."""
+    """A size or number that is valid and not allowed here."""
 
     code = "out-of-range"
 
 
 class InvalidSize(QmpBalloonError, ValueError):
-    """Text that is no size."""
+    """Text that is not a size."""
 
     code = "malformed"
 

@@ -131,7 +131,7 @@ def _crashed(kind: type[BaseException], error: BaseException, traceback: Traceba
 
 
 class _Lines(logging.Formatter):
-    """Formats a message of one or more lines, none of which says anything but what we meant by it."""
+    """Formats a message of one or more lines, where untrusted text cannot start a line of its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         if record.name != LOG.name:  # it has no stable word of its own

@@ -22,7 +22,7 @@ _TICK_S: Final = 0.5
 
 
 def clean(text: object) -> str:
-    """Return text of a stranger as one line without anything that a terminal would obey."""
+    """Return untrusted text as one line without control characters."""
     return one_line(text)
 
 

@@ -214,7 +214,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def _reader_left() -> int:
-    """Take it quietly that who read stdout went away, also at the interpreter's last flush."""
+    """Ignore that the reader of stdout has gone, also at the interpreter's last flush."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

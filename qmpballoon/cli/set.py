@@ -1,4 +1,4 @@
-"""``set``: asks for a balloon target, unless the guest would not survive it."""
+"""``set``: sets a balloon target; refuses one below which the guest starts to kill."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def refuse_danger(state: VmState, target: int) -> None:
         raise Refused(
             least,
             f"not set: {format_size(target)} is too little for the guest; the least that is safe now is "
-            f"{-(-least // MIB)}MiB (it holds {format_size(state.held)}, and 24 MiB to breathe); "
+            f"{-(-least // MIB)}MiB (it holds {format_size(state.held)}, and needs a margin of 24 MiB); "
             "--force sets it all the same",
         )
 

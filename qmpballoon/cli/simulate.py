@@ -129,7 +129,7 @@ class _Job:
 
 
 def why(run: Run, vm: VmId) -> Iterator[str]:
-    """Yield a line for each thing that happened to a VM: moves, holds, kills; for a person."""
+    """Yield a line for each event of a VM: moves, holds, kills; for a person."""
     kills = [(at_s, "killed: the guest's kernel ran out of memory") for at_s in run.kills[vm]]
     told = [(step.at_s, _told(step)) for step in run.steps if step.vm == vm]
     yield f"{vm} in {run.trace.name} under {run.policy}"
@@ -174,7 +174,7 @@ def _check_vm(name: str, traces: Sequence[Trace]) -> None:
 
 
 def _played(jobs: Sequence[_Job]) -> list[Run]:
-    """Play all, on all processors if there is more than one thing to do; progress goes to stderr."""
+    """Play all, in parallel if there is more than one; progress goes to stderr."""
     progress = _Progress()
     if len(jobs) == 1:
         run = jobs[0](lambda at_s: progress.show(f"{at_s:.0f} of {jobs[0].trace.duration_s:.0f} s played"))

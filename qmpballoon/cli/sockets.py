@@ -55,7 +55,7 @@ def find_sockets(typed: Sequence[str]) -> list[Found]:
 
 
 def somebody_listens(path: str) -> bool:
-    """Tell whether a process has the socket open that it listens on; touches nobody.
+    """Tell whether a process listens on the socket, without connecting to it.
 
     A datagram connect to a stream socket is refused by type where one is bound, and before that where
     none is (unix(7): EPROTOTYPE, ECONNREFUSED).
@@ -69,7 +69,7 @@ def somebody_listens(path: str) -> bool:
 
 @asynccontextmanager
 async def connected(path: str, *, timeout_s: float) -> AsyncIterator[Vm]:
-    """Open a monitor as :func:`qmpballoon.connect` does, but don't wait for one that nobody offers."""
+    """Open a monitor as :func:`qmpballoon.connect` does, but do not wait for one that is not there."""
     async with connect(path, timeout_s=timeout_s if somebody_listens(path) else 0.0) as vm:
         yield vm
 

@@ -1,4 +1,4 @@
-"""Settings that are right one by one and wrong together. Pure."""
+"""Settings that are valid alone and invalid together. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qmpballoon.units import Amount
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """Keys that do not go together; said at the first of them that somebody wrote."""
+    """Keys that are invalid together; reported at the first of them that the file sets."""
 
     keys: tuple[Path, ...]
     reason: str
@@ -31,7 +31,7 @@ def contradictions(config: Configuration) -> Iterator[Contradiction]:
         for low, high, reason in _disorder(replace(config.vm, **here)):
             own = [key for key in (low, high) if key in here]
             borrowed = [key for key in (low, high) if key not in here]
-            if own and not any(setters[key] for key in borrowed):  # another match may mend what is borrowed
+            if own and not any(setters[key] for key in borrowed):  # another match may change what is borrowed
                 paths: list[Path] = [("vm", "match", index, key) for key in own]
                 yield Contradiction((*paths, *(vm_keys[key] for key in borrowed)), reason)
 

@@ -1,4 +1,4 @@
-"""The only room of the configuration that touches the environment and the file system."""
+"""The only module of the configuration that reads the environment and the file system."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def parse(
         ConfigurationError: something is wrong with it; has all problems, each with its line and key.
     """
     try:
-        lines = key_lines(text)  # first, as it refuses what tomllib would choke on
+        lines = key_lines(text)  # first, as it refuses what tomllib cannot handle
         document = tomllib.loads(text)
     except KeyTooLong as error:
         reason = f"a dotted key has more than {LONGEST_KEY} parts"
@@ -156,7 +156,7 @@ class _Reading(Reading):
         self.wrong(path, _unknown(name, known))
 
     def contradictions_of(self, config: Configuration) -> None:
-        """Note contradictions that what was read takes part in, and nothing wrong does."""
+        """Note what is invalid together, among the values that are valid alone."""
         for found in contradictions(config):
             written = [path for path in found.keys if path in self.good]
             if written and not self.bad.intersection(found.keys):

@@ -110,7 +110,7 @@ def share_or_size(value: object) -> Amount:
     typed = amount(value)
     if typed.relative and not Fraction(1, 1000) <= typed.number <= 1:
         raise Wrong(f"must be from 0.1% to 100%, not {shown(value)}")
-    if not typed.relative and typed.number < MIB:  # nobody means it: 512 instead of "512MiB"
+    if not typed.relative and typed.number < MIB:  # a slip: 512 instead of "512MiB"
         raise Wrong(f'must be at least 1MiB, not {shown(value)}: a bare number is bytes, write "512MiB"')
     return typed
 

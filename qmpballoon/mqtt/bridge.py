@@ -42,7 +42,9 @@ ECHO_TIMEOUT_S: Final = 5.0
 FAREWELL_S: Final = 2.0
 SHORTEST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
-REFUSED_PAUSE_S: Final = 60.0  # a bad password does not mend by itself, and some brokers ban who insists
+REFUSED_PAUSE_S: Final = (
+    60.0  # a bad password does not mend by itself, and some brokers ban clients that retry
+)
 BIRTH_WAIT_S: Final = (1.0, 10.0)
 
 _CONTENT_TYPES: Final = {name: ContentType(media_type) for name, media_type in CONTENT_TYPES.items()}
@@ -124,7 +126,7 @@ class Bridge:
 
     @property
     def connected(self) -> bool:
-        """Whether a broker has us as online."""
+        """Whether a broker holds our status as online."""
         return self._online.is_set()
 
     @property
@@ -133,7 +135,7 @@ class Bridge:
         return self._connection
 
     async def wait_connected(self, timeout_s: float) -> bool:
-        """Wait until a broker has us as online; False if it did not come to that in time."""
+        """Wait until a broker holds our status as online; False if that did not happen in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._online.wait()
@@ -160,7 +162,7 @@ class Bridge:
             self._outbox.clear(topic)
 
     def event(self, topic: str, value: object) -> None:
-        """Publish an event to who listens now; without a connection it is dropped."""
+        """Publish an event to present subscribers; without a connection it is dropped."""
         self._outbox.event(topic, lambda: value)
 
     def sample(self, topic: str, make: Make) -> None:
@@ -170,7 +172,7 @@ class Bridge:
     # Keeping a connection.
 
     async def run(self) -> None:
-        """Stay connected until cancelled; then answer who waits, say ``offline`` and disconnect.
+        """Stay connected until cancelled; then answer pending requests, say ``offline`` and disconnect.
 
         A handler's or a maker's mistake, an exception outside the package's error tree, is raised.
         """
@@ -226,7 +228,7 @@ class Bridge:
         try:
             await connection.open()
             refused = await connection.listen((*self._needed, BIRTH_TOPIC))
-            if unheard := [one for one in refused if one != BIRTH_TOPIC]:  # that one is only a courtesy
+            if unheard := [one for one in refused if one != BIRTH_TOPIC]:  # that one is optional
                 self._log.not_readable(unheard)
             self._connection, self._connected_at_s = connection, self._clock()
             self._outbox.connected(self._clock())
@@ -309,7 +311,7 @@ class Bridge:
         if payload == b"online":
             self._seen_status.set()
         elif self._seen_status.is_set():
-            # The will of an earlier connection of ours, which the broker gave up only now.
+            # The will of an earlier connection of ours that the broker closed only now.
             self._seen_status.clear()
             self._outbox.retain(self.topics.status, lambda: "online")
 
@@ -331,7 +333,7 @@ class Bridge:
             self._outbox.republish()
 
     async def _say_farewell(self, connection: Connection) -> None:
-        """Answer who waits, say ``offline``, and let the broker confirm it, in a bounded time."""
+        """Answer pending requests, publish ``offline``, and let the broker confirm it, in a bounded time."""
         self._requests.stop()
         try:
             while (publication := self._outbox.take_answer()) is not None:
@@ -339,7 +341,7 @@ class Bridge:
             offline = Publication(self.topics.status, lambda: "offline", retain=True)
             self._publish(connection, offline)
         except aiomqtt.MqttError:
-            return  # lost in this moment: the will says it
+            return  # the connection was lost: the will publishes it
         await connection.all_confirmed(FAREWELL_S)
 
     # What was announced.

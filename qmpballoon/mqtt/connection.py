@@ -1,4 +1,4 @@
-"""One connection to one broker: aiomqtt's client with what a daemon needs mended.
+"""One connection to one broker: aiomqtt's client, changed where a daemon needs it.
 
 aiomqtt 2.5 brings paho-mqtt to asyncio. What this class changes, each seen with aiomqtt 2.5.1 and
 paho-mqtt 2.2:
@@ -87,7 +87,7 @@ class Broker:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """How to introduce oneself to a broker; files are paths."""
+    """Credentials and client id for a broker; files are paths."""
 
     client_id: str
     username: str | None = None
@@ -250,7 +250,7 @@ class Connection:
             aiomqtt.MqttError: there is no connection.
         """
         if publication.qos == 0 and self._paho.want_write():
-            return  # the socket is full: a sample of now is worth nothing later
+            return  # the socket is full: a sample is useless later
         info = self._paho.publish(publication.topic, payload, publication.qos, publication.retain, properties)
         if publication.qos:
             self._unconfirmed[info.mid] = publication
@@ -258,7 +258,7 @@ class Connection:
             raise aiomqtt.MqttError("the connection is lost")
 
     async def close(self, timeout_s: float = 1.0) -> None:
-        """Say DISCONNECT if there is somebody to hear it, and close the socket."""
+        """Send DISCONNECT if the connection is up, and close the socket."""
         try:
             if self._established.done() and not self._ended.done() and _is_fine(self._established):
                 self._paho.disconnect()

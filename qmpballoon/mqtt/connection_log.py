@@ -1,4 +1,4 @@
-"""What is logged about connections to brokers: each outage once, each cause that an operator can mend.
+"""What is logged about connections to brokers: each outage once, with a cause that an operator can fix.
 
 Lines begin with a stable word: ``broker-connected``, ``broker-lost``, ``broker-unreachable``,
 ``broker-refused``, ``broker-protocol``, ``broker-acl``, ``client-id-taken``.
@@ -18,7 +18,7 @@ from qmpballoon.log import say
 from qmpballoon.mqtt.connection import SESSION_TAKEN_OVER, Broker, Login, reason_code
 from qmpballoon.mqtt.topics import Topics
 
-STEADY_S: Final = 10.0  # a connection that held so long was a good one
+STEADY_S: Final = 10.0  # a connection that lasted so long was sound
 TAKEN_WITHIN_S: Final = 300.0
 _UNSPECIFIED: Final = 128  # what paho makes of a connection that just ended
 _SURELY_TAKEN: Final = 2  # times that the broker said so
@@ -26,7 +26,7 @@ _PROBABLY_TAKEN: Final = 3  # times that a connection ended right after it began
 
 
 class ConnectionLog:
-    """Says what becomes of connections, and does not repeat itself."""
+    """Logs what happens to connections, each fact once per outage."""
 
     def __init__(self, login: Login, topics: Topics, clock: Callable[[], float]) -> None:
         self._login = login

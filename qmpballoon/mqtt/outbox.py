@@ -75,7 +75,7 @@ class Outbox:
         self._mark(topic)
 
     def event(self, topic: str, make: Make) -> None:
-        """Publish a message that nobody needs later; dropped without a connection, oldest first if many."""
+        """Publish a message that is useless later; dropped without a connection, oldest first if many."""
         if not self._connected:
             return
         if len(self._events) >= MOST_EVENTS:

@@ -156,7 +156,7 @@ class Publisher:
             self._queue(key, slot)
 
     def _schedule(self, key: _Key, *, changed: bool) -> None:
-        """Publish now if that is allowed, else see to it that it happens in time."""
+        """Publish now if that is allowed, else schedule it."""
         slot = self._slots.setdefault(key, _Slot())
         now_s = self._clock()
         slot.due_at_s = self._due_at_s(slot, changed=changed)

@@ -73,10 +73,9 @@ class Vm:
         self.qemu = session.version
         self._session = session
         self._events = events
-        self._device: balloon.BalloonDevice | None = None
+        self._resizer: balloon.VirtioBalloon | None = None
         self._sampler: balloon.Sampler | None = None
         self._starting = asyncio.Lock()
-        self._target: int | None = None
 
     async def state(self, *, fresh_s: float = 3.0) -> VmState:
         """Return the VM's state with guest statistics asked for now.
@@ -86,19 +85,19 @@ class Vm:
         Raises:
             NoBalloon: the VM has no balloon device.
         """
-        sampler = await self._sampling()
+        resizer, sampler = await self._balloon(), await self._sampling()
         run_state = await balloon.query_run_state(self._session)
         may_come = fresh_s > 0 and run_state == "running" and await self.driver_up() is not False
-        before = await balloon.query_actual(self._session)
+        before = await resizer.actual()
         fresh = may_come and await sampler.refresh(timeout_s=fresh_s)
-        actual = await balloon.query_actual(self._session)
+        actual = await resizer.actual()
         size = await balloon.memory_size(self._session)
         sample = sampler.sample if fresh else None
         if sample is None:
-            return VmState(run_state, size, actual, self._target, None)
+            return VmState(run_state, size, actual, resizer.asked, None)
         of_sample = replace(sample, actual=actual if is_steady(before, actual) else None)
         return VmState(
-            run_state, size, actual, self._target, of_sample.aged(time.monotonic()), of_sample.held
+            run_state, size, actual, resizer.asked, of_sample.aged(time.monotonic()), of_sample.held
         )
 
     async def driver_up(self) -> bool | None:
@@ -107,7 +106,7 @@ class Vm:
         Raises:
             NoBalloon: the VM has no balloon device.
         """
-        driver = await balloon.query_driver(self._session, await self._balloon_device())
+        driver = await (await self._balloon()).driver()
         return None if driver is None else driver.up
 
     @property
@@ -142,7 +141,7 @@ class Vm:
             NotReached: not there within ``wait_s``; the target stays.
             NoBalloon: the VM has no balloon device.
         """
-        await self._balloon_device()
+        resizer = await self._balloon()
         whole = await balloon.memory_size(self._session)
         target = round_up_to_page(parse_size(size, whole=whole))
         if target > whole:
@@ -150,8 +149,7 @@ class Vm:
                 f"{format_size(target)} is more than the VM's {format_size(whole)}: "
                 "a balloon cannot add memory"
             )
-        await self._session.request("balloon", {"value": target})
-        self._target = target
+        await resizer.ask(target)
         if wait_s is not None:
             await self._reach(target, whole, wait_s)
         return target
@@ -169,7 +167,7 @@ class Vm:
             if condition(state):
                 return state
             if time.monotonic() - began_s >= timeout_s:
-                raise NotReached(self._target, state, timeout_s)
+                raise NotReached(state.target, state, timeout_s)
             await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def events(self) -> AsyncIterator[Event]:
@@ -194,13 +192,13 @@ class Vm:
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────
 
-    async def _balloon_device(self) -> balloon.BalloonDevice:
-        if self._device is None:
-            self._device = await balloon.find_balloon(self._session)
-        return self._device
+    async def _balloon(self) -> balloon.VirtioBalloon:
+        if self._resizer is None:
+            self._resizer = balloon.VirtioBalloon(self._session, await balloon.find_balloon(self._session))
+        return self._resizer
 
     async def _sampling(self) -> balloon.Sampler:
-        device = await self._balloon_device()
+        device = (await self._balloon()).device
         async with self._starting:
             if self._sampler is None:
                 self._sampler = balloon.Sampler(self._session, device)
@@ -209,8 +207,8 @@ class Vm:
         return self._sampler
 
     async def _reach(self, target: int, size: int, wait_s: float) -> None:
-        deadline_s = time.monotonic() + wait_s
-        while not is_reached(await balloon.query_actual(self._session), target, size):
+        resizer, deadline_s = await self._balloon(), time.monotonic() + wait_s
+        while not is_reached(await resizer.actual(), target, size):
             if time.monotonic() >= deadline_s:
                 raise NotReached(target, await self.state(fresh_s=0.1), wait_s)
             await asyncio.sleep(_LOOK_AGAIN_S)

@@ -203,16 +203,20 @@ class ManagedVm:
     def fell_silent(self, how: Connection, pid: int | None = None) -> None:
         """Note that no session serves this VM, and why."""
         self._silence = _Silence(how, rss_of(pid) if pid else None)
-        self.look_at_life()
+        self._has_just_ended()
         self.touch()
 
     def look_at_life(self) -> None:
         """Check whether the life's process has ended, while no session would report it."""
+        if self._has_just_ended():
+            self.touch()
+
+    def _has_just_ended(self) -> bool:
         life = self.run.life
-        if self.connection == "offline" and not self.run.gone and life is not None:
-            self.run.gone = has_ended(life)
-            if self.run.gone:
-                self.touch()
+        if self.connection != "offline" or self.run.gone or life is None:
+            return False
+        self.run.gone = has_ended(life)
+        return self.run.gone
 
     def explain(self, why: str) -> None:
         """Note the reason of the last decision."""

@@ -28,7 +28,7 @@ from bench_stage import (
     bare_client,
     is_started,
     is_well,
-    pretended_qemus,
+    simulated_qemus,
 )
 
 from qmpballoon.lab.broker import HOST, LabBroker
@@ -88,7 +88,7 @@ async def scene(directory: Path, count: int, *, rounds: int, window_s: float) ->
         BenchError: one of them took too few samples.
     """
     bare_us, agent_us, agent_mqtt_us, attaching = [], [], [], []
-    async with pretended_qemus(directory, count) as paths:
+    async with simulated_qemus(directory, count) as paths:
         for _ in range(rounds):
             bare_us.append(await _bare_turn(paths, window_s))
             cost_us, memory, _ = await _agent_turn(directory, paths, None, window_s)
@@ -150,7 +150,7 @@ async def latency(directory: Path, count: int) -> Latency:
     """Send targets over MQTT, and in turns directly to a simulated QEMU of the same kind."""
     echo_s, mqtt_s, direct_s = [], [], []
     async with (
-        pretended_qemus(directory, 2) as (served, direct),
+        simulated_qemus(directory, 2) as (served, direct),
         LabBroker(directory, name="latency") as broker,
         agent(directory, [served], broker.url) as process,
     ):

@@ -139,7 +139,7 @@ async def _running(*command: str | Path) -> AsyncGenerator[Process, None]:
 
 
 @asynccontextmanager
-async def pretended_qemus(directory: Path, count: int) -> AsyncGenerator[list[str], None]:
+async def simulated_qemus(directory: Path, count: int) -> AsyncGenerator[list[str], None]:
     """Run this many simulated QEMUs, each in its own process; yield their sockets."""
     path = directory / f"vm{count}.qmp"
     command = (sys.executable, "-m", "qmpballoon.sim.qemu", path, "--count", str(count), "--fork")

@@ -27,17 +27,21 @@ a kernel (some 30 MB). All of it lives in a directory under /tmp and is gone at 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument(
-        "--for", type=seconds, dest="stay_s", metavar="S", help="stay so long after the story, to play with"
+        "--for",
+        type=seconds,
+        dest="stay_s",
+        metavar="S",
+        help="keep running this many seconds after the last step, to try commands",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it and return the exit code."""
-    from qmpballoon.lab.demo.story import BrokerGone, tell_story  # brings MQTT: not for --help
+    from qmpballoon.lab.demo.run import BrokerGone, run_demo  # brings MQTT: not for --help
     from qmpballoon.lab.require import LabError
 
     try:
-        asyncio.run(tell_story(arguments.stay_s))
+        asyncio.run(run_demo(arguments.stay_s))
     except asyncio.CancelledError:  # by SIGTERM
         return INTERRUPTED
     except LabError as error:

@@ -1,4 +1,4 @@
-"""A real QEMU without a guest OS and the pretended one, behind the same few verbs, and a bare QMP client."""
+"""A real QEMU without a guest OS and the simulated one, behind the same few verbs, and a bare QMP client."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Start:
         return words + ["-no-reboot"] * self.no_reboot
 
     def specs(self, version: Version) -> tuple[GuestSpec, MachineSpec]:
-        """Return the same for a pretended QEMU of this version, with nothing in it to drive a balloon."""
+        """Return the same for a simulated QEMU of this version, with nothing in it to drive a balloon."""
         guest = GuestSpec(
             size=SIZE + 128 * MIB * self.dimm,
             driver=False,
@@ -130,7 +130,7 @@ class QemuProcess:
 async def running(kind: str, path: Path, start: Start) -> AsyncIterator[Qemu]:
     """Run a QEMU of a kind (``real`` or ``simulated``) that listens on ``path``; end it afterwards.
 
-    The simulated one pretends to be of the installed version.
+    The simulated one uses the dialect of the installed version.
     """
     if kind == "real":
         command = [QEMU, *start.arguments(path)]

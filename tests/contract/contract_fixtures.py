@@ -33,5 +33,5 @@ async def qemu(start_qemu: Callable[[Start], Awaitable[Qemu]]) -> Qemu:
 
 @pytest.fixture
 def dialect() -> Dialect:
-    """How the installed QEMU speaks, and the pretended one with it."""
+    """How the installed QEMU speaks, and the simulated one with it."""
     return dialect_of(installed_version())

@@ -1,4 +1,4 @@
-"""Runs one pretended QEMU for the contract tests: PATH, the `Start` and the version as Python writes them."""
+"""Runs one simulated QEMU for the contract tests: PATH, the `Start` and the version as Python writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the agent relies on, asked of a real QEMU and of the pretended one alike."""
+"""What the agent relies on, asked of a real QEMU and of the simulated one."""
 
 from __future__ import annotations
 

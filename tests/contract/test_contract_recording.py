@@ -1,4 +1,4 @@
-"""The pretended QEMU says what each real one was recorded to say; the installed one says so still."""
+"""The simulated QEMU says what each real one was recorded to say; the installed one says so still."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_a_recorded_conversation_comes_out_the_same(
     version: Version, first: Step, said: list[Step], sockets_dir: Path
 ) -> None:
     guest, machine = Start(**first["start"]).specs(version)
-    path = sockets_dir / "pretended.qmp"
+    path = sockets_dir / "simulated.qmp"
     async with SimulatedQemu(path, guest=guest, machine=machine), Wire.connected(path) as wire:
         for step in said:
             wire.send(step["say"].encode())

@@ -21,7 +21,7 @@ BUDGET = 200 * MIB
 
 @pytest.fixture
 async def qemu(sockets_dir: Path) -> AsyncIterator[SimulatedQemu]:
-    """A pretended QEMU whose guest is at ease."""
+    """A simulated QEMU whose guest is calm."""
     machine = MachineSpec(name="web")
     async with SimulatedQemu(sockets_dir / "web.qmp", guest=GuestSpec(size=SIZE), machine=machine) as qemu:
         yield qemu

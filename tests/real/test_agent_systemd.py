@@ -53,7 +53,7 @@ def manager(sockets_dir: Path) -> Iterator[ServiceManager]:
 
 @pytest.fixture
 def start_qemus(sockets_dir: Path) -> Iterator[Callable[..., Program]]:
-    """Starts pretended QEMUs, in processes of their own, at ``NAME.qmp``, or at ``NAME-0.qmp`` and so on."""
+    """Starts simulated QEMUs, in processes of their own, at ``NAME.qmp``, or at ``NAME-0.qmp`` and so on."""
     started: list[Program] = []
 
     def start(name: str, *options: str) -> Program:

@@ -1,4 +1,4 @@
-"""The one-shot verbs against real guests; a second monitor of each QEMU says what really happened."""
+"""The one-shot verbs against real guests; a second monitor of each QEMU checks the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from qmpballoon.api import connect
 from qmpballoon.cli import main
-from qmpballoon.lab.demo.story import tell_story
+from qmpballoon.lab.demo.run import run_demo
 from qmpballoon.lab.demo.workload import BUDGET, SIZE
 from qmpballoon.lab.lab import Lab
 from qmpballoon.model.tolerance import is_reached
@@ -152,30 +152,32 @@ async def test_a_pipe_that_closes_ends_watch_quietly(lab: Lab) -> None:
             await watch.wait()
 
 
-def stage_of(story: str) -> Path:
-    """Return the directory that the demo says everything is in."""
-    found = re.search(r"monitors\s+(/\S+)/NAME", story)
-    assert found, story
+def directory_of(output: str) -> Path:
+    """Return the directory of the demo's files, as printed."""
+    found = re.search(r"monitors\s+(/\S+)/NAME", output)
+    assert found, output
     return Path(found[1])
 
 
-def is_gone(stage: Path) -> bool:
-    return len(stage.parts) > 2 and not stage.exists() and not list_processes(str(stage))
+def is_gone(directory: Path) -> bool:
+    return len(directory.parts) > 2 and not directory.exists() and not list_processes(str(directory))
 
 
-async def test_the_demo_tells_its_story_and_leaves_nothing(guest_image: object, capsys: Capture) -> None:
+async def test_the_demo_prints_every_step_and_leaves_nothing_behind(
+    guest_image: object, capsys: Capture
+) -> None:
     async with asyncio.timeout(2 * WAIT_S):
-        await tell_story(None, played_s=14.0)  # the first burst, which takes 9 s, and time for a busy machine
-    story, err = capsys.readouterr()
+        await run_demo(None, played_s=14.0)  # the first burst, which takes 9 s, and time for a busy machine
+    output, err = capsys.readouterr()
     assert complaints(err.encode()) == []
-    assert "\x1b" not in story, "no colour where there is no terminal"
-    for said in (
+    assert "\x1b" not in output, "no colour where there is no terminal"
+    for text in (
         "mosquitto listens on 127.0.0.1:",
-        "they have booted",
+        "booted in",
         "qmpballoon/demo/vm/web/state  ok, ",
-        "web's work begins: it wants 100 MiB",
-        "(give: others need it more)",
-        "second monitors say 119 MiB for each",
+        "web's workload grows to 100 MiB",
+        "(give: other guests need the memory)",
+        "second monitors read 119 MiB for each guest",
         "split equally, work was killed",
         "times the work",
         "< out-of-range: ",
@@ -184,28 +186,28 @@ async def test_the_demo_tells_its_story_and_leaves_nothing(guest_image: object, 
         "the largest change of a balloon was 0 B",
         "mosquitto_pub -h 127.0.0.1",
     ):
-        assert said in story
-    within = re.search(r"within the budget after .* second monitors say ([0-9.]+) MiB in all", story)
+        assert text in output
+    within = re.search(r"within the budget after .* second monitors read ([0-9.]+) MiB in all", output)
     assert within
     assert float(within[1]) * MIB <= 1.01 * BUDGET
-    moved = re.search(r"119 MiB -> ([0-9.]+) MiB; a second monitor of its QEMU says ([0-9.]+) MiB", story)
+    moved = re.search(r"119 MiB -> ([0-9.]+) MiB; its second monitor reads ([0-9.]+) MiB", output)
     assert moved
     assert all(is_reached(int(float(seen) * MIB), 100 * MIB, SIZE) for seen in moved.groups())
-    assert is_gone(stage_of(story))
+    assert is_gone(directory_of(output))
 
 
 async def test_a_terminated_demo_ends_what_it_started(guest_image: object) -> None:
     async with process("demo") as demo:
         assert demo.stdout is not None
-        story = b""
-        while b"QEMUs run" not in story:
-            story += await demo.stdout.readline()
-        stage = stage_of(story.decode())
+        output = b""
+        while b"QEMUs run" not in output:
+            output += await demo.stdout.readline()
+        directory = directory_of(output.decode())
         assert list_processes(str(stage))
         demo.send_signal(signal.SIGTERM)
         _, err = await demo.communicate()
     assert (demo.returncode, complaints(err)) == (130, [])
-    assert is_gone(stage)
+    assert is_gone(directory)
 
 
 async def test_ctrl_c_gives_the_terminal_back_from_the_live_picture(guest_image: object) -> None:
@@ -238,7 +240,7 @@ async def test_ctrl_c_gives_the_terminal_back_from_the_live_picture(guest_image:
         os.close(ours)
     assert demo.returncode == 130
     assert shown.endswith(b"\x1b[?25h\x1b[?1049l")
-    assert is_gone(stage_of(shown.decode(errors="replace")))
+    assert is_gone(directory_of(shown.decode(errors="replace")))
 
 
 def list_processes(words: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A fleet over pretended QEMUs, whose lives the test hands out and whose clock it moves."""
+"""A fleet over simulated QEMUs, whose lives the test hands out and whose clock it moves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ QUICK = VmSettings(stats_interval_s=1, fast_interval_s=0.005, grace_s=0.0, qmp_t
 
 
 class Kernel:
-    """What the kernel says of pretended QEMUs, which all share the pid of the tests."""
+    """What the kernel says of simulated QEMUs, which all share the pid of the tests."""
 
     def __init__(self) -> None:
         self.age_s = 1000.0  # of a new life
@@ -216,7 +216,7 @@ async def staged(
 
 
 class Qemus:
-    """Pretended QEMUs by file stem; all end with the test."""
+    """Simulated QEMUs by file stem; all end with the test."""
 
     def __init__(self, directory: Path, stack: AsyncExitStack) -> None:
         self._directory = directory

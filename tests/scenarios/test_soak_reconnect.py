@@ -140,7 +140,7 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
     life = Life(2**22, 1)
 
     def opened(name: str) -> OpenMonitor:
-        return replace(open_monitor(name), pid=life.pid)  # all pretended QEMUs share our own pid
+        return replace(open_monitor(name), pid=life.pid)  # all simulated QEMUs share our own pid
 
     monkeypatch.setattr(connector_module, "open_monitor", opened)
     monkeypatch.setattr(connector_module, "life_of", lambda pid: Life(pid, 1))

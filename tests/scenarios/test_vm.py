@@ -1,4 +1,4 @@
-"""A VM as the agent knows it: every health word on the pretended QEMU, resets, moves, waits."""
+"""A VM as the agent knows it: every health word on the simulated QEMU, resets, moves, waits."""
 
 from __future__ import annotations
 

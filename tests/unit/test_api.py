@@ -1,4 +1,4 @@
-"""The public Python API, on the pretended QEMU."""
+"""The public Python API, on the simulated QEMU."""
 
 from __future__ import annotations
 

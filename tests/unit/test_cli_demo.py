@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from qmpballoon import screen
-from qmpballoon.lab.demo.minute import Outcome, compared
+from qmpballoon.lab.demo.measurement import Outcome, compared
+from qmpballoon.lab.demo.output import moves_line
 from qmpballoon.lab.demo.picture import (
     ASCII,
     MEANINGS,
@@ -21,7 +22,6 @@ from qmpballoon.lab.demo.picture import (
     merged,
     reason,
 )
-from qmpballoon.lab.demo.show import told_moves
 from qmpballoon.lab.demo.workload import (
     BUDGET,
     EQUAL_PART,
@@ -101,7 +101,7 @@ def test_the_budget_is_marked_on_the_sum_and_red_only_when_it_is_broken() -> Non
     assert (mark(300), mark(200)) == ("green", "red")
 
 
-def test_a_guest_that_is_nearly_out_of_memory_is_red_and_an_unwell_one_says_so() -> None:
+def test_a_guest_that_is_nearly_out_of_memory_is_red_and_an_offline_one_is_named_so() -> None:
     picture = replace(PICTURE, guests=(*PICTURE.guests, replace(look("mail"), health="offline")))
     lines = {unpainted(line)[:4].strip(): line for line in drawn(picture, 80, 24, paint=paint)}
     assert "\x1b[green]" in lines["web"]
@@ -116,7 +116,7 @@ def test_a_guest_of_which_nothing_is_known_has_no_figures() -> None:
     assert re.search(r"^web +- +- +-  unknown$", "\n".join(lines), re.MULTILINE)
 
 
-def test_nothing_that_a_terminal_would_obey_gets_into_the_picture() -> None:
+def test_control_characters_do_not_get_into_the_picture() -> None:
     picture = replace(
         PICTURE,
         title="t\x1b[2J",
@@ -156,18 +156,18 @@ def test_moves_of_one_guest_in_one_direction_soon_after_each_other_are_one() -> 
     ]
 
 
-def test_a_reason_is_explained_where_its_word_is_known() -> None:
+def test_a_known_reason_is_explained() -> None:
     assert reason(("grow", "emergency")) == f"grow, emergency: {MEANINGS['emergency']}"
     assert reason(("a-new-word",)) == "a-new-word"
 
 
-def test_the_story_tells_who_got_and_who_gave() -> None:
+def test_a_moves_line_names_the_growing_and_the_shrinking_guests() -> None:
     moves = [move(1, 90, 80, "give", vm="db"), move(1, 70, 60, "give", vm="mail"), move(1, 100, 120)]
-    told = told_moves(moves, ", ".join)
+    told = moves_line(moves, ", ".join)
     assert told == "web 100 -> 120 MiB (grow); db 90 -> 80, mail 70 -> 60 MiB (give)"
 
 
-def test_a_screen_is_given_back_also_when_drawing_on_it_fails() -> None:
+def test_the_screen_is_restored_when_drawing_fails() -> None:
     stream = io.StringIO()
 
     def draw_and_fail() -> None:
@@ -179,7 +179,7 @@ def test_a_screen_is_given_back_also_when_drawing_on_it_fails() -> None:
         draw_and_fail()
     drawn_text = "\x1b[Ha\x1b[K\r\nb\x1b[K\x1b[J"
     assert stream.getvalue() == f"\x1b[?1049h\x1b[?25l{drawn_text}\x1b[0m\x1b[?25h\x1b[?1049l"
-    assert screen.Screen(stream).size() == (80, 24), "where a terminal does not tell"
+    assert screen.Screen(stream).size() == (80, 24), "without a terminal size"
 
 
 def test_a_picture_is_only_for_a_terminal_that_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,14 +199,14 @@ def test_without_colour_nothing_is_painted(monkeypatch: pytest.MonkeyPatch) -> N
     assert not any("\x1b" in line for line in drawn(PICTURE, 80, 24, paint=coloured))
 
 
-def test_what_is_wanted_grows_at_the_rate_and_falls_at_once() -> None:
+def test_the_demand_grows_at_the_rate_and_falls_at_once() -> None:
     steps = (Step(10, 44), Step(20, 8))
-    wishes = [wanted(steps, at_s) / MIB for at_s in (0, 10, 11, 12, 13, 19.9, 20, 30)]
-    assert wishes == [8, 8, 20, 32, 44, 44, 8, 8]
+    demands = [wanted(steps, at_s) / MIB for at_s in (0, 10, 11, 12, 13, 19.9, 20, 30)]
+    assert demands == [8, 8, 20, 32, 44, 44, 8, 8]
     assert [step_at(steps, at_s).mib for at_s in (0, 10, 19, 20)] == [IDLE_MIB, 44, 44, 8]
 
 
-def test_all_wishes_of_the_script_fit_the_budget_and_not_all_of_them_an_equal_part() -> None:
+def test_the_demands_of_the_script_fit_the_budget_but_not_all_fit_an_equal_part() -> None:
     moments = [tenth / 10 for tenth in range(int(PLAYED_S * 10))]
     sums = [sum(wanted(steps, at_s) + KERNEL for steps in SCRIPT.values()) for at_s in moments]
     assert max(sums) < 0.9 * BUDGET
@@ -222,7 +222,7 @@ def test_an_outcome_counts_what_was_held_as_wanted_and_what_was_lent() -> None:
         0.5, [EQUAL_PART + 20 * MIB, EQUAL_PART - 40 * MIB], [10 * MIB, 90 * MIB], [20 * MIB, 60 * MIB]
     )
     outcome.add(9.0, [EQUAL_PART] * 2, [0, 0], [20 * MIB, 60 * MIB])
-    assert outcome.seconds == 1.5, "of a gap between two looks a second counts"
+    assert outcome.seconds == 1.5, "of a gap between two samples one second counts"
     assert outcome.work == 0.5 * 70 * MIB
     assert outcome.wanted == 1.5 * 80 * MIB
     assert (outcome.most_lent, outcome.most) == (20 * MIB, 2 * EQUAL_PART)
@@ -230,7 +230,7 @@ def test_an_outcome_counts_what_was_held_as_wanted_and_what_was_lent() -> None:
     assert outcome.work_percent == 29
 
 
-def test_a_comparison_tells_what_happened_whoever_was_better() -> None:
+def test_a_comparison_states_both_results_whichever_is_better() -> None:
     better = Outcome(work=9.996, wanted=10, seconds=2, lent=80 * MIB, most_lent=50 * MIB)
     worse = Outcome(work=5, wanted=10, kills=2)
     told = compared(better, worse)

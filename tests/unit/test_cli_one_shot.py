@@ -1,4 +1,4 @@
-"""`status`, `set` and `watch`, run as a user runs them, against pretended QEMUs on real sockets."""
+"""`status`, `set` and `watch`, run as a user runs them, against simulated QEMUs on real sockets."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ VM_KEYS = {
 
 
 async def command(*argv: str) -> int:
-    """Run the command line beside this loop, which runs the pretended QEMUs."""
+    """Run the command line beside this loop, which runs the simulated QEMUs."""
     async with asyncio.timeout(WAIT_S):
         return await asyncio.to_thread(main, argv)
 
 
 def a_qemu(directory: Path, name: str = "web", **changed: Any) -> SimulatedQemu:
-    """A pretended QEMU with a booted guest."""
+    """A simulated QEMU with a booted guest."""
     changed.setdefault("machine", MachineSpec(name=name))
     return SimulatedQemu(directory / f"{name}.qmp", **changed)
 

@@ -46,7 +46,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "lab": """
         . demo demo.picture demo.workload require kernel process serial waiting broker image
-        second_monitor guest snapshot lab demo.stage demo.show demo.minute demo.story
+        second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
     "cli": "arguments program sockets . agent check_config demo simulate status set watch",
     "__main__": "",

@@ -57,7 +57,7 @@ def test_a_socket_without_permission_names_who_it_belongs_to(
         raise PermissionError(13, "Permission denied")
 
     class Denied(socket.socket):
-        connect = refused  # root may open everything: the refusal is pretended
+        connect = refused  # root may open everything: so the refusal is simulated
 
     monkeypatch.setattr(socket, "socket", Denied)
     with pytest.raises(Unreachable, match="belongs to the user that runs QEMU"):

@@ -19,7 +19,7 @@ RECORD = VmStatus(VmId("web1"), "web1", "/run/web1.qmp", "ok", size=256, actual=
 HOST = HostStatus("ok", "fairshare", "auto", 10, 2, 3, 7, 100, 50, 0.5, 0.1, 2, 1, (), 4, 5)
 
 
-class PretendedBridge:
+class FakeBridge:
     """Makes each value at once and keeps it."""
 
     topics = TOPICS
@@ -48,7 +48,7 @@ class PretendedBridge:
 class Room:
     def __init__(self, *, samples: bool = False) -> None:
         self.now_s = 1000.0
-        self.bridge = PretendedBridge()
+        self.bridge = FakeBridge()
         self.publisher = Publisher(
             self.bridge,
             Agent("edge-7", "edge-7", "0.1.0", "f00", 60.0),
@@ -170,7 +170,7 @@ async def test_samples_are_off_unless_wanted() -> None:
 
 
 async def test_the_task_wakes_for_what_became_due_earlier_than_it_meant_to_sleep() -> None:
-    bridge = PretendedBridge()
+    bridge = FakeBridge()
     publisher = Publisher(bridge, Agent("edge-7", "edge-7", "0", "f", 3600.0), min_interval_s=0.05)
     task = asyncio.create_task(publisher.run(), name="publisher")
     try:

@@ -1,4 +1,4 @@
-"""Pretended QEMUs in processes of their own."""
+"""Simulated QEMUs in processes of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which version's words a pretended QEMU uses; the words themselves are compared with recordings."""
+"""Which version's words a simulated QEMU uses; the words themselves are compared with recordings."""
 
 from __future__ import annotations
 

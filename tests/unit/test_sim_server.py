@@ -1,4 +1,4 @@
-"""The pretended QEMU's own side: events, faults, and what it costs."""
+"""The simulated QEMU's own side: events, faults, and what it costs."""
 
 from __future__ import annotations
 

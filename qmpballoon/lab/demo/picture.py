@@ -12,10 +12,10 @@ from qmpballoon.units import MIB
 MEANINGS: Final = {
     "emergency": "it is nearly out of memory",
     "thin": "it has little left",
-    "grow": "it grows into what it has",
-    "cache": "it reads files",
-    "give": "others need it more",
-    "booting": "it boots with all of its memory",
+    "grow": "it has little headroom left",
+    "cache": "it uses its page cache in full",
+    "give": "other guests need the memory",
+    "booting": "it keeps its whole size while it boots",
     "static-split": "an equal part for each",
     "manual": "asked for over MQTT",
 }

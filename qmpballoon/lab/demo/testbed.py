@@ -37,7 +37,7 @@ state_dir = "{directory}/state"
 sockets = ["{directory}/*.qmp"]
 [mqtt]
 url = "{url}"
-min_interval_s = 0.2  # for a lively picture
+min_interval_s = 0.2  # for a picture that is updated often
 [host]
 budget = "{budget}MiB"
 reserve = "128MiB"
@@ -48,35 +48,35 @@ overload = "host"  # nothing is lent beyond the budget: both halves of the compa
 """
 
 
-class Stage:
+class Testbed:
     """Everything that the demo starts, in one temporary directory; leaving the context removes all of it."""
 
     def __init__(self) -> None:
         self.guests: dict[str, LabGuest] = {}
         self.agent: Program | None = None
-        self._room = Lab()
+        self._lab = Lab()
         self._broker: LabBroker | None = None
 
     @property
     def directory(self) -> Path:
         """The directory of the sockets and logs."""
-        return self._room.directory
+        return self._lab.directory
 
     @property
     def broker(self) -> LabBroker:
         """The broker, once it was started."""
         if self._broker is None:
-            raise LabError("the demo's broker is not started")
+            raise LabError("the broker is not started")
         return self._broker
 
     async def start_broker(self) -> None:
         """Start mosquitto at a free port."""
-        self._broker = await self._room.broker("broker")
+        self._broker = await self._lab.broker("broker")
 
     async def start_guests(self) -> None:
         """Start the QEMUs; their guests boot."""
         for name in NAMES:
-            self.guests[name] = await self._room.guest(name, memory=SIZE, fresh=True, wait=False)
+            self.guests[name] = await self._lab.guest(name, memory=SIZE, fresh=True, wait=False)
 
     @property
     def agent_command(self) -> list[str]:
@@ -105,14 +105,14 @@ class Stage:
             self.agent = None
 
     async def __aenter__(self) -> Self:
-        await self._room.__aenter__()
+        await self._lab.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill_agent()
-        await self._room.__aexit__(kind, error, trace)
+        await self._lab.__aexit__(kind, error, trace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +127,20 @@ class Seen:
         return self.payload.get(key) if isinstance(self.payload, Mapping) else None
 
 
-class Onlooker:
+class Observer:
     """An MQTT client that remembers the last message of each topic, and can send requests.
 
-    ``told`` is called with each message when it is received.
+    ``on_message`` is called with each message when it is received.
     """
 
     def __init__(self, client: aiomqtt.Client) -> None:
         self.latest: dict[str, Seen] = {}
-        self.told: Callable[[Seen], None] = lambda seen: None
+        self.on_message: Callable[[Seen], None] = lambda seen: None
         self._client = client
         self._changed = asyncio.Event()
         self._numbers = itertools.count(1)
 
-    async def look_on(self) -> None:
+    async def receive(self) -> None:
         """Store received messages until the connection ends.
 
         Raises:
@@ -149,17 +149,17 @@ class Onlooker:
         async for message in self._client.messages:
             topic = message.topic.value
             seen = self.latest[topic] = Seen(topic, _read(bytes(message.payload)), time.monotonic())
-            self.told(seen)
+            self.on_message(seen)
             self._changed.set()
             self._changed = asyncio.Event()
 
     async def changes(self) -> AsyncIterator[Seen]:
         """Iterate over messages from now on; of several at once on a topic only the newest is returned."""
-        told = dict(self.latest)
+        known = dict(self.latest)
         while True:
             changed = self._changed
-            fresh = [seen for topic, seen in self.latest.items() if told.get(topic) is not seen]
-            told = dict(self.latest)
+            fresh = [seen for topic, seen in self.latest.items() if known.get(topic) is not seen]
+            known = dict(self.latest)
             for seen in sorted(fresh, key=lambda seen: seen.at_s):
                 yield seen
             if not fresh:
@@ -215,7 +215,7 @@ class Onlooker:
 
 
 @contextlib.asynccontextmanager
-async def looking_on(port: int) -> AsyncIterator[Onlooker]:
+async def observing(port: int) -> AsyncIterator[Observer]:
     """Observe everything below the base while the block runs."""
     async with aiomqtt.Client(
         HOST,
@@ -224,13 +224,13 @@ async def looking_on(port: int) -> AsyncIterator[Onlooker]:
         socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         timeout=_MQTT_S,
     ) as client:
-        onlooker = Onlooker(client)
-        looking = asyncio.create_task(onlooker.look_on(), name="onlooker")
+        observer = Observer(client)
+        receiving = asyncio.create_task(observer.receive(), name="observer")
         try:
             await client.subscribe(f"{BASE}/#", qos=1)
-            yield onlooker
+            yield observer
         finally:
-            await ended(looking)
+            await ended(receiving)
 
 
 async def ended(task: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""A minute of changing needs: the guests' work, its results as seen inside the guests, and the figures."""
+"""Runs the workloads in the guests and measures the result inside the guests and on second monitors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from qmpballoon.lab.demo.show import Show, move_of
-from qmpballoon.lab.demo.stage import Onlooker, Seen, Stage
+from qmpballoon.lab.demo.output import Display, move_of
+from qmpballoon.lab.demo.testbed import Observer, Seen, Testbed
 from qmpballoon.lab.demo.workload import (
     BUDGET,
     EQUAL_PART,
@@ -26,7 +26,7 @@ from qmpballoon.lab.guest import LabGuest
 from qmpballoon.lab.require import LabError
 from qmpballoon.units import MIB
 
-_LOOK_EVERY_S: Final = 0.2
+_SAMPLE_EVERY_S: Final = 0.2
 _ANSWER_S: Final = 3.0  # of a thrashing guest; it counts as holding nothing then
 _RESTARTS_AFTER_S: Final = 3.0  # as a service manager would restart what was killed
 _LONGEST_GAP_S: Final = 1.0  # between two samples; longer gaps are not counted
@@ -34,7 +34,7 @@ _LONGEST_GAP_S: Final = 1.0  # between two samples; longer gaps are not counted
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of a minute, from the second monitors and from inside the guests; sizes in bytes."""
+    """The result of one run, from the second monitors and from inside the guests; sizes in bytes."""
 
     kills: int = 0  # of the guests' work, by their kernels
     work: float = 0.0  # byte-seconds that were held as wanted
@@ -55,19 +55,19 @@ class Outcome:
         """Mean of the bytes that guests had beyond an equal part."""
         return round(self.lent / self.seconds) if self.seconds else 0
 
-    def add(self, passed_s: float, actuals: list[int], held: list[int], wishes: list[int]) -> None:
-        """Count a stretch of time in this state."""
+    def add(self, passed_s: float, actuals: list[int], held: list[int], wanted_sizes: list[int]) -> None:
+        """Add ``passed_s`` seconds with these sizes."""
         passed_s = min(passed_s, _LONGEST_GAP_S)
         lent = sum(max(0, actual - EQUAL_PART) for actual in actuals)
         self.seconds += passed_s
-        self.work += passed_s * sum(map(min, held, wishes))
-        self.wanted += passed_s * sum(wishes)
+        self.work += passed_s * sum(map(min, held, wanted_sizes))
+        self.wanted += passed_s * sum(wanted_sizes)
         self.lent += passed_s * lent
         self.most_lent = max(self.most_lent, lent)
         self.most = max(self.most, sum(actuals))
 
-    def told(self) -> str:
-        """Return it in a sentence."""
+    def sentence(self) -> str:
+        """Return the result as one sentence."""
         return (
             f"{killed(self.kills)}; {self.work_percent} % of the memory that the work wanted was held; "
             f"{self.commands} commands; never more than {round(self.most / MIB)} MiB in all guests together"
@@ -75,7 +75,7 @@ class Outcome:
 
 
 def compared(moved: Outcome, fixed: Outcome) -> str:
-    """Return the difference between the agent's minute and that of the static split in one sentence."""
+    """Return the difference between the run with the agent and the one with a static split."""
     ratio = f"{moved.work / fixed.work:.2f} times the work" if fixed.work else "all of the work"
     lent, most_lent = round(moved.lent_on_average / MIB), round(moved.most_lent / MIB)
     return (
@@ -92,7 +92,7 @@ def killed(count: int) -> str:
     return f"work was killed {({1: 'once', 2: 'twice'}).get(count, f'{count} times')}"
 
 
-async def play(stage: Stage, onlooker: Onlooker, show: Show, *, seconds: float) -> Outcome:
+async def play(testbed: Testbed, observer: Observer, display: Display, *, seconds: float) -> Outcome:
     """Let the guests work for this time, and return the result; the script starts again when it ends.
 
     Raises:
@@ -101,59 +101,59 @@ async def play(stage: Stage, onlooker: Onlooker, show: Show, *, seconds: float) 
     began_s = time.monotonic()
     outcome = Outcome()
 
-    def told(seen: Seen) -> None:
+    def on_message(seen: Seen) -> None:
         move = move_of(seen, began_s)
         if move is not None:
             outcome.commands += 1
-            show.moved(move)
+            display.moved(move)
         elif seen["event"] == "health" and isinstance(data := seen["data"], Mapping):
             health = f"health {data.get('from')} -> {data.get('to')}"
-            show.happened(seen.at_s - began_s, f"{seen['vm']}'s {health}", "yellow")
+            display.happened(seen.at_s - began_s, f"{seen['vm']}'s {health}", "yellow")
 
-    actors = [_Actor(guest, list(SCRIPT[name])) for name, guest in stage.guests.items()]
-    for actor in actors:
-        await actor.begin()
-    onlooker.told = told
+    workloads = [_Workload(guest, list(SCRIPT[name])) for name, guest in testbed.guests.items()]
+    for workload in workloads:
+        await workload.begin()
+    observer.on_message = on_message
     try:
         before_s = now_s = time.monotonic() - began_s
         while now_s < seconds:
-            sights = await asyncio.gather(*(actor.see(now_s, show) for actor in actors))
+            samples = await asyncio.gather(*(workload.sample(now_s, display) for workload in workloads))
             seen_s = time.monotonic() - began_s
             outcome.add(
                 seen_s - before_s,
-                [sight.actual for sight in sights],
-                [sight.held for sight in sights],
-                [sight.wanted for sight in sights],
+                [sample.actual for sample in samples],
+                [sample.held for sample in samples],
+                [sample.wanted for sample in samples],
             )
             before_s = seen_s
-            show.refresh(seen_s)
-            await asyncio.sleep(max(0.0, now_s + _LOOK_EVERY_S - seen_s))
+            display.refresh(seen_s)
+            await asyncio.sleep(max(0.0, now_s + _SAMPLE_EVERY_S - seen_s))
             now_s = time.monotonic() - began_s
     finally:
-        onlooker.told = lambda seen: None
-    outcome.kills = sum(actor.kills for actor in actors)
+        observer.on_message = lambda seen: None
+    outcome.kills = sum(workload.kills for workload in workloads)
     return outcome
 
 
-async def rest(stage: Stage) -> None:
+async def rest(testbed: Testbed) -> None:
     """Let all guests release the memory of their work.
 
     Raises:
         LabError: a guest does not answer.
     """
-    for guest in stage.guests.values():
+    for guest in testbed.guests.values():
         await guest.command(f"grow {IDLE_MIB} {MIB_PER_S}")
 
 
 @dataclass(frozen=True, slots=True)
-class _Sight:
+class _Sample:
     actual: int
     held: int
     wanted: int
 
 
 @dataclass(slots=True)
-class _Actor:
+class _Workload:
     """Gives one guest its work, and samples it without the agent."""
 
     guest: LabGuest
@@ -162,7 +162,7 @@ class _Actor:
     _held: int = 0
     _counted: int = 0  # kills, by the guest
     _boots: int = 0
-    _ordered: Step = field(default_factory=lambda: Step(0, IDLE_MIB))
+    _sent: Step = field(default_factory=lambda: Step(0, IDLE_MIB))
     _restarts_at_s: float = -math.inf
 
     async def begin(self) -> None:
@@ -170,56 +170,56 @@ class _Actor:
         await self.guest.command(f"grow {IDLE_MIB} {MIB_PER_S}")
         self._boots, self._counted = self.guest.boots, (await self.guest.look()).kills
 
-    async def see(self, now_s: float, show: Show) -> _Sight:
-        """Send the order that is due, and take a sample."""
+    async def sample(self, now_s: float, display: Display) -> _Sample:
+        """Send the command that is due, and take a sample."""
         played_s = now_s % PLAYED_S
-        wish = wanted(self.steps, played_s)
+        wanted_now = wanted(self.steps, played_s)
         actual = await self.guest.monitor.actual()
         try:
-            await self._order(step_at(self.steps, played_s), now_s, show)
+            await self._send(step_at(self.steps, played_s), now_s, display)
             look = await self.guest.look(timeout_s=_ANSWER_S)
         except LabError:  # no answer in time; after a kernel panic it reboots
-            self._note_boot(now_s, show)
+            self._note_boot(now_s, display)
             self._held = 0
         else:
-            self._note_kills(look.kills, now_s, show)
+            self._note_kills(look.kills, now_s, display)
             self._held = look.held
-        return _Sight(actual, self._held, wish)
+        return _Sample(actual, self._held, wanted_now)
 
-    async def _order(self, step: Step, now_s: float, show: Show) -> None:
+    async def _send(self, step: Step, now_s: float, display: Display) -> None:
         if now_s < self._restarts_at_s:
             return
         if self._restarts_at_s > 0:
             self._restarts_at_s = -math.inf
-            show.happened(now_s, f"{self.guest.name}'s work is started again")
-        elif step == self._ordered:
+            display.happened(now_s, f"{self.guest.name}'s workload restarts")
+        elif step == self._sent:
             return
         else:
-            show.happened(now_s, f"{self.guest.name}'s work {_told(step)}", "bold")
-        self._ordered = step
+            display.happened(now_s, f"{self.guest.name}'s workload {_described(step)}", "bold")
+        self._sent = step
         await self.guest.command(f"grow {step.mib} {MIB_PER_S}", timeout_s=_ANSWER_S)
 
-    def _note_kills(self, counted: int, now_s: float, show: Show) -> None:
+    def _note_kills(self, counted: int, now_s: float, display: Display) -> None:
         if counted > self._counted:
             self.kills += counted - self._counted
             self._restarts_at_s = now_s + _RESTARTS_AFTER_S
-            show.happened(
+            display.happened(
                 now_s,
-                f"{self.guest.name} is out of memory: its kernel killed its work, "
-                f"which held {round(self._held / MIB)} of {self._ordered.mib} MiB",
+                f"{self.guest.name} is out of memory: its kernel killed the workload, "
+                f"which held {round(self._held / MIB)} of {self._sent.mib} MiB",
                 "red",
             )
         self._counted = counted
 
-    def _note_boot(self, now_s: float, show: Show) -> None:
+    def _note_boot(self, now_s: float, display: Display) -> None:
         if self.guest.boots > self._boots:
             self.kills += 1
             self._boots, self._counted = self.guest.boots, 0
             self._restarts_at_s = now_s + _RESTARTS_AFTER_S
-            show.happened(now_s, f"{self.guest.name} had no memory left and rebooted", "red")
+            display.happened(now_s, f"{self.guest.name} had no memory left and rebooted", "red")
 
 
-def _told(step: Step) -> str:
+def _described(step: Step) -> str:
     if step.mib <= IDLE_MIB:
-        return "is done"
-    return f"begins: it wants {step.mib} MiB, {MIB_PER_S} MiB more each second"
+        return "ends"
+    return f"grows to {step.mib} MiB at {MIB_PER_S} MiB/s"

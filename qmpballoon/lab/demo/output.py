@@ -1,4 +1,4 @@
-"""How the demo shows a minute: as a story line by line, or as a live picture in a terminal."""
+"""What the demo prints: lines, or a live picture in a terminal."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from qmpballoon.lab.demo.picture import (
     merged,
     reason,
 )
-from qmpballoon.lab.demo.stage import BASE, Onlooker, Seen
+from qmpballoon.lab.demo.testbed import BASE, Observer, Seen
 from qmpballoon.lab.demo.workload import BUDGET, NAMES
 from qmpballoon.screen import Screen, can_draw, whole_screen
 from qmpballoon.units import MIB
 
 _LOG: Final = 400  # moves and events that are kept; a terminal has fewer rows
-_STORY_EVERY_S: Final = 2.0
+_LINE_EVERY_S: Final = 2.0
 _TABLE_EVERY_S: Final = 10.0
 
 
-class Teller:
-    """Prints the story, each line with the seconds since it began."""
+class Printer:
+    """Prints the lines of the demo, each with the seconds since the start."""
 
     def __init__(self) -> None:
         self._began_s = time.monotonic()
 
-    def head(self, text: str) -> None:
-        """Begin a scene."""
+    def heading(self, text: str) -> None:
+        """Print the heading of a step."""
         print(f"\n{terminal.coloured(terminal.clean(text), 'bold')}", flush=True)
 
-    def tell(self, text: str) -> None:
-        """Print one event."""
+    def line(self, text: str) -> None:
+        """Print one line, with the time since the start."""
         terminal.clear_progress()
         stamp = f"{time.monotonic() - self._began_s:6.1f} s  "
         lines = _broken(terminal.clean(text), len(stamp))
         print(terminal.coloured(stamp, "dim") + f"\n{' ' * len(stamp)}".join(lines), flush=True)
 
 
-class Show(Protocol):
-    """The display of a minute; times are seconds since its start."""
+class Display(Protocol):
+    """The display of one run; times are seconds since its start."""
 
     def moved(self, move: Move) -> None:
         """Record a decision that was sent."""
@@ -65,20 +65,20 @@ class Show(Protocol):
 
 
 @contextmanager
-def showing(title: str, seconds: float, onlooker: Onlooker, teller: Teller, hint: str) -> Iterator[Show]:
-    """Show a minute while the body runs, in a form that suits stdout."""
+def showing(title: str, seconds: float, observer: Observer, printer: Printer, hint: str) -> Iterator[Display]:
+    """Show a run while the body runs, in a form that suits stdout."""
     if not can_draw(sys.stdout):
-        story = _Story(onlooker, teller)
-        yield story
-        story.end()
+        lines = _Lines(observer, printer)
+        yield lines
+        lines.end()
         return
     with whole_screen() as screen:
-        yield _Live(title, seconds, onlooker, screen, hint)
+        yield _Live(title, seconds, observer, screen, hint)
 
 
-def looks(onlooker: Onlooker) -> list[GuestLook]:
+def looks(observer: Observer) -> list[GuestLook]:
     """Return the guests as last published."""
-    return [_look(name, onlooker.latest.get(f"{BASE}/vm/{name}/state")) for name in NAMES]
+    return [_look(name, observer.latest.get(f"{BASE}/vm/{name}/state")) for name in NAMES]
 
 
 def move_of(seen: Seen, began_s: float) -> Move | None:
@@ -92,7 +92,7 @@ def move_of(seen: Seen, began_s: float) -> Move | None:
     return Move(seen.at_s - began_s, str(seen["vm"]), was, now, (str(details.get("why")),))
 
 
-def told_moves(moves: Sequence[Move], reason: Callable[[Sequence[str]], str] = reason) -> str:
+def moves_line(moves: Sequence[Move], reason: Callable[[Sequence[str]], str] = reason) -> str:
     """Return the moves of a few seconds as a sentence: which guests got memory and why, which gave it."""
     shrunk = [move for move in moves if not move.grows]
     parts = [f"{_from_to(move)} MiB ({reason(move.whys)})" for move in moves if move.grows]
@@ -102,38 +102,38 @@ def told_moves(moves: Sequence[Move], reason: Callable[[Sequence[str]], str] = r
     return "; ".join(parts)
 
 
-class _Story:
+class _Lines:
     """Prints the moves of each two seconds in a line, and the state of the guests now and then."""
 
-    def __init__(self, onlooker: Onlooker, teller: Teller) -> None:
-        self._onlooker = onlooker
-        self._teller = teller
+    def __init__(self, observer: Observer, printer: Printer) -> None:
+        self._observer = observer
+        self._printer = printer
         self._moves: deque[Move] = deque(maxlen=_LOG)
         self._explained: set[str] = set()
-        self._told_s = 0.0
-        self._stood_s = 0.0
+        self._printed_s = 0.0
+        self._table_printed_s = 0.0
 
     def moved(self, move: Move) -> None:
         self._moves.append(move)
 
     def happened(self, at_s: float, text: str, colour: str | None = None) -> None:
-        self._tell_moves()
-        self._teller.tell(text)
+        self._print_moves()
+        self._printer.line(text)
 
     def refresh(self, at_s: float) -> None:
-        if at_s - self._told_s >= _STORY_EVERY_S:
-            self._told_s = at_s
-            self._tell_moves()
-        if at_s - self._stood_s >= _TABLE_EVERY_S:
-            self._stood_s = at_s
-            self._tell_looks()
+        if at_s - self._printed_s >= _LINE_EVERY_S:
+            self._printed_s = at_s
+            self._print_moves()
+        if at_s - self._table_printed_s >= _TABLE_EVERY_S:
+            self._table_printed_s = at_s
+            self._print_guests()
 
     def end(self) -> None:
-        self._tell_moves()
+        self._print_moves()
 
-    def _tell_moves(self) -> None:
+    def _print_moves(self) -> None:
         if self._moves:
-            self._teller.tell(told_moves(merged(self._moves), self._reason))
+            self._printer.line(moves_line(merged(self._moves), self._reason))
             self._moves.clear()
 
     def _reason(self, whys: Sequence[str]) -> str:
@@ -142,22 +142,22 @@ class _Story:
         self._explained.update(whys)
         return ", ".join(whys) if known else reason(whys)
 
-    def _tell_looks(self) -> None:
-        guests = looks(self._onlooker)
+    def _print_guests(self) -> None:
+        guests = looks(self._observer)
         each = ", ".join(
             f"{guest.name} {mebibytes(guest.held)}/{mebibytes(guest.actual)}" for guest in guests
         )
         total = sum(guest.actual or 0 for guest in guests)
-        self._teller.tell(f"now hold/have MiB: {each}; given out: {mebibytes(total)} of {BUDGET // MIB} MiB")
+        self._printer.line(f"held/actual MiB: {each}; total: {mebibytes(total)} of {BUDGET // MIB} MiB")
 
 
 class _Live:
     """Redraws the picture repeatedly."""
 
-    def __init__(self, title: str, seconds: float, onlooker: Onlooker, screen: Screen, hint: str) -> None:
+    def __init__(self, title: str, seconds: float, observer: Observer, screen: Screen, hint: str) -> None:
         self._title = title
         self._seconds = seconds
-        self._onlooker = onlooker
+        self._observer = observer
         self._screen = screen
         self._hint = hint
         self._moves: deque[Move] = deque(maxlen=_LOG)
@@ -176,7 +176,7 @@ class _Live:
         picture = Picture(
             title=self._title,
             progress=f"{min(at_s, self._seconds):.0f} of {self._seconds:.0f} s",
-            guests=looks(self._onlooker),
+            guests=looks(self._observer),
             budget=BUDGET,
             log=sorted(log, key=lambda entry: entry.at_s),
             hint=self._hint,

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Final
 
 from bench_figures import Latency, Scene, idle_memory, latency, scene, start_times
-from bench_stage import INTERVAL_S, BenchError, Memory
+from bench_processes import INTERVAL_S, BenchError, Memory
 
 from qmpballoon.lab.require import LabError
 from qmpballoon.units import MIB

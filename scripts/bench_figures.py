@@ -16,7 +16,7 @@ from typing import Final
 
 import aiomqtt
 import bench_bare
-from bench_stage import (
+from bench_processes import (
     AGENT_HOST,
     INTERVAL_S,
     PATIENCE_S,
@@ -111,12 +111,12 @@ async def _agent_turn(
 ) -> tuple[float, Memory, Attaching | None]:
     async with agent(directory, paths, broker.url if broker else None) as process:
         began_s, attaching = process.started_s, None
-        started_s, cpu_at_start_s = await process.said(is_started), process.cpu_s()
+        started_s, cpu_at_start_s = await process.logged(is_started), process.cpu_s()
         if broker:
             online_s = await _all_online(broker, len(paths))
             cpu_s = process.cpu_s() - cpu_at_start_s
             attaching = Attaching(len(paths), started_s - began_s, online_s - began_s, cpu_s)
-        await process.said(is_well, times=len(paths))
+        await process.logged(is_well, times=len(paths))
         cost_us = await _cost_of_a_sample_us(process, len(paths), window_s)
         return cost_us, process.memory(), attaching
 
@@ -139,7 +139,7 @@ async def _cost_of_a_sample_us(process: Process, vms: int, window_s: float) -> f
 async def idle_memory(directory: Path) -> Memory:
     """Return the memory of an agent that is connected to a broker and has no VM."""
     async with LabBroker(directory, name="idle") as broker, agent(directory, [], broker.url) as process:
-        await process.said(is_started)
+        await process.logged(is_started)
         async with _listening(broker, TOPICS.status) as client:
             await _heard(client, b"online")
         await asyncio.sleep(_SETTLE_S)
@@ -154,7 +154,7 @@ async def latency(directory: Path, count: int) -> Latency:
         LabBroker(directory, name="latency") as broker,
         agent(directory, [served], broker.url) as process,
     ):
-        await process.said(is_well)
+        await process.logged(is_well)
         await _all_online(broker, 1)
         qemu = await bench_bare.connected(direct)
         vm = Path(served).stem
@@ -225,7 +225,7 @@ async def _heard(client: aiomqtt.Client, payload: bytes) -> None:
                 if message.payload == payload:
                     return
     except TimeoutError:
-        raise BenchError(f"{payload!r} was not heard within {PATIENCE_S:g} s") from None
+        raise BenchError(f"{payload!r} was not received within {PATIENCE_S:g} s") from None
 
 
 async def _round_trip(client: aiomqtt.Client, topic: str, payload: bytes) -> float:

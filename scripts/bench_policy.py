@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Final
 
 from policy_bench.drawing import drawing
+from policy_bench.execution import STATIC, run_scenario
 from policy_bench.figures import Figures, figures
 from policy_bench.recording import Recording
-from policy_bench.stage import STATIC, perform
-from policy_bench.workload import Play, play
+from policy_bench.workload import Scenario, scenario
 
 from qmpballoon.lab.require import LabError
 
@@ -49,8 +49,8 @@ def main() -> int:
     """Run the comparison, print a table, and return the exit code."""
     arguments = _parser().parse_args()
     policies = [*([STATIC] if not arguments.no_static else []), *arguments.policies.split(",")]
-    script = play(arguments.seed, arguments.seconds, arguments.rate)
-    print(_heading(script))
+    planned = scenario(arguments.seed, arguments.seconds, arguments.rate)
+    print(_heading(planned))
     recordings: list[Recording] = []
     with asyncio.Runner() as runner:
         for deflate_on_oom in DEFLATE[arguments.deflate_on_oom]:
@@ -58,8 +58,8 @@ def main() -> int:
                 try:
                     recordings.append(
                         runner.run(
-                            perform(
-                                script,
+                            run_scenario(
+                                planned,
                                 policy,
                                 deflate_on_oom=deflate_on_oom,
                                 tables=arguments.tables,
@@ -72,7 +72,7 @@ def main() -> int:
                     return 1
                 print(_row(figures(recordings[-1]), _static_of(recordings)), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(_document(script, recordings, traces=arguments.traces)))
+        arguments.json.write_text(json.dumps(_document(planned, recordings, traces=arguments.traces)))
     if arguments.plot:
         for one in recordings:
             _plot_file(arguments.plot, one).write_text(drawing(one))
@@ -93,23 +93,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=int, default=20, metavar="MIB_PER_S", help="growth (default: 20)")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each run (default: 120)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="figures, and what led to each kill")
-    parser.add_argument(
-        "--traces", action="store_true", help="with --json: all that was seen, 10 times a second"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="figures, and the samples before each kill")
+    parser.add_argument("--traces", action="store_true", help="with --json: all samples, 10 a second")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE.svg", help="drawings: FILE-POLICY.svg, or FILE-POLICY-deflate.svg"
     )
-    parser.add_argument("--log", type=Path, metavar="FILE", help="what the agent logs in the last run")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="the agent's log of the last run")
     parser.add_argument("--tables", default="", metavar="TOML", help="appended to the agent's configuration")
     return parser
 
 
-def _heading(script: Play) -> str:
+def _heading(planned: Scenario) -> str:
     return (
-        f"{len(script.scripts)} guests, budget {script.budget_mib} MiB, "
-        f"growth {script.rate_mib_per_s} MiB/s, {script.seconds:g} s each, seed {script.seed}; "
-        f"at most {script.most_wanted:.0%} of the budget is needed at once\n"
+        f"{len(planned.scripts)} guests, budget {planned.budget_mib} MiB, "
+        f"growth {planned.rate_mib_per_s} MiB/s, {planned.seconds:g} s each, seed {planned.seed}; "
+        f"at most {planned.most_wanted:.0%} of the budget is needed at once\n"
         f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}\n\n"
         + " ".join(f"{name:>{width}}" for name, width in _COLUMNS)
     )
@@ -150,7 +148,7 @@ def _plot_file(file: Path, recording: Recording) -> Path:
     return file.with_name(f"{file.stem}-{recording.policy}{deflate}{file.suffix}")
 
 
-def _document(script: Play, recordings: Sequence[Recording], *, traces: bool) -> object:
+def _document(planned: Scenario, recordings: Sequence[Recording], *, traces: bool) -> object:
     runs = []
     for one in recordings:
         run: dict[str, object] = {
@@ -160,7 +158,7 @@ def _document(script: Play, recordings: Sequence[Recording], *, traces: bool) ->
         if traces:
             run["recording"] = asdict(one)
         runs.append(run)
-    return {"schema": 1, "play": asdict(script), "runs": runs}
+    return {"schema": 2, "scenario": asdict(planned), "runs": runs}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ _GRID_S: Final = 0.2
 def drawing(recording: Recording) -> str:
     """Return the SVG document of a run."""
     found = figures(recording)
-    vms = max(1, len(recording.sights))
+    vms = max(1, len(recording.samples))
     return draw(
         Run(
             trace=Trace(
@@ -55,9 +55,9 @@ def drawing(recording: Recording) -> str:
             ],
             kills={
                 VmId(name): [at_s for at_s, vm in recording.kills_at if vm == name]
-                for name in recording.sights
+                for name in recording.samples
             },
-            points={VmId(name): _points(recording, name) for name in recording.sights},
+            points={VmId(name): _points(recording, name) for name in recording.samples},
         )
     )
 
@@ -66,19 +66,19 @@ def _points(recording: Recording, vm: str) -> list[Point]:
     base = BASE_MIB * MIB
     points: list[Point] = []
     for index in range(1, int(recording.seconds / _GRID_S) + 1):
-        sight = recording.at(vm, index * _GRID_S)
-        if sight is not None:
-            actual = recording.size if sight.booting else sight.actual
-            held = sight.used if sight.used is not None else points[-1].held if points else 0
+        sample = recording.at(vm, index * _GRID_S)
+        if sample is not None:
+            actual = recording.size if sample.booting else sample.actual
+            held = sample.used if sample.used is not None else points[-1].held if points else 0
             points.append(
-                Point(index * _GRID_S, recording.size, actual, held, base + sight.wanted, sight.target)
+                Point(index * _GRID_S, recording.size, actual, held, base + sample.wanted, sample.target)
             )
     return points
 
 
 def _lent_mib(recording: Recording) -> float:
     """Return what guests had beyond an equal split, on average."""
-    share = recording.budget / max(1, len(recording.sights))
-    points = [_points(recording, vm) for vm in recording.sights]
+    share = recording.budget / max(1, len(recording.samples))
+    points = [_points(recording, vm) for vm in recording.samples]
     moments = max(1, max(map(len, points), default=1))
     return sum(max(0.0, point.actual - share) for each in points for point in each) / moments / MIB

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from policy_bench.recording import Recording, Sight
+from policy_bench.recording import Recording, Sample
 from qmpballoon.units import MIB
 
 STARVED: Final = 0.06  # of actual available, or less
@@ -37,20 +37,20 @@ class Figures:
     commands: int
     commands_per_vm_min: float  # while demands change
     commands_at_rest: int
-    sights_per_s: float  # of each guest
+    samples_per_s: float  # of each guest
 
 
 def figures(recording: Recording) -> Figures:
     """Return the figures of a recording."""
     work = wanted = starved_s = 0.0
     count = 0
-    for sights in recording.sights.values():
-        count += len(sights)
-        for sight, after in pairwise(sights):
-            passed_s = min(LONGEST_GAP_S, after.at_s - sight.at_s)
-            work += min(sight.held, sight.wanted) * passed_s
-            wanted += sight.wanted * passed_s
-            if not sight.booting and sight.available < STARVED * sight.actual:
+    for samples in recording.samples.values():
+        count += len(samples)
+        for sample, after in pairwise(samples):
+            passed_s = min(LONGEST_GAP_S, after.at_s - sample.at_s)
+            work += min(sample.held, sample.wanted) * passed_s
+            wanted += sample.wanted * passed_s
+            if not sample.booting and sample.available < STARVED * sample.actual:
                 starved_s += passed_s
     sums = _sums(recording)
     over = [max(0, actual - recording.budget) for actual, _ in sums]
@@ -58,7 +58,7 @@ def figures(recording: Recording) -> Figures:
     rest_s = recording.rests_from_s + REST_BEGINS_S
     sent = [one for one in recording.decisions if 0 <= one.at_s <= recording.seconds]
     busy = [one for one in sent if one.at_s < recording.rests_from_s]
-    vms = max(1, len(recording.sights))
+    vms = max(1, len(recording.samples))
     return Figures(
         policy=recording.policy,
         deflate_on_oom=recording.deflate_on_oom,
@@ -76,25 +76,25 @@ def figures(recording: Recording) -> Figures:
         commands=len(sent),
         commands_per_vm_min=round(len(busy) / vms / recording.rests_from_s * 60, 1),
         commands_at_rest=len([one for one in sent if one.at_s >= rest_s]),
-        sights_per_s=round(count / vms / recording.seconds, 1),
+        samples_per_s=round(count / vms / recording.seconds, 1),
     )
 
 
 def _sums(recording: Recording) -> Sequence[tuple[int, int]]:
     """Return the sums of what guests may use, and of their QEMUs' resident memory, over time."""
     moments = [index * _GRID_S for index in range(1, int(recording.seconds / _GRID_S) + 1)]
-    seen = [[recording.at(vm, moment) for vm in recording.sights] for moment in moments]
+    seen = [[recording.at(vm, moment) for vm in recording.samples] for moment in moments]
     return [
         (
-            sum(_may_use(sight, recording.size) for sight in sights if sight is not None),
-            sum(max(0, sight.rss - QEMU_ITSELF) for sight in sights if sight is not None),
+            sum(_may_use(sample, recording.size) for sample in samples if sample is not None),
+            sum(max(0, sample.rss - QEMU_ITSELF) for sample in samples if sample is not None),
         )
-        for sights in seen
+        for samples in seen
     ]
 
 
-def _may_use(sight: Sight, size: int) -> int:
-    return size if sight.booting else sight.actual
+def _may_use(sample: Sample, size: int) -> int:
+    return size if sample.booting else sample.actual
 
 
 def _longest(over: Sequence[int], more_than: int) -> int:

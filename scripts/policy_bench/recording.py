@@ -12,7 +12,7 @@ BEFORE_KILL_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Sample:
     """One sample of a guest, in bytes, from inside the guest, its QEMU and /proc."""
 
     at_s: float
@@ -43,7 +43,7 @@ class Kill:
 
     at_s: float
     vm: str
-    sights: tuple[Sight, ...]
+    samples: tuple[Sample, ...]
     decisions: tuple[Decision, ...]  # of any guest, in the same time
 
 
@@ -57,18 +57,18 @@ class Recording:
     budget: int
     seconds: float
     rests_from_s: float
-    sights: dict[str, list[Sight]] = field(default_factory=dict)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
     kills_at: list[tuple[float, str]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     crashes: int = 0  # guests that ended or rebooted unexpectedly
     oom_kills: int = 0  # as the guests' kernels count them
     settled_after_s: float = 0.0  # from the agent's start until all was within the budget
 
-    def at(self, vm: str, at_s: float) -> Sight | None:
+    def at(self, vm: str, at_s: float) -> Sample | None:
         """Return the last sample of a guest at a moment."""
-        sights = self.sights.get(vm, [])
-        index = bisect_right(sights, at_s, key=attrgetter("at_s"))
-        return sights[index - 1] if index else None
+        samples = self.samples.get(vm, [])
+        index = bisect_right(samples, at_s, key=attrgetter("at_s"))
+        return samples[index - 1] if index else None
 
     @property
     def kills(self) -> Sequence[Kill]:
@@ -77,7 +77,7 @@ class Recording:
             Kill(
                 at_s,
                 vm,
-                tuple(one for one in self.sights[vm] if at_s - BEFORE_KILL_S <= one.at_s <= at_s + 0.2),
+                tuple(one for one in self.samples[vm] if at_s - BEFORE_KILL_S <= one.at_s <= at_s + 0.2),
                 tuple(one for one in self.decisions if at_s - BEFORE_KILL_S <= one.at_s <= at_s + 0.2),
             )
             for at_s, vm in self.kills_at

@@ -65,8 +65,8 @@ class Script:
 
 
 @dataclass(frozen=True, slots=True)
-class Play:
-    """One run's script: the same for every policy."""
+class Scenario:
+    """One run of the bench: the same for every policy."""
 
     seed: int
     seconds: float
@@ -81,8 +81,8 @@ class Play:
         return int(BUDGET * SIZE_MIB * len(self.scripts))
 
 
-def play(seed: int, seconds: float, rate_mib_per_s: int) -> Play:
-    """Return the script of a run, with as many bursts as the budget allows."""
+def scenario(seed: int, seconds: float, rate_mib_per_s: int) -> Scenario:
+    """Return the scenario of a run, with as many bursts as the budget allows."""
     random_ = random.Random(seed)
     rests_from_s = seconds - max(LEAST_REST_S, REST * seconds)
     others = [
@@ -97,7 +97,9 @@ def play(seed: int, seconds: float, rate_mib_per_s: int) -> Play:
         for index in range(int(seconds / _GRID_S) + 1)
     ]
     workers = _bursts(random_, ground, POSSIBLE * budget_mib, rests_from_s, rate_mib_per_s)
-    return Play(seed, seconds, rate_mib_per_s, (*workers, *others), rests_from_s, max(ground) / budget_mib)
+    return Scenario(
+        seed, seconds, rate_mib_per_s, (*workers, *others), rests_from_s, max(ground) / budget_mib
+    )
 
 
 def _needed(script: Script, now_s: float) -> float:

@@ -62,7 +62,7 @@ async def said_to_all(path: Path, *, run_state: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("balloon", [True, False])
-async def test_a_qemu_without_a_guest_lives_through_everything_that_is_sent(
+async def test_no_sent_command_ends_a_qemu_without_a_guest(
     start_qemu: StartQemu, balloon: bool, stopped: bool
 ) -> None:
     qemu = await start_qemu(Start(device="virtio-balloon-pci" if balloon else None, stopped=stopped))
@@ -73,7 +73,7 @@ async def test_a_qemu_without_a_guest_lives_through_everything_that_is_sent(
 
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("driver", [True, False])
-async def test_a_qemu_with_linux_in_it_lives_through_everything_that_is_sent(
+async def test_no_sent_command_ends_a_qemu_with_a_linux_guest(
     sockets_dir: Path, driver: bool, stopped: bool
 ) -> None:
     async with Lab(sockets_dir) as lab:
@@ -124,7 +124,7 @@ async def watch_as_the_agent(socket: Path, guest: LabGuest) -> None:
 
 @pytest.mark.parametrize("driver", [True, False])
 @pytest.mark.parametrize("use", [use_the_api, watch_as_the_agent])
-async def test_the_program_sends_nothing_else_and_the_unstable_only_where_it_was_tried(
+async def test_only_listed_commands_are_sent_and_unstable_ones_only_to_tried_versions(
     sockets_dir: Path, use: Callable[[Path, LabGuest], Awaitable[None]], driver: bool
 ) -> None:
     async with Lab(sockets_dir) as lab:
@@ -144,7 +144,9 @@ async def test_the_program_sends_nothing_else_and_the_unstable_only_where_it_was
 UNSTABLE_IS_FLAGGED_SINCE = (6, 2, 0)
 
 
-async def test_qemu_calls_those_unstable_that_the_table_does_and_none_deprecated(sockets_dir: Path) -> None:
+async def test_qemu_marks_the_same_commands_unstable_as_the_table_and_none_deprecated(
+    sockets_dir: Path,
+) -> None:
     async with Lab(sockets_dir) as lab:
         qemu = await lab.empty_qemu("schema")
         async with Wire.connected(qemu.socket) as wire:

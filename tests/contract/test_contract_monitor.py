@@ -45,7 +45,7 @@ async def told(wire: Wire, dialect: Dialect, command: str) -> dict[str, Any]:
     return events[0] if events else await wire.message()
 
 
-async def test_the_library_of_qemu_talks_to_it(qemu: Qemu) -> None:
+async def test_qemu_qmp_connects_to_it(qemu: Qemu) -> None:
     client = QMPClient("contract")
     await client.connect(str(qemu.path))
     try:
@@ -109,7 +109,7 @@ async def test_two_clients_wait_and_the_next_cannot_connect(qemu: Qemu) -> None:
         await waiting[1].negotiate()
 
 
-async def test_a_client_that_gave_up_waiting_is_passed_over(qemu: Qemu) -> None:
+async def test_a_client_that_closed_while_queued_is_skipped(qemu: Qemu) -> None:
     async with Wire.connected(qemu.path) as holder:
         await holder.negotiate()
         async with Wire.connected(qemu.path):
@@ -120,7 +120,7 @@ async def test_a_client_that_gave_up_waiting_is_passed_over(qemu: Qemu) -> None:
             assert await actual(patient) == SIZE
 
 
-async def test_what_a_waiting_client_sent_is_answered_in_its_turn(qemu: Qemu) -> None:
+async def test_a_queued_clients_requests_are_answered_when_it_is_accepted(qemu: Qemu) -> None:
     async with Wire.connected(qemu.path) as holder, Wire.connected(qemu.path) as waiting:
         await holder.negotiate()
         waiting.send(b'{"execute":"qmp_capabilities"}{"execute":"query-balloon","id":"early"}')
@@ -130,7 +130,7 @@ async def test_what_a_waiting_client_sent_is_answered_in_its_turn(qemu: Qemu) ->
         assert await waiting.message() == {"return": {"actual": SIZE}, "id": "early"}
 
 
-async def test_the_socket_tells_the_pid_of_qemu(qemu: Qemu) -> None:
+async def test_the_peer_pid_of_the_socket_is_qemus(qemu: Qemu) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(qemu.path))
         credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -138,14 +138,14 @@ async def test_the_socket_tells_the_pid_of_qemu(qemu: Qemu) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, -(2**63)])
-async def test_a_target_of_nothing_or_less_is_refused(qemu: Qemu, dialect: Dialect, value: int) -> None:
+async def test_a_target_of_zero_or_less_is_refused(qemu: Qemu, dialect: Dialect, value: int) -> None:
     sentence = f"Parameter '{dialect.refused_size}' expects a size"
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
         assert await wire.execute("balloon", value=value) == refused(sentence)
 
 
-async def test_a_target_without_a_driver_is_taken_and_moves_nothing(qemu: Qemu) -> None:
+async def test_a_target_without_a_driver_is_accepted_and_moves_nothing(qemu: Qemu) -> None:
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
         for value in (1, 100 * MIB + 1, 2**40):
@@ -186,7 +186,7 @@ async def test_the_size_counts_dimms_and_not_nvdimms(start_qemu: StartQemu) -> N
         assert await actual(wire) == SIZE + dimms == SIZE + 128 * MIB
 
 
-async def test_stop_and_cont_tell_their_event_before_their_reply_and_only_once(qemu: Qemu) -> None:
+async def test_stop_and_cont_send_one_event_before_their_reply(qemu: Qemu) -> None:
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
         told = []
@@ -196,7 +196,7 @@ async def test_stop_and_cont_tell_their_event_before_their_reply_and_only_once(q
         assert told == [[], ["STOP"], [], ["RESUME"], []]
 
 
-async def test_the_host_tells_a_reset_and_all_further_ones_are_the_guests(
+async def test_the_first_reset_event_is_the_hosts_and_later_ones_the_guests(
     qemu: Qemu, dialect: Dialect
 ) -> None:
     # How many follow is up to the firmware: none, one or two were seen.
@@ -210,7 +210,7 @@ async def test_the_host_tells_a_reset_and_all_further_ones_are_the_guests(
         assert stop["event"] == "STOP"
 
 
-async def test_a_reset_without_reboot_is_the_end(start_qemu: StartQemu, dialect: Dialect) -> None:
+async def test_a_reset_with_no_reboot_ends_qemu(start_qemu: StartQemu, dialect: Dialect) -> None:
     qemu = await start_qemu(Start(no_reboot=True))
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
@@ -245,7 +245,7 @@ async def test_the_polling_interval_stays_when_the_client_leaves(qemu: Qemu) -> 
         assert await wire.execute("qom-get", path=DEVICE, property=INTERVAL) == {"return": 7}
 
 
-async def test_quit_tells_shutdown_answers_and_removes_the_socket(qemu: Qemu, dialect: Dialect) -> None:
+async def test_quit_sends_shutdown_replies_and_removes_the_socket(qemu: Qemu, dialect: Dialect) -> None:
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
         event = await told(wire, dialect, "quit")
@@ -255,9 +255,7 @@ async def test_quit_tells_shutdown_answers_and_removes_the_socket(qemu: Qemu, di
     assert not qemu.path.exists()
 
 
-async def test_what_becomes_of_a_qemu_that_is_asked_for_the_status_of_its_driver(
-    qemu: Qemu, dialect: Dialect
-) -> None:
+async def test_query_virtio_status_has_the_known_effect_of_the_version(qemu: Qemu, dialect: Dialect) -> None:
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
         wire.send(json.dumps({"execute": DRIVER_STATUS, "arguments": {"path": BACKEND}}).encode())
@@ -270,7 +268,7 @@ async def test_what_becomes_of_a_qemu_that_is_asked_for_the_status_of_its_driver
             assert await actual(wire) == SIZE
 
 
-async def test_sigterm_tells_shutdown_and_removes_the_socket(qemu: Qemu) -> None:
+async def test_sigterm_sends_shutdown_and_removes_the_socket(qemu: Qemu) -> None:
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
         await qemu.kill(SIGTERM)

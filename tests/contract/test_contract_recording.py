@@ -46,7 +46,7 @@ BY_VERSION = [
 ]
 
 
-def test_every_version_that_differs_was_recorded_and_every_conversation_of_it() -> None:
+def test_every_dialect_has_a_recording_of_every_exchange() -> None:
     assert {version[:2] for version in RECORDED} == set(DIALECTS)
     for recording in RECORDED.values():
         assert [first["conversation"] for first, _ in recording] == [each.name for each in CONVERSATIONS]
@@ -65,7 +65,7 @@ async def heard(wire: Wire, count: int) -> list[Any]:
 
 
 @pytest.mark.parametrize(("version", "first", "said"), BY_VERSION)
-async def test_a_recorded_conversation_comes_out_the_same(
+async def test_the_simulated_qemu_replies_as_recorded(
     version: Version, first: Step, said: list[Step], sockets_dir: Path
 ) -> None:
     guest, machine = Start(**first["start"]).specs(version)
@@ -92,9 +92,7 @@ async def heard_of_qemu(wire: Wire, count: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", [each.name for each in CONVERSATIONS])
-async def test_the_installed_qemu_says_what_its_version_was_recorded_to_say(
-    name: str, sockets_dir: Path
-) -> None:
+async def test_the_installed_qemu_replies_as_recorded(name: str, sockets_dir: Path) -> None:
     major, minor, _ = installed_version()
     recording = RECORDED.get((major, minor, 0), [])
     assert recording, f"QEMU {major}.{minor} was not recorded: run tests/contract/record.py with it"

@@ -96,7 +96,7 @@ def test_every_guest_gets_a_decision_and_every_target_is_a_size_it_can_have(host
 
 @settings(max_examples=80)
 @given(hosts())
-def test_nobody_who_must_be_left_alone_is_shrunk(host: Snapshot) -> None:
+def test_a_guest_that_must_be_left_alone_is_not_shrunk(host: Snapshot) -> None:
     for guest, decision in moved(host).values():
         if decision.target < min(guest.actual, guest.target or guest.actual):
             assert guest.mode != "manual"
@@ -111,7 +111,7 @@ def test_nobody_who_must_be_left_alone_is_shrunk(host: Snapshot) -> None:
 
 @settings(max_examples=80)
 @given(hosts())
-def test_grows_never_exceed_what_is_there_while_nobody_is_in_emergency(host: Snapshot) -> None:
+def test_grows_never_exceed_the_free_memory_without_an_emergency(host: Snapshot) -> None:
     moves = moved(host)
     if any(decision.urgent for _, decision in moves.values()):
         return
@@ -130,14 +130,14 @@ def test_the_order_of_vms_changes_nothing(host: Snapshot, random: object) -> Non
 
 @settings(max_examples=60)
 @given(hosts())
-def test_nobody_is_given_more_than_its_ceiling(host: Snapshot) -> None:
+def test_no_guest_gets_more_than_its_ceiling(host: Snapshot) -> None:
     for guest, decision in moved(host).values():
         assert decision.target <= max(guest.ceiling, guest.actual)
 
 
 @settings(max_examples=60)
 @given(hosts())
-def test_nobody_is_entitled_to_more_than_its_want_while_another_lacks_its_floor(host: Snapshot) -> None:
+def test_no_guest_is_entitled_to_more_than_its_want_while_another_lacks_its_floor(host: Snapshot) -> None:
     known = {}
     seen = []
     for guest in host.guests:
@@ -222,7 +222,7 @@ def test_in_a_closed_loop_no_rule_is_broken_and_every_reason_is_a_documented_one
 
 @settings(max_examples=15)
 @given(traces())
-def test_no_tick_promises_more_than_is_there_while_nobody_is_in_emergency(trace: Trace) -> None:
+def test_no_tick_grants_more_than_the_free_memory_without_an_emergency(trace: Trace) -> None:
     policy, _ = watched(trace, overload="host")
     for snapshot, decisions in policy.ticks:
         if any(isinstance(wish, SetTarget) and wish.urgent for wish in decisions.values()):
@@ -240,7 +240,7 @@ def test_no_tick_promises_more_than_is_there_while_nobody_is_in_emergency(trace:
 
 @settings(max_examples=10)
 @given(traces(), st.sampled_from(list(Behaviour)), st.sampled_from(list(Behaviour)))
-def test_one_sick_vm_changes_nothing_for_the_others_beyond_its_charge(
+def test_an_unhealthy_vm_affects_others_only_by_its_charge(
     trace: Trace, one: Behaviour, other: Behaviour
 ) -> None:
     sick, *rest = trace.vms

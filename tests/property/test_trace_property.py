@@ -111,7 +111,7 @@ def test_on_any_host_the_accounts_add_up_and_the_figures_are_figures(
 
 @settings(max_examples=15)
 @given(trace=traces(), name=st.sampled_from(("fixed", "proxmox", "mom", "qubes", "proportional")))
-def test_memory_for_all_kills_nobody_that_fits(trace: Trace, name: str) -> None:
+def test_enough_memory_for_all_kills_no_guest_that_fits(trace: Trace, name: str) -> None:
     vms = tuple(
         replace(
             vm,

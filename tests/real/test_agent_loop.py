@@ -31,7 +31,7 @@ async def test_uvloop_is_used_where_it_is_installed(
         'SystemError("not initialised")',
     ],
 )
-async def test_without_it_the_agent_runs_on_asyncios_loop_and_says_so_once(
+async def test_without_uvloop_the_agent_runs_on_asyncio_and_logs_it_once(
     lab: Lab,
     broker: LabBroker,
     watch: AgentWatch,

@@ -162,7 +162,7 @@ async def test_sockets_may_come_and_go_and_one_that_never_answered_is_no_vm(
     assert (state["size"], state["floor"]) == (guest.memory, guest.memory // 4)
 
 
-async def test_kills_and_reclaim_are_told_where_qemu_and_the_guests_kernel_count_them(
+async def test_kills_and_reclaim_are_published_if_qemu_and_the_guest_count_them(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent, guest_image: GuestImage
 ) -> None:
     guest = await lab.guest("web")

@@ -121,7 +121,7 @@ def decisions(watch: AgentWatch, vm: str, start: int) -> list[str]:
     return [event["data"]["why"] for event in heard if event["event"] == "decision"]
 
 
-async def test_a_broker_that_is_away_stops_nothing_and_hears_the_truth_of_now_afterwards(
+async def test_a_broker_outage_stops_nothing_and_the_current_state_is_published_after(
     lab: Lab, broker: LabBroker, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
@@ -155,7 +155,7 @@ async def test_a_broker_that_is_away_stops_nothing_and_hears_the_truth_of_now_af
     assert len(agent.logged("broker-connected")) == 2
 
 
-async def test_an_agent_that_ends_says_offline_and_leaves_the_balloons(
+async def test_a_stopping_agent_publishes_offline_and_leaves_the_balloons(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
@@ -240,7 +240,7 @@ async def test_a_full_disk_costs_durability_and_nothing_else(
 @pytest.mark.parametrize(
     "garbage", [b"", b"{", b'{"version": 99}', b"\x00\xff" * 99, b'{"version": 1, "vms": 7}']
 )
-def test_garbage_among_what_was_kept_is_moved_aside_and_told(sockets_dir: Path, garbage: bytes) -> None:
+def test_an_invalid_state_file_is_moved_aside_and_logged(sockets_dir: Path, garbage: bytes) -> None:
     agent = AgentProcess(sockets_dir, None)
     agent.state_dir.mkdir()
     (agent.state_dir / "edge-7.json").write_bytes(garbage)
@@ -261,7 +261,7 @@ def test_garbage_among_what_was_kept_is_moved_aside_and_told(sockets_dir: Path, 
     assert not kept.exists() or json.loads(kept.read_text())["version"] == 1
 
 
-async def test_a_state_directory_that_cannot_be_one_is_said_and_ends_the_agent(
+async def test_an_unusable_state_directory_is_logged_and_ends_the_agent(
     sockets_dir: Path, start_agent: StartAgent
 ) -> None:
     (sockets_dir / "file").touch()
@@ -270,7 +270,7 @@ async def test_a_state_directory_that_cannot_be_one_is_said_and_ends_the_agent(
     assert "cannot use the state directory" in agent.log.read_text()
 
 
-async def test_what_is_kept_is_for_nobody_else_to_read(
+async def test_the_state_file_is_readable_by_its_owner_only(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     await lab.guest("web")

@@ -66,7 +66,7 @@ def start_qemus(sockets_dir: Path) -> Iterator[Callable[..., Program]]:
         program.destroy()
 
 
-async def test_the_service_manager_hears_ready_alive_reloading_and_stopping(
+async def test_systemd_is_notified_of_ready_watchdog_reloading_and_stopping(
     manager: ServiceManager, start_agent: StartAgent, sockets_dir: Path
 ) -> None:
     environment = (f"NOTIFY_SOCKET={sockets_dir}/notify", "WATCHDOG_USEC=1000000", "JOURNAL_STREAM=8:1")
@@ -88,14 +88,16 @@ async def test_the_service_manager_hears_ready_alive_reloading_and_stopping(
     assert all(line.startswith("<") for line in agent.log.read_text().splitlines())  # a priority, no stamp
 
 
-async def test_an_agent_without_broker_or_manager_rules_and_ends_well(start_agent: StartAgent) -> None:
+async def test_an_agent_without_broker_or_systemd_starts_and_ends_with_0(
+    start_agent: StartAgent,
+) -> None:
     agent = start_agent(None)
     await agent.until_logged("agent-started")
     assert await agent.terminate() == 0
     assert agent.logged("agent-stopped")
 
 
-async def test_an_agent_out_of_descriptors_lives_says_so_and_recovers(
+async def test_an_agent_out_of_descriptors_continues_logs_it_and_recovers(
     manager: ServiceManager,
     start_agent: StartAgent,
     broker: LabBroker,

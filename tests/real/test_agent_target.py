@@ -104,7 +104,7 @@ async def test_a_target_that_cannot_be_reached_in_time_says_so_and_stays(
     await watch.until_state("bare", lambda state: state["actual"] == 96 * MIB, what="actual")
 
 
-async def test_who_waits_for_a_target_hears_of_a_newer_one_and_of_the_end(
+async def test_a_waiting_target_is_answered_superseded_or_offline(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     again, gone, _, silent = await asyncio.gather(

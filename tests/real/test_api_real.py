@@ -125,7 +125,7 @@ async def first_of(
             return
 
 
-async def test_a_connection_waits_for_its_vm_and_says_who_holds_the_monitor(lab: Lab) -> None:
+async def test_connect_waits_for_the_vm_and_names_the_client_that_holds_the_monitor(lab: Lab) -> None:
     path = lab.directory / "late.qmp"
     with pytest.raises(qmpballoon.Unreachable, match="no such socket"):
         async with qmpballoon.connect(path, timeout_s=0.1):

@@ -92,7 +92,7 @@ async def until_quiet(watch: AgentWatch, *names: str) -> None:
     await until(quiet, what=f"nothing is sent for {QUIET_S:g} s", timeout_s=2 * SOON_S)
 
 
-async def test_memory_goes_to_who_needs_it_and_comes_back_and_nothing_is_sent_at_rest(
+async def test_memory_moves_by_need_and_back_and_nothing_is_sent_at_rest(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
@@ -224,7 +224,7 @@ async def test_a_host_reclaims_releases_changes_its_policy_and_gives_back_when_i
         await guest.monitor.until_actual(guest.memory.__eq__, timeout_s=SOON_S, what="all is given back")
 
 
-async def test_a_guest_that_is_reset_boots_with_its_ceiling_and_is_squeezed_later(
+async def test_a_reset_guest_boots_at_its_ceiling_and_is_shrunk_later(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
@@ -273,7 +273,7 @@ async def test_an_agent_that_is_killed_while_a_guest_grows_costs_no_kill(
     await until_within(guests)
 
 
-async def test_a_guest_whose_driver_was_away_is_one_of_them_again_at_once(
+async def test_a_guest_with_a_reloaded_driver_is_managed_at_once(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
@@ -293,7 +293,7 @@ async def test_a_guest_whose_driver_was_away_is_one_of_them_again_at_once(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may lock so much memory")
-async def test_memory_that_is_locked_on_the_host_is_no_gift(
+async def test_locked_memory_is_not_counted_as_given(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     size = 256 * MIB

@@ -13,7 +13,7 @@ CALIBRATE = Path(__file__).parents[2] / "scripts" / "calibrate.py"
 
 
 @pytest.mark.usefixtures("guest_image")
-async def test_a_simulated_guest_starves_and_dies_where_a_real_one_does() -> None:
+async def test_a_simulated_guest_starves_and_is_killed_where_a_real_one_is() -> None:
     program = await asyncio.create_subprocess_exec(
         sys.executable, CALIBRATE, "--json", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

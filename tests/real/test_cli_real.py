@@ -203,7 +203,7 @@ async def test_a_terminated_demo_ends_what_it_started(guest_image: object) -> No
         while b"QEMUs run" not in output:
             output += await demo.stdout.readline()
         directory = directory_of(output.decode())
-        assert list_processes(str(stage))
+        assert list_processes(str(directory))
         demo.send_signal(signal.SIGTERM)
         _, err = await demo.communicate()
     assert (demo.returncode, complaints(err)) == (130, [])

@@ -18,7 +18,7 @@ def changes(watch: AgentWatch, vm: str) -> list[tuple[str, str]]:
     return [(event["data"]["from"], event["data"]["to"]) for event in watch.events(vm, "health")]
 
 
-async def test_a_vm_that_is_stopped_is_paused_and_well_again_when_it_goes_on(
+async def test_a_stopped_vm_is_paused_and_ok_after_cont(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest, none = await asyncio.gather(lab.guest("web"), lab.empty_qemu("none", balloon=None, paused=False))
@@ -57,7 +57,7 @@ async def test_a_guest_without_its_driver_is_starting_until_a_driver_came(
     assert host["vms"]["total"] <= 1
 
 
-async def test_deflate_on_oom_gives_memory_back_and_the_agent_tells(
+async def test_deflate_on_oom_gives_memory_back_and_is_published(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("oom", balloon=BalloonDevice(deflate_on_oom=True))
@@ -74,7 +74,7 @@ async def test_deflate_on_oom_gives_memory_back_and_the_agent_tells(
     assert (await guest.guest_memory()).oom_kills == 0
 
 
-async def test_figures_that_come_no_more_are_stale_until_new_ones_come(
+async def test_old_figures_are_stale_until_new_ones_come(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
@@ -92,7 +92,7 @@ async def test_figures_that_come_no_more_are_stale_until_new_ones_come(
     await watch.until_health("web", "ok")
 
 
-async def test_a_vm_that_migrates_says_so_and_keeps_its_balloon(
+async def test_a_migrating_vm_is_migrating_and_keeps_its_balloon(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
@@ -114,7 +114,7 @@ async def test_a_vm_that_migrates_says_so_and_keeps_its_balloon(
     await watch.moved("web", guest, 112 * MIB)
 
 
-async def test_a_guest_that_is_reset_starts_anew_and_one_event_tells(
+async def test_a_reset_guest_is_starting_and_sends_one_event(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")
@@ -134,7 +134,7 @@ async def test_a_guest_that_is_reset_starts_anew_and_one_event_tells(
     assert watch.last("vm/web/availability") == b"online"
 
 
-async def test_a_stopped_qemu_is_unresponsive_and_costs_nobody_else_anything(
+async def test_a_stopped_qemu_is_unresponsive_and_other_vms_are_not_affected(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     hung, *others = await asyncio.gather(*(lab.guest(name) for name in ("hung", "one", "two")))
@@ -164,7 +164,7 @@ async def test_a_stopped_qemu_is_unresponsive_and_costs_nobody_else_anything(
     await until(lambda: queued_on(hung) == 0, what="no connection waits")
 
 
-async def test_a_monitor_that_another_holds_is_busy_until_he_leaves(
+async def test_a_monitor_of_another_client_is_busy_until_it_disconnects(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web")

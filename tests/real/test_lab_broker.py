@@ -29,7 +29,7 @@ async def _retain(broker: LabBroker) -> None:
         await client.publish("lab/kept", b"yes", qos=1, retain=True)
 
 
-async def test_a_restarted_broker_has_its_port_again_and_has_forgotten(broker: LabBroker) -> None:
+async def test_a_restarted_broker_has_its_port_and_no_retained_messages(broker: LabBroker) -> None:
     await _retain(broker)
     assert await _retained(broker) == b"yes"
     port = broker.port
@@ -38,7 +38,7 @@ async def test_a_restarted_broker_has_its_port_again_and_has_forgotten(broker: L
     assert await _retained(broker) is None
 
 
-async def test_a_broker_with_persistence_remembers_over_a_kill(lab: Lab) -> None:
+async def test_a_broker_with_persistence_keeps_retained_messages_over_a_kill(lab: Lab) -> None:
     broker = await lab.broker(persistence=True)
     await _retain(broker)
     await broker.terminate()

@@ -48,7 +48,7 @@ async def test_a_fresh_guest_boots_and_its_balloon_moves(lab: Lab) -> None:
     assert before.total - after.total == 32 * MIB  # deflate-on-oom is off: what the balloon took is gone
 
 
-async def test_memory_held_in_a_guest_is_not_available_until_it_is_let_go(lab: Lab) -> None:
+async def test_memory_held_in_a_guest_is_not_available_until_it_is_freed(lab: Lab) -> None:
     guest = await lab.guest()
     free = await guest.guest_memory()
     await guest.command("hold 40")
@@ -204,7 +204,7 @@ async def test_a_cancelled_start_leaves_no_qemu(sockets_dir: Path) -> None:
     assert [path.suffix for path in sockets_dir.iterdir()] == [".log"]
 
 
-async def test_a_guest_dies_with_the_program_that_started_it(sockets_dir: Path) -> None:
+async def test_a_guest_ends_with_the_program_that_started_it(sockets_dir: Path) -> None:
     script = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"

@@ -107,7 +107,7 @@ async def test_all_is_published_on_connect_with_online_last_and_offline_at_the_e
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-async def test_the_will_speaks_for_a_broken_connection_and_the_bridge_comes_back(
+async def test_a_broken_connection_publishes_the_will_and_the_bridge_reconnects(
     mosquitto: LabBroker, protocol: str
 ) -> None:
     bridge = a_bridge(mosquitto, protocol=protocol)
@@ -130,7 +130,7 @@ async def test_nagle_is_off_on_the_real_socket(sockets_dir: Path, scheme: str) -
             assert bridge.connection.no_delay
 
 
-async def test_tls_with_a_named_authority_and_a_clear_word_without(
+async def test_tls_needs_the_named_ca_and_reports_its_absence(
     sockets_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     certificate, key = sockets_dir / "cert.pem", sockets_dir / "key.pem"
@@ -152,7 +152,7 @@ async def test_tls_with_a_named_authority_and_a_clear_word_without(
     assert "certificate verify failed" in said(caplog, "broker-unreachable")[0]
 
 
-async def test_after_an_outage_the_broker_is_told_the_truth_of_now(
+async def test_after_an_outage_the_current_state_is_published(
     mosquitto: LabBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     bridge = a_bridge(mosquitto)
@@ -189,7 +189,7 @@ async def test_after_an_outage_the_broker_is_told_the_truth_of_now(
     assert len(said(caplog, "broker-connected")) == 2
 
 
-async def test_a_broker_that_is_down_for_long_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_long_broker_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as closed:
         closed.bind((HOST, 0))
         bridge = a_bridge(closed.getsockname()[1])
@@ -271,7 +271,7 @@ async def test_protocol_5_alone_never_falls_back(
     assert len(said(caplog, "broker-refused")) == 1
 
 
-async def test_msgpack_payloads_bear_their_content_type_and_words_stay_words(mosquitto: LabBroker) -> None:
+async def test_msgpack_payloads_have_their_content_type_and_status_stays_text(mosquitto: LabBroker) -> None:
     bridge = a_bridge(mosquitto, payload="msgpack")
     bridge.retain(STATE, lambda: {"actual": 5})
     async with listening(mosquitto.port) as listener, running(bridge):
@@ -298,7 +298,7 @@ async def test_an_acl_that_keeps_our_status_back_is_named_once(
     assert f"{ROOT}/status" in line
 
 
-async def test_with_all_rights_the_self_check_says_nothing(
+async def test_with_all_rights_the_self_check_logs_nothing(
     mosquitto: LabBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     bridge = a_bridge(mosquitto)
@@ -307,7 +307,7 @@ async def test_with_all_rights_the_self_check_says_nothing(
     assert not said(caplog, "broker-acl")
 
 
-async def test_a_bad_password_is_said_once_and_tried_slowly(
+async def test_a_bad_password_is_logged_once_and_retried_slowly(
     sockets_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bridge_module, "REFUSED_PAUSE_S", 0.03)
@@ -347,7 +347,7 @@ async def test_a_late_offline_that_is_not_ours_is_corrected(mosquitto: LabBroker
         await listener.on(bridge.topics.status, b"online", start=start)
 
 
-async def test_home_assistants_birth_brings_everything_again(
+async def test_home_assistants_birth_message_republishes_everything(
     mosquitto: LabBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bridge_module, "BIRTH_WAIT_S", (0.0, 0.01))
@@ -386,7 +386,7 @@ async def test_leftovers_of_an_earlier_run_are_cleared_and_what_is_announced_is_
         assert gone not in {one.topic.value for one in late.messages}
 
 
-async def test_a_broker_that_hangs_costs_nothing_but_a_bounded_farewell(
+async def test_a_hanging_broker_delays_the_stop_by_a_bounded_time(
     mosquitto: LabBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bridge_module, "FAREWELL_S", 0.2)
@@ -443,7 +443,7 @@ async def test_many_connections_leave_no_descriptors_and_no_tasks(mosquitto: Lab
         await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, "their descriptors are closed")
 
 
-async def test_a_socket_that_breaks_while_it_should_be_written_to_is_let_alone(mosquitto: LabBroker) -> None:
+async def test_a_socket_that_breaks_during_a_write_is_no_error(mosquitto: LabBroker) -> None:
     wrong: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
     bridge = a_bridge(mosquitto)
@@ -460,7 +460,7 @@ async def test_a_socket_that_breaks_while_it_should_be_written_to_is_let_alone(m
 
 
 @pytest.mark.parametrize("turns", range(12))
-async def test_a_connection_that_is_lost_in_the_moment_of_a_stop_keeps_nobody_from_stopping(
+async def test_a_connection_lost_during_a_stop_does_not_prevent_the_stop(
     mosquitto: LabBroker, turns: int
 ) -> None:
     bridge = a_bridge(mosquitto)
@@ -475,7 +475,7 @@ async def test_a_connection_that_is_lost_in_the_moment_of_a_stop_keeps_nobody_fr
     assert task.cancelled()
 
 
-async def test_what_the_publisher_is_told_stands_at_the_broker(mosquitto: LabBroker) -> None:
+async def test_the_broker_retains_what_the_publisher_publishes(mosquitto: LabBroker) -> None:
     bridge = a_bridge(mosquitto)
     publisher = Publisher(bridge, Agent("edge-7", "edge-7", "0.1.0", "f00", 60.0), min_interval_s=0.05)
     record = VmStatus(VmId("web1"), "web1", "/run/web1.qmp", "ok", size=512, actual=512)

@@ -219,7 +219,7 @@ async def test_errors_of_the_tree_are_answered_with_their_word(listener: Listene
     assert (await listener.ask(GET, {}))["error"] == {"code": "no-balloon", "message": "no virtio balloon"}
 
 
-async def test_who_waits_when_the_agent_stops_is_told_before_it_says_offline(
+async def test_pending_requests_are_answered_before_offline_at_a_stop(
     mosquitto: LabBroker, agent: Agent
 ) -> None:
     agent.may_go.clear()
@@ -234,9 +234,7 @@ async def test_who_waits_when_the_agent_stops_is_told_before_it_says_offline(
     assert len(agent.done) == 1
 
 
-async def test_a_mistake_of_the_agent_is_answered_and_ends_the_bridge_loudly(
-    mosquitto: LabBroker, agent: Agent
-) -> None:
+async def test_an_internal_error_is_answered_and_ends_the_bridge(mosquitto: LabBroker, agent: Agent) -> None:
     agent.raises = ZeroDivisionError("oops")
     async with listening(mosquitto.port) as listener:
         bridge = agent.bridge(mosquitto)

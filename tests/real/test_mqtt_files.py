@@ -46,7 +46,7 @@ def refusal(*files: Path | None) -> str:
     return str(caught.value)
 
 
-def test_a_file_that_is_no_use_is_told_by_its_name(tmp_path: Path) -> None:
+def test_an_invalid_file_is_named(tmp_path: Path) -> None:
     certificate, key = certify(tmp_path, "a")
     _, other_key = certify(tmp_path, "b")
     _, locked_key = certify(tmp_path, "c", "-passout", "pass:sesame")

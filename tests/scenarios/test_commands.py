@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, Stage, qemus_in, staged
+from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
 from scripted_peer import session_with
 
 from qmpballoon.agent import spec as spec_module
@@ -41,19 +41,19 @@ async def qemu(qemus: Qemus) -> SimulatedQemu:
 
 
 @pytest.fixture
-async def stage(
+async def harness(
     qemu: SimulatedQemu, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[AgentHarness]:
     """A fleet in which the VM ``a`` is ok."""
-    async with staged(sockets_dir, monkeypatch) as ready:
+    async with running_agent(sockets_dir, monkeypatch) as ready:
         await ready.until_health("a", "ok")
         yield ready
 
 
-async def refusal(stage: Stage, vm: str | None, verb: str, **arguments: object) -> str:
+async def refusal(harness: AgentHarness, vm: str | None, verb: str, **arguments: object) -> str:
     """Ask, and return the word with which it is refused."""
     with pytest.raises(QmpBalloonError) as caught:
-        await stage.ask(vm, verb, **arguments)  # type: ignore[arg-type]
+        await harness.ask(vm, verb, **arguments)  # type: ignore[arg-type]
     assert str(caught.value)
     return caught.value.code
 
@@ -61,103 +61,105 @@ async def refusal(stage: Stage, vm: str | None, verb: str, **arguments: object) 
 # ── looking ──────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_list_has_every_vm(stage: Stage, qemus: Qemus) -> None:
+async def test_the_list_has_every_vm(harness: AgentHarness, qemus: Qemus) -> None:
     await qemus.start("b")
-    await stage.until_health("b", "ok")
-    listed = await stage.ask(None, "list")
+    await harness.until_health("b", "ok")
+    listed = await harness.ask(None, "list")
     shown = {"health": "ok", "mode": "auto", "size": 256 * MIB, "actual": 256 * MIB}
     assert listed == [{"vm": "a", "name": "a", **shown}, {"vm": "b", "name": "b", **shown}]
 
 
-async def test_a_reload_is_handed_on(stage: Stage) -> None:
-    assert await stage.ask(None, "reload") == {"reloaded": True}
+async def test_a_reload_is_handed_on(harness: AgentHarness) -> None:
+    assert await harness.ask(None, "reload") == {"reloaded": True}
 
 
-async def test_get_is_freshly_polled(stage: Stage, qemu: SimulatedQemu) -> None:
+async def test_get_is_freshly_polled(harness: AgentHarness, qemu: SimulatedQemu) -> None:
     qemu.set_demand(100 * MIB)
-    shown = await stage.ask("a", "get")
+    shown = await harness.ask("a", "get")
     assert shown["guest"]["available"] == qemu.guest.available
     assert shown["guest"]["age_s"] < 1
     assert shown["host"] == "edge-7"
 
 
-async def test_what_is_not_there_has_its_own_word(stage: Stage) -> None:
-    assert await refusal(stage, "nobody", "get") == "unknown-vm"
-    assert await refusal(stage, "a", "doctor") == "unknown-verb"
+async def test_an_unknown_vm_or_verb_has_its_error_code(harness: AgentHarness) -> None:
+    assert await refusal(harness, "missing", "get") == "unknown-vm"
+    assert await refusal(harness, "a", "doctor") == "unknown-verb"
 
 
 # ── set-target ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_target_is_taken_at_once(stage: Stage, qemu: SimulatedQemu) -> None:
+async def test_a_target_is_taken_at_once(harness: AgentHarness, qemu: SimulatedQemu) -> None:
     qemu.set_behaviour(Behaviour.STUCK)  # QEMU takes it, and nothing moves meanwhile
-    answer = await stage.ask("a", "set-target", target=128 * MIB + 1)
+    answer = await harness.ask("a", "set-target", target=128 * MIB + 1)
     assert answer["target"] == 128 * MIB + 4096 == qemu.guest.target
     assert answer["reached"] is False
-    record = stage.record("a")
+    record = harness.record("a")
     assert (record.mode, record.target, record.why) == ("manual", 128 * MIB + 4096, "manual")
-    assert stage.store.kept(A).target == 128 * MIB + 4096
-    (decision,) = [event for _, event in stage.events if event.event == "decision"]
+    assert harness.store.kept(A).target == 128 * MIB + 4096
+    (decision,) = [event for _, event in harness.events if event.event == "decision"]
     assert decision.data == {"from": 256 * MIB, "to": 128 * MIB + 4096, "why": "manual", "policy": None}
 
 
-async def test_a_target_that_is_waited_for_is_reached(stage: Stage, qemu: SimulatedQemu) -> None:
-    answer = await stage.ask("a", "set-target", target="50%", wait_s=PATIENCE_S)
+async def test_a_target_that_is_waited_for_is_reached(harness: AgentHarness, qemu: SimulatedQemu) -> None:
+    answer = await harness.ask("a", "set-target", target="50%", wait_s=PATIENCE_S)
     assert (answer["target"], answer["reached"]) == (128 * MIB, True)
     assert is_reached(answer["actual"], 128 * MIB, 256 * MIB)
     assert is_reached(qemu.guest.actual, 128 * MIB, 256 * MIB)
 
 
-async def test_an_actual_of_before_is_not_taken_for_reached(stage: Stage, qemu: SimulatedQemu) -> None:
+async def test_an_actual_of_before_is_not_taken_for_reached(
+    harness: AgentHarness, qemu: SimulatedQemu
+) -> None:
     """Moved there and back: between two looks the agent has the old actual."""
-    stage.vm("a").spec.settings = replace(QUICK, fast_interval_s=0.0, stats_interval_s=3600)
-    await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+    harness.vm("a").spec.settings = replace(QUICK, fast_interval_s=0.0, stats_interval_s=3600)
+    await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
     qemu.execute("balloon", {"value": 100 * MIB})  # by another hand; the event comes up to a second late
-    await stage.until(lambda: qemu.guest.actual == 100 * MIB)
-    stage.vm("a").on_qmp_event("BALLOON_CHANGE", {"actual": 200 * MIB})  # late, and all it has seen
+    await harness.until(lambda: qemu.guest.actual == 100 * MIB)
+    harness.vm("a").on_qmp_event("BALLOON_CHANGE", {"actual": 200 * MIB})  # late, and all it has seen
     qemu.set_behaviour(Behaviour.STUCK)
-    assert await refusal(stage, "a", "set-target", target=200 * MIB, wait_s=0.05) == "not-reached"
+    assert await refusal(harness, "a", "set-target", target=200 * MIB, wait_s=0.05) == "not-reached"
 
 
 @pytest.mark.parametrize("target", [63 * MIB, "24%", 257 * MIB, "101%"])
 async def test_a_target_outside_the_limits_is_refused_never_clamped(
-    target: object, stage: Stage, qemu: SimulatedQemu
+    target: object, harness: AgentHarness, qemu: SimulatedQemu
 ) -> None:
-    assert await refusal(stage, "a", "set-target", target=target) == "out-of-range"
+    assert await refusal(harness, "a", "set-target", target=target) == "out-of-range"
     assert qemu.guest.target == 256 * MIB
-    assert stage.store.kept(A).target is None
-    assert stage.record("a").mode == "auto"
+    assert harness.store.kept(A).target is None
+    assert harness.record("a").mode == "auto"
 
 
-async def test_a_target_not_reached_in_time_stays(stage: Stage, qemu: SimulatedQemu) -> None:
+async def test_a_target_not_reached_in_time_stays(harness: AgentHarness, qemu: SimulatedQemu) -> None:
     qemu.set_behaviour(Behaviour.STUCK)
-    assert await refusal(stage, "a", "set-target", target=128 * MIB, wait_s=0.05) == "not-reached"
+    assert await refusal(harness, "a", "set-target", target=128 * MIB, wait_s=0.05) == "not-reached"
     assert qemu.guest.target == 128 * MIB
-    assert stage.record("a").mode == "manual"
+    assert harness.record("a").mode == "manual"
 
 
-async def test_without_a_driver_a_wait_says_so(stage: Stage, qemu: SimulatedQemu) -> None:
+async def test_without_a_driver_a_wait_says_so(harness: AgentHarness, qemu: SimulatedQemu) -> None:
     qemu.set_behaviour(Behaviour.NO_DRIVER)
-    stage.vm("a").on_qmp_event("WAKEUP", {})  # whatever makes it look
-    await stage.until(lambda: not stage.record("a").driver_up)
-    assert await refusal(stage, "a", "set-target", target=128 * MIB, wait_s=0.05) == "no-driver"
+    harness.vm("a").on_qmp_event("WAKEUP", {})  # whatever makes it look
+    await harness.until(lambda: not harness.record("a").driver_up)
+    assert await refusal(harness, "a", "set-target", target=128 * MIB, wait_s=0.05) == "no-driver"
 
 
 async def test_a_newer_target_supersedes_the_one_that_is_waited_for(
-    stage: Stage, qemu: SimulatedQemu
+    harness: AgentHarness, qemu: SimulatedQemu
 ) -> None:
     qemu.set_behaviour(Behaviour.STUCK)
-    older = asyncio.create_task(refusal(stage, "a", "set-target", target=128 * MIB, wait_s=60))
-    await stage.until(lambda: qemu.guest.target == 128 * MIB)
-    await stage.ask("a", "set-target", target=200 * MIB)
+    older = asyncio.create_task(refusal(harness, "a", "set-target", target=128 * MIB, wait_s=60))
+    await harness.until(lambda: qemu.guest.target == 128 * MIB)
+    await harness.ask("a", "set-target", target=200 * MIB)
     assert await older == "superseded"
-    assert stage.store.kept(A).target == 200 * MIB
+    assert harness.store.kept(A).target == 200 * MIB
 
 
-async def test_of_two_targets_at_once_one_is_superseded_and_one_is_reached(stage: Stage) -> None:
+async def test_of_two_targets_at_once_one_is_superseded_and_one_is_reached(harness: AgentHarness) -> None:
     answers = await asyncio.gather(
-        stage.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S),
-        stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S),
+        harness.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S),
+        harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S),
         return_exceptions=True,
     )
     older, newer = answers
@@ -165,143 +167,147 @@ async def test_of_two_targets_at_once_one_is_superseded_and_one_is_reached(stage
     assert older.code == "superseded"
     assert not isinstance(newer, BaseException)
     assert (newer["target"], newer["reached"]) == (200 * MIB, True)
-    assert stage.store.kept(A).target == 200 * MIB
+    assert harness.store.kept(A).target == 200 * MIB
 
 
-async def test_the_same_target_sent_again_supersedes_nothing(stage: Stage) -> None:
+async def test_the_same_target_sent_again_supersedes_nothing(harness: AgentHarness) -> None:
     """The tick may send a manual target of which the command is on its way as well."""
-    actuator, vm = stage.service._actuator, stage.vm("a")
+    actuator, vm = harness.service._actuator, harness.vm("a")
     serial = await actuator.send(vm, 200 * MIB, why="manual")
     await actuator.send(vm, 200 * MIB, why="manual")
     assert (await actuator.reached(vm, serial, 200 * MIB, wait_s=PATIENCE_S)).is_at(200 * MIB)
 
 
 async def test_a_target_that_a_new_life_never_got_is_superseded(
-    stage: Stage, qemu: SimulatedQemu, qemus: Qemus
+    harness: AgentHarness, qemu: SimulatedQemu, qemus: Qemus
 ) -> None:
     """The wait may begin when the new life is there already."""
-    actuator, vm = stage.service._actuator, stage.vm("a")
+    actuator, vm = harness.service._actuator, harness.vm("a")
     serial = await actuator.send(vm, 128 * MIB, why="manual")
     qemu.die()
-    life = stage.kernel.new_life(qemus.path("a"))
+    life = harness.kernel.new_life(qemus.path("a"))
     await qemus.start("a")
-    await stage.until(lambda: stage.record("a").life == life and stage.health("a") == "ok")
+    await harness.until(lambda: harness.record("a").life == life and harness.health("a") == "ok")
     with pytest.raises(QmpBalloonError, match="QEMU was started anew") as caught:
         await actuator.reached(vm, serial, 128 * MIB, wait_s=PATIENCE_S)
     assert caught.value.code == "superseded"
 
 
 async def test_a_new_life_supersedes_or_the_loss_before_it_does(
-    stage: Stage, qemu: SimulatedQemu, qemus: Qemus
+    harness: AgentHarness, qemu: SimulatedQemu, qemus: Qemus
 ) -> None:
     qemu.set_behaviour(Behaviour.STUCK)
-    waiting = asyncio.create_task(refusal(stage, "a", "set-target", target=128 * MIB, wait_s=60))
-    await stage.until(lambda: qemu.guest.target == 128 * MIB)
+    waiting = asyncio.create_task(refusal(harness, "a", "set-target", target=128 * MIB, wait_s=60))
+    await harness.until(lambda: qemu.guest.target == 128 * MIB)
     qemu.die()
-    stage.kernel.new_life(qemus.path("a"))
+    harness.kernel.new_life(qemus.path("a"))
     await qemus.start("a")
     assert await waiting in ("offline", "superseded")
 
 
-async def test_a_vm_that_vanishes_meanwhile_is_offline(stage: Stage, qemu: SimulatedQemu) -> None:
+async def test_a_vm_that_vanishes_meanwhile_is_offline(harness: AgentHarness, qemu: SimulatedQemu) -> None:
     qemu.set_behaviour(Behaviour.STUCK)
-    waiting = asyncio.create_task(refusal(stage, "a", "set-target", target=128 * MIB, wait_s=60))
-    await stage.until(lambda: qemu.guest.target == 128 * MIB)
+    waiting = asyncio.create_task(refusal(harness, "a", "set-target", target=128 * MIB, wait_s=60))
+    await harness.until(lambda: qemu.guest.target == 128 * MIB)
     qemu.die(unlink=True)
     assert await waiting == "offline"
 
 
 async def test_a_vm_that_does_not_answer_is_offline_and_nothing_is_kept(
-    stage: Stage, qemu: SimulatedQemu
+    harness: AgentHarness, qemu: SimulatedQemu
 ) -> None:
     qemu.die(unlink=True)
-    await stage.until_health("a", "offline")
+    await harness.until_health("a", "offline")
     for verb, arguments in (("set-target", {"target": 128 * MIB}), ("get", {})):
-        assert await refusal(stage, "a", verb, **arguments) == "offline"
-    assert stage.store.kept(A).target is None
-    assert stage.record("a").mode == "auto"
+        assert await refusal(harness, "a", verb, **arguments) == "offline"
+    assert harness.store.kept(A).target is None
+    assert harness.record("a").mode == "auto"
 
 
 async def test_a_vm_whose_monitor_is_held_is_offline_to_requests(
     sockets_dir: Path, qemus: Qemus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch, settings=replace(QUICK, qmp_timeout_s=0.5)) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch, settings=replace(QUICK, qmp_timeout_s=0.5)) as harness:
+        await harness.until_health("a", "ok")
         other = session_with(qemu.path)
         greeting = asyncio.create_task(other.__aenter__())
         await asyncio.sleep(0)
         qemu.drop_clients()
         await greeting
         try:
-            await stage.until_health("a", "busy")
-            assert await refusal(stage, "a", "set-target", target=128 * MIB) == "offline"
+            await harness.until_health("a", "busy")
+            assert await refusal(harness, "a", "set-target", target=128 * MIB) == "offline"
         finally:
             await other.__aexit__(None, None, None)
 
 
-async def test_what_qemu_refuses_has_no_later_effect(stage: Stage, qemu: SimulatedQemu) -> None:
-    await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
-    before = stage.store.kept(A)
+async def test_a_target_that_qemu_refuses_has_no_later_effect(
+    harness: AgentHarness, qemu: SimulatedQemu
+) -> None:
+    await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+    before = harness.store.kept(A)
     qemu.faults = Faults(refuse=frozenset({"balloon"}))
-    assert await refusal(stage, "a", "set-target", target=128 * MIB) == "qmp-error"
-    assert stage.store.kept(A) == before
-    assert stage.record("a").target == 200 * MIB
-    assert stage.record("a").mode == "manual"
+    assert await refusal(harness, "a", "set-target", target=128 * MIB) == "qmp-error"
+    assert harness.store.kept(A) == before
+    assert harness.record("a").target == 200 * MIB
+    assert harness.record("a").mode == "manual"
 
 
 @pytest.mark.parametrize("mode", ["auto", "manual"])
 async def test_a_qemu_that_is_lost_while_it_is_told_a_target_leaves_the_mode_and_the_target_of_before(
-    mode: str, stage: Stage, qemu: SimulatedQemu
+    mode: str, harness: AgentHarness, qemu: SimulatedQemu
 ) -> None:
-    await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
-    await stage.ask("a", "set-mode", mode=mode)
-    before = stage.store.kept(A)
+    await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+    await harness.ask("a", "set-mode", mode=mode)
+    before = harness.store.kept(A)
     qemu.faults = Faults(half_reply_to=frozenset({"balloon"}))
-    assert await refusal(stage, "a", "set-target", target=128 * MIB) == "offline"
-    after = stage.store.kept(A)
+    assert await refusal(harness, "a", "set-target", target=128 * MIB) == "offline"
+    after = harness.store.kept(A)
     assert (after.mode, after.target) == (before.mode, before.target)
     assert after.sent is None  # it may have been taken
 
 
 async def test_a_vm_that_was_given_up_stays_away_when_its_last_request_ends(
-    stage: Stage, qemu: SimulatedQemu
+    harness: AgentHarness, qemu: SimulatedQemu
 ) -> None:
     qemu.faults = Faults(silent_to=frozenset({"balloon"}))
-    asked = asyncio.create_task(refusal(stage, "a", "set-target", target=128 * MIB))
-    await stage.until(lambda: stage.store.kept(A).mode == "manual")
-    stage.reconfigure(replace(stage.configuration, discovery=DiscoverySettings(sockets=())))
-    assert stage.gone == ["a"]
-    stage.records.clear()
+    asked = asyncio.create_task(refusal(harness, "a", "set-target", target=128 * MIB))
+    await harness.until(lambda: harness.store.kept(A).mode == "manual")
+    harness.reconfigure(replace(harness.configuration, discovery=DiscoverySettings(sockets=())))
+    assert harness.gone == ["a"]
+    harness.records.clear()
     assert await asked == "offline"
-    assert stage.records == {}
+    assert harness.records == {}
 
 
-async def test_who_waits_for_a_vm_that_is_renamed_is_told_at_once(stage: Stage, qemu: SimulatedQemu) -> None:
+async def test_a_waiting_request_is_answered_at_once_when_its_vm_is_renamed(
+    harness: AgentHarness, qemu: SimulatedQemu
+) -> None:
     qemu.set_behaviour(Behaviour.STUCK)
-    asked = asyncio.create_task(refusal(stage, "a", "set-target", target=128 * MIB, wait_s=600))
-    await stage.until(lambda: stage.record("a").target == 128 * MIB)
+    asked = asyncio.create_task(refusal(harness, "a", "set-target", target=128 * MIB, wait_s=600))
+    await harness.until(lambda: harness.record("a").target == 128 * MIB)
     renamed = (VmMatch(name="a", rename="b"),)
-    stage.reconfigure(replace(stage.configuration, matches=renamed))
+    harness.reconfigure(replace(harness.configuration, matches=renamed))
     assert await asked == "offline"
 
 
-async def test_an_expired_target_is_not_sent(stage: Stage, qemu: SimulatedQemu) -> None:
-    word = await refusal(stage, "a", "set-target", target=128 * MIB, expires_at_s=time.monotonic() - 1)
+async def test_an_expired_target_is_not_sent(harness: AgentHarness, qemu: SimulatedQemu) -> None:
+    word = await refusal(harness, "a", "set-target", target=128 * MIB, expires_at_s=time.monotonic() - 1)
     assert word == "expired"
     assert qemu.guest.target == 256 * MIB
-    assert stage.store.kept(A).target is None
+    assert harness.store.kept(A).target is None
 
 
 async def test_a_host_that_only_observes_moves_nothing(
     sockets_dir: Path, qemu: SimulatedQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with staged(sockets_dir, monkeypatch, policy=PolicySettings(mode="observe")) as stage:
-        await stage.until_health("a", "ok")
-        assert await refusal(stage, "a", "set-target", target=128 * MIB) == "not-allowed"
-        await stage.ask("a", "set-mode", mode="manual")
-        assert stage.record("a").mode == "observe"
-        assert await refusal(stage, "a", "set-target", target=128 * MIB) == "not-allowed"
+    async with running_agent(sockets_dir, monkeypatch, policy=PolicySettings(mode="observe")) as harness:
+        await harness.until_health("a", "ok")
+        assert await refusal(harness, "a", "set-target", target=128 * MIB) == "not-allowed"
+        await harness.ask("a", "set-mode", mode="manual")
+        assert harness.record("a").mode == "observe"
+        assert await refusal(harness, "a", "set-target", target=128 * MIB) == "not-allowed"
         assert qemu.guest.target == 256 * MIB
 
 
@@ -309,9 +315,9 @@ async def test_a_vm_that_migrates_is_left_alone(
     sockets_dir: Path, qemu: SimulatedQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu.set_migration("active")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "migrating")
-        assert await refusal(stage, "a", "set-target", target=128 * MIB) == "not-allowed"
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "migrating")
+        assert await refusal(harness, "a", "set-target", target=128 * MIB) == "not-allowed"
         assert qemu.guest.target == 256 * MIB
 
 
@@ -319,92 +325,96 @@ async def test_a_vm_without_a_balloon_cannot_be_moved(
     sockets_dir: Path, qemus: Qemus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a", machine=MachineSpec(device=None))
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "no-balloon")
-        assert await refusal(stage, "a", "set-target", target=128 * MIB) == "no-balloon"
-        assert (await stage.ask("a", "get"))["health"] == "no-balloon"
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "no-balloon")
+        assert await refusal(harness, "a", "set-target", target=128 * MIB) == "no-balloon"
+        assert (await harness.ask("a", "get"))["health"] == "no-balloon"
 
 
 async def test_a_full_disk_does_not_stop_a_command(
-    stage: Stage, qemu: SimulatedQemu, monkeypatch: pytest.MonkeyPatch
+    harness: AgentHarness, qemu: SimulatedQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store_module, "write_draft", refuses)
-    assert (await stage.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S))["reached"]
+    assert (await harness.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S))["reached"]
     assert is_reached(qemu.guest.actual, 128 * MIB, 256 * MIB)
 
 
 async def test_a_paused_vm_takes_a_target_and_says_that_it_is_not_reached(
-    stage: Stage, qemu: SimulatedQemu
+    harness: AgentHarness, qemu: SimulatedQemu
 ) -> None:
     qemu.execute("stop", {})
-    await stage.until_health("a", "paused")
-    assert (await stage.ask("a", "set-target", target=128 * MIB))["reached"] is False
+    await harness.until_health("a", "paused")
+    assert (await harness.ask("a", "set-target", target=128 * MIB))["reached"] is False
     qemu.execute("cont", {})
-    await stage.until(lambda: stage.record("a").actual == 128 * MIB)
+    await harness.until(lambda: harness.record("a").actual == 128 * MIB)
 
 
 # ── set-mode ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_mode_is_kept_and_auto_gives_up_the_manual_target(stage: Stage, qemu: SimulatedQemu) -> None:
-    await stage.ask("a", "set-target", target=200 * MIB)
-    assert await stage.ask("a", "set-mode", mode="manual") == {"mode": "manual", "for_s": None}
-    assert stage.store.kept(A).target == 200 * MIB
-    assert await stage.ask("a", "set-mode", mode="observe") == {"mode": "observe", "for_s": None}
-    assert stage.record("a").mode == "observe"
-    await stage.ask("a", "set-mode", mode="auto")
-    assert stage.record("a").mode == "auto"
-    assert stage.store.kept(A).target is None
+async def test_a_mode_is_kept_and_auto_gives_up_the_manual_target(
+    harness: AgentHarness, qemu: SimulatedQemu
+) -> None:
+    await harness.ask("a", "set-target", target=200 * MIB)
+    assert await harness.ask("a", "set-mode", mode="manual") == {"mode": "manual", "for_s": None}
+    assert harness.store.kept(A).target == 200 * MIB
+    assert await harness.ask("a", "set-mode", mode="observe") == {"mode": "observe", "for_s": None}
+    assert harness.record("a").mode == "observe"
+    await harness.ask("a", "set-mode", mode="auto")
+    assert harness.record("a").mode == "auto"
+    assert harness.store.kept(A).target is None
     assert qemu.guest.target == 200 * MIB  # a mode moves nothing by itself
 
 
-async def test_a_mode_for_a_while_falls_back_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = await stage.ask("a", "set-mode", mode="observe", for_s=60)
+async def test_a_mode_for_a_while_falls_back_by_itself(
+    harness: AgentHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = await harness.ask("a", "set-mode", mode="observe", for_s=60)
     assert answer == {"mode": "observe", "for_s": 60.0}
-    stage.vm("a").renew_mode()
-    assert stage.record("a").mode == "observe"
+    harness.vm("a").renew_mode()
+    assert harness.record("a").mode == "observe"
     late = spec_module.boot_time_s() + 61
     monkeypatch.setattr(spec_module, "boot_time_s", lambda: late)
-    stage.vm("a").renew_mode()
-    assert stage.record("a").mode == "auto"
-    assert stage.store.kept(A).mode is None
-    assert stage.store.kept(A).mode_until is None
+    harness.vm("a").renew_mode()
+    assert harness.record("a").mode == "auto"
+    assert harness.store.kept(A).mode is None
+    assert harness.store.kept(A).mode_until is None
 
 
-async def test_a_mode_for_a_while_does_not_outlive_a_reboot_of_the_host(stage: Stage) -> None:
-    await stage.ask("a", "set-mode", mode="observe", for_s=3600)
-    stage.store.keep(A, boot_id="of another boot")
-    stage.vm("a").renew_mode()
-    assert stage.record("a").mode == "auto"
+async def test_a_mode_for_a_while_does_not_outlive_a_reboot_of_the_host(harness: AgentHarness) -> None:
+    await harness.ask("a", "set-mode", mode="observe", for_s=3600)
+    harness.store.keep(A, boot_id="of another boot")
+    harness.vm("a").renew_mode()
+    assert harness.record("a").mode == "auto"
 
 
-async def test_a_new_target_ends_a_mode_for_a_while(stage: Stage) -> None:
-    await stage.ask("a", "set-mode", mode="manual", for_s=60)
-    await stage.ask("a", "set-target", target=200 * MIB)
-    assert stage.store.kept(A).mode_until is None
+async def test_a_new_target_ends_a_mode_for_a_while(harness: AgentHarness) -> None:
+    await harness.ask("a", "set-mode", mode="manual", for_s=60)
+    await harness.ask("a", "set-target", target=200 * MIB)
+    assert harness.store.kept(A).mode_until is None
 
 
 # ── set-limits ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_limits_narrow_and_null_takes_them_back(stage: Stage) -> None:
-    answer = await stage.ask("a", "set-limits", floor="128MiB", ceiling="75%", shares=7)
+async def test_limits_narrow_and_null_takes_them_back(harness: AgentHarness) -> None:
+    answer = await harness.ask("a", "set-limits", floor="128MiB", ceiling="75%", shares=7)
     assert answer == {"floor": 128 * MIB, "ceiling": 192 * MIB, "shares": 7}
-    assert stage.record("a").limits.overridden == ("floor", "ceiling", "shares")
-    assert await refusal(stage, "a", "set-target", target=200 * MIB) == "out-of-range"
-    answer = await stage.ask("a", "set-limits", floor=None, shares=None)
+    assert harness.record("a").limits.overridden == ("floor", "ceiling", "shares")
+    assert await refusal(harness, "a", "set-target", target=200 * MIB) == "out-of-range"
+    answer = await harness.ask("a", "set-limits", floor=None, shares=None)
     assert answer == {"floor": 64 * MIB, "ceiling": 192 * MIB, "shares": 1000}
-    assert stage.record("a").limits.overridden == ("ceiling",)
-    await stage.ask("a", "set-limits", ceiling=None)
-    assert stage.store.kept(A) == Kept(life=str(stage.record("a").life))
+    assert harness.record("a").limits.overridden == ("ceiling",)
+    await harness.ask("a", "set-limits", ceiling=None)
+    assert harness.store.kept(A) == Kept(life=str(harness.record("a").life))
 
 
-async def test_limits_stay_within_a_file_that_was_changed_later(stage: Stage) -> None:
-    await stage.ask("a", "set-limits", floor=80 * MIB, ceiling=100 * MIB)
-    vm = stage.vm("a")
+async def test_limits_stay_within_a_file_that_was_changed_later(harness: AgentHarness) -> None:
+    await harness.ask("a", "set-limits", floor=80 * MIB, ceiling=100 * MIB)
+    vm = harness.vm("a")
     vm.spec.settings = replace(vm.spec.settings, floor=parse_amount("128MiB"))
     assert (vm.limits.floor, vm.limits.ceiling) == (128 * MIB, 128 * MIB)
     vm.spec.settings = replace(vm.spec.settings, floor=parse_amount("64MiB"), ceiling=parse_amount("72MiB"))
@@ -422,18 +432,18 @@ async def test_limits_stay_within_a_file_that_was_changed_later(stage: Stage) ->
     ],
 )
 async def test_limits_outside_those_of_the_file_change_nothing(
-    arguments: dict[str, object], stage: Stage
+    arguments: dict[str, object], harness: AgentHarness
 ) -> None:
-    before = stage.store.kept(A)
-    assert await refusal(stage, "a", "set-limits", **arguments) == "out-of-range"
-    assert stage.store.kept(A) == before
+    before = harness.store.kept(A)
+    assert await refusal(harness, "a", "set-limits", **arguments) == "out-of-range"
+    assert harness.store.kept(A) == before
 
 
-async def test_a_floor_above_a_ceiling_set_before_is_refused(stage: Stage) -> None:
-    await stage.ask("a", "set-limits", ceiling="100MiB")
-    assert await refusal(stage, "a", "set-limits", floor="150MiB") == "out-of-range"
-    await stage.ask("a", "set-limits", floor="150MiB", ceiling=None)
-    assert stage.record("a").limits.floor == 150 * MIB
+async def test_a_floor_above_a_ceiling_set_before_is_refused(harness: AgentHarness) -> None:
+    await harness.ask("a", "set-limits", ceiling="100MiB")
+    assert await refusal(harness, "a", "set-limits", floor="150MiB") == "out-of-range"
+    await harness.ask("a", "set-limits", floor="150MiB", ceiling=None)
+    assert harness.record("a").limits.floor == 150 * MIB
 
 
 async def test_limits_of_a_vm_whose_size_is_not_known_are_refused(
@@ -441,10 +451,10 @@ async def test_limits_of_a_vm_whose_size_is_not_known_are_refused(
 ) -> None:
     kernel = Kernel()
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "ok")
         qemu.die(unlink=True)
-    async with staged(sockets_dir, monkeypatch, kernel) as again:
+    async with running_agent(sockets_dir, monkeypatch, kernel) as again:
         assert again.health("a") == "offline"
         assert await refusal(again, "a", "set-limits", floor="128MiB") == "offline"
 
@@ -454,11 +464,11 @@ async def test_many_slow_requests_delay_no_other_vm(
 ) -> None:
     await qemus.start("slow", guest=GuestSpec(behaviour=Behaviour.STUCK))
     await qemus.start("quick")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until(lambda: stage.health("slow") == stage.health("quick") == "ok")
-        waiting = asyncio.create_task(refusal(stage, "slow", "set-target", target=128 * MIB, wait_s=600))
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until(lambda: harness.health("slow") == harness.health("quick") == "ok")
+        waiting = asyncio.create_task(refusal(harness, "slow", "set-target", target=128 * MIB, wait_s=600))
         async with asyncio.timeout(PATIENCE_S):
-            assert (await stage.ask("quick", "set-target", target=128 * MIB, wait_s=PATIENCE_S))["reached"]
+            assert (await harness.ask("quick", "set-target", target=128 * MIB, wait_s=PATIENCE_S))["reached"]
         assert not waiting.done()
         waiting.cancel()
         await asyncio.wait((waiting,))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
+from agent_harness import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, running_agent
 from scripted_peer import Line, peer, session_with
 
 from qmpballoon.config import DiscoverySettings, VmMatch
@@ -44,27 +44,27 @@ async def test_a_vm_is_called_as_configured_else_as_qemu_says_else_as_its_socket
         VmMatch(name="db-*", rename="first db", settings=(("shares", 7),)),
         VmMatch(name="first*", rename="no"),
     )
-    async with staged(sockets_dir, monkeypatch, matches=matches) as stage:
-        await stage.until(lambda: len(stage.registry) == 4)
-        assert {vm.id: vm.name for vm in stage.registry} == {
+    async with running_agent(sockets_dir, monkeypatch, matches=matches) as harness:
+        await harness.until(lambda: len(harness.registry) == 4)
+        assert {vm.id: vm.name for vm in harness.registry} == {
             "first_db": "first db",
             "web_1__": "web 1/ü",
             "c_d": "c.d",
             "x" * 64: "x" * 80,
         }
-        assert stage.record("first_db").limits.shares == 7
-        assert stage.supervisor.unidentified == ()
+        assert harness.record("first_db").limits.shares == 7
+        assert harness.supervisor.unidentified == ()
 
 
 async def test_a_name_already_taken_gets_a_number(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with staged(sockets_dir, monkeypatch) as stage:
+    async with running_agent(sockets_dir, monkeypatch) as harness:
         long = "n" * 64
         for socket, expected in (("c", long), ("a", long[:62] + "-2"), ("b", long[:62] + "-3")):
             await qemus.start(socket, machine=named(long))
-            await stage.until_health(expected, "ok")
-        assert {vm.path[-5:]: vm.id for vm in stage.registry} == {
+            await harness.until_health(expected, "ok")
+        assert {vm.path[-5:]: vm.id for vm in harness.registry} == {
             "c.qmp": "n" * 64,
             "a.qmp": "n" * 62 + "-2",
             "b.qmp": "n" * 62 + "-3",
@@ -76,13 +76,13 @@ async def test_names_are_remembered_per_socket_over_a_restart(
 ) -> None:
     kernel = Kernel()
     first = await qemus.start("b", machine=named("web"))
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until(lambda: "web" in stage.ids)
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until(lambda: "web" in harness.ids)
         await qemus.start("a", machine=named("web"))
-        await stage.until(lambda: "web-2" in stage.ids)
+        await harness.until(lambda: "web-2" in harness.ids)
         first.die(unlink=True)
-        await stage.until_health("web", "offline")
-    async with staged(sockets_dir, monkeypatch, kernel) as again:
+        await harness.until_health("web", "offline")
+    async with running_agent(sockets_dir, monkeypatch, kernel) as again:
         await again.until_health("web-2", "ok")
         assert again.vm("web-2").path == os.fspath(qemus.path("a"))
         assert again.record("web").health == "offline"  # kept though nothing answers
@@ -96,38 +96,38 @@ async def test_a_vm_that_comes_back_under_another_name_leaves_the_old_one(
 ) -> None:
     kernel = Kernel()
     before = await qemus.start("a", machine=named("old"))
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until_health("old", "ok")
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("old", "ok")
         before.die()
         kernel.new_life(qemus.path("a"))
         await qemus.start("a", machine=named("new"))
-        await stage.until_health("new", "ok")
-        assert stage.gone == ["old"]
-        assert stage.ids == {"new"}
+        await harness.until_health("new", "ok")
+        assert harness.gone == ["old"]
+        assert harness.ids == {"new"}
 
 
 async def test_a_rename_in_a_new_configuration_holds_at_once(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a", machine=named("old"))
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("old", "ok")
-        stage.reconfigure(replace(stage.configuration, matches=(VmMatch(name="old", rename="new"),)))
-        assert stage.gone == ["old"]
-        stage.records.clear()
-        await stage.until_health("new", "ok")
-        assert stage.ids == set(stage.records) == {"new"}
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("old", "ok")
+        harness.reconfigure(replace(harness.configuration, matches=(VmMatch(name="old", rename="new"),)))
+        assert harness.gone == ["old"]
+        harness.records.clear()
+        await harness.until_health("new", "ok")
+        assert harness.ids == set(harness.records) == {"new"}
 
 
 async def test_a_new_configuration_changes_settings_without_a_reconnect(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
-        stage.reconfigure(replace(stage.configuration, vm=replace(QUICK, shares=5)))
-        assert stage.records["a"].limits.shares == 5
-        assert stage.records["a"].health == "ok"
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
+        harness.reconfigure(replace(harness.configuration, vm=replace(QUICK, shares=5)))
+        assert harness.records["a"].limits.shares == 5
+        assert harness.records["a"].health == "ok"
 
 
 async def test_a_socket_that_no_glob_covers_any_more_is_let_go(
@@ -135,28 +135,30 @@ async def test_a_socket_that_no_glob_covers_any_more_is_let_go(
 ) -> None:
     qemu = await qemus.start("a")
     await qemus.start("b")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until(lambda: stage.health("a") == stage.health("b") == "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until(lambda: harness.health("a") == harness.health("b") == "ok")
         only_b = DiscoverySettings(sockets=(f"{sockets_dir}/b*.qmp",))
-        stage.reconfigure(replace(stage.configuration, discovery=only_b))
-        assert stage.gone == ["a"]
-        await stage.until(lambda: not qemu._connections)  # somebody else may have the monitor now
+        harness.reconfigure(replace(harness.configuration, discovery=only_b))
+        assert harness.gone == ["a"]
+        await harness.until(lambda: not qemu._connections)  # somebody else may have the monitor now
         await qemus.start("b2")
-        await stage.until_health("b2", "ok")
-        assert stage.ids == {"b", "b2"}
+        await harness.until_health("b2", "ok")
+        assert harness.ids == {"b", "b2"}
 
 
 async def test_a_monitor_that_never_answered_is_let_go_as_well(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
-    async with session_with(qemu.path), staged(sockets_dir, monkeypatch) as stage:
-        await stage.until(lambda: stage.supervisor.unidentified)
-        await stage.until(lambda: any(task.get_name().startswith("greeting") for task in asyncio.all_tasks()))
+    async with session_with(qemu.path), running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until(lambda: harness.supervisor.unidentified)
+        await harness.until(
+            lambda: any(task.get_name().startswith("greeting") for task in asyncio.all_tasks())
+        )
         elsewhere = DiscoverySettings(sockets=(f"{sockets_dir}/b*.qmp",))
-        stage.reconfigure(replace(stage.configuration, discovery=elsewhere))
-        await stage.until(lambda: not stage.supervisor.unidentified)
-        await stage.until(lambda: all(each.is_over for each in stage.supervisor._connectors.values()))
+        harness.reconfigure(replace(harness.configuration, discovery=elsewhere))
+        await harness.until(lambda: not harness.supervisor.unidentified)
+        await harness.until(lambda: all(each.is_over for each in harness.supervisor._connectors.values()))
         for task in asyncio.all_tasks():
             assert not task.get_name().startswith(("connection", "greeting")), task.get_name()
 
@@ -170,11 +172,11 @@ async def test_two_sockets_of_one_life_are_one_vm(
     kernel = Kernel()
     kernel.new_life(qemus.path("a"), qemus.path("b"))
     qemu = await qemus.start("a", "b", machine=named("web"))
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until_health("web", "ok")
-        assert stage.ids == {"web"}
-        assert stage.vm("web").path == os.fspath(qemus.path("a"))
-        assert stage.supervisor.unidentified == ()
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("web", "ok")
+        assert harness.ids == {"web"}
+        assert harness.vm("web").path == os.fspath(qemus.path("a"))
+        assert harness.supervisor.unidentified == ()
         assert len(qemu._connections) == 1
 
 
@@ -184,15 +186,15 @@ async def test_the_second_socket_takes_over_and_the_vm_keeps_its_name(
     kernel = Kernel()
     life = kernel.new_life(qemus.path("a"), qemus.path("b"))
     qemu = await qemus.start("a", "b")  # without -name: a name from the socket must not change either
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "ok")
         qemus.path("a").unlink()
         qemu.drop_clients()
-        await stage.until(lambda: stage.vm("a").path == os.fspath(qemus.path("b")))
-        record = await stage.until_health("a", "ok")
+        await harness.until(lambda: harness.vm("a").path == os.fspath(qemus.path("b")))
+        record = await harness.until_health("a", "ok")
         assert record.life == life
-        assert stage.gone == []
-        assert stage.ids == {"a"}
+        assert harness.gone == []
+        assert harness.ids == {"a"}
 
 
 async def test_the_first_socket_takes_the_vm_back(
@@ -203,14 +205,14 @@ async def test_the_first_socket_takes_the_vm_back(
     qemu = await qemus.start("a", "b", machine=named("web"))
     hidden = sockets_dir / "a.hidden"
     qemus.path("a").rename(hidden)
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until_health("web", "ok")
-        assert stage.vm("web").path == os.fspath(qemus.path("b"))
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("web", "ok")
+        assert harness.vm("web").path == os.fspath(qemus.path("b"))
         hidden.rename(qemus.path("a"))
-        await stage.until(lambda: stage.vm("web").path == os.fspath(qemus.path("a")))
-        await stage.until_health("web", "ok")
-        await stage.until(lambda: len(qemu._connections) == 1)
-        assert stage.ids == {"web"}
+        await harness.until(lambda: harness.vm("web").path == os.fspath(qemus.path("a")))
+        await harness.until_health("web", "ok")
+        await harness.until(lambda: len(qemu._connections) == 1)
+        assert harness.ids == {"web"}
 
 
 async def test_a_killed_qemu_is_offline_and_a_new_one_is_a_new_life(
@@ -218,19 +220,19 @@ async def test_a_killed_qemu_is_offline_and_a_new_one_is_a_new_life(
 ) -> None:
     kernel = Kernel()
     first = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        old = (await stage.until_health("a", "ok")).life
-        await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        old = (await harness.until_health("a", "ok")).life
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
         first.die()  # the file stays: ECONNREFUSED from now on
-        record = await stage.until_health("a", "offline")
+        record = await harness.until_health("a", "offline")
         assert (record.run_state, record.actual, record.rss, record.pid, record.sample) == (None,) * 5
         assert record.size == 256 * MIB
         kernel.new_life(qemus.path("a"))
         await qemus.start("a")
-        record = await stage.until_health("a", "ok")
+        record = await harness.until_health("a", "ok")
         assert record.life != old
         assert record.target is None
-        assert stage.gone == []
+        assert harness.gone == []
 
 
 async def test_the_same_life_after_a_restart_is_taken_up_as_it_stands(
@@ -238,11 +240,11 @@ async def test_the_same_life_after_a_restart_is_taken_up_as_it_stands(
 ) -> None:
     kernel = Kernel()
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until_health("a", "ok")
-        await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
     qemu.guest.set_target(180 * MIB)  # somebody else's hand, meanwhile
-    async with staged(sockets_dir, monkeypatch, kernel, governed=True) as again:
+    async with running_agent(sockets_dir, monkeypatch, kernel, governed=True) as again:
         record = await again.until_health("a", "ok")
         assert (record.target, record.mode) == (200 * MIB, "manual")
         await again.until(lambda: len(again.hosts) >= 1)
@@ -256,13 +258,13 @@ async def test_a_socket_replaced_at_the_same_path_is_another_life(
     kernel = Kernel()
     old_life = kernel.new_life(qemus.path("a"))
     old = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "ok")
         new_life = kernel.new_life(qemus.path("a"))
         await qemus.start("a")  # the old one still lives and still talks to us
-        await stage.until(lambda: stage.record("a").life == new_life)
+        await harness.until(lambda: harness.record("a").life == new_life)
         assert old_life != new_life
-        await stage.until(lambda: not old._connections)
+        await harness.until(lambda: not old._connections)
 
 
 @pytest.mark.parametrize("seen_gone", [True, False])
@@ -271,43 +273,43 @@ async def test_a_socket_that_is_replaced_by_one_that_does_not_listen_yet_is_anot
 ) -> None:
     kernel, path = Kernel(), qemus.path("a")
     await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "ok")
         path.unlink()  # the old one still lives and still talks to us
         if seen_gone:
-            await stage.until(lambda: stage.supervisor._connectors[os.fspath(path)]._mark is None)
+            await harness.until(lambda: harness.supervisor._connectors[os.fspath(path)]._mark is None)
         with socket.socket(socket.AF_UNIX) as slow:
             slow.bind(os.fspath(path))
-            await stage.until_health("a", "offline")
+            await harness.until_health("a", "offline")
         life = kernel.new_life(path)
         await qemus.start("a")
-        await stage.until(lambda: stage.record("a").life == life and stage.health("a") == "ok")
+        await harness.until(lambda: harness.record("a").life == life and harness.health("a") == "ok")
 
 
 async def test_a_socket_whose_rights_change_is_still_the_same(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
-        stage.healths.clear()
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
+        harness.healths.clear()
         qemus.path("a").chmod(0o600)
         await qemus.start("b")  # seen after the change, or with it
-        await stage.until_health("b", "ok")
-        assert stage.events_of("a").count("health") <= 2
-        assert stage.health("a") == "ok"
-        assert "offline" not in [event.data.get("to") for _, event in stage.events]
+        await harness.until_health("b", "ok")
+        assert harness.events_of("a").count("health") <= 2
+        assert harness.health("a") == "ok"
+        assert "offline" not in [event.data.get("to") for _, event in harness.events]
 
 
 async def test_a_qemu_that_shuts_down_says_so_and_is_offline(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
         qemu.terminate()
-        await stage.until_health("a", "offline")
-        assert "shutdown" in stage.events_of("a")
+        await harness.until_health("a", "offline")
+        assert "shutdown" in harness.events_of("a")
 
 
 # ── unidentified, and forgotten ──────────────────────────────────────────────────────────────────
@@ -322,16 +324,16 @@ async def test_a_socket_that_never_answered_is_no_vm(
     async def talk(line: Line) -> None:
         await line.send(b"220 mail.example.org ESMTP\r\n")
 
-    async with peer(qemus.path("mail"), talk), staged(sockets_dir, monkeypatch) as stage:
+    async with peer(qemus.path("mail"), talk), running_agent(sockets_dir, monkeypatch) as harness:
         strangers = tuple(os.fspath(qemus.path(name)) for name in ("dead", "mail", "silent"))
-        await stage.until(lambda: stage.supervisor.unidentified == strangers)
-        assert not stage.ids
+        await harness.until(lambda: harness.supervisor.unidentified == strangers)
+        assert not harness.ids
         silent.faults = Faults()
         silent.drop_clients()
-        await stage.until_health("silent", "ok")
-        assert stage.supervisor.unidentified == strangers[:2]
+        await harness.until_health("silent", "ok")
+        assert harness.supervisor.unidentified == strangers[:2]
         qemus.path("dead").unlink()
-        await stage.until(lambda: stage.supervisor.unidentified == strangers[1:2])
+        await harness.until(lambda: harness.supervisor.unidentified == strangers[1:2])
 
 
 async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
@@ -340,37 +342,39 @@ async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
     kernel = Kernel()
     life = kernel.new_life(qemus.path("a"))
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until_health("a", "ok")
-        await stage.ask("a", "set-limits", shares=7)
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-limits", shares=7)
         qemu.die()
-        await stage.until_health("a", "offline")
+        await harness.until_health("a", "offline")
 
         def look_much_later() -> None:
-            stage.supervisor.forget_the_gone()
-            stage.later_s += 86_401
+            harness.supervisor.forget_the_gone()
+            harness.later_s += 86_401
 
         look_much_later()
-        stage.supervisor.forget_the_gone()
-        assert "a" in stage.ids  # its socket file is there
+        harness.supervisor.forget_the_gone()
+        assert "a" in harness.ids  # its socket file is there
         qemus.path("a").unlink()
-        await stage.until(lambda: all(endpoint.is_over for endpoint in stage.supervisor._connectors.values()))
+        await harness.until(
+            lambda: all(endpoint.is_over for endpoint in harness.supervisor._connectors.values())
+        )
         await qemus.start("b")  # whatever makes the fleet look
-        await stage.until_health("b", "ok")
+        await harness.until_health("b", "ok")
         look_much_later()
-        stage.supervisor.forget_the_gone()
-        assert "a" in stage.ids  # its process is there
-        kernel.dies(life)
-        stage.supervisor.forget_the_gone()
-        stage.later_s += 86_300
-        stage.supervisor.forget_the_gone()
-        assert "a" in stage.ids
-        stage.later_s += 100
-        stage.supervisor.forget_the_gone()
-        assert "a" not in stage.ids
-        assert stage.gone == ["a"]
-        assert os.fspath(qemus.path("a")) not in stage.store.sockets
-        assert stage.store.kept(VmId("a")).shares is None
+        harness.supervisor.forget_the_gone()
+        assert "a" in harness.ids  # its process is there
+        kernel.end_process(life)
+        harness.supervisor.forget_the_gone()
+        harness.later_s += 86_300
+        harness.supervisor.forget_the_gone()
+        assert "a" in harness.ids
+        harness.later_s += 100
+        harness.supervisor.forget_the_gone()
+        assert "a" not in harness.ids
+        assert harness.gone == ["a"]
+        assert os.fspath(qemus.path("a")) not in harness.store.sockets
+        assert harness.store.kept(VmId("a")).shares is None
 
 
 # ── one bad QEMU costs only itself ───────────────────────────────────────────────────────────────
@@ -400,15 +404,15 @@ async def test_a_bad_qemu_delays_nobody_else(
     bad = await qemus.start("bad", faults=fault)
     await qemus.start("good")
     settings = replace(QUICK, qmp_timeout_s=1.0)
-    async with staged(sockets_dir, monkeypatch, settings=settings) as stage:
-        sample = (await stage.until_health("good", "ok")).sample
-        with stage.vm("good").watched():
-            await stage.until(lambda: stage.record("good").sample != sample)
-        assert stage.health("good") == "ok"
-        assert stage.health("bad") != "ok"
+    async with running_agent(sockets_dir, monkeypatch, settings=settings) as harness:
+        sample = (await harness.until_health("good", "ok")).sample
+        with harness.vm("good").watched():
+            await harness.until(lambda: harness.record("good").sample != sample)
+        assert harness.health("good") == "ok"
+        assert harness.health("bad") != "ok"
         bad.faults = Faults()
         bad.drop_clients()
-        await stage.until_health("bad", "ok")
+        await harness.until_health("bad", "ok")
         assert "offline" not in [
-            event.data["to"] for vm, event in stage.events if vm == "good" and event.event == "health"
+            event.data["to"] for vm, event in harness.events if vm == "good" and event.event == "health"
         ]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
+from agent_harness import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, running_agent
 
 from qmpballoon.agent import context as context_module
 from qmpballoon.agent import governor as governor_module
@@ -54,12 +54,12 @@ async def test_the_host_that_observes_wins_then_the_request_then_the_vm_then_the
     await qemus.start("a")
     matches = () if match is None else (VmMatch(name="a", settings=(("mode", match),)),)
     policy = PolicySettings(mode=host)
-    async with staged(sockets_dir, monkeypatch, policy=policy, matches=matches) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch, policy=policy, matches=matches) as harness:
+        await harness.until_health("a", "ok")
         if request_mode is not None:
-            await stage.ask("a", "set-mode", mode=request_mode)
-        stage.vm("a").renew_mode()
-        assert stage.records["a"].mode == in_force
+            await harness.ask("a", "set-mode", mode=request_mode)
+        harness.vm("a").renew_mode()
+        assert harness.records["a"].mode == in_force
 
 
 async def test_a_new_life_gets_its_manual_target_when_its_driver_is_up_and_the_grace_is_over(
@@ -68,22 +68,26 @@ async def test_a_new_life_gets_its_manual_target_when_its_driver_is_up_and_the_g
     kernel = Kernel()
     first = await qemus.start("a")
     settings = replace(QUICK, grace_s=100.0)
-    async with staged(sockets_dir, monkeypatch, kernel, settings, governed=True, policy=MANUAL) as stage:
-        await stage.until_health("a", "ok")
-        await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+    async with running_agent(
+        sockets_dir, monkeypatch, kernel, settings, governed=True, policy=MANUAL
+    ) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
         first.die()
         kernel.age_s = 1.0
         life = kernel.new_life(qemus.path("a"))
         second = await qemus.start("a", guest=GuestSpec(boot_s=0.1), booted=False)
-        await stage.until(lambda: stage.record("a").life == life and stage.record("a").sample is not None)
-        ticks = len(stage.hosts)
-        await stage.until(lambda: len(stage.hosts) > ticks + 1)
-        assert stage.record("a").target is None
+        await harness.until(
+            lambda: harness.record("a").life == life and harness.record("a").sample is not None
+        )
+        ticks = len(harness.hosts)
+        await harness.until(lambda: len(harness.hosts) > ticks + 1)
+        assert harness.record("a").target is None
         assert second.guest.target == 256 * MIB
-        stage.later_s += 101
-        await stage.until(lambda: second.guest.target == 200 * MIB)
-        await stage.until(lambda: stage.record("a").target == 200 * MIB)
-        assert stage.record("a").mode == "manual"
+        harness.later_s += 101
+        await harness.until(lambda: second.guest.target == 200 * MIB)
+        await harness.until(lambda: harness.record("a").target == 200 * MIB)
+        assert harness.record("a").mode == "manual"
 
 
 async def test_a_manual_target_that_its_limits_no_longer_allow_is_not_sent(
@@ -91,17 +95,17 @@ async def test_a_manual_target_that_its_limits_no_longer_allow_is_not_sent(
 ) -> None:
     kernel = Kernel()
     first = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch, kernel, governed=True, policy=MANUAL) as stage:
-        await stage.until_health("a", "ok")
-        await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+    async with running_agent(sockets_dir, monkeypatch, kernel, governed=True, policy=MANUAL) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
         first.die()
         kernel.new_life(qemus.path("a"))
         second = await qemus.start("a", guest=GuestSpec(size=128 * MIB))
-        await stage.until(lambda: stage.record("a").size == 128 * MIB and stage.health("a") == "ok")
-        ticks = len(stage.hosts)
-        await stage.until(lambda: len(stage.hosts) > ticks + 2)
+        await harness.until(lambda: harness.record("a").size == 128 * MIB and harness.health("a") == "ok")
+        ticks = len(harness.hosts)
+        await harness.until(lambda: len(harness.hosts) > ticks + 2)
         assert second.guest.target == 128 * MIB
-        assert stage.store.kept(VmId("a")).target == 200 * MIB
+        assert harness.store.kept(VmId("a")).target == 200 * MIB
 
 
 @pytest.mark.parametrize(("mode", "released"), [("auto", ["a"]), ("manual", []), ("observe", [])])
@@ -112,10 +116,10 @@ async def test_only_automatic_vms_are_released_and_none_of_a_host_that_observes(
     qemu.execute("balloon", {"value": 128 * MIB})
     host = HostSettings(reserve=parse_amount("1MiB"))
     policy = PolicySettings(mode=mode)
-    async with staged(sockets_dir, monkeypatch, policy=policy, host=host) as stage:
-        await stage.until_health("a", "ok")
-        await stage.until(lambda: stage.record("a").actual == 128 * MIB)
-        assert [vm.id for vm in stage.governor.release_all()] == released
+    async with running_agent(sockets_dir, monkeypatch, policy=policy, host=host) as harness:
+        await harness.until_health("a", "ok")
+        await harness.until(lambda: harness.record("a").actual == 128 * MIB)
+        assert [vm.id for vm in harness.governor.release_all()] == released
 
 
 async def test_the_host_is_told_with_every_tick(
@@ -124,13 +128,13 @@ async def test_the_host_is_told_with_every_tick(
     await qemus.start("a", machine=MachineSpec(name="a"))
     gone = await qemus.start("b")
     host = HostSettings(budget=parse_amount("1GiB"), reserve=parse_amount("1MiB"))
-    async with staged(sockets_dir, monkeypatch, governed=True, policy=MANUAL, host=host) as stage:
-        await stage.until(lambda: stage.health("a") == stage.health("b") == "ok")
+    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=MANUAL, host=host) as harness:
+        await harness.until(lambda: harness.health("a") == harness.health("b") == "ok")
         gone.die()
-        await stage.until_health("b", "offline")
-        stage.hosts.clear()
-        await stage.until(lambda: stage.hosts and stage.hosts[-1].vms_online == 1)
-        record = stage.hosts[-1]
+        await harness.until_health("b", "offline")
+        harness.hosts.clear()
+        await harness.until(lambda: harness.hosts and harness.hosts[-1].vms_online == 1)
+        record = harness.hosts[-1]
         assert (record.mode, record.vms_total, record.budget) == ("manual", 2, 1024 * MIB)
         assert record.used == 256 * MIB
         assert record.available == 768 * MIB
@@ -145,12 +149,12 @@ async def test_a_sleep_of_the_host_makes_every_sample_stale(
     asleep_s = 0.0
     really = governor_module._asleep_s
     monkeypatch.setattr(governor_module, "_asleep_s", lambda: really() + asleep_s)
-    async with staged(sockets_dir, monkeypatch, governed=True, policy=MANUAL) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=MANUAL) as harness:
+        await harness.until_health("a", "ok")
         qemu.set_behaviour(Behaviour.FROZEN_STATS)
         asleep_s = 3600.0
-        with stage.vm("a").watched():
-            await stage.until_health("a", "stale")
+        with harness.vm("a").watched():
+            await harness.until_health("a", "stale")
 
 
 async def test_the_first_decision_after_observe_is_entered_again_is_told(
@@ -160,18 +164,18 @@ async def test_the_first_decision_after_observe_is_entered_again_is_told(
     await qemus.start("a", guest=GuestSpec(size=512 * MIB))
     host = HostSettings(budget=parse_amount("300MiB"), reserve=parse_amount("1MiB"))
     observe = PolicySettings(mode="observe")
-    async with staged(sockets_dir, monkeypatch, governed=True, policy=observe, host=host) as stage:
+    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=observe, host=host) as harness:
 
         def told() -> int:
-            return stage.events_of("a").count("decision")
+            return harness.events_of("a").count("decision")
 
-        await stage.until(lambda: told() == 1)
-        ticks = len(stage.hosts)
-        await stage.until(lambda: len(stage.hosts) > ticks + 3)
+        await harness.until(lambda: told() == 1)
+        ticks = len(harness.hosts)
+        await harness.until(lambda: len(harness.hosts) > ticks + 3)
         assert told() == 1  # the same decision again is no news
-        stage.governor.choose(None, "manual")
-        await stage.until(lambda: stage.record("a").mode == "manual")
-        ticks = len(stage.hosts)
-        await stage.until(lambda: len(stage.hosts) > ticks + 1)
-        stage.governor.choose(None, "observe")
-        await stage.until(lambda: told() == 2)
+        harness.governor.choose(None, "manual")
+        await harness.until(lambda: harness.record("a").mode == "manual")
+        ticks = len(harness.hosts)
+        await harness.until(lambda: len(harness.hosts) > ticks + 1)
+        harness.governor.choose(None, "observe")
+        await harness.until(lambda: told() == 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import Between, a_trace, a_vm, moves, of_guests, ours, played, words
+from closed_loop import Between, a_trace, a_vm, moves, of_guests, ours, played, words
 from test_traps import STRICT, in_turn
 
 from qmpballoon.model.records import Sample

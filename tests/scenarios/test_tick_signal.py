@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from fleet_stage import PATIENCE_S, Qemus, qemus_in, staged
+from agent_harness import PATIENCE_S, Qemus, qemus_in, running_agent
 
 from qmpballoon.agent import context as context_module
 from qmpballoon.agent.context import TickSignal
@@ -67,10 +67,10 @@ async def test_a_starving_guest_is_relieved_after_an_expensive_tick(
 ) -> None:
     qemu = await qemus.start("a")
     qemu.execute("balloon", {"value": 128 * MIB})
-    async with staged(sockets_dir, monkeypatch, governed=True) as stage:
-        await stage.until_health("a", "ok")
-        await stage.until(lambda: stage.record("a").actual == 128 * MIB)
+    async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
+        await harness.until_health("a", "ok")
+        await harness.until(lambda: harness.record("a").actual == 128 * MIB)
         _, available, _ = qemu.guest.memory()
         qemu.set_demand(available - 10 * MIB)
-        await stage.until(lambda: qemu.guest.target > 128 * MIB)
-        assert stage.record("a").why == "emergency"
+        await harness.until(lambda: qemu.guest.target > 128 * MIB)
+        assert harness.record("a").why == "emergency"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from stage import Between, a_trace, a_vm, moves, of_guests, ours, played, swapped, words
+from closed_loop import Between, a_trace, a_vm, moves, of_guests, ours, played, swapped, words
 
 from qmpballoon.model.names import VmId
 from qmpballoon.policy import cooperation, estimate, fairshare, guard

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fleet_stage import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, staged
+from agent_harness import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, running_agent
 from scripted_peer import session_with
 
 from qmpballoon.agent import connector as connector_module
@@ -38,8 +38,8 @@ async def test_a_sound_vm_is_ok_and_its_record_is_whole(
 ) -> None:
     uuid = "9b1f6a0e-3d53-4a0e-8c3e-0123456789ab"
     qemu = await qemus.start("a", machine=MachineSpec(name="web 1", uuid=uuid))
-    async with staged(sockets_dir, monkeypatch) as stage:
-        record = await stage.until_health("web_1", "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        record = await harness.until_health("web_1", "ok")
         assert (record.name, record.uuid, record.qemu) == ("web 1", uuid, "7.2.22")
         assert (record.run_state, record.size, record.actual) == ("running", 256 * MIB, 256 * MIB)
         assert (record.limits.floor, record.limits.ceiling) == (64 * MIB, 256 * MIB)
@@ -51,26 +51,26 @@ async def test_a_sound_vm_is_ok_and_its_record_is_whole(
         assert record.sample is not None
         assert record.sample.stats.available == qemu.guest.available
         assert qemu.guest.polling_interval_s == QUICK.stats_interval_s
-        assert "health" in stage.events_of("web_1")
+        assert "health" in harness.events_of("web_1")
 
 
 async def test_the_nil_uuid_is_no_uuid(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        assert (await stage.until_health("a", "ok")).uuid is None
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        assert (await harness.until_health("a", "ok")).uuid is None
 
 
 async def test_offline_and_back(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
         qemu.die(unlink=True)
-        record = await stage.until_health("a", "offline")
+        record = await harness.until_health("a", "offline")
         assert not record.answers
         await qemus.start("a")
-        await stage.until_health("a", "ok")
+        await harness.until_health("a", "ok")
 
 
 async def test_unresponsive_and_back(
@@ -78,18 +78,18 @@ async def test_unresponsive_and_back(
 ) -> None:
     qemu = await qemus.start("a")
     settings = replace(QUICK, qmp_timeout_s=0.5)
-    async with staged(sockets_dir, monkeypatch, settings=settings) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch, settings=settings) as harness:
+        await harness.until_health("a", "ok")
         qemu.faults = Faults(silent_to=frozenset({"*"}))
-        with stage.vm("a").watched():
-            record = await stage.until_health("a", "unresponsive")
+        with harness.vm("a").watched():
+            record = await harness.until_health("a", "unresponsive")
         assert not record.answers
         assert (record.run_state, record.actual, record.sample) == (None, None, None)
         assert record.size == 256 * MIB
-        stage.healths.clear()
+        harness.healths.clear()
         qemu.faults = Faults()
-        await stage.until_health("a", "ok")
-        assert "offline" not in stage.healths
+        await harness.until_health("a", "ok")
+        assert "offline" not in harness.healths
 
 
 async def test_busy_and_served_the_moment_the_holder_leaves(
@@ -98,21 +98,21 @@ async def test_busy_and_served_the_moment_the_holder_leaves(
     monkeypatch.setattr(connector_module, "LOOK_AT_SILENCE_S", 0.05)
     qemu = await qemus.start("a")
     settings = replace(QUICK, qmp_timeout_s=0.5)
-    async with staged(sockets_dir, monkeypatch, settings=settings) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch, settings=settings) as harness:
+        await harness.until_health("a", "ok")
         async with AsyncExitStack() as holder:
             greeting = asyncio.create_task(holder.enter_async_context(session_with(qemu.path)))
             await asyncio.sleep(0)  # it waits in line, and is first when the agent is cut off
             qemu.drop_clients()
             await greeting
-            assert not (await stage.until_health("a", "busy")).answers
-        await stage.until_health("a", "ok")
+            assert not (await harness.until_health("a", "busy")).answers
+        await harness.until_health("a", "ok")
 
 
 async def test_no_balloon(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await qemus.start("a", machine=MachineSpec(device=None))
-    async with staged(sockets_dir, monkeypatch) as stage:
-        record = await stage.until_health("a", "no-balloon")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        record = await harness.until_health("a", "no-balloon")
         assert record.answers
         assert (record.actual, record.sample, record.size) == (None, None, 256 * MIB)
 
@@ -120,23 +120,23 @@ async def test_no_balloon(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.M
 async def test_migrating(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     qemu = await qemus.start("a")
     qemu.set_migration("active")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "migrating")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "migrating")
         qemu.set_migration("completed")
-        stage.later_s += 11  # at what no event tells is looked every ten seconds
-        with stage.vm("a").watched():
-            await stage.until_health("a", "ok")
+        harness.later_s += 11  # at what no event tells is looked every ten seconds
+        with harness.vm("a").watched():
+            await harness.until_health("a", "ok")
 
 
 async def test_paused_and_resumed(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
         qemu.execute("stop", {})
-        assert (await stage.until_health("a", "paused")).run_state == "paused"
+        assert (await harness.until_health("a", "paused")).run_state == "paused"
         qemu.execute("cont", {})
-        assert (await stage.until_health("a", "ok")).run_state == "running"
-        assert [word for word in stage.events_of("a") if word != "health"] == ["stopped", "resumed"]
+        assert (await harness.until_health("a", "ok")).run_state == "running"
+        assert [word for word in harness.events_of("a") if word != "health"] == ["stopped", "resumed"]
 
 
 async def test_starting_until_the_driver_and_its_samples_are_there(
@@ -145,26 +145,26 @@ async def test_starting_until_the_driver_and_its_samples_are_there(
     kernel = Kernel()
     kernel.age_s = 1.0
     await qemus.start("a", guest=GuestSpec(boot_s=0.1), booted=False)
-    async with staged(sockets_dir, monkeypatch, kernel, replace(QUICK, grace_s=600.0)) as stage:
-        record = await stage.until_health("a", "starting")
+    async with running_agent(sockets_dir, monkeypatch, kernel, replace(QUICK, grace_s=600.0)) as harness:
+        record = await harness.until_health("a", "starting")
         assert not record.driver_up
-        await stage.until(lambda: stage.record("a").sample is not None)
-        assert stage.health("a") == "starting"  # the grace time of fresh stats runs
-        stage.later_s += 400
-        with stage.vm("a").watched():
-            before = stage.record("a").sample
-            await stage.until(lambda: stage.record("a").sample != before)
-            assert stage.health("a") == "starting"
-            stage.later_s += 200
-            await stage.until_health("a", "ok")
+        await harness.until(lambda: harness.record("a").sample is not None)
+        assert harness.health("a") == "starting"  # the grace time of fresh stats runs
+        harness.later_s += 400
+        with harness.vm("a").watched():
+            before = harness.record("a").sample
+            await harness.until(lambda: harness.record("a").sample != before)
+            assert harness.health("a") == "starting"
+            harness.later_s += 200
+            await harness.until_health("a", "ok")
 
 
 async def test_a_vm_that_ran_long_before_the_agent_needs_no_grace(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch, settings=replace(QUICK, grace_s=600.0)) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch, settings=replace(QUICK, grace_s=600.0)) as harness:
+        await harness.until_health("a", "ok")
 
 
 @pytest.mark.parametrize("version", [(7, 2, 22), (11, 1, 3)])  # one is asked for the driver, one not
@@ -174,44 +174,44 @@ async def test_no_driver(
     kernel = Kernel()
     kernel.age_s = BOOT_S - 30
     await qemus.start("a", guest=GuestSpec(driver=False), machine=MachineSpec(version=version))
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until_health("a", "starting")
-        stage.later_s += 31
-        with stage.vm("a").watched():
-            record = await stage.until_health("a", "no-driver")
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "starting")
+        harness.later_s += 31
+        with harness.vm("a").watched():
+            record = await harness.until_health("a", "no-driver")
         assert not record.driver_up
         assert record.answers
 
 
 async def test_no_stats(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await qemus.start("a", guest=GuestSpec(statistics=False))
-    async with staged(sockets_dir, monkeypatch) as stage:
-        assert (await stage.until_health("a", "no-stats")).driver_up
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        assert (await harness.until_health("a", "no-stats")).driver_up
 
 
 async def test_stale(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
         qemu.set_behaviour(Behaviour.FROZEN_STATS)
-        stage.later_s += 6
-        with stage.vm("a").watched():
-            record = await stage.until_health("a", "stale")
+        harness.later_s += 6
+        with harness.vm("a").watched():
+            record = await harness.until_health("a", "stale")
             assert record.sample is not None  # its age tells
             qemu.set_behaviour(Behaviour.IDEAL)
-            await stage.until_health("a", "ok")
+            await harness.until_health("a", "ok")
 
 
 async def test_samples_of_a_host_that_slept_are_stale(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
         qemu.set_behaviour(Behaviour.FROZEN_STATS)
-        stage.vm("a").age_sample(100.0)
-        stage.vm("a").touch()
-        assert stage.health("a") == "stale"
+        harness.vm("a").age_sample(100.0)
+        harness.vm("a").touch()
+        assert harness.health("a") == "stale"
 
 
 # ── resets, plugs, other hands ───────────────────────────────────────────────────────────────────
@@ -221,41 +221,41 @@ async def test_a_reset_forgets_the_figures_and_the_driver(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a", guest=GuestSpec(boot_s=0.2))
-    async with staged(sockets_dir, monkeypatch) as stage:
-        life = (await stage.until_health("a", "ok")).life
-        await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        life = (await harness.until_health("a", "ok")).life
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
         qemu.execute("system_reset", {})
-        record = await stage.until_health("a", "starting")
+        record = await harness.until_health("a", "starting")
         assert record.sample is None
         assert not record.driver_up
         assert not record.is_at(200 * MIB)  # though actual still says so
-        record = await stage.until_health("a", "ok")
+        record = await harness.until_health("a", "ok")
         assert record.life == life
         assert record.target == 200 * MIB
-        assert stage.events_of("a").count("reset") == 1  # QEMU says it twice
+        assert harness.events_of("a").count("reset") == 1  # QEMU says it twice
 
 
 async def test_plugged_memory_is_seen(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
         qemu.plug(64 * MIB)
-        assert (await stage.ask("a", "get"))["size"] == 320 * MIB
-        assert stage.record("a").limits.ceiling == 320 * MIB
+        assert (await harness.ask("a", "get"))["size"] == 320 * MIB
+        assert harness.record("a").limits.ceiling == 320 * MIB
 
 
 async def test_somebody_elses_target_is_seen_in_actual(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
         qemu.execute("balloon", {"value": 255 * MIB})
-        await stage.until(lambda: stage.record("a").actual == 255 * MIB)
-        assert stage.record("a").target is None
-        await stage.until(lambda: "balloon-change" in stage.events_of("a"))  # up to a second late
+        await harness.until(lambda: harness.record("a").actual == 255 * MIB)
+        assert harness.record("a").target is None
+        await harness.until(lambda: "balloon-change" in harness.events_of("a"))  # up to a second late
 
 
 @pytest.mark.parametrize(
@@ -265,24 +265,24 @@ async def test_an_absurd_balloon_event_changes_nothing(
     details: dict[str, object], qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
-        stage.vm("a").on_qmp_event("BALLOON_CHANGE", details)
-        assert stage.record("a").actual == 256 * MIB
-        assert "balloon-change" not in stage.events_of("a")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
+        harness.vm("a").on_qmp_event("BALLOON_CHANGE", details)
+        assert harness.record("a").actual == 256 * MIB
+        assert "balloon-change" not in harness.events_of("a")
 
 
 async def test_statistics_are_armed_again_after_a_reconnect(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        life = (await stage.until_health("a", "ok")).life
-        await stage.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        life = (await harness.until_health("a", "ok")).life
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
         qemu.guest.set_polling_interval(0)
         qemu.drop_clients()
-        await stage.until_health("a", "offline")
-        record = await stage.until_health("a", "ok")
+        await harness.until_health("a", "offline")
+        record = await harness.until_health("a", "ok")
         assert qemu.guest.polling_interval_s == QUICK.stats_interval_s
         assert (record.life, record.target) == (life, 200 * MIB)
 
@@ -291,12 +291,12 @@ async def test_a_balloon_that_is_unplugged_is_none(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
         monkeypatch.setattr(qemu.machine, "spec", replace(qemu.machine.spec, device=None))
-        stage.vm("a").on_qmp_event("DEVICE_DELETED", {})
-        await stage.until_health("a", "no-balloon", "offline")
-        record = await stage.until_health("a", "no-balloon")
+        harness.vm("a").on_qmp_event("DEVICE_DELETED", {})
+        await harness.until_health("a", "no-balloon", "offline")
+        record = await harness.until_health("a", "no-balloon")
         assert record.actual is None
         assert not record.driver_up
 
@@ -309,19 +309,19 @@ async def test_limits_set_by_request_stay_within_those_of_the_file(
 ) -> None:
     kernel = Kernel()
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch, kernel) as stage:
-        await stage.until_health("a", "ok")
-        await stage.ask("a", "set-limits", floor="100MiB", ceiling="90%", shares=5)
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-limits", floor="100MiB", ceiling="90%", shares=5)
         qemu.die()
         kernel.new_life(qemus.path("a"))
         await qemus.start("a", guest=GuestSpec(size=128 * MIB))  # the same name, now smaller
-        await stage.until(lambda: stage.record("a").size == 128 * MIB)
-        limits = stage.record("a").limits
+        await harness.until(lambda: harness.record("a").size == 128 * MIB)
+        limits = harness.record("a").limits
         assert limits.floor == 100 * MIB
         assert limits.ceiling == round(128 * MIB * 0.9)
         assert limits.overridden == ("floor", "ceiling", "shares")
         assert limits.shares == 5
-    assert os.fspath(qemus.path("a")) in stage.store.sockets
+    assert os.fspath(qemus.path("a")) in harness.store.sockets
 
 
 # ── where QEMU is not asked for the driver ───────────────────────────────────────────────────────
@@ -334,10 +334,10 @@ async def test_statistics_prove_a_driver_and_what_is_offered_counts_as_negotiate
 ) -> None:
     await qemus.start("a", machine=UNASKED, guest=GuestSpec(deflate_on_oom=True))
     await qemus.start("b", machine=UNASKED)
-    async with staged(sockets_dir, monkeypatch) as stage:
-        assert (await stage.until_health("a", "ok")).driver_up
-        assert (await stage.until_health("b", "ok")).driver_up
-        guests = {vm.id: vm.guest() for vm in stage.registry}
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        assert (await harness.until_health("a", "ok")).driver_up
+        assert (await harness.until_health("b", "ok")).driver_up
+        guests = {vm.id: vm.guest() for vm in harness.registry}
         assert {name: guest and guest.deflate_on_oom for name, guest in guests.items()} == {
             "a": True,
             "b": False,
@@ -348,13 +348,13 @@ async def test_a_moving_balloon_proves_a_driver_that_reports_nothing(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a", machine=UNASKED, guest=GuestSpec(statistics=False))
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "no-driver")
-        assert not stage.record("a").driver_up
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "no-driver")
+        assert not harness.record("a").driver_up
         qemu.execute("balloon", {"value": 128 * MIB})
-        await stage.until(lambda: stage.record("a").driver_up)
-        await stage.until_health("a", "starting", "no-stats")
-        guest = stage.vm("a").guest()
+        await harness.until(lambda: harness.record("a").driver_up)
+        await harness.until_health("a", "starting", "no-stats")
+        guest = harness.vm("a").guest()
         assert guest is not None
         assert guest.charge < 256 * MIB
 
@@ -363,56 +363,56 @@ async def test_a_reset_takes_the_proof_back_until_the_driver_returns(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a", machine=UNASKED)
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
         qemu.execute("balloon", {"value": 128 * MIB})
-        await stage.until(lambda: stage.record("a").actual == 128 * MIB)
+        await harness.until(lambda: harness.record("a").actual == 128 * MIB)
         qemu.set_behaviour(Behaviour.NO_DRIVER)
         qemu.execute("system_reset", {})
-        await stage.until_health("a", "starting")
-        assert not stage.record("a").driver_up
-        guest = stage.vm("a").guest()
+        await harness.until_health("a", "starting")
+        assert not harness.record("a").driver_up
+        guest = harness.vm("a").guest()
         assert guest is not None
         assert guest.charge == 256 * MIB
         qemu.set_behaviour(Behaviour.IDEAL)
-        await stage.until_health("a", "ok")
-        assert stage.record("a").driver_up
+        await harness.until_health("a", "ok")
+        assert harness.record("a").driver_up
 
 
 async def test_a_driver_that_comes_late_has_time_for_its_first_sample(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a", machine=UNASKED, guest=GuestSpec(statistics=False))
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "no-driver")
-        stage.later_s += FIRST_SAMPLE_S + 1
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "no-driver")
+        harness.later_s += FIRST_SAMPLE_S + 1
         qemu.execute("balloon", {"value": 128 * MIB})
-        await stage.until(lambda: stage.record("a").driver_up)
-        assert stage.health("a") == "starting"
+        await harness.until(lambda: harness.record("a").driver_up)
+        assert harness.health("a") == "starting"
 
 
 async def test_a_driver_that_is_unloaded_is_missed_when_the_balloon_empties(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a", machine=UNASKED)
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
-        await stage.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S)
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S)
         qemu.set_behaviour(Behaviour.NO_DRIVER)
-        stage.vm("a").on_qmp_event("BALLOON_CHANGE", {"actual": 256 * MIB})
-        assert not stage.record("a").driver_up
-        assert stage.record("a").sample is None
+        harness.vm("a").on_qmp_event("BALLOON_CHANGE", {"actual": 256 * MIB})
+        assert not harness.record("a").driver_up
+        assert harness.record("a").sample is None
 
 
 async def test_the_first_step_towards_a_target_is_no_driver_that_went(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a", machine=UNASKED, guest=GuestSpec(behaviour=Behaviour.SLOW))
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
-        was = list(stage.healths)
-        await stage.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S)
-        assert stage.healths == was
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
+        was = list(harness.healths)
+        await harness.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S)
+        assert harness.healths == was
 
 
 async def test_an_emergency_that_a_request_sees_first_asks_for_a_tick_at_once(
@@ -425,12 +425,12 @@ async def test_an_emergency_that_a_request_sees_first_asks_for_a_tick_at_once(
         said.append("urgent")
         return True
 
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
         monkeypatch.setattr(VmSchedule, "sampled", sampled)
         monkeypatch.setattr(TickSignal, "at_once", lambda self: said.append("tick"))
         for _ in range(3):
-            await stage.vm("a").refreshed(timeout_s=PATIENCE_S)
+            await harness.vm("a").refreshed(timeout_s=PATIENCE_S)
     assert said
     assert said == ["urgent", "tick"] * (len(said) // 2)
 
@@ -439,9 +439,9 @@ async def test_a_vm_whose_session_ended_is_silent_before_anybody_says_why(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
-    async with staged(sockets_dir, monkeypatch) as stage:
-        await stage.until_health("a", "ok")
-        vm = stage.vm("a")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
+        vm = harness.vm("a")
         said: list[tuple[str, str]] = []
         true = vm.fell_silent
 
@@ -451,5 +451,5 @@ async def test_a_vm_whose_session_ended_is_silent_before_anybody_says_why(
 
         monkeypatch.setattr(vm, "fell_silent", fell_silent)
         qemu.die(unlink=True)
-        await stage.until_health("a", "offline")
+        await harness.until_health("a", "offline")
         assert said[0] == ("offline", "ok")

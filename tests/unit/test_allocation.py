@@ -104,7 +104,7 @@ def test_a_shrink_on_its_way_is_taken_back_when_there_is_nothing_to_grow_with() 
     assert paid(host, a=to(900, urgent=True))[0] == {"a": to(700, urgent=True)}
 
 
-def test_crumbs_are_not_worth_a_command() -> None:
+def test_a_tiny_grow_is_not_sent() -> None:
     host = a_host(a_guest("a", actual=512), budget=514, overload="host")
     assert paid(host, a=to(700, urgent=True))[0] == {"a": Hold("awaits-memory")}
 

@@ -240,7 +240,7 @@ async def test_events_are_there_from_connect_on_and_end_with_the_connection(sock
         assert words[-1] == "shutdown"
 
 
-async def test_who_reads_too_slowly_is_told_how_many_were_missed(sockets_dir: Path) -> None:
+async def test_a_slow_reader_gets_the_number_of_missed_events(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp") as (qemu, vm):
         qemu.faults = Faults(event_flood=1500)
         await vm._session.request("query-status")
@@ -265,9 +265,7 @@ async def test_two_readers_each_get_every_event(sockets_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("found", [0, 5])
-async def test_on_leaving_the_interval_is_as_found_and_the_balloon_as_it_stands(
-    found: int, sockets_dir: Path
-) -> None:
+async def test_closing_restores_the_interval_and_leaves_the_balloon(found: int, sockets_dir: Path) -> None:
     async with SimulatedQemu(sockets_dir / "a.qmp") as qemu:
         qemu.guest.set_polling_interval(found)
         async with qmpballoon.connect(qemu.path) as vm:
@@ -336,7 +334,7 @@ async def test_a_monitor_that_another_client_holds_is_busy(sockets_dir: Path) ->
         assert caught.value.code == "busy"
 
 
-async def test_a_process_that_listens_and_never_greets_is_unreachable(sockets_dir: Path) -> None:
+async def test_a_process_that_never_sends_a_greeting_is_unreachable(sockets_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(os.fspath(sockets_dir / "a.qmp"))
         server.listen(1)
@@ -374,7 +372,7 @@ async def test_a_connection_that_fails_at_once_leaves_nothing_behind(
         assert len(asyncio.all_tasks()) == len(tasks)
 
 
-async def test_a_qemu_that_dies_is_lost_and_leaving_is_quiet(sockets_dir: Path) -> None:
+async def test_a_killed_qemu_is_lost_and_closing_raises_nothing(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp", guest=GuestSpec(behaviour=Behaviour.STUCK)) as (qemu, vm):
         waiting = asyncio.create_task(vm.set_target("128MiB", wait_s=60))
         async with asyncio.timeout(PATIENCE_S):

@@ -131,7 +131,7 @@ async def test_a_qemu_that_may_not_be_asked_for_the_driver_is_not(
         assert not qemu.aborted
 
 
-async def test_a_qemu_that_refuses_to_tell_of_the_driver_says_none(sockets_dir: Path) -> None:
+async def test_a_refused_driver_query_gives_none(sockets_dir: Path) -> None:
     faults = Faults(refuse=frozenset({DRIVER_STATUS}))
     async with attached(sockets_dir / "a.qmp", faults=faults) as (_, session):
         assert await query_driver(session, await find_balloon(session)) is None
@@ -246,7 +246,7 @@ async def sampling(path: Path, device: ScriptedStats, clock: Any = time.monotoni
         yield Sampler(session, BalloonDevice("/machine/peripheral/b", "virtio-balloon-pci"), clock=clock)
 
 
-async def test_what_is_there_when_we_come_is_no_sample(sockets_dir: Path) -> None:
+async def test_figures_from_before_the_connection_are_not_a_sample(sockets_dir: Path) -> None:
     device = ScriptedStats()
     device.report(1000, 5)
     async with sampling(sockets_dir / "a.qmp", device) as sampler:
@@ -376,7 +376,7 @@ async def test_fresh_figures_are_asked_for_again_when_none_came(sockets_dir: Pat
         assert device.interval_s == 2
 
 
-async def test_a_guest_that_sends_nothing_is_not_waited_for_longer_than_told(sockets_dir: Path) -> None:
+async def test_a_silent_guest_is_waited_for_until_the_timeout(sockets_dir: Path) -> None:
     async with sampling(sockets_dir / "a.qmp", ScriptedStats()) as sampler:
         await sampler.start(2)
         assert not await sampler.refresh(timeout_s=0.03)

@@ -92,7 +92,7 @@ def test_check_config_as_json_is_one_document_either_way(file: Path, capsys: Cap
     ]
 
 
-def test_a_password_that_cannot_be_read_is_minded_but_no_error_of_the_file(
+def test_an_unreadable_password_file_is_a_warning_and_not_an_error(
     tmp_path: Path, file: Path, capsys: Capture
 ) -> None:
     file.write_text(f'[mqtt]\nurl = "mqtt://b"\nusername = "u"\npassword_file = "{tmp_path}/none"\n')

@@ -123,7 +123,7 @@ async def test_a_monitor_that_another_client_holds_is_busy(sockets_dir: Path, ca
     assert vm["guest"]["available"] is None
 
 
-async def test_status_tells_a_guest_without_driver_from_one_without_statistics(
+async def test_status_distinguishes_no_driver_from_no_statistics(
     sockets_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status, "_FRESH_S", 0.2)
@@ -247,7 +247,7 @@ async def test_force_sets_what_is_refused_without_it(sockets_dir: Path) -> None:
         assert qemu.guest.target == 40 * MIB
 
 
-async def test_a_guest_that_says_nothing_is_not_shrunk_but_may_grow(
+async def test_a_guest_without_statistics_is_not_shrunk_but_may_grow(
     sockets_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qmpballoon.cli.set._FRESH_S", 0.2)
@@ -333,7 +333,7 @@ async def test_watch_streams_events_and_figures_of_several_vms(sockets_dir: Path
     assert set(stats["data"]) == VM_KEYS - {"name", "socket", "pid", "qemu"}
 
 
-async def test_a_lost_vm_is_told_once_and_found_again(sockets_dir: Path, capsys: Capture) -> None:
+async def test_a_lost_vm_is_reported_once_and_attached_again(sockets_dir: Path, capsys: Capture) -> None:
     lines = Lines(capsys)
     async with a_qemu(sockets_dir) as qemu:
         task = watching(qemu.path)

@@ -134,7 +134,7 @@ def test_the_bash_completion_offers_files_where_sockets_and_files_belong(
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-def test_a_reader_that_went_away_is_taken_quietly() -> None:
+def test_a_closed_stdout_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -175,7 +175,7 @@ def test_a_demo_without_its_programs_names_the_packages(
         ["simulate", "/nowhere/a\nqmpballoon: all is well\x1b[2J"],
     ],
 )
-def test_text_from_outside_makes_no_second_complaint(
+def test_untrusted_text_cannot_forge_a_second_error_line(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(argv) != 0

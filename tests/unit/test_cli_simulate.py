@@ -128,7 +128,7 @@ def test_a_drawing_that_cannot_be_written_is_an_error_in_words(
     assert "cannot write" in capsys.readouterr().err
 
 
-def test_a_drawing_of_many_vms_keeps_to_the_troubled_ones_and_says_so() -> None:
+def test_a_drawing_of_many_vms_shows_those_with_problems_and_states_it() -> None:
     trace = replace(built_in("many", 1), duration_s=5.0)
     run = play(trace, simulated("proxmox"), record=True)
     texts = [element.text or "" for element in ElementTree.fromstring(draw(run)).iter(f"{SVG}text")]
@@ -147,7 +147,7 @@ def test_a_drawing_of_many_vms_keeps_to_the_troubled_ones_and_says_so() -> None:
         ([], "the following arguments are required: TRACE"),
     ],
 )
-def test_wrong_usage_is_said_in_words(
+def test_wrong_usage_is_a_readable_error(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["simulate", *words]) == 2
@@ -188,7 +188,7 @@ def test_odd_names_are_drawn_and_make_no_paths(trace: str, tmp_path: Path) -> No
     assert any(text is not None and text.startswith("<x>\ufffd/\ufffd: ") for text in texts)
 
 
-def test_the_name_of_a_trace_is_no_command_to_the_terminal(
+def test_control_characters_in_a_trace_name_are_removed(
     trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = json.loads(Path(trace).read_text())

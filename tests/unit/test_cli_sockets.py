@@ -57,12 +57,12 @@ def test_nothing_typed_means_the_default_globs(sockets_dir: Path, monkeypatch: p
         assert Found(str(path), is_named=False) in find_sockets([])
 
 
-def test_finding_nothing_says_how_to_start_qemu(sockets_dir: Path) -> None:
+def test_no_sockets_found_names_the_qemu_options(sockets_dir: Path) -> None:
     with pytest.raises(Unreachable, match=r"start QEMU with -qmp unix:.*server=on,wait=off"):
         find_sockets([f"{sockets_dir}/*.qmp"])
 
 
-def test_who_listens_is_told_without_touching_the_socket(sockets: Path) -> None:
+def test_a_listener_is_detected_without_a_connection(sockets: Path) -> None:
     assert somebody_listens(f"{sockets}/a.qmp")
     assert not somebody_listens(f"{sockets}/stale.sock")
     assert not somebody_listens(f"{sockets}/missing.qmp")

@@ -33,7 +33,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     return run
 
 
-def test_a_session_takes_requests_and_knows_whom_it_talks_to(run: Run, sockets_dir: Path) -> None:
+def test_a_session_executes_requests_and_knows_version_and_pid(run: Run, sockets_dir: Path) -> None:
     async def scene() -> None:
         async with SimulatedQemu(sockets_dir / "a.qmp") as qemu, session_with(qemu.path) as session:
             assert session.version == "7.2.22"
@@ -99,7 +99,7 @@ def test_events_around_the_negotiation_are_not_missed(run: Run, sockets_dir: Pat
     assert events == [("STOP", {}), ("BALLOON_CHANGE", {"actual": 1}), ("RESUME", {})]
 
 
-def test_the_three_faces_of_a_busy_monitor(run: Run, sockets_dir: Path) -> None:
+def test_the_three_symptoms_of_a_busy_monitor(run: Run, sockets_dir: Path) -> None:
     async def scene() -> None:
         async with SimulatedQemu(sockets_dir / "a.qmp") as qemu, session_with(qemu.path) as holder:
             # The second waits in line unheard, and gives up after its time.
@@ -185,7 +185,7 @@ def test_a_request_that_is_not_answered_in_time_marks_the_session_as_hung(
     run(scene())
 
 
-def test_twenty_thousand_events_leave_nothing_behind(
+def test_twenty_thousand_events_leak_nothing(
     run: Run, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 20_000
@@ -272,7 +272,7 @@ async def test_an_event_that_could_not_be_published_ends_the_session(value: str,
     assert events == []
 
 
-async def test_a_bug_in_what_takes_the_events_is_not_hidden(sockets_dir: Path) -> None:
+async def test_an_exception_of_the_event_handler_is_raised(sockets_dir: Path) -> None:
     def on_event(_name: str, _details: object) -> None:
         raise LookupError("a bug")
 

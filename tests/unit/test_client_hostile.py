@@ -204,7 +204,7 @@ async def test_an_event_flood_instead_of_the_negotiation_is_a_loss(sockets_dir: 
             await greet(sockets_dir / "a.qmp")
 
 
-async def test_the_end_at_every_byte_of_a_conversation_is_a_loss(sockets_dir: Path) -> None:
+async def test_a_close_at_any_byte_is_a_loss(sockets_dir: Path) -> None:
     reply = b'{"return": {"status": "running"}, "id": 1}\r\n'
     parts = (GREETING, NEGOTIATED, reply)
     cut = 0
@@ -242,7 +242,7 @@ async def test_the_end_at_every_byte_of_a_conversation_is_a_loss(sockets_dir: Pa
     assert lost_after_greeting == len(reply)
 
 
-async def test_replies_that_nobody_waits_for_any_more_are_owed_within_bounds(sockets_dir: Path) -> None:
+async def test_abandoned_replies_are_bounded(sockets_dir: Path) -> None:
     async def talk(line: Line) -> None:
         await line.negotiate()
         await line.until_the_client_leaves()

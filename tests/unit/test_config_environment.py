@@ -34,14 +34,14 @@ def test_the_state_directory_comes_from_systemd_else_xdg_else_home(
     assert surroundings(environment).state_dir == state_dir
 
 
-def test_a_user_has_sockets_in_his_runtime_directory_as_well() -> None:
+def test_a_user_also_has_sockets_in_the_runtime_directory() -> None:
     environment = {"XDG_RUNTIME_DIR": "/run/user/[7]"}
     assert surroundings(environment).sockets == ("/run/qmpballoon/*.qmp", "/run/user/[[]7]/qmpballoon/*.qmp")
     assert surroundings(environment, is_root=True).sockets == ("/run/qmpballoon/*.qmp",)
     assert surroundings({"XDG_RUNTIME_DIR": "relative"}).sockets == ("/run/qmpballoon/*.qmp",)
 
 
-def test_the_systemd_credential_counts_only_where_it_is() -> None:
+def test_the_systemd_credential_is_used_only_if_it_exists() -> None:
     environment = {"CREDENTIALS_DIRECTORY": "/run/credentials/q"}
     assert surroundings(environment).password_file is None
     path = "/run/credentials/q/mqtt-password"
@@ -68,7 +68,7 @@ def test_a_file_read_here_has_the_defaults_of_this_process(
     assert str(tmp_path) in config.default_text()
 
 
-def test_what_stands_in_the_files_for_mqtt_tells_whether_one_changed(tmp_path: Path) -> None:
+def test_a_changed_mqtt_file_is_detected_by_its_content(tmp_path: Path) -> None:
     password = tmp_path / "password"
     password.write_text("sesame")
     text = f"[mqtt]\nurl = 'mqtt://b'\nusername = 'u'\npassword_file = '{password}'"

@@ -61,14 +61,14 @@ def manager(sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sock
 
 
 @pytest.mark.usefixtures("reserve")
-def test_with_one_in_reserve_the_service_manager_still_hears_us(manager: socket.socket) -> None:
+def test_with_a_reserved_descriptor_systemd_is_still_notified(manager: socket.socket) -> None:
     with none_left():
         systemd.notify("WATCHDOG=1")
         systemd.notify("WATCHDOG=1")
         assert [manager.recv(64), manager.recv(64)] == [b"WATCHDOG=1"] * 2
 
 
-def test_without_it_nothing_is_said_and_nothing_is_raised(manager: socket.socket) -> None:
+def test_without_a_reserved_descriptor_nothing_is_sent_or_raised(manager: socket.socket) -> None:
     with none_left():
         systemd.notify("READY=1")
         with pytest.raises(BlockingIOError):
@@ -169,7 +169,7 @@ async def test_a_state_file_that_cannot_be_opened_now_is_not_moved_aside(
     await again.close()
 
 
-def test_that_none_is_left_and_that_there_are_some_again_is_said_once(
+def test_exhausted_and_recovered_descriptors_are_each_logged_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words: list[str] = []

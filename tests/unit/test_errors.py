@@ -154,7 +154,7 @@ def test_the_sentence_is_the_only_argument_also_of_one_that_is_an_oserror(
         assert (error.errno, error.strerror, error.filename) == (None, None, None)
 
 
-async def test_who_waits_does_not_take_a_target_that_was_not_reached_for_a_wait_that_was_too_short() -> None:
+async def test_not_reached_is_not_caught_as_a_timeout() -> None:
     # NotReached is a TimeoutError: a probe that raised it late was reported as a wait that had expired.
     late = errors.NotReached(100, STATE, 2.5)
 

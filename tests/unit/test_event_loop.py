@@ -23,7 +23,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return words
 
 
-def test_uvloop_is_used_where_it_is_and_nothing_is_said(said: list[str]) -> None:
+def test_an_installed_uvloop_is_used_without_a_log_line(said: list[str]) -> None:
     loop = loop_factory()()
     try:
         assert isinstance(loop, uvloop.Loop)
@@ -32,7 +32,7 @@ def test_uvloop_is_used_where_it_is_and_nothing_is_said(said: list[str]) -> None
     assert said == []
 
 
-def test_without_it_asyncio_serves_and_that_is_said_once(
+def test_without_uvloop_asyncio_is_used_and_logged_once(
     said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)  # importing it raises ImportError

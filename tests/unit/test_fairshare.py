@@ -32,7 +32,7 @@ def grown(guest: GuestSnapshot, held: int, seen_at_s: float) -> GuestSnapshot:
     return replace(guest, sample=Sample(figures, seen_at_s, guest.actual))
 
 
-def test_nothing_moves_while_everybody_is_at_ease() -> None:
+def test_nothing_moves_while_all_guests_have_their_headroom() -> None:
     host = a_host(a_guest("a", available=800), a_guest("b", available=500), budget=4096)
     assert decided(host) == {"a": Hold("at-ease"), "b": Hold("at-ease")}
 
@@ -48,7 +48,7 @@ def test_a_thin_guest_grows_and_an_idle_one_gives_at_a_full_host() -> None:
     assert (idle.target < 1024 * MIB, idle.why) == (True, "give")
 
 
-def test_an_emergency_is_urgent_and_gets_half_as_much_again() -> None:
+def test_an_emergency_is_urgent_and_gets_at_least_one_and_a_half_times_its_lack() -> None:
     decision = decided(a_host(a_guest("a", size=2048, actual=512, available=10), budget=8192))["a"]
     assert isinstance(decision, SetTarget)
     assert (decision.why, decision.urgent) == ("emergency", True)

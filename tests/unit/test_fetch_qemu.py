@@ -30,7 +30,7 @@ def fetched(cache: Path, name: str, version: str) -> Path:
 
 
 @pytest.mark.parametrize("names", [(), ("9.9",), ("10.0", "9.9"), ("10",)])
-def test_what_it_does_not_know_it_answers_with_its_usage(names: tuple[str, ...], tmp_path: Path) -> None:
+def test_unknown_arguments_print_the_usage(names: tuple[str, ...], tmp_path: Path) -> None:
     done = fetch(*names, cache=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "usage: scripts/fetch-qemu {5.2|10.0|11.1|all}...\n"
@@ -45,21 +45,21 @@ def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["11.2.0", "11.10.0"])
-def test_another_version_than_was_asked_for_is_told(version: str, tmp_path: Path) -> None:
+def test_another_version_than_requested_is_an_error(version: str, tmp_path: Path) -> None:
     directory = fetched(tmp_path, "11.1", version)
     done = fetch("11.1", cache=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"{directory}\n")
     assert f"the QEMU of trixie-backports is {version} now, not 11.1" in done.stderr
 
 
-def test_one_that_does_not_start_is_no_qemu(tmp_path: Path) -> None:
+def test_a_qemu_that_does_not_start_is_an_error(tmp_path: Path) -> None:
     (fetched(tmp_path, "5.2", "5.2.0") / "qemu-system-x86_64").write_text("#!/bin/sh\nexit 1\n")
     done = fetch("5.2", cache=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert f"removed that directory: {tmp_path / '5.2'}" in done.stderr
 
 
-def test_half_of_one_is_removed_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
+def test_a_partial_download_is_removed_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
     half = tmp_path / "5.2.unfinished" / "bin"
     half.mkdir(parents=True)
     (half / "qemu-system-x86_64").touch()

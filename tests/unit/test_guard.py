@@ -92,7 +92,9 @@ def test_a_manual_target_is_raised_in_an_emergency_and_never_lowered() -> None:
         ({"migrating": True}, "migrating"),
     ],
 )
-def test_hands_are_kept_off_even_in_an_emergency(changes: Mapping[str, Any], why: str) -> None:
+def test_a_guest_that_must_not_be_moved_is_left_alone_in_an_emergency(
+    changes: Mapping[str, Any], why: str
+) -> None:
     guest = replace(a_guest("a", size=2048, actual=512, available=5), **changes)
     assert decided(a_host(guest)) == {"a": Hold(why)}
 
@@ -170,7 +172,7 @@ def test_a_guest_with_nothing_left_to_give_gets_its_target_set_back_and_no_strik
     assert state.judgements[guest.id].health is None
 
 
-def test_a_guest_that_claims_plenty_and_gives_none_is_not_believed_for_a_minute() -> None:
+def test_a_guest_that_claims_available_memory_and_gives_none_is_distrusted_for_a_minute() -> None:
     guest = at(a_guest("a", available=700, target=500), 0.0, fresh_since_s=-10.0)
     set_back = replace(guest, target=guest.actual)
     decisions = followed(
@@ -242,7 +244,7 @@ def test_a_shrink_on_its_way_is_cancelled_when_the_guest_comes_to_an_emergency()
     assert decision.target >= 700 * MIB
 
 
-def test_a_life_that_ended_takes_its_strikes_with_it() -> None:
+def test_strikes_end_with_the_life() -> None:
     guest = at(a_guest("a", available=200, target=900), 0.0, fresh_since_s=-10.0)
     again = at(replace(guest, life="2-2", target=None), 8.0, booted_at_s=7.0, fresh_since_s=-10.0)
     decisions = followed([guest, at(guest, 6.0), again], [0.0, 6.0, 8.0], Wishes({"a": 900}))

@@ -99,7 +99,7 @@ TABLE: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "word"), TABLE)
-def test_these_signs_mean_this_word(changes: dict[str, Any], word: str) -> None:
+def test_facts_give_a_health_word(changes: dict[str, Any], word: str) -> None:
     assert word_of(replace(WELL, **changes)) == word
 
 
@@ -114,7 +114,7 @@ ALONE: dict[str, dict[str, Any]] = {
 
 
 @given(words=st.sets(st.sampled_from([*ALONE, *CONNECTIONS]), min_size=1))
-def test_of_several_that_are_true_the_first_is_said(words: set[str]) -> None:
+def test_the_first_true_health_word_wins(words: set[str]) -> None:
     connections = [word for word in CONNECTIONS if word in words]
     changes = {key: value for word in words & ALONE.keys() for key, value in ALONE[word].items()}
     signs = replace(WELL, **changes, connection=connections[0] if connections else "up")
@@ -132,7 +132,7 @@ def test_of_several_that_are_true_the_first_is_said(words: set[str]) -> None:
         since_driver_s=st.floats(0, 100),
     )
 )
-def test_any_signs_mean_a_word_of_the_contract(signs: Signs) -> None:
+def test_any_facts_give_a_documented_health_word(signs: Signs) -> None:
     assert word_of(signs) in set(HEALTH_WORDS) - {"untrusted", "uncooperative", "stuck"}
 
 
@@ -143,7 +143,7 @@ def test_within_the_grace_time_a_sample_that_is_not_noted_yet_makes_no_vm_ok() -
 
 
 @pytest.mark.parametrize("judged", ["untrusted", "uncooperative", "stuck"])
-def test_what_the_guard_judges_is_said_of_a_vm_that_is_well_otherwise(judged: str) -> None:
+def test_the_guards_judgement_is_the_health_of_an_otherwise_ok_vm(judged: str) -> None:
     seen = Seen(driver=True, driver_up=True, sample=Sample(GuestStats(), NOW_S))
     facts = VmFacts(id=VmId("a"), seen=seen, judged=judged)
     assert health_of(facts, NOW_S) == judged

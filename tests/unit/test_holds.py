@@ -8,7 +8,7 @@ from qmpballoon.agent.holds import Holds
 from qmpballoon.errors import OutOfRange
 
 
-def test_a_hold_ends_when_it_was_last_told_to() -> None:
+def test_a_hold_ends_at_its_newest_deadline() -> None:
     holds = Holds()
     name = holds.take(100, 10.0, budget=1000)
     holds.keep_until(name, 20.0)

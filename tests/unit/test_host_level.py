@@ -95,11 +95,11 @@ def test_a_level_worsens_at_once(changes: dict[str, Any], level: str) -> None:
     assert at(**changes) == level
 
 
-def test_a_level_eases_only_when_things_are_a_fifth_better_than_its_mark() -> None:
+def test_a_level_eases_only_a_fifth_beyond_its_threshold() -> None:
     assert at("soft", mem_available=GIB * 1.6) == "soft"
     assert at("soft", mem_available=GIB * 1.9) == "ok"
     assert at("low", mem_available=GIB * 0.7) == "hard"
 
 
-def test_what_is_not_known_alarms_nobody() -> None:
+def test_unknown_figures_raise_no_level() -> None:
     assert level_of("ok", mem_available=None, reserve=GIB, psi_full_avg10=None, needs=0, budget=GIB) == "ok"

@@ -50,7 +50,7 @@ def test_under_systemd_a_line_has_its_priority_instead(
     assert log.getvalue() == "<4>health vm=a\n<3>bad\n"
 
 
-def test_what_a_vm_says_cannot_forge_a_line(log: io.StringIO) -> None:
+def test_text_of_a_vm_cannot_forge_a_log_line(log: io.StringIO) -> None:
     say("vm-online", vm="a\n<0>panic\x1b[2J", name="", other="two words")
     assert log.getvalue().count("\n") == 1
     assert 'vm=a?<0>panic?[2J name="" other="two words"' in log.getvalue()
@@ -60,7 +60,7 @@ HOSTILE = "GenericError\n<0>kernel: panic\r\x1b[2J\u2028<0>more\x85<1>yet"
 
 
 @pytest.mark.parametrize("journal", [False, True])
-def test_no_text_from_outside_forges_a_line(
+def test_untrusted_text_forges_no_log_line(
     journal: bool, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if journal:
@@ -104,7 +104,7 @@ def test_a_value_cannot_forge_a_field(log: io.StringIO) -> None:
     assert log.getvalue().endswith(r'vm="web1\" life=\"4711" other="a\\\" b"' + "\n")
 
 
-def test_the_same_thing_again_and_again_is_counted(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_lines_are_counted(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     for _ in range(100):
@@ -122,7 +122,7 @@ def test_the_same_thing_again_and_again_is_counted(log: io.StringIO, monkeypatch
     assert log.getvalue().splitlines()[-1].endswith("session-lost vm=a")
 
 
-def test_the_log_ends_with_how_things_are(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_state_is_logged(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     for word in ("ok", "stale", "ok", "stale", "ok"):
@@ -138,7 +138,7 @@ def test_the_log_ends_with_how_things_are(log: io.StringIO, monkeypatch: pytest.
     assert log.getvalue().count("health") == 4
 
 
-def test_a_thing_that_never_ends_is_told_three_times_a_minute(
+def test_an_endless_repeat_is_logged_three_times_a_minute(
     log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 1000.0

@@ -50,7 +50,7 @@ def test_a_path_that_no_socket_can_have_is_unreachable(sockets_dir: Path) -> Non
         open_monitor(sockets_dir / ("é" * 60))
 
 
-def test_a_socket_without_permission_names_who_it_belongs_to(
+def test_a_socket_without_permission_names_its_owner(
     sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:
@@ -72,7 +72,7 @@ def test_the_pid_is_that_of_the_process_that_listens(sockets_dir: Path) -> None:
             assert monitor.path == os.fspath(sockets_dir / "a.qmp")
 
 
-def test_a_full_line_behind_another_client_is_busy_and_leaks_nothing(sockets_dir: Path) -> None:
+def test_a_full_backlog_is_busy_and_leaks_nothing(sockets_dir: Path) -> None:
     with listening(sockets_dir / "a.qmp"):
         waiting = [open_monitor(sockets_dir / "a.qmp") for _ in range(2)]
         descriptors = set(os.listdir("/proc/self/fd"))
@@ -85,7 +85,7 @@ def test_a_full_line_behind_another_client_is_busy_and_leaks_nothing(sockets_dir
             monitor.connection.close()
 
 
-async def test_the_socket_table_tells_who_was_accepted_from_who_waits(sockets_dir: Path) -> None:
+async def test_the_socket_table_distinguishes_accepted_from_queued_connections(sockets_dir: Path) -> None:
     path = os.fspath(sockets_dir / "a.qmp")
     assert not socket_table(path).listening
     with listening(sockets_dir / "a.qmp") as server, open_monitor(path).connection:
@@ -114,7 +114,7 @@ def test_a_path_with_blanks_is_found_in_the_table(sockets_dir: Path) -> None:
         assert socket_table(os.fspath(sockets_dir / "a b  c.qmp")).listening
 
 
-def test_a_kernel_without_the_table_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_socket_table_the_result_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: Path) -> bytes:
         raise FileNotFoundError
 

@@ -84,6 +84,6 @@ async def test_the_same_transaction_on_another_topic_is_another_request() -> Non
     assert len(agent.done) == 2
 
 
-def test_a_message_elsewhere_is_no_request() -> None:
+def test_a_message_on_another_topic_is_not_a_request() -> None:
     elsewhere = Message(f"{TOPICS.root}/status", b"online")
     assert arrival_of(elsewhere, TOPICS, Agent().answers.append, lambda: 0.0) is None

@@ -100,7 +100,7 @@ def test_a_topic_that_came_back_meanwhile_is_not_forgotten() -> None:
     assert sent(box) == [("a", 1)]
 
 
-def test_an_answer_outlives_a_short_outage_in_order_and_a_long_one_not() -> None:
+def test_answers_are_kept_over_a_short_outage_in_order_and_dropped_after_a_long_one() -> None:
     box = outbox()
     box.connected(0.0)
     box.answer(answer("first", 1.0))

@@ -66,7 +66,7 @@ class Room:
         self.publisher.vm_changed(dataclasses.replace(RECORD, actual=size))
 
 
-async def test_an_agent_without_vms_says_so() -> None:
+async def test_an_agent_without_vms_publishes_an_empty_list() -> None:
     assert Room().bridge.sent == [(TOPICS.vms, [])]
 
 
@@ -105,7 +105,7 @@ async def test_a_change_that_was_taken_back_within_the_interval_is_not_published
     assert len(room.bridge.on(STATE)) == 1
 
 
-async def test_everything_is_said_again_at_the_heartbeat_and_not_before() -> None:
+async def test_everything_is_published_again_at_the_heartbeat_and_not_before() -> None:
     room = Room()
     room.publisher.vm_changed(RECORD)
     room.publisher.host_changed(HOST)

@@ -109,11 +109,11 @@ def test_agents_with_the_default_base_are_safe_from_those_with_another() -> None
         "homeassistant/device/qmpballoon_edge-7/config",
     ],
 )
-def test_a_response_topic_that_would_do_harm_is_not(asked: str) -> None:
+def test_a_forbidden_response_topic_is_not_honoured(asked: str) -> None:
     assert TOPICS.response("web1", "get", asked) == TOPICS.response("web1", "get")
 
 
-def test_odd_names_of_strangers_are_made_safe_before_they_are_answered() -> None:
+def test_unsafe_vm_names_are_made_safe_in_response_topics() -> None:
     assert TOPICS.response("web.1", "fly") == f"{TOPICS.root}/vm/web.1/response/fly"
     assert TOPICS.response("a b", "x" * 70_000) == f"{TOPICS.root}/vm/a_b/response/{'x' * 64}"
     assert is_publishable(TOPICS.response("\x01", ""))

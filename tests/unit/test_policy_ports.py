@@ -105,7 +105,7 @@ def test_proxmox_gets_where_its_own_test_expects_in_the_end(
     assert proxmox_until_settled(members, goal) == expected
 
 
-def test_proxmox_takes_from_who_has_enough_first_and_then_from_all() -> None:
+def test_proxmox_shrinks_guests_with_enough_first_and_then_all() -> None:
     grown = {
         A: a_member(2000, 2000, 2000),
         B: a_member(1300, 1000, free=293),
@@ -300,7 +300,7 @@ def test_squeezed_leaves_a_vm_out_after_five_seconds_without_progress() -> None:
     assert proportional.pinned(stuck) == 600 * MIB
 
 
-def test_squeezed_pays_no_heed_to_what_guests_need() -> None:
+def test_squeezed_ignores_what_guests_need() -> None:
     policy = proportional.Proportional()
     starving = a_guest(A, 512 * MIB, available=4 * MIB)
     idle = a_guest(B, 512 * MIB, available=450 * MIB)
@@ -360,7 +360,7 @@ def test_every_policy_leaves_manual_guests_to_their_owner(name: str) -> None:
     assert targets(decisions) == {}
 
 
-def test_peers_are_played_bare_and_can_be_put_into_the_guard() -> None:
+def test_peers_run_without_the_guard_and_can_run_within_it() -> None:
     assert not any(isinstance(simulated(name), Guard) for name in BARE)
     assert isinstance(simulated("guarded-qubes"), Guard)
     assert isinstance(simulated("fairshare"), Guard)

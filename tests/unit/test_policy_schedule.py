@@ -74,7 +74,7 @@ def test_a_guest_that_cannot_be_sampled_is_not_asked_more_often() -> None:
     assert not is_sampled_fast(replace(thin, run_state="paused"), None)
 
 
-def test_a_guest_is_looked_at_four_times_before_a_burst_could_use_up_what_it_has() -> None:
+def test_a_guest_is_sampled_four_times_before_a_burst_could_use_up_its_available_memory() -> None:
     def interval_s(available: int) -> float:
         before = a_guest(available, at_s=98.0, actual=1024 * MIB)
         return sampling_interval_s(a_guest(available, actual=1024 * MIB), before, calm_s=2.0, fast_s=0.2)
@@ -88,7 +88,7 @@ def test_without_a_fast_interval_all_are_sampled_alike() -> None:
     assert sampling_interval_s(a_guest(MIB), None, calm_s=2.0, fast_s=0.0) == 2.0
 
 
-def test_a_large_guest_is_looked_at_as_if_its_burst_were_larger() -> None:
+def test_a_large_guest_is_sampled_for_a_larger_burst() -> None:
     small = a_guest(320 * MIB, actual=2048 * MIB)
     large = replace(small, size=8192 * MIB)
     assert sampling_interval_s(small, small, calm_s=2.0, fast_s=0.2) == 2.0
@@ -125,16 +125,14 @@ def vm(clock: Clock) -> VmSchedule:
     return schedule
 
 
-def test_a_calm_vm_is_looked_at_at_its_interval_and_one_that_hurries_fast(vm: VmSchedule) -> None:
+def test_a_calm_vm_is_polled_at_its_interval_and_an_urgent_one_fast(vm: VmSchedule) -> None:
     assert vm.pause_s(CALM, hurried=False) == 2.0
     assert vm.pause_s(CALM, hurried=True) == 0.2
     assert vm.pause_s(Settings(fast_interval_s=0.0), hurried=True) == 2.0
     assert vm.pause_s(Settings(stats_interval_s=0.1), hurried=True) == 0.1
 
 
-def test_the_look_at_everything_comes_in_time_and_does_not_wait_for_a_sample(
-    vm: VmSchedule, clock: Clock
-) -> None:
+def test_the_full_poll_is_on_time_and_does_not_wait_for_a_sample(vm: VmSchedule, clock: Clock) -> None:
     assert not vm.is_look_due
     clock.now_s += LOOK_EVERY_S - 0.5
     assert vm.pause_s(CALM, hurried=False) == pytest.approx(0.5)
@@ -145,7 +143,7 @@ def test_the_look_at_everything_comes_in_time_and_does_not_wait_for_a_sample(
     assert not vm.is_look_due
 
 
-def test_a_vm_that_somebody_waits_for_is_looked_at_most_often(vm: VmSchedule) -> None:
+def test_a_vm_with_a_waiting_request_is_polled_most_often(vm: VmSchedule) -> None:
     vm.watchers += 1
     assert vm.pause_s(CALM, hurried=False) == WATCHED_EVERY_S
     vm.begin(CALM)
@@ -200,7 +198,7 @@ def test_the_first_tick_is_due_now(ticks: TickSchedule) -> None:
     assert ticks.pause_s == 0.0
 
 
-def test_a_tick_that_nobody_asks_for_comes_after_the_calm_interval(ticks: TickSchedule, clock: Clock) -> None:
+def test_an_unrequested_tick_comes_after_the_calm_interval(ticks: TickSchedule, clock: Clock) -> None:
     tick(ticks, clock, 0.001)
     assert ticks.pause_s == pytest.approx(2.0)
     clock.now_s += 5.0
@@ -238,7 +236,7 @@ def test_an_urgent_tick_never_waits_longer_than_the_shortest_interval(
     assert ticks.pause_s == pytest.approx(pause_s)
 
 
-def test_all_who_asked_are_served_by_one_tick(ticks: TickSchedule, clock: Clock) -> None:
+def test_one_tick_serves_all_requests(ticks: TickSchedule, clock: Clock) -> None:
     tick(ticks, clock, 0.001)
     assert [ticks.ask(), ticks.ask(), ticks.ask_urgently(), ticks.ask_urgently()] == [
         True,

@@ -53,11 +53,11 @@ def test_the_order_of_the_claims_changes_nothing(amount: int, claims: list[Claim
 EQUAL = {"a": 1000, "b": 1000, "c": 1000}
 
 
-def test_everybody_gets_his_wish_where_there_is_enough() -> None:
+def test_each_claim_is_met_if_there_is_enough() -> None:
     assert water_fill({"a": 3, "b": 0, "c": 7}, EQUAL, 10) == {"a": 3, "b": 0, "c": 7}
 
 
-def test_small_wishes_are_met_and_the_rest_is_shared_equally() -> None:
+def test_small_claims_are_met_and_the_rest_is_split_equally() -> None:
     assert water_fill({"a": 10, "b": 100, "c": 100}, EQUAL, 110) == {"a": 10, "b": 50, "c": 50}
 
 
@@ -65,7 +65,7 @@ def test_shares_weigh_what_is_short() -> None:
     assert water_fill({"a": 100, "b": 100}, {"a": 3000, "b": 1000}, 100) == {"a": 75, "b": 25}
 
 
-def test_nothing_to_give_is_nothing_given() -> None:
+def test_zero_available_gives_zero_to_each() -> None:
     assert water_fill({"a": 5, "b": -5}, {"a": 1, "b": 1}, -7) == {"a": 0, "b": 0}
 
 

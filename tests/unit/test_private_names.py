@@ -35,7 +35,7 @@ def as_installed(name: str) -> str:
     return f"{name}{inspect.signature(method)}" if callable(method) else name
 
 
-def test_what_is_touched_of_qemu_qmp_is_listed_and_is_as_it_was() -> None:
+def test_private_names_of_qemu_qmp_are_listed_and_unchanged() -> None:
     theirs = {*private_names(protocol), *private_names(qmp_client)}
     touched = theirs & set(private_names(client))
     assert {as_installed(name) for name in touched} == set(client.PRIVATE_NAMES)
@@ -58,7 +58,7 @@ def attributes_of_aiomqtt() -> Iterator[str]:
             yield f"aiomqtt.Client.{name}: {ast.unparse(node.annotation)}"
 
 
-def test_what_is_touched_of_aiomqtt_and_paho_is_listed_and_is_as_it_was() -> None:
+def test_private_names_of_aiomqtt_and_paho_are_listed_and_unchanged() -> None:
     (directory,) = mqtt.__path__
     touched = {name for module in Path(directory).glob("*.py") for name in of_others(module)}
     listed = {name.split("(")[0].split(":")[0] for name in connection.PRIVATE_NAMES}

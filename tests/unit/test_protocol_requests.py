@@ -64,7 +64,7 @@ class Room:
         return [(response["error"] or {"code": "ok"})["code"] for response, _ in self.answers]
 
 
-async def test_a_request_is_answered_to_who_asked() -> None:
+async def test_a_request_is_answered_to_its_sender() -> None:
     room = Room()
     value = await room.asked({"transaction": [1]}, asker="she")
     assert (value["status"], value["result"], value["transaction"]) == ("ok", {"number": 1}, [1])
@@ -179,7 +179,7 @@ async def test_joining_a_running_request_is_bounded_too() -> None:
     assert len(room.done) == 1
 
 
-async def test_a_slow_request_delays_nobody() -> None:
+async def test_a_slow_request_does_not_delay_others() -> None:
     room = Room()
     room.may_go.clear()
     async with asyncio.TaskGroup() as group:
@@ -190,7 +190,7 @@ async def test_a_slow_request_delays_nobody() -> None:
         room.may_go.set()
 
 
-async def test_a_request_that_expired_before_it_began_is_not_done() -> None:
+async def test_a_request_that_expired_before_its_start_is_not_executed() -> None:
     room = Room()
     async with asyncio.TaskGroup() as group:
         room.desk.open(group)
@@ -200,7 +200,7 @@ async def test_a_request_that_expired_before_it_began_is_not_done() -> None:
     assert not room.done
 
 
-async def test_an_error_of_the_tree_is_answered_with_its_word() -> None:
+async def test_a_package_error_is_answered_with_its_code() -> None:
     room = Room()
     room.raises = NoBalloon("no virtio balloon: add -device virtio-balloon-pci")
     value = await room.asked({})
@@ -210,7 +210,7 @@ async def test_an_error_of_the_tree_is_answered_with_its_word() -> None:
     }
 
 
-async def test_a_mistake_is_answered_internal_and_raised() -> None:
+async def test_another_exception_is_answered_internal_and_raised() -> None:
     room = Room()
     room.raises = ZeroDivisionError("oops")
     with pytest.raises(ExceptionGroup) as raised:
@@ -219,7 +219,7 @@ async def test_a_mistake_is_answered_internal_and_raised() -> None:
     assert room.codes == ["internal"]
 
 
-async def test_all_who_wait_are_told_when_the_agent_stops_and_nothing_is_begun_after() -> None:
+async def test_pending_requests_are_answered_when_the_agent_stops_and_none_starts_after() -> None:
     room = Room()
     room.may_go.clear()
     async with asyncio.TaskGroup() as group:

@@ -17,7 +17,7 @@ PACKAGE = Path(qmpballoon.__file__).parent
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_row_says_why_since_when_and_how_sure(name: str) -> None:
+def test_every_row_has_a_reason_a_version_and_a_stability(name: str) -> None:
     sent = COMMANDS[name]
     assert sent.name == name
     assert len(sent.why) > 10
@@ -35,7 +35,7 @@ def test_an_unstable_command_is_sent_only_to_versions_that_were_tried(version: s
 
 
 @pytest.mark.parametrize("version", ["7.2.22", "10.0.2", "10.0.13"])
-def test_it_is_sent_to_those_that_were(version: str) -> None:
+def test_an_unstable_command_is_sent_to_tried_versions(version: str) -> None:
     assert may_be_sent(DRIVER_STATUS, version)
 
 
@@ -56,7 +56,7 @@ def test_nothing_else_can_be_sent(command: str, arguments: dict[str, object] | N
         check(command, arguments, "7.2.22")
 
 
-async def test_a_session_refuses_what_is_not_in_the_table_and_lives_on(sockets_dir: Path) -> None:
+async def test_a_session_refuses_an_unlisted_command_and_stays_usable(sockets_dir: Path) -> None:
     asked: list[str] = []
 
     async def talk(line: Line) -> None:

@@ -62,7 +62,7 @@ async def test_one_process_serves_several_and_removes_its_sockets(sockets_dir: P
     assert list(sockets_dir.iterdir()) == []
 
 
-async def test_forked_ones_are_a_life_each_and_end_with_their_parent(sockets_dir: Path) -> None:
+async def test_forked_qemus_have_a_pid_each_and_end_with_their_parent(sockets_dir: Path) -> None:
     path = sockets_dir / "vm.qmp"
     async with started(str(path), "--count", "3", "--fork", "--size", "128MiB", "--name", "vm") as process:
         paths = [numbered(path, number, 3) for number in range(3)]
@@ -74,7 +74,7 @@ async def test_forked_ones_are_a_life_each_and_end_with_their_parent(sockets_dir
     assert list(sockets_dir.iterdir()) == []
 
 
-async def test_forked_ones_end_when_their_parent_was_killed(sockets_dir: Path) -> None:
+async def test_forked_qemus_end_when_their_parent_is_killed(sockets_dir: Path) -> None:
     path = sockets_dir / "vm.qmp"
     async with started(str(path), "--count", "2", "--fork") as process:
         child = os.pidfd_open(pid_behind(numbered(path, 1, 2)))

@@ -54,7 +54,7 @@ def test_lent_is_what_is_used_beyond_an_equal_split() -> None:
     assert figures("t", "p", host, [], 1.0).lent_mib == 200  # 600 used, 400 would be the part
 
 
-def test_regret_is_what_a_clairvoyant_would_have_given() -> None:
+def test_regret_is_measured_against_perfect_foresight() -> None:
     host = HostTally()
     host.measure(1.0, 800 * MIB, [a_need(600, 0, 450, 450), a_need(100, 50, 350, 150)])
     assert figures("t", "p", host, [], 1.0).regret_mib == 150

@@ -147,7 +147,7 @@ def test_the_same_or_another_interval_asks_nothing_at_once() -> None:
     assert guest.last_update == 1_700_000_060
 
 
-def test_a_second_request_on_the_heels_of_the_first_waits_for_the_interval() -> None:
+def test_a_second_request_right_after_the_first_waits_for_the_interval() -> None:
     guest = a_guest()
     guest.advance(10.0)
     guest.set_polling_interval(1)
@@ -204,7 +204,7 @@ def moved_after(behaviour: Behaviour, after_s: float, **more: int) -> int:
     return 256 * MIB - guest.actual
 
 
-def test_troubled_guests_move_as_their_names_say() -> None:
+def test_each_faulty_behaviour_moves_as_documented() -> None:
     assert moved_after(Behaviour.IDEAL, 1.0) == 64 * MIB
     assert moved_after(Behaviour.SLOW, 1.0) == 4 * MIB
     assert moved_after(Behaviour.STUCK, 1000.0) == 0
@@ -225,7 +225,7 @@ def test_an_intermittent_guest_knows_when_it_goes_on() -> None:
 @pytest.mark.parametrize(
     ("behaviour", "available"), [(Behaviour.CLAIMS_ALL, 0), (Behaviour.CLAIMS_NONE, 219 * MIB)]
 )
-def test_a_liar_reports_what_it_likes(behaviour: Behaviour, available: int) -> None:
+def test_a_lying_guest_reports_false_figures(behaviour: Behaviour, available: int) -> None:
     guest = a_guest(replace(SPEC, behaviour=behaviour))
     guest.set_demand(30 * MIB)
     guest.set_polling_interval(1)
@@ -274,7 +274,7 @@ BEHAVIOURS = st.sampled_from(Behaviour)
 
 
 @given(MOVES, BEHAVIOURS, st.booleans())
-def test_looking_often_changes_nothing(
+def test_sampling_often_changes_nothing(
     moves: list[tuple[float, int, int | None]], behaviour: Behaviour, deflate_on_oom: bool
 ) -> None:
     spec = replace(SPEC, behaviour=behaviour, limit=90 * MIB, deflate_on_oom=deflate_on_oom)

@@ -161,7 +161,7 @@ def test_rss_is_what_was_touched_and_the_balloon_did_not_take() -> None:
         (Behaviour.NO_DRIVER, 512),
     ],
 )
-def test_guests_take_to_their_balloon_as_their_behaviour_says(behaviour: Behaviour, actual: int) -> None:
+def test_balloons_move_as_the_behaviour_of_the_guest_says(behaviour: Behaviour, actual: int) -> None:
     vm = a_vm((0, 50, 0), behaviour=behaviour, limit=350 * MIB, inflate_bytes_per_s=64.0 * MIB)
     policy = Scripted(once(5.0, 200 * MIB))
     play(a_trace(vm, duration_s=16.0), policy)
@@ -178,7 +178,7 @@ def test_frozen_figures_grow_old() -> None:
 @pytest.mark.parametrize(
     ("behaviour", "available"), [(Behaviour.CLAIMS_ALL, 0), (Behaviour.CLAIMS_NONE, 475)]
 )
-def test_liars_claim_what_is_not_so(behaviour: Behaviour, available: int) -> None:
+def test_lying_guests_report_false_figures(behaviour: Behaviour, available: int) -> None:
     policy = Scripted()
     play(a_trace(a_vm((0, 50, 0), behaviour=behaviour)), policy)
     sample = policy.seen[-1].guests[0].sample

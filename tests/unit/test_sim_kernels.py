@@ -101,7 +101,7 @@ def test_a_small_base_hides_no_more_than_a_part_of_itself() -> None:
     assert replace(GuestSpec(), base=30 * MIB).unseen == 20 * MIB
 
 
-def test_what_is_freed_is_seen_late_and_can_be_had_at_once() -> None:
+def test_freed_memory_is_reported_late_and_usable_at_once() -> None:
     kernel = KERNEL_6_12
     guest = a_guest(kernel)
     guest.advance(10.0)
@@ -116,7 +116,7 @@ def test_what_is_freed_is_seen_late_and_can_be_had_at_once() -> None:
     assert (guest.available, guest.oom_kills) == (0, 0)
 
 
-def test_a_deflated_balloon_is_seen_late_too_and_a_reset_forgets() -> None:
+def test_deflated_memory_is_reported_late_until_a_reset() -> None:
     kernel = KERNEL_6_12
     guest = a_guest(kernel)
     guest.set_target(kernel.base + 60 * MIB)
@@ -142,6 +142,6 @@ def killed(policy: str, kernel: GuestKernel) -> int:
 
 
 @EACH
-def test_nobody_is_killed_under_either_kernel_where_qubes_kills(kernel: GuestKernel) -> None:
+def test_fairshare_has_no_kill_under_either_kernel_where_qubes_has_some(kernel: GuestKernel) -> None:
     assert killed("fairshare", kernel) == 0
     assert killed("qubes", kernel) > 0

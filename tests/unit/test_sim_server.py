@@ -70,7 +70,7 @@ async def qemu(sockets_dir: Path) -> AsyncIterator[SimulatedQemu]:
         yield running
 
 
-async def test_a_move_tells_its_first_step_and_later_its_end(qemu: SimulatedQemu) -> None:
+async def test_a_move_sends_an_event_at_its_first_step_and_at_its_end(qemu: SimulatedQemu) -> None:
     async with connected(qemu.path) as client:
         assert await client.ask("balloon", value=128 * MIB) == {"return": {}, "id": "balloon"}
         first, last = [json.loads(await client.line()) for _ in range(2)]
@@ -119,7 +119,7 @@ async def test_faults_concern_the_first_monitor_alone(sockets_dir: Path) -> None
             await mute.line(UNHEARD_S)
 
 
-async def test_a_silent_greeting_is_silence_for_good(qemu: SimulatedQemu) -> None:
+async def test_without_a_greeting_no_request_is_answered(qemu: SimulatedQemu) -> None:
     qemu.faults.silent_greeting = True
     async with connected(qemu.path, negotiated=False) as client:
         client.say("qmp_capabilities")
@@ -127,7 +127,7 @@ async def test_a_silent_greeting_is_silence_for_good(qemu: SimulatedQemu) -> Non
             await client.line(UNHEARD_S)
 
 
-async def test_it_falls_silent_after_so_many_replies(qemu: SimulatedQemu) -> None:
+async def test_it_stops_replying_after_a_number_of_replies(qemu: SimulatedQemu) -> None:
     qemu.faults.silent_after_replies = 2
     async with connected(qemu.path) as client:
         assert "return" in await client.ask("query-status")
@@ -167,14 +167,14 @@ async def test_half_a_reply_and_the_end(qemu: SimulatedQemu) -> None:
         (Babble.NO_ID, [None]),
     ],
 )
-async def test_babble_of_ids(qemu: SimulatedQemu, babble: Babble, ids: list[str | None]) -> None:
+async def test_replies_with_unknown_ids(qemu: SimulatedQemu, babble: Babble, ids: list[str | None]) -> None:
     qemu.faults.babble = babble
     async with connected(qemu.path) as client:
         client.say("query-status")
         assert [json.loads(await client.line()).get("id") for _ in ids] == ids
 
 
-async def test_babble_that_is_no_message(qemu: SimulatedQemu) -> None:
+async def test_bytes_that_are_not_json(qemu: SimulatedQemu) -> None:
     async with connected(qemu.path) as client:
         qemu.faults.babble = Babble.NOT_AN_OBJECT
         client.say("query-status")
@@ -209,7 +209,7 @@ async def test_slow_replies_keep_their_order(qemu: SimulatedQemu) -> None:
 
 
 @pytest.mark.parametrize("unlink", [False, True])
-async def test_a_dead_one_cuts_its_clients_off(qemu: SimulatedQemu, unlink: bool) -> None:
+async def test_an_ended_qemu_closes_its_connections(qemu: SimulatedQemu, unlink: bool) -> None:
     async with connected(qemu.path) as client:
         qemu.die(unlink=unlink)
         assert await client.rest() == b""
@@ -218,7 +218,7 @@ async def test_a_dead_one_cuts_its_clients_off(qemu: SimulatedQemu, unlink: bool
             await asyncio.open_unix_connection(qemu.path)
 
 
-async def test_it_is_steered_over_a_second_monitor(sockets_dir: Path) -> None:
+async def test_faults_are_set_over_a_second_monitor(sockets_dir: Path) -> None:
     paths = sockets_dir / "a.qmp", sockets_dir / "a.control"
     async with SimulatedQemu(*paths) as qemu, connected(paths[1]) as control:
         assert await control.ask(
@@ -238,7 +238,7 @@ async def test_an_older_qemu_does_not_know_the_virtio_status(sockets_dir: Path) 
         assert reply["error"]["class"] == "CommandNotFound"
 
 
-async def test_a_newer_qemu_dies_of_the_virtio_status_and_leaves_its_socket(sockets_dir: Path) -> None:
+async def test_qemu_11_aborts_on_the_virtio_status_and_leaves_its_socket(sockets_dir: Path) -> None:
     machine = MachineSpec(version=(11, 1, 3))
     async with SimulatedQemu(sockets_dir / "a.qmp", machine=machine) as qemu, connected(qemu.path) as client:
         refused = await client.ask("x-query-virtio-status", path=DEVICE)
@@ -262,14 +262,14 @@ async def test_the_virtio_status_tells_whether_the_driver_is_up(sockets_dir: Pat
         assert (up, taken) == (booted, booted)
 
 
-async def test_a_migration_is_told(qemu: SimulatedQemu) -> None:
+async def test_a_migration_is_reported(qemu: SimulatedQemu) -> None:
     async with connected(qemu.path) as client:
         qemu.set_migration("active", run_state="postmigrate")
         assert (await client.ask("query-migrate"))["return"] == {"status": "active"}
         assert (await client.ask("query-status"))["return"]["status"] == "postmigrate"
 
 
-async def test_many_idle_ones_set_no_timers(sockets_dir: Path) -> None:
+async def test_idle_qemus_set_no_timers(sockets_dir: Path) -> None:
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         for number in range(50):
@@ -306,6 +306,6 @@ def test_faults_are_read_as_typed() -> None:
 
 
 @pytest.mark.parametrize("word", ["odd", "silent-greeting=1", "refuse", "event-flood=x", "babble=odd", ""])
-def test_a_fault_that_is_none_is_refused(word: str) -> None:
+def test_an_unknown_fault_is_refused(word: str) -> None:
     with pytest.raises(ValueError, match=r"fault|take"):
         Faults.parse([word])

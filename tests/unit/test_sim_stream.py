@@ -46,7 +46,7 @@ def test_requests_come_out_whole_however_they_are_cut(
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0)))
-def test_any_bytes_give_values_or_sentences_and_nothing_else(junk: bytes, cuts: list[int]) -> None:
+def test_any_bytes_give_values_or_error_messages_and_nothing_else(junk: bytes, cuts: list[int]) -> None:
     whole = fed([junk])
     assert fed(cut(junk, cuts)) == whole
     assert all(isinstance(value, Request) or value.description for value in whole)
@@ -65,7 +65,7 @@ def test_any_bytes_give_values_or_sentences_and_nothing_else(junk: bytes, cuts: 
         (b"[" * 10**6 + b"]" * 10**6, "JSON nesting depth limit exceeded"),
     ],
 )
-def test_a_broken_value_is_told_once_and_the_next_is_read(text: bytes, sentence: str) -> None:
+def test_a_broken_value_is_reported_once_and_the_next_is_read(text: bytes, sentence: str) -> None:
     assert fed([text, b'{"execute":"stop"}']) == [Broken(sentence), Request({"execute": "stop"})]
 
 
@@ -77,7 +77,7 @@ def test_a_broken_value_is_told_once_and_the_next_is_read(text: bytes, sentence:
         ([b'{"a":\n\n  1} ', b"}"], ["3:6: {}"]),
     ],
 )
-def test_where_it_is_broken_is_told_by_line_and_column_of_all_that_came(
+def test_a_syntax_error_has_its_line_and_column_in_the_whole_input(
     texts: list[bytes], sentences: list[str]
 ) -> None:
     stream = RequestStream(positions=True)
@@ -86,7 +86,7 @@ def test_where_it_is_broken_is_told_by_line_and_column_of_all_that_came(
     assert broken == [sentence.format("JSON parse error, expecting value") for sentence in sentences]
 
 
-def test_a_broken_keyword_is_told_with_its_own_place_in_the_value() -> None:
+def test_a_bad_keyword_has_its_position_in_the_value() -> None:
     stream = RequestStream(positions=True)
     assert stream.feed(b'\n{"execute": \n  bad}') == [Broken("3:3: JSON parse error, invalid keyword 'bad'")]
     assert stream.feed(b"[" * 5000 + b"]" * 5000) == [Broken("JSON nesting depth limit exceeded")]

@@ -117,12 +117,12 @@ def test_what_may_be_left_out_has_a_default() -> None:
         (a_document(vms=[7]), "vms[0]: must be an object with name, size"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(document: object, place: str) -> None:
+def test_an_error_is_reported_with_its_position(document: object, place: str) -> None:
     found = problems(json.dumps(document).encode())
     assert [text for text in found if text.startswith(place)], found
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     document = a_document(duration_s=-1, vms=[a_vm(size=None), a_vm(name="b", shares=0)])
     found = problems(json.dumps(document).encode())
     assert {text.partition(":")[0] for text in found} >= {"duration_s", "vms[0].size", "vms[1].shares"}
@@ -147,7 +147,7 @@ def test_what_is_no_trace_is_refused(content: bytes) -> None:
     assert problems(content)
 
 
-def test_broken_json_is_said_with_its_line() -> None:
+def test_broken_json_is_reported_with_its_line() -> None:
     assert problems(b'{\n "name": "a",\n oops\n}')[0].startswith("line 3: no JSON")
 
 

@@ -47,7 +47,7 @@ async def saved(store: Store) -> None:
         await store.saved()
 
 
-async def test_what_was_kept_is_there_again(tmp_path: Path) -> None:
+async def test_saved_state_is_read_again(tmp_path: Path) -> None:
     async with running(tmp_path) as store:
         store.know("/run/a\udce9.qmp", KNOWN)
         store.keep(WEB1, mode="manual", target=2**40, floor="1.5GiB", mode_until=12.5, shares=7)
@@ -67,7 +67,7 @@ async def test_what_was_kept_is_there_again(tmp_path: Path) -> None:
         assert third.kept(WEB1) == Kept()
 
 
-async def test_the_file_is_for_its_owner_alone_and_no_scratch_is_left(tmp_path: Path) -> None:
+async def test_the_file_has_mode_600_and_no_temporary_file_is_left(tmp_path: Path) -> None:
     async with running(tmp_path / "new" / "state") as store:
         store.keep(WEB1, mode="manual")
     directory = tmp_path / "new" / "state"
@@ -76,7 +76,7 @@ async def test_the_file_is_for_its_owner_alone_and_no_scratch_is_left(tmp_path: 
     assert sorted(os.listdir(directory)) == ["edge-7.json", "edge-7.lock"]
 
 
-async def test_a_whole_draft_is_newer_than_the_file_and_half_a_one_is_nothing(tmp_path: Path) -> None:
+async def test_a_complete_temporary_file_wins_and_a_partial_one_is_ignored(tmp_path: Path) -> None:
     async with running(tmp_path) as store:
         store.keep(WEB1, mode="manual")
     file, draft = tmp_path / "edge-7.json", tmp_path / ".edge-7.json.new"
@@ -107,7 +107,7 @@ async def test_nothing_is_written_while_nothing_changes(
     assert len(set(written)) == 1
 
 
-async def test_one_agent_of_a_name(tmp_path: Path) -> None:
+async def test_a_second_agent_of_the_same_name_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path):
         with pytest.raises(AnotherAgentRuns) as caught:
             Store(tmp_path, "edge-7")
@@ -203,7 +203,7 @@ def test_what_a_newer_version_adds_anywhere_is_left_out() -> None:
         ("mode", "", ["auto"]),
     ],
 )
-async def test_a_row_that_is_no_use_costs_that_row_and_is_said_once(
+async def test_an_invalid_row_is_dropped_alone_and_logged_once(
     table: str, key: Any, row: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[tuple[str, str]] = []
@@ -245,7 +245,7 @@ async def test_two_sockets_of_one_name_are_one_vm(tmp_path: Path) -> None:
         assert list(store.sockets) == ["/run/a.qmp"]
 
 
-async def test_a_full_disk_is_said_once_and_tried_again(
+async def test_a_full_disk_is_logged_once_and_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -294,7 +294,7 @@ async def test_what_could_not_be_written_is_tried_once_more_at_the_end(
         assert again.kept(WEB1).mode == "manual"
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_scratch(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk: it fails in the middle of the write."""
     program = (
         "import resource, signal, sys; from pathlib import Path\n"

@@ -29,7 +29,7 @@ def test_states_go_in_one_message(manager: socket.socket) -> None:
     assert manager.recv(4096) == b"READY=1\nSTATUS=watching"
 
 
-def test_an_abstract_socket_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abstract_socket_is_notified(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"qmpballoon-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind("\0" + name)
@@ -50,14 +50,14 @@ def test_without_a_manager_nothing_happens(address: str | None, monkeypatch: pyt
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_reload_bears_the_monotonic_clock(manager: socket.socket) -> None:
+def test_a_reload_message_has_the_monotonic_time(manager: socket.socket) -> None:
     systemd.reloading()
     reloading, clock = manager.recv(4096).decode().split("\n")
     assert reloading == "RELOADING=1"
     assert int(clock.removeprefix("MONOTONIC_USEC=")) > 0
 
 
-async def test_the_watchdog_is_fed_for_as_long_as_the_loop_turns(
+async def test_the_watchdog_is_notified_while_the_loop_runs(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "2000")
@@ -76,7 +76,7 @@ async def test_the_watchdog_is_fed_for_as_long_as_the_loop_turns(
 @pytest.mark.parametrize(
     ("microseconds", "pid"), [("", None), ("soon", None), ("0", None), ("-5", None), ("2000", "1")]
 )
-async def test_a_watchdog_that_is_not_ours_is_left_alone(
+async def test_a_watchdog_of_another_pid_is_ignored(
     microseconds: str, pid: str | None, manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", microseconds)

@@ -15,11 +15,11 @@ class _Terminal(io.StringIO):
         return True
 
 
-def test_what_a_terminal_would_obey_is_taken_out_of_a_strangers_text() -> None:
+def test_control_characters_are_removed_from_untrusted_text() -> None:
     assert terminal.clean("web\x1b[2J\r\n\x07\x9b\u202e1\udc80 ok") == "web?[2J?????1? ok"
 
 
-def test_a_complaint_of_many_lines_has_the_program_in_front_of_each(
+def test_each_line_of_an_error_starts_with_the_program_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     terminal.complain("a\nb\x1b[0m")

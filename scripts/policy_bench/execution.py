@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import aiomqtt
 
-from policy_bench.recording import Decision, Recording, Sight
-from policy_bench.workload import IDLE_MIB, SIZE_MIB, Play, Script
+from policy_bench.recording import Decision, Recording, Sample
+from policy_bench.workload import IDLE_MIB, SIZE_MIB, Scenario, Script
 from qmpballoon.lab.broker import HOST, LabBroker
 from qmpballoon.lab.guest import BalloonDevice, LabGuest
 from qmpballoon.lab.lab import Lab
@@ -27,72 +27,75 @@ from qmpballoon.procfs import rss_of
 from qmpballoon.units import MIB
 
 STATIC: Final = "static"  # without an agent: each guest gets the same size once
-LOOK_EVERY_S: Final = 0.1
+SAMPLE_EVERY_S: Final = 0.1
 RESTARTS_AFTER_S: Final = 3.0  # a workload that was killed
 READ_EVERY_S: Final = 3.0
 SETTLE_S: Final = 25.0  # the most that a policy gets to bring idle guests within the budget
-LOOK_WITHIN_S: Final = 5.0
+SAMPLE_TIMEOUT_S: Final = 5.0
 AGENT_HOST: Final = "bench"
 _DISK: Final = 64 * MIB
 
 Progress = Callable[[str], None]
 
 
-async def perform(
-    play: Play, policy: str, *, deflate_on_oom: bool, tables: str = "", log: Path | None = None
+async def run_scenario(
+    scenario: Scenario, policy: str, *, deflate_on_oom: bool, tables: str = "", log: Path | None = None
 ) -> Recording:
-    """Run the script under one policy and return the recording.
+    """Run the scenario under one policy and return the recording.
 
     ``tables`` is TOML that is appended to the agent's configuration; ``log`` receives the agent's log.
 
     Raises:
         LabError: guests, broker or agent cannot be started, or do not answer any more.
     """
-    async with Lab() as room:
+    async with Lab() as lab:
         recording = Recording(
             policy=policy,
             deflate_on_oom=deflate_on_oom,
             size=SIZE_MIB * MIB,
-            budget=play.budget_mib * MIB,
-            seconds=play.seconds,
-            rests_from_s=play.rests_from_s,
+            budget=scenario.budget_mib * MIB,
+            seconds=scenario.seconds,
+            rests_from_s=scenario.rests_from_s,
         )
         balloon = BalloonDevice(deflate_on_oom=deflate_on_oom)
         guests = [
-            await room.guest(
+            await lab.guest(
                 script.name, memory=recording.size, balloon=balloon, disk=_DISK if script.reads_mib else 0
             )
-            for script in play.scripts
+            for script in scenario.scripts
         ]
         for guest in guests:
             await guest.command(f"hold {IDLE_MIB}")
         async with contextlib.AsyncExitStack() as stack:
-            actors = [
-                Actor(guest, script, recording) for guest, script in zip(guests, play.scripts, strict=True)
+            workloads = [
+                Workload(guest, script, recording)
+                for guest, script in zip(guests, scenario.scripts, strict=True)
             ]
-            await stack.enter_async_context(_ruled(room, policy, guests, recording, actors, tables, log))
+            await stack.enter_async_context(
+                _policy_running(lab, policy, guests, recording, workloads, tables, log)
+            )
             await _settle(guests, recording)
             start_s = time.monotonic()
-            for actor in actors:
-                actor.start_s = start_s
-            async with asyncio.TaskGroup() as acts:
-                for actor in actors:
-                    acts.create_task(actor.watch(), name=f"watch {actor.script.name}")
-                    acts.create_task(actor.act(), name=f"act {actor.script.name}")
+            for workload in workloads:
+                workload.start_s = start_s
+            async with asyncio.TaskGroup() as tasks:
+                for workload in workloads:
+                    tasks.create_task(workload.watch(), name=f"watch {workload.script.name}")
+                    tasks.create_task(workload.run(), name=f"run {workload.script.name}")
             recording.decisions[:] = [replace(one, at_s=one.at_s - start_s) for one in recording.decisions]
-            for actor in actors:
-                recording.oom_kills += actor.oom_kills_before + await actor.oom_kills()
+            for workload in workloads:
+                recording.oom_kills += workload.oom_kills_before + await workload.oom_kills()
         recording.kills_at.sort()
         return recording
 
 
 @contextlib.asynccontextmanager
-async def _ruled(
-    room: Lab,
+async def _policy_running(
+    lab: Lab,
     policy: str,
     guests: list[LabGuest],
     recording: Recording,
-    actors: list[Actor],
+    workloads: list[Workload],
     tables: str,
     log: Path | None,
 ) -> AsyncGenerator[None, None]:
@@ -102,17 +105,17 @@ async def _ruled(
             await guest.monitor.set_target(recording.budget // len(guests))
         yield
         return
-    broker = await room.broker()
-    file = room.directory / "bench.toml"
+    broker = await lab.broker()
+    file = lab.directory / "bench.toml"
     file.write_text(
-        f"[agent]\nhost = '{AGENT_HOST}'\nstate_dir = '{room.directory}/state'\n"
-        f"[discovery]\nsockets = ['{room.directory}/*.qmp']\n"
+        f"[agent]\nhost = '{AGENT_HOST}'\nstate_dir = '{lab.directory}/state'\n"
+        f"[discovery]\nsockets = ['{lab.directory}/*.qmp']\n"
         f"[mqtt]\nurl = '{broker.url}'\n"
         f"[host]\nbudget = {recording.budget}\nreserve = '64MiB'\n[policy]\nname = '{policy}'\n{tables}"
     )
-    log = log or room.directory / "agent.log"
+    log = log or lab.directory / "agent.log"
     log.unlink(missing_ok=True)
-    listening = asyncio.create_task(_listen(broker, recording, actors), name="decisions")
+    listening = asyncio.create_task(_listen(broker, recording, workloads), name="decisions")
     program = Program([sys.executable, "-m", "qmpballoon", "agent", "-c", str(file)], log=log)
     try:
         yield
@@ -124,9 +127,9 @@ async def _ruled(
         await asyncio.wait({listening})
 
 
-async def _listen(broker: LabBroker, recording: Recording, actors: list[Actor]) -> None:
+async def _listen(broker: LabBroker, recording: Recording, workloads: list[Workload]) -> None:
     """Record the agent's published decisions."""
-    by_name = {actor.script.name: actor for actor in actors}
+    by_name = {workload.script.name: workload for workload in workloads}
     async with aiomqtt.Client(HOST, broker.port) as client:
         await client.subscribe(f"qmpballoon/{AGENT_HOST}/vm/+/event")
         async for message in client.messages:
@@ -157,7 +160,7 @@ async def _settle(guests: list[LabGuest], recording: Recording) -> None:
     recording.settled_after_s = round(time.monotonic() - begun_s, 1)
 
 
-class Actor:
+class Workload:
     """One guest's workload and its sampling."""
 
     def __init__(self, guest: LabGuest, script: Script, recording: Recording) -> None:
@@ -187,25 +190,25 @@ class Actor:
 
     async def watch(self) -> None:
         """Sample ten times a second until the run is over."""
-        sights = self._recording.sights.setdefault(self.script.name, [])
+        samples = self._recording.samples.setdefault(self.script.name, [])
         seconds = self._recording.seconds
         while (now_s := self.now_s) < seconds:
-            sight = await self._look(sights[-1] if sights else None)
-            if sight is not None:
-                sights.append(sight)
-            await asyncio.sleep(max(0.0, now_s + LOOK_EVERY_S - self.now_s))
+            sample = await self._sample(samples[-1] if samples else None)
+            if sample is not None:
+                samples.append(sample)
+            await asyncio.sleep(max(0.0, now_s + SAMPLE_EVERY_S - self.now_s))
 
-    async def _look(self, last: Sight | None) -> Sight | None:
+    async def _sample(self, last: Sample | None) -> Sample | None:
         guest = self.guest
         if self._boots != guest.boots and not self._rebooting:
             self._recording.crashes += 1
-            self._began_anew()
+            self._reset_counters()
         actual, rss, wanted = await guest.monitor.actual(), rss_of(guest.pid) or 0, self._wanted()
         if self._rebooting:
             size = self._recording.size
-            return Sight(self.now_s, actual, size, 0, wanted, rss, self.target, used=0, booting=True)
+            return Sample(self.now_s, actual, size, 0, wanted, rss, self.target, used=0, booting=True)
         try:
-            look = await guest.look(timeout_s=LOOK_WITHIN_S)
+            look = await guest.look(timeout_s=SAMPLE_TIMEOUT_S)
         except LabError:
             return None if last is None else replace(last, at_s=self.now_s, held=0, wanted=wanted)
         if look.kills > self._kills:
@@ -213,15 +216,15 @@ class Actor:
             self._idle_until_s, self._step = self.now_s + RESTARTS_AFTER_S, None
         self._kills = look.kills
         used = max(0, actual - look.available) if is_steady(actual, await guest.monitor.actual()) else None
-        return Sight(self.now_s, actual, look.available, look.held, wanted, rss, self.target, used)
+        return Sample(self.now_s, actual, look.available, look.held, wanted, rss, self.target, used)
 
     def _wanted(self) -> int:
         return int(self.script.wanted(self.now_s) * MIB)
 
-    def _began_anew(self) -> None:
+    def _reset_counters(self) -> None:
         self._boots, self._kills, self._step = self.guest.boots, 0, None
 
-    async def act(self) -> None:
+    async def run(self) -> None:
         """Follow the script until the run is over."""
         gone, reboots_at_s = self.script.driver_gone_s, self.script.reboots_at_s
         driver_gone = rebooted = False
@@ -239,7 +242,7 @@ class Actor:
                 if self.script.reads_mib and now_s >= reads_at_s:
                     reads_at_s = now_s + READ_EVERY_S
                     await self.guest.command(f"cache {self.script.reads_mib}")
-            await asyncio.sleep(LOOK_EVERY_S / 2)
+            await asyncio.sleep(SAMPLE_EVERY_S / 2)
 
     async def _order(self, now_s: float) -> None:
         index = self.script.step_at(now_s)
@@ -257,5 +260,5 @@ class Actor:
             self.guest.reboot()
             await self.guest.booted(boots=boots + 1)
         finally:
-            self._began_anew()
+            self._reset_counters()
             self._rebooting = False

@@ -1,4 +1,4 @@
-"""A fleet over simulated QEMUs, whose lives the test hands out and whose clock it moves."""
+"""The agent without MQTT over simulated QEMUs; the test sets their lives and the clock."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ QUICK = VmSettings(stats_interval_s=1, fast_interval_s=0.005, grace_s=0.0, qmp_t
 
 
 class Kernel:
-    """What the kernel says of simulated QEMUs, which all share the pid of the tests."""
+    """A fake of the kernel: a pid and a life per simulated QEMU, all of which share the pid of the tests."""
 
     def __init__(self) -> None:
         self.age_s = 1000.0  # of a new life
         self._lives: dict[str, Life] = {}
-        self._dead: set[Life] = set()
+        self._ended: set[Life] = set()
         self._number = 0
 
     def new_life(self, *paths: Path | str) -> Life:
-        """Let another QEMU, of one life, be behind these paths."""
+        """Set a new life for the QEMU behind these paths."""
         self._number += 1
         uptime_s = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
         started = int((uptime_s - self.age_s) * os.sysconf("SC_CLK_TCK"))
@@ -56,9 +56,9 @@ class Kernel:
         self._lives |= dict.fromkeys((os.fspath(path) for path in paths), life)
         return life
 
-    def dies(self, life: Life) -> None:
-        """Let the process be gone."""
-        self._dead.add(life)
+    def end_process(self, life: Life) -> None:
+        """Let the process of this life have ended."""
+        self._ended.add(life)
 
     def open_monitor(self, path: str) -> OpenMonitor:
         monitor = open_monitor(path)
@@ -66,12 +66,12 @@ class Kernel:
 
     def life_of(self, pid: int) -> Life | None:
         return next(
-            (life for life in self._lives.values() if life.pid == pid and life not in self._dead), None
+            (life for life in self._lives.values() if life.pid == pid and life not in self._ended), None
         )
 
 
-class Stage:
-    """The fleet, its governor and its commands; what they said."""
+class AgentHarness:
+    """The VMs, the governor and the service of an agent; records what they publish."""
 
     def __init__(self, directory: Path, kernel: Kernel, settings: VmSettings, **tables: Any) -> None:
         self.directory = directory
@@ -88,7 +88,7 @@ class Stage:
         self.gone: list[str] = []
         self.hosts: list[HostStatus] = []
         self.later_s = 0.0  # how far the agent's clock is ahead
-        self._stirred = asyncio.Event()
+        self._notified = asyncio.Event()
         self.store = Store(directory / "state", "edge-7")
         self.context = Context(self.configuration, self.store, clock=lambda: time.monotonic() + self.later_s)
         self.context.feed.add(self)
@@ -129,13 +129,13 @@ class Stage:
         return None if vm is None else vm.status.health
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait for a condition, looked at whenever something was said."""
+        """Wait for a condition, checked at each change and event."""
         async with asyncio.timeout(PATIENCE_S):
             while not condition():
-                self._stirred.clear()
+                self._notified.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(0.005):
-                        await self._stirred.wait()
+                        await self._notified.wait()
 
     async def until_health(self, name: str, *words: str) -> VmStatus:
         await self.until(lambda: self.health(name) in words)
@@ -144,7 +144,7 @@ class Stage:
     async def ask(
         self, vm: str | None, verb: str, *, expires_at_s: float | None = None, **arguments: object
     ) -> Any:
-        """Ask as over MQTT."""
+        """Handle a request as one that came over MQTT."""
         asked = read_asked(verb, "host" if vm is None else "vm", Content(arguments=arguments))
         request = Request(None if vm is None else VmId(vm), asked, expires_at_s=expires_at_s)
         async with asyncio.timeout(PATIENCE_S):
@@ -159,29 +159,29 @@ class Stage:
         if not self.healths or self.healths[-1] != vm.health:
             self.healths.append(vm.health)
         self.records[vm.id] = vm
-        self._stirred.set()
+        self._notified.set()
 
     def vm_gone(self, vm: VmId) -> None:
         self.gone.append(vm)
-        self._stirred.set()
+        self._notified.set()
 
     def vm_event(self, vm: VmId, event: Event) -> None:
         self.events.append((vm, event))
-        self._stirred.set()
+        self._notified.set()
 
     def host_changed(self, host: HostStatus) -> None:
         self.hosts.append(host)
 
     def host_event(self, event: Event) -> None:
         self.events.append((None, event))
-        self._stirred.set()
+        self._notified.set()
 
     def sampled(self) -> None:
-        self._stirred.set()
+        self._notified.set()
 
 
 @asynccontextmanager
-async def staged(
+async def running_agent(
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
     kernel: Kernel | None = None,
@@ -189,8 +189,8 @@ async def staged(
     *,
     governed: bool = False,
     **tables: Any,
-) -> AsyncIterator[Stage]:
-    """Run a fleet on all sockets of a directory, and the governor's tick if ``governed``."""
+) -> AsyncIterator[AgentHarness]:
+    """Run the agent on all sockets of a directory, and the governor's tick if ``governed``."""
     kernel = kernel or Kernel()
     monkeypatch.setattr(connector_module, "open_monitor", kernel.open_monitor)
     monkeypatch.setattr(connector_module, "life_of", kernel.life_of)
@@ -198,18 +198,18 @@ async def staged(
         monkeypatch.setattr(module, "life_of", kernel.life_of)
     monkeypatch.setattr(connector_module, "FIRST_RETRY_S", 0.01)
     monkeypatch.setattr(connector_module, "LAST_RETRY_S", 0.05)
-    stage = Stage(directory, kernel, settings, **tables)
-    stage.supervisor.remember()
-    parts = [asyncio.create_task(stage.store.run()), asyncio.create_task(stage.supervisor.run())]
+    harness = AgentHarness(directory, kernel, settings, **tables)
+    harness.supervisor.remember()
+    parts = [asyncio.create_task(harness.store.run()), asyncio.create_task(harness.supervisor.run())]
     if governed:
-        parts.append(asyncio.create_task(stage.governor.run()))
+        parts.append(asyncio.create_task(harness.governor.run()))
     try:
-        yield stage
+        yield harness
     finally:
         for part in parts:
             part.cancel()
         outcomes = await asyncio.gather(*parts, return_exceptions=True)
-        await stage.store.close()
+        await harness.store.close()
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome

@@ -48,7 +48,7 @@ class Process:
                 self.lines.append((time.monotonic(), line.decode(errors="replace").rstrip()))
             self._more.set()
 
-    async def said(self, condition: Callable[[str], bool], *, times: int = 1) -> float:
+    async def logged(self, condition: Callable[[str], bool], *, times: int = 1) -> float:
         """Wait until this many lines fit; return the time of the last on the monotonic clock.
 
         Raises:
@@ -144,7 +144,7 @@ async def simulated_qemus(directory: Path, count: int) -> AsyncGenerator[list[st
     path = directory / f"vm{count}.qmp"
     command = (sys.executable, "-m", "qmpballoon.sim.qemu", path, "--count", str(count), "--fork")
     async with _running(*command) as process:
-        await process.said(lambda line: line == "ready")
+        await process.logged(lambda line: line == "ready")
         yield [str(numbered(path, number, count)) for number in range(count)]
 
 
@@ -152,7 +152,7 @@ async def simulated_qemus(directory: Path, count: int) -> AsyncGenerator[list[st
 async def bare_client(paths: Sequence[str]) -> AsyncGenerator[Process, None]:
     """Run the bare client; yield it once it polls all of them."""
     async with _running(sys.executable, _BARE, str(INTERVAL_S), *paths) as process:
-        await process.said(lambda line: line == "polling")
+        await process.logged(lambda line: line == "polling")
         yield process
 
 

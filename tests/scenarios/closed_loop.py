@@ -1,4 +1,4 @@
-"""A stage for closed loops: small hosts in the simulator, played with a rule and without it."""
+"""Closed loops: small simulated hosts, run with a rule and without it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def played(trace: Trace, policy: Policy[Any] | None = None, *, host: Host | None
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """A policy with somebody in between: who changes what it sees, or what it decided."""
+    """A policy whose snapshots or decisions are changed on the way."""
 
     policy: Policy[Any]
     sees: View = lambda snapshot: snapshot

@@ -48,7 +48,7 @@ class Connector:
         self._stirred = asyncio.Event()
         self._connection: asyncio.Task[None] | None = None
         self._bound: frozenset[bytes] = frozenset()
-        self._remains: frozenset[bytes] = frozenset()  # of hung sessions: QEMU has not seen their end yet
+        self._unclosed: frozenset[bytes] = frozenset()  # of hung sessions: QEMU has not seen their end yet
         self._parked = False
         self._retry_s = FIRST_RETRY_S
 
@@ -152,7 +152,7 @@ class Connector:
                 session = session or await greeting
             if session is not None:
                 if session.hung:
-                    self._remains |= socket_table(self.path).accepted
+                    self._unclosed |= socket_table(self.path).accepted
                     self._silent("unresponsive", monitor.pid)
                 await session.close()
 
@@ -162,7 +162,7 @@ class Connector:
         while True:
             done, _ = await asyncio.wait((greeting,), timeout=wait_s)
             if done:
-                self._remains = frozenset()
+                self._unclosed = frozenset()
                 return greeting.result()
             self._silent(self._why_silent(pid), pid)
             wait_s = LOOK_AT_SILENCE_S
@@ -171,10 +171,10 @@ class Connector:
         if pid is not None and is_stopped(pid):
             return "unresponsive"
         table: SocketTable = socket_table(self.path)
-        if table.accepted - self._remains:
+        if table.accepted - self._unclosed:
             return "busy"
         # A socket that QEMU bound under another name (a relative path, a link) is in no row.
-        return "unresponsive" if table.listening or self._remains else "busy"
+        return "unresponsive" if table.listening or self._unclosed else "busy"
 
     async def _park(self, life: Life) -> None:
         """Wait while another socket serves this life."""

@@ -39,10 +39,10 @@ _SLEPT_S: Final = 10.0  # after a sleep of this length no sample is fresh
 
 
 @dataclass(slots=True)
-class _Told:
+class _Published:
     """What was last published about one VM's decisions."""
 
-    trouble: bool = False  # its ``why`` names a problem
+    problem: bool = False  # its ``why`` names a problem
     observed: int | None = None  # the last target that observe would have sent
 
 
@@ -60,7 +60,7 @@ class Governor:
         self._actuator = actuator
         self._asleep_s = _asleep_s()
         self._sending: dict[VmId, asyncio.Task[None]] = {}
-        self._told: dict[VmId, _Told] = {}
+        self._published: dict[VmId, _Published] = {}
         self._guard: Guard[Any] = guarded(context.policy)
         self._state: GuardState[Any] = self._guard.start()
         self._ticked_at_s = time.monotonic()
@@ -108,7 +108,9 @@ class Governor:
         snapshot = self._seen(now_s, elapsed_s)
         self._state, decisions = self._guard.step(self._state, snapshot)
         self._note_judgements()
-        self._told = {vm.id: told for vm in self._registry if (told := self._told.get(vm.id)) is not None}
+        self._published = {
+            vm.id: published for vm in self._registry if (published := self._published.get(vm.id)) is not None
+        }
         for vm in self._registry:
             decision = decisions.get(vm.id)
             if decision is not None:
@@ -159,16 +161,16 @@ class Governor:
         )
 
     def _act(self, vm: ManagedVm, decision: Decision, sends: asyncio.TaskGroup) -> None:
-        told = self._told.setdefault(vm.id, _Told())
+        published = self._published.setdefault(vm.id, _Published())
         if vm.mode != "observe":
-            told.observed = None  # when it is observed again, the first decision is news
+            published.observed = None  # when it is observed again, the first decision is news
         if isinstance(decision, Hold):
             judgement = self._state.judgements.get(vm.id)
             if judgement is not None and judgement.why is not None and vm.mode == "auto":
-                told.trouble = True
+                published.problem = True
                 vm.explain(judgement.why)
-            elif told.trouble:  # the problem is over, so its reason must not stay
-                told.trouble = False
+            elif published.problem:  # the problem is over, so its reason must not stay
+                published.problem = False
                 vm.explain(decision.why)
             return
         target = round_up_to_page(decision.target)
@@ -176,7 +178,7 @@ class Governor:
         if before is not None and abs(before - target) < MIB:
             return
         if vm.mode == "observe":
-            self._tell_observed(vm, told, target, decision)
+            self._tell_observed(vm, published, target, decision)
             return
         if vm.id in self._sending:
             return
@@ -200,10 +202,10 @@ class Governor:
 
         self._sending[vm.id] = sends.create_task(send(), name=f"target of {vm.id}")
 
-    def _tell_observed(self, vm: ManagedVm, told: _Told, target: int, decision: SetTarget) -> None:
-        if told.observed is not None and abs(told.observed - target) < 8 * MIB:
+    def _tell_observed(self, vm: ManagedVm, published: _Published, target: int, decision: SetTarget) -> None:
+        if published.observed is not None and abs(published.observed - target) < 8 * MIB:
             return
-        told.observed = target
+        published.observed = target
         vm.explain(decision.why)
         details = {
             "from": vm.status.actual,
@@ -248,9 +250,9 @@ class Governor:
             and guest.run_state == "running"
             and not guest.migrating
         }
-        wishes = {vm: guest.ceiling - guest.charge for vm, guest in guests.items()}
+        requested = {vm: guest.ceiling - guest.charge for vm, guest in guests.items()}
         shares = {vm: guest.shares for vm, guest in guests.items()}
-        gets = water_fill(wishes, shares, snapshot.mem_available - snapshot.reserve)
+        gets = water_fill(requested, shares, snapshot.mem_available - snapshot.reserve)
         return {
             vm: round_up_to_page(guest.charge + gets[vm.id])
             for vm in self._registry

@@ -19,7 +19,7 @@ from qmpballoon.units import Amount, format_size
 
 _FLOORS: Final = "the floors of the VMs together exceed the budget"
 _NEEDS: Final = "what the guests hold exceeds the budget"
-_EASES_BY: Final = 1.05  # hysteresis: the alarm ends when the guests hold this much less
+_HYSTERESIS: Final = 1.05  # hysteresis: the alarm ends when the guests hold this much less
 
 
 class HostMonitor:
@@ -138,7 +138,7 @@ class HostMonitor:
 def _alarm_of(snapshot: Snapshot, before: str | None) -> str | None:
     if snapshot.guests and sum(guest.floor for guest in snapshot.guests) > snapshot.budget:
         return _FLOORS
-    needed = needs(snapshot) * (_EASES_BY if before == _NEEDS else 1)
+    needed = needs(snapshot) * (_HYSTERESIS if before == _NEEDS else 1)
     return _NEEDS if snapshot.guests and needed > snapshot.budget else None
 
 

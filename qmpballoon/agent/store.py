@@ -112,7 +112,7 @@ class Store:
         self._later: asyncio.TimerHandle | None = None  # of a lazy change
         self._settled = asyncio.Condition()
         self._failed = False  # the last attempt to write
-        self._pen = threading.Lock()  # a write whose task was cancelled goes on in its thread
+        self._write_lock = threading.Lock()  # a write whose task was cancelled goes on in its thread
         if self._contents.unread:
             self._touch()  # rewrite the file, so that the invalid rows are logged once
 
@@ -236,12 +236,12 @@ class Store:
             self._later = None
 
     def _write(self, text: str) -> None:
-        with self._pen:
+        with self._write_lock:
             write_draft(self._file, text)
             self._drafted = True
 
     def _sync(self) -> None:
-        with self._pen:
+        with self._write_lock:
             put_in_place(self._file)
             self._drafted = False
 
@@ -426,7 +426,7 @@ def _kept(row: Any) -> Kept:
 def _socket(row: Any) -> KnownSocket:
     known = KnownSocket(**{entry.name: _typed(row[entry.name], str) for entry in fields(KnownSocket)})
     if not _TOPIC_LEVEL.fullmatch(known.vm):
-        raise ValueError(f"{known.vm!r} is no VM's name")
+        raise ValueError(f"{known.vm!r} is not a VM name")
     return known
 
 

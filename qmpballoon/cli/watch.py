@@ -71,18 +71,18 @@ class _Watch:
         self._as_json = as_json
         self._width = width
         self._name = Path(path).stem
-        self._trouble: str | None = None  # the last one told, so that it is told once
+        self._problem: str | None = None  # the last one printed, so that each is printed once
 
     async def run(self) -> None:
         retry_s = _FIRST_RETRY_S
         while True:
             try:
                 async with connected(self._path, timeout_s=_CONNECT_S) as vm:
-                    self._name, self._trouble, retry_s = vm.name, None, _FIRST_RETRY_S
+                    self._name, self._problem, retry_s = vm.name, None, _FIRST_RETRY_S
                     self._tell("online", {"qemu": vm.qemu, "pid": vm.pid})
                     await self._until_lost(vm)
             except QmpBalloonError as error:
-                self._say_trouble(error)
+                self._report_problem(error)
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, _LAST_RETRY_S)
 
@@ -115,10 +115,10 @@ class _Watch:
             self._tell("stats", {**state_as_json(state), "rss": rss_of(vm.pid) if vm.pid else None}, of=state)
             await asyncio.sleep(max(0.0, began_s + self._interval_s - time.monotonic()))
 
-    def _say_trouble(self, error: QmpBalloonError) -> None:
+    def _report_problem(self, error: QmpBalloonError) -> None:
         word = "busy" if error.code == "busy" else "offline"
-        if (trouble := f"{word} {error}") != self._trouble:
-            self._trouble = trouble
+        if (problem := f"{word} {error}") != self._problem:
+            self._problem = problem
             self._tell(word, {"message": str(error)})
 
     def _tell(

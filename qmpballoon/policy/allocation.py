@@ -20,20 +20,24 @@ CLEAR: Final = 1.1  # times the available memory of an emergency: no guest is sh
 BOOTING_GROWS: Final = 1.25  # times its resident memory: what a booting guest may use before its driver is up
 
 
-def paid_for(wishes: Decisions, snapshot: Snapshot, *, accounts: bool = True) -> tuple[Decisions, int]:
+def within_budget(
+    requested: Decisions, snapshot: Snapshot, *, accounts: bool = True
+) -> tuple[Decisions, int]:
     """Return the decisions that the budget allows, and the bytes that are lent beyond the budget.
 
     Without ``accounts`` everything is granted; only tests use that.
     """
     guests = {guest.id: guest for guest in snapshot.guests}
     grows = {
-        vm: wish
-        for vm, wish in wishes.items()
-        if isinstance(wish, SetTarget) and wish.target > guests[vm].charge
+        vm: decision
+        for vm, decision in requested.items()
+        if isinstance(decision, SetTarget) and decision.target > guests[vm].charge
     }
-    urgent = {vm: wish.target - guests[vm].charge for vm, wish in grows.items() if wish.urgent}
-    ordinary = {vm: wish.target - guests[vm].charge for vm, wish in grows.items() if not wish.urgent}
-    coming = sum(_to_come(guests[vm], wish) for vm, wish in wishes.items() if vm not in urgent)
+    urgent = {vm: decision.target - guests[vm].charge for vm, decision in grows.items() if decision.urgent}
+    ordinary = {
+        vm: decision.target - guests[vm].charge for vm, decision in grows.items() if not decision.urgent
+    }
+    coming = sum(_to_come(guests[vm], decision) for vm, decision in requested.items() if vm not in urgent)
     free, caution = snapshot.free, sum(_caution(guest) for guest in snapshot.guests)
     shares = {vm: guest.shares for vm, guest in guests.items()}
     within = free + coming + caution
@@ -46,7 +50,10 @@ def paid_for(wishes: Decisions, snapshot: Snapshot, *, accounts: bool = True) ->
     paid |= water_fill(ordinary, shares, free - sum(paid.values()))
     if not accounts:
         paid = urgent | ordinary
-    return {**wishes, **{vm: _granted(guests[vm], wish, paid[vm]) for vm, wish in grows.items()}}, lent
+    return {
+        **requested,
+        **{vm: _granted(guests[vm], decision, paid[vm]) for vm, decision in grows.items()},
+    }, lent
 
 
 def with_margin(held: int) -> int:
@@ -73,23 +80,23 @@ def _saves(guest: GuestSnapshot, asked: int) -> int:
     return max(0, min(asked, safe - guest.charge))
 
 
-def _granted(guest: GuestSnapshot, wish: SetTarget, size: int) -> Decision:
+def _granted(guest: GuestSnapshot, decision: SetTarget, size: int) -> Decision:
     """Return the grow as far as it was granted, or a hold if the granted part is too small for a command."""
-    asked = wish.target - guest.charge
-    patient = not wish.urgent and guest.estimate is not None and not guest.estimate.thin
+    asked = decision.target - guest.charge
+    patient = not decision.urgent and guest.estimate is not None and not guest.estimate.thin
     least = max(MARGIN // 2, guest.actual // 50, asked // 2 if patient else 0)
-    if wish.urgent:
+    if decision.urgent:
         least = guest.least_relief
     if size == asked or size >= least:
-        return replace(wish, target=guest.charge + size // PAGE * PAGE)
-    if wish.urgent and guest.target is not None and guest.target <= guest.actual - guest.least_relief:
-        return replace(wish, target=guest.actual)  # cancels a pending shrink; needs no free memory
+        return replace(decision, target=guest.charge + size // PAGE * PAGE)
+    if decision.urgent and guest.target is not None and guest.target <= guest.actual - guest.least_relief:
+        return replace(decision, target=guest.actual)  # cancels a pending shrink; needs no free memory
     return Hold("awaits-memory")
 
 
-def _to_come(guest: GuestSnapshot, wish: Decision) -> int:
+def _to_come(guest: GuestSnapshot, decision: Decision) -> int:
     """Return the bytes that the guest was asked for and has not given yet."""
-    target = wish.target if isinstance(wish, SetTarget) else guest.target
+    target = decision.target if isinstance(decision, SetTarget) else guest.target
     if not guest.driver_up or target is None:
         return 0
     return max(0, guest.actual - target)

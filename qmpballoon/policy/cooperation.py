@@ -38,9 +38,9 @@ class Safeties:
 
     staleness: bool = True
     grace: bool = True
-    jams: bool = True
+    stuck_balloons: bool = True
     contradiction: bool = True  # by RSS
-    foreign_hands: bool = True
+    foreign_control: bool = True
     hands_off: bool = True  # of paused and migrating guests
     late_ticks: bool = True
     emergencies: bool = True
@@ -58,7 +58,7 @@ class Cooperation:
     asked_at_s: float = 0.0  # when the target was seen to change
     progress_at_s: float = 0.0  # when actual last came nearer to it
     best: int = 0  # the nearest that actual came to the target
-    jammed_since_s: float | None = None
+    stuck_since_s: float | None = None
     strikes: int = 0
     backs_off_until_s: float = 0.0
     contradicted_until_s: float = 0.0
@@ -66,7 +66,7 @@ class Cooperation:
     settled: int | None = None  # actual when the last target was reached
     gave: tuple[float, int, int] | None = None  # when, actual and RSS before a shrink that RSS must follow
     untrusted: bool = False
-    takes_nothing: bool = False  # the balloon was last stuck while growing
+    stuck_growing: bool = False  # the balloon was last stuck while growing
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Judgement:
     set_back: bool = False  # set target = actual: the balloon will not reach its target
     proportional: bool = False  # no usable figures: share by limits alone
     probe: bool = False  # shrink by PROBE at most, to see whether it moves again
-    saves_only: bool = False  # grows in an emergency only, by PROBE at most: earlier grows were not taken
+    emergency_only: bool = False  # grows in an emergency only, by PROBE at most: earlier grows were not taken
     charge: int | None = None  # in place of the usual one
     health: str | None = None  # untrusted, uncooperative, stuck
 
@@ -91,7 +91,7 @@ _CONTRADICTED: Final = Judgement(
 
 
 def judge(
-    trouble: Cooperation | None,
+    state: Cooperation | None,
     guest: GuestSnapshot,
     now_s: float,
     *,
@@ -99,39 +99,39 @@ def judge(
     safeties: Safeties,
 ) -> tuple[Cooperation, Judgement]:
     """Return what is remembered of the guest after this tick, and what may be done with it now."""
-    if trouble is None or (trouble.life, trouble.booted_at_s) != (guest.life, guest.booted_at_s):
-        trouble = _unburdened(guest, now_s)
-    trouble = _followed(trouble, guest, now_s, safeties)
-    trouble, judgement = _judged(trouble, guest, now_s, stale_before_s, safeties)
-    if trouble.takes_nothing and now_s < trouble.backs_off_until_s:  # in addition to any other judgement
-        judgement = replace(judgement, saves_only=True)
-    if trouble.untrusted:
+    if state is None or (state.life, state.booted_at_s) != (guest.life, guest.booted_at_s):
+        state = _new_state(guest, now_s)
+    state = _updated(state, guest, now_s, safeties)
+    state, judgement = _judged(state, guest, now_s, stale_before_s, safeties)
+    if state.stuck_growing and now_s < state.backs_off_until_s:  # in addition to any other judgement
+        judgement = replace(judgement, emergency_only=True)
+    if state.untrusted:
         judgement = replace(judgement, charge=_charge_by_rss(guest))
-    return trouble, judgement
+    return state, judgement
 
 
 def _judged(
-    trouble: Cooperation, guest: GuestSnapshot, now_s: float, stale_before_s: float, safeties: Safeties
+    state: Cooperation, guest: GuestSnapshot, now_s: float, stale_before_s: float, safeties: Safeties
 ) -> tuple[Cooperation, Judgement]:
     hands_off = _hands_off(guest, safeties)
     if hands_off is not None:
         if not guest.driver_up:  # the driver was unloaded; the balloon was not stuck
-            return _unburdened(guest, now_s, untrusted=trouble.untrusted), hands_off
-        return replace(trouble, progress_at_s=now_s, jammed_since_s=None, settled=None), hands_off
-    if trouble.foreign_until_s > now_s:
-        return trouble, Judgement("foreign-hand", may_shrink=False, may_grow=False)
-    if safeties.jams and _makes_no_progress(trouble, guest, now_s):
-        return _jam(trouble, guest, now_s)
-    if trouble.untrusted:
-        return trouble, Judgement("untrusted", may_shrink=False, health="untrusted")
-    if trouble.contradicted_until_s > now_s:
-        return trouble, _CONTRADICTED
+            return _new_state(guest, now_s, untrusted=state.untrusted), hands_off
+        return replace(state, progress_at_s=now_s, stuck_since_s=None, settled=None), hands_off
+    if state.foreign_until_s > now_s:
+        return state, Judgement("foreign-hand", may_shrink=False, may_grow=False)
+    if safeties.stuck_balloons and _makes_no_progress(state, guest, now_s):
+        return _stuck(state, guest, now_s)
+    if state.untrusted:
+        return state, Judgement("untrusted", may_shrink=False, health="untrusted")
+    if state.contradicted_until_s > now_s:
+        return state, _CONTRADICTED
     by_figures = _by_figures(guest, now_s, stale_before_s, safeties)
-    backs_off = trouble.backs_off_until_s > now_s or trouble.strikes > 0
-    return trouble, _backing_off(trouble, now_s) if backs_off and by_figures.may_shrink else by_figures
+    backs_off = state.backs_off_until_s > now_s or state.strikes > 0
+    return state, _backing_off(state, now_s) if backs_off and by_figures.may_shrink else by_figures
 
 
-def _unburdened(guest: GuestSnapshot, now_s: float, *, untrusted: bool = False) -> Cooperation:
+def _new_state(guest: GuestSnapshot, now_s: float, *, untrusted: bool = False) -> Cooperation:
     return Cooperation(
         guest.life,
         guest.booted_at_s,
@@ -171,12 +171,12 @@ def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safet
     return Judgement("stale", may_shrink=False) if late or age_s > guest.is_stale_after_s else FREE
 
 
-def _followed(trouble: Cooperation, guest: GuestSnapshot, now_s: float, safeties: Safeties) -> Cooperation:
+def _updated(state: Cooperation, guest: GuestSnapshot, now_s: float, safeties: Safeties) -> Cooperation:
     """Compare actual with the target: progress, target reached, moved by another controller, RSS."""
-    if guest.size != trouble.size:  # memory was plugged or unplugged: actual and QEMU's target follow
-        trouble = replace(trouble, size=guest.size, settled=None, foreign_until_s=0.0)
-    if guest.target != trouble.target:
-        gave = trouble.gave
+    if guest.size != state.size:  # memory was plugged or unplugged: actual and QEMU's target follow
+        state = replace(state, size=guest.size, settled=None, foreign_until_s=0.0)
+    if guest.target != state.target:
+        gave = state.gave
         if (
             gave is None  # a new check would postpone the pending one without end
             and guest.target is not None
@@ -184,8 +184,8 @@ def _followed(trouble: Cooperation, guest: GuestSnapshot, now_s: float, safeties
             and guest.rss is not None
         ):
             gave = (now_s, guest.actual, guest.rss)
-        trouble = replace(
-            trouble,
+        state = replace(
+            state,
             target=guest.target,
             asked_at_s=now_s,
             progress_at_s=now_s,
@@ -194,97 +194,95 @@ def _followed(trouble: Cooperation, guest: GuestSnapshot, now_s: float, safeties
             gave=gave,
         )
     elif guest.target is not None:
-        near, before = abs(guest.actual - guest.target), abs(trouble.best - guest.target)
+        near, before = abs(guest.actual - guest.target), abs(state.best - guest.target)
         if near <= before - PROGRESS:
-            trouble = replace(
-                trouble,
+            state = replace(
+                state,
                 best=guest.actual,
                 progress_at_s=now_s,
-                jammed_since_s=None,
+                stuck_since_s=None,
                 strikes=0,
                 backs_off_until_s=0.0,
-                takes_nothing=False,
+                stuck_growing=False,
             )
         if is_reached(guest.actual, guest.target, guest.size):
-            if trouble.settled != guest.actual:
-                trouble = replace(trouble, settled=guest.actual)
-        elif safeties.foreign_hands and _is_foreign(trouble, guest):
-            trouble = replace(trouble, foreign_until_s=now_s + FOREIGN_FOR_S, settled=guest.actual)
+            if state.settled != guest.actual:
+                state = replace(state, settled=guest.actual)
+        elif safeties.foreign_control and _is_foreign(state, guest):
+            state = replace(state, foreign_until_s=now_s + FOREIGN_FOR_S, settled=guest.actual)
     if safeties.contradiction:
-        trouble = _checked_by_rss(trouble, guest, now_s)
-    return trouble
+        state = _checked_by_rss(state, guest, now_s)
+    return state
 
 
-def _is_foreign(trouble: Cooperation, guest: GuestSnapshot) -> bool:
+def _is_foreign(state: Cooperation, guest: GuestSnapshot) -> bool:
     """Tell whether actual moved away from a target that it had reached, other than by deflate-on-oom."""
-    if trouble.settled is None or guest.target is None:
+    if state.settled is None or guest.target is None:
         return False
-    rises_by_itself = guest.deflate_on_oom and guest.actual > trouble.settled
-    return not rises_by_itself and not is_reached(guest.actual, trouble.settled, guest.size)
+    rises_by_itself = guest.deflate_on_oom and guest.actual > state.settled
+    return not rises_by_itself and not is_reached(guest.actual, state.settled, guest.size)
 
 
-def _checked_by_rss(trouble: Cooperation, guest: GuestSnapshot, now_s: float) -> Cooperation:
+def _checked_by_rss(state: Cooperation, guest: GuestSnapshot, now_s: float) -> Cooperation:
     """Set ``untrusted`` if RSS did not fall after the guest gave memory; clear it when RSS fits actual."""
     if guest.rss is None or not guest.rss_tells:
-        return replace(trouble, gave=None, untrusted=False) if trouble.gave or trouble.untrusted else trouble
+        return replace(state, gave=None, untrusted=False) if state.gave or state.untrusted else state
     over = guest.rss - QEMU_ITSELF - guest.actual
-    if trouble.untrusted and over <= 0:
-        return replace(trouble, untrusted=False)
-    if trouble.gave is None:
-        return trouble
-    at_s, actual, rss = trouble.gave
+    if state.untrusted and over <= 0:
+        return replace(state, untrusted=False)
+    if state.gave is None:
+        return state
+    at_s, actual, rss = state.gave
     if now_s - at_s < RSS_FOLLOWS_WITHIN_S:
-        return trouble
+        return state
     given, freed = actual - guest.actual, rss - guest.rss
-    lied = given >= RSS_CHECK_FROM and freed < RSS_FOLLOWS * given and over > 0
-    return replace(trouble, gave=None, untrusted=trouble.untrusted or lied)
+    contradicted = given >= RSS_CHECK_FROM and freed < RSS_FOLLOWS * given and over > 0
+    return replace(state, gave=None, untrusted=state.untrusted or contradicted)
 
 
 def _charge_by_rss(guest: GuestSnapshot) -> int | None:
     return None if guest.rss is None else max(guest.charge, min(guest.size, guest.rss - QEMU_ITSELF))
 
 
-def _makes_no_progress(trouble: Cooperation, guest: GuestSnapshot, now_s: float) -> bool:
+def _makes_no_progress(state: Cooperation, guest: GuestSnapshot, now_s: float) -> bool:
     """Tell whether the balloon has not reached its target and does not move.
 
     A guest that had reached a target and is below it now was moved by another controller."""
-    if guest.target is None or (guest.target > guest.actual and trouble.settled is not None):
+    if guest.target is None or (guest.target > guest.actual and state.settled is not None):
         return False
     return (
         not is_reached(guest.actual, guest.target, guest.size)
-        and now_s - trouble.progress_at_s >= STUCK_AFTER_S
+        and now_s - state.progress_at_s >= STUCK_AFTER_S
     )
 
 
-def _jam(trouble: Cooperation, guest: GuestSnapshot, now_s: float) -> tuple[Cooperation, Judgement]:
+def _stuck(state: Cooperation, guest: GuestSnapshot, now_s: float) -> tuple[Cooperation, Judgement]:
     grows = guest.target is not None and guest.target > guest.actual
     available = guest.sample.available if guest.sample else None
     part = None if grows or available is None else available / max(1, guest.actual)
     if part is not None and part < NOTHING_LEFT:
-        return replace(trouble, progress_at_s=now_s), Judgement(
-            "nothing-left", may_shrink=False, set_back=True
-        )
-    trouble = replace(
-        trouble,
-        jammed_since_s=trouble.progress_at_s if trouble.jammed_since_s is None else trouble.jammed_since_s,
-        strikes=min(trouble.strikes + 1, 10),
-        backs_off_until_s=now_s + min(LAST_BACK_OFF_S, FIRST_BACK_OFF_S * 2**trouble.strikes),
+        return replace(state, progress_at_s=now_s), Judgement("nothing-left", may_shrink=False, set_back=True)
+    state = replace(
+        state,
+        stuck_since_s=state.progress_at_s if state.stuck_since_s is None else state.stuck_since_s,
+        strikes=min(state.strikes + 1, 10),
+        backs_off_until_s=now_s + min(LAST_BACK_OFF_S, FIRST_BACK_OFF_S * 2**state.strikes),
         progress_at_s=now_s,
-        takes_nothing=grows,
+        stuck_growing=grows,
     )
     if part is not None and part > CONTRADICTED:
-        return replace(trouble, contradicted_until_s=now_s + CONTRADICTED_FOR_S), _CONTRADICTED
-    word = _word(trouble, now_s)
-    return trouble, Judgement("stuck", may_shrink=False, set_back=True, health=word)
+        return replace(state, contradicted_until_s=now_s + CONTRADICTED_FOR_S), _CONTRADICTED
+    word = _word(state, now_s)
+    return state, Judgement("stuck", may_shrink=False, set_back=True, health=word)
 
 
-def _backing_off(trouble: Cooperation, now_s: float) -> Judgement:
-    word = _word(trouble, now_s)
-    if trouble.backs_off_until_s > now_s:
+def _backing_off(state: Cooperation, now_s: float) -> Judgement:
+    word = _word(state, now_s)
+    if state.backs_off_until_s > now_s:
         return Judgement("backs-off", may_shrink=False, health=word)
     return Judgement("probe", probe=True, health=word)
 
 
-def _word(trouble: Cooperation, now_s: float) -> str:
-    jammed_s = now_s - (trouble.jammed_since_s if trouble.jammed_since_s is not None else now_s)
-    return "uncooperative" if jammed_s > UNCOOPERATIVE_AFTER_S else "stuck"
+def _word(state: Cooperation, now_s: float) -> str:
+    stuck_s = now_s - (state.stuck_since_s if state.stuck_since_s is not None else now_s)
+    return "uncooperative" if stuck_s > UNCOOPERATIVE_AFTER_S else "stuck"

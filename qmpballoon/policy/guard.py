@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Generic
 
 from qmpballoon.model.names import VmId
-from qmpballoon.policy.allocation import MARGIN, clear_of_emergency, paid_for, with_margin
+from qmpballoon.policy.allocation import MARGIN, clear_of_emergency, with_margin, within_budget
 from qmpballoon.policy.cooperation import LATE_TICK_S, PROBE, Cooperation, Judgement, Safeties, judge
 from qmpballoon.policy.estimate import EstimateRules, Past, estimate, observe
 from qmpballoon.policy.sharing import Claim, split
@@ -94,12 +94,12 @@ class Guard(Generic[S]):
                 for guest in snapshot.guests
             ),
         )
-        inner, wishes = self.policy.step(state.inner, seen)
-        wishes = {
-            guest.id: self._allowed(guest, snapshot.guests[index].mode, judgements[guest.id], wishes, seen)
+        inner, requested = self.policy.step(state.inner, seen)
+        requested = {
+            guest.id: self._allowed(guest, snapshot.guests[index].mode, judgements[guest.id], requested, seen)
             for index, guest in enumerate(seen.guests)
         }
-        decisions, lent = paid_for(wishes, seen, accounts=self.safeties.accounts)
+        decisions, lent = within_budget(requested, seen, accounts=self.safeties.accounts)
         after = GuardState(inner, cooperation, pasts, judgements, stale_before_s, lent)
         return after, decisions
 
@@ -108,7 +108,7 @@ class Guard(Generic[S]):
         guest: GuestSnapshot,
         mode: str,
         judgement: Judgement,
-        wishes: Decisions,
+        requested: Decisions,
         snapshot: Snapshot,
     ) -> Decision:
         """Return the policy's decision as far as the guest's state allows it.
@@ -116,19 +116,23 @@ class Guard(Generic[S]):
         ``mode`` is the guest's own mode; the policy may have been shown another one.
         """
         if mode == "observe" and not (judgement.set_back or judgement.why):
-            return wishes.get(guest.id, Hold("observe"))  # published, and never sent by the governor
+            return requested.get(guest.id, Hold("observe"))  # published, and never sent by the governor
         if judgement.why == "booting" and guest.answers and guest.mode == "auto":
             return self._left_at_ceiling(guest)
         if not judgement.may_grow and not judgement.set_back:
             return Hold(judgement.why or "held")
         relieved = self._relief(guest, judgement) if mode != "observe" else None
         if relieved is not None:
-            wish = wishes.get(guest.id)
-            more = isinstance(wish, SetTarget) and guest.mode == "auto" and wish.target >= relieved.target
-            return wish if more and wish is not None else relieved
+            decision = requested.get(guest.id)
+            more = (
+                isinstance(decision, SetTarget)
+                and guest.mode == "auto"
+                and decision.target >= relieved.target
+            )
+            return decision if more and decision is not None else relieved
         if mode != "auto":
             return Hold(mode)
-        if judgement.proportional and not judgement.saves_only:
+        if judgement.proportional and not judgement.emergency_only:
             fair = max(guest.actual, guest.clamp(proportional(guest, snapshot)))
             if fair > guest.highest + MARGIN:
                 return SetTarget(fair, judgement.why or "proportional")
@@ -136,12 +140,12 @@ class Guard(Generic[S]):
             return SetTarget(guest.actual, judgement.why or "set-back")
         if guest.mode != "auto":
             return Hold(judgement.why or guest.mode)
-        wish = wishes.get(guest.id, Hold("no-decision"))
-        if isinstance(wish, Hold):
-            return Hold(judgement.why) if judgement.why else wish
-        if wish.target < guest.actual:
-            return self._shrink(guest, judgement, wish)
-        return wish
+        decision = requested.get(guest.id, Hold("no-decision"))
+        if isinstance(decision, Hold):
+            return Hold(judgement.why) if judgement.why else decision
+        if decision.target < guest.actual:
+            return self._shrink(guest, judgement, decision)
+        return decision
 
     def _left_at_ceiling(self, guest: GuestSnapshot) -> Decision:
         """Raise a booting guest's target, so that it is not shrunk to its old target when its driver loads.
@@ -161,13 +165,13 @@ class Guard(Generic[S]):
         if not self.safeties.emergencies or known is None or not known.emergency:
             return None
         target = min(guest.ceiling, max(known.held * 3 // 2, known.held + 2 * guest.critical))
-        if judgement.saves_only:  # no larger grow until it takes some memory
+        if judgement.emergency_only:  # no larger grow until it takes some memory
             target = min(target, guest.actual + PROBE)
         if target - guest.highest < guest.least_relief:
             return None
         return SetTarget(target, "emergency", urgent=True)
 
-    def _shrink(self, guest: GuestSnapshot, judgement: Judgement, wish: SetTarget) -> Decision:
+    def _shrink(self, guest: GuestSnapshot, judgement: Judgement, decision: SetTarget) -> Decision:
         if not judgement.may_shrink:
             return Hold(judgement.why or "held")
         least = guest.floor
@@ -175,10 +179,10 @@ class Guard(Generic[S]):
             least = max(least, guest.estimate.held + clear_of_emergency(guest))
         if judgement.probe:
             least = max(least, guest.actual - PROBE)
-        target = max(wish.target, least)
+        target = max(decision.target, least)
         if target >= min(guest.actual, guest.target or guest.actual):
             return Hold(judgement.why or "nothing-left")
-        return replace(wish, target=target, why="probe" if judgement.probe else wish.why)
+        return replace(decision, target=target, why="probe" if judgement.probe else decision.why)
 
 
 def _with_floors_that_fit(snapshot: Snapshot, pasts: Mapping[VmId, Past]) -> Snapshot:
@@ -241,11 +245,11 @@ def _will_not_come(guest: GuestSnapshot, judgement: Judgement) -> bool:
     if guest.target is None or not judgement.set_back:
         return False
     # A grow of at most PROBE stays: it costs little, and shows when the guest takes memory again.
-    return guest.target < guest.actual or (judgement.saves_only and guest.target > guest.actual + PROBE)
+    return guest.target < guest.actual or (judgement.emergency_only and guest.target > guest.actual + PROBE)
 
 
 def _is_for_the_policy(guest: GuestSnapshot, judgement: Judgement) -> bool:
-    return not guest.driver_up or (judgement.may_grow and not judgement.saves_only)
+    return not guest.driver_up or (judgement.may_grow and not judgement.emergency_only)
 
 
 def proportional(guest: GuestSnapshot, snapshot: Snapshot) -> int:

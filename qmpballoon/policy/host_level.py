@@ -10,7 +10,7 @@ from qmpballoon.policy.snapshot import Snapshot
 from qmpballoon.units import MIB
 
 _MARGIN: Final = 24 * MIB  # the one-shot ``set`` uses the same value
-_EASES_BY: Final = 1.2  # a level ends when the value is better by this factor than where it began
+_HYSTERESIS: Final = 1.2  # a level ends when the value is better by this factor than where it began
 
 
 def reclaimable(record: VmStatus) -> int:
@@ -47,7 +47,7 @@ def level_of(
     once, a better one when the values are a fifth better than its threshold.
     """
     worse = _level(mem_available, reserve, psi_full_avg10, needs, budget, ease=1.0)
-    eased = _level(mem_available, reserve, psi_full_avg10, needs, budget, ease=_EASES_BY)
+    eased = _level(mem_available, reserve, psi_full_avg10, needs, budget, ease=_HYSTERESIS)
     if LEVELS.index(worse) >= LEVELS.index(before):
         return worse
     return min(before, eased, key=LEVELS.index)

@@ -44,7 +44,7 @@ WORDS: Final[Mapping[str, Word]] = {
         "The guest grows as soon as other guests have given the memory that they were asked for.",
         "If it lasts, look for guests that are stuck, or give the host a larger budget.",
     ),
-    # guard: trust and trouble
+    # guard: trust and problems
     "nothing-left": Word(
         "The guest has less to give than it was asked for, and keeps what it has.", _NOTHING
     ),

@@ -48,22 +48,22 @@ def split(amount: int, claims: Sequence[Claim]) -> list[int]:
     return [max(claim.least, min(claim.most, int(level * claim.shares) // PAGE * PAGE)) for claim in claims]
 
 
-def water_fill(wishes: Mapping[K, int], shares: Mapping[K, int], total: int) -> dict[K, int]:
+def water_fill(requested: Mapping[K, int], shares: Mapping[K, int], total: int) -> dict[K, int]:
     """Return how much each gets of ``total``: at most what it asks for, at the same level per share for all.
 
     Requested amounts and ``total`` are in bytes; negative values count as zero.
     """
-    gets = dict.fromkeys(wishes, 0)
-    open_wishes = {key: wish for key, wish in wishes.items() if wish > 0}
+    gets = dict.fromkeys(requested, 0)
+    unmet = {key: decision for key, decision in requested.items() if decision > 0}
     left = max(0, total)
-    if sum(open_wishes.values()) <= left:
-        return gets | open_wishes
+    if sum(unmet.values()) <= left:
+        return gets | unmet
     # Fill in the order of requested bytes per share: once one cannot be met in full, no later one can.
-    order = sorted(open_wishes, key=lambda key: open_wishes[key] / shares[key])
+    order = sorted(unmet, key=lambda key: unmet[key] / shares[key])
     weight = sum(shares[key] for key in order)
     for key in order:
         level = left / weight
-        gets[key] = min(open_wishes[key], int(level * shares[key]))
+        gets[key] = min(unmet[key], int(level * shares[key]))
         left -= gets[key]
         weight -= shares[key]
     return gets

@@ -112,7 +112,7 @@ async def memory_size(session: Session) -> int:
         if device.get("type") == "dimm":
             size += _bytes(session, _fields(session, device.get("data")).get("size"))
     if not _LEAST_MEMORY <= size <= MAX_SIZE:  # a percentage of it would not be a valid size
-        raise ConnectionLost(f"{session.path}: {size} bytes of memory are no VM's")
+        raise ConnectionLost(f"{session.path}: {size} bytes are not a VM memory size")
     return size
 
 

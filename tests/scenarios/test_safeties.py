@@ -36,9 +36,9 @@ def test_staleness_a_guest_with_old_figures_is_not_squeezed_by_them() -> None:
     assert played(trace, ours(staleness=False)).figures.oom_kills > 0
 
 
-def test_jams_a_guest_that_does_not_deliver_is_not_counted_on() -> None:
+def test_stuck_balloons_a_guest_that_does_not_deliver_is_not_counted_on() -> None:
     trace = beside_a_sick_one(Behaviour.STUCK, grown_at_s=25.0)
-    right, wrong = played(trace), played(trace, ours(jams=False))
+    right, wrong = played(trace), played(trace, ours(stuck_balloons=False))
     assert "contradicted" in words(right, "sick")
     assert right.figures.over_budget_mib_s < wrong.figures.over_budget_mib_s / 2
 
@@ -193,13 +193,13 @@ def other_hand(monkeypatch: pytest.MonkeyPatch) -> OtherHand:
     return hand
 
 
-def test_foreign_hands_are_not_fought(other_hand: OtherHand) -> None:
+def test_foreign_control_is_not_fought(other_hand: OtherHand) -> None:
     trace = a_trace(
         a_vm("contested", (0, 100)), a_vm("hungry", (0, 300), (10, 300), (50, 900)), budget=1400, seconds=60
     )
     right = played(trace)
     other_hand.next_s = 20.0
-    wrong = played(trace, ours(foreign_hands=False))
+    wrong = played(trace, ours(foreign_control=False))
     assert "foreign-hand" in words(right, "contested")
     assert moves(right, "contested") < moves(wrong, "contested")
 

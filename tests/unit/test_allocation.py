@@ -9,13 +9,13 @@ import pytest
 from policy_makers import a_guest, a_host
 
 from qmpballoon.model.names import VmId
-from qmpballoon.policy.allocation import LOAN, paid_for
+from qmpballoon.policy.allocation import LOAN, within_budget
 from qmpballoon.policy.snapshot import Decision, Estimate, GuardView, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB
 
 
 def paid(host: Snapshot, **wishes: Decision) -> tuple[dict[str, Decision], int]:
-    decisions, lent = paid_for({VmId(vm): wish for vm, wish in wishes.items()}, host)
+    decisions, lent = within_budget({VmId(vm): wish for vm, wish in wishes.items()}, host)
     return {str(vm): decision for vm, decision in decisions.items()}, lent
 
 

@@ -92,7 +92,7 @@ async def test_a_size_that_no_vm_has_is_a_loss(base: int, dimm: int | None, sock
         await line.until_the_client_leaves()
 
     async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
-        with pytest.raises(ConnectionLost, match="are no VM's"):
+        with pytest.raises(ConnectionLost, match="are not a VM memory size"):
             await memory_size(session)
 
 

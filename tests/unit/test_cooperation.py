@@ -20,7 +20,7 @@ class Watched:
     def __init__(self, guest: GuestSnapshot, safeties: Safeties = ALL) -> None:
         self.guest = guest
         self.now_s = 100.0
-        self.trouble: Cooperation | None = None
+        self.state: Cooperation | None = None
         self.safeties = safeties
 
     def after(self, seconds: int, *, fresh: bool = True, **changes: object) -> Judgement:
@@ -30,8 +30,8 @@ class Watched:
             if fresh and self.guest.sample is not None:
                 sample = replace(self.guest.sample, seen_at_s=self.now_s, actual=self.guest.actual)
                 self.guest = replace(self.guest, sample=sample)
-            self.trouble, judgement = judge(
-                self.trouble, self.guest, self.now_s, stale_before_s=0.0, safeties=self.safeties
+            self.state, judgement = judge(
+                self.state, self.guest, self.now_s, stale_before_s=0.0, safeties=self.safeties
             )
         return judgement
 
@@ -74,7 +74,7 @@ def test_after_a_late_tick_figures_from_before_it_are_stale() -> None:
     assert judgement == Judgement()
 
 
-def test_a_guest_with_nothing_left_is_no_case_of_trouble() -> None:
+def test_a_guest_with_nothing_left_is_not_stuck() -> None:
     watched = Watched(a_guest(actual=512, available=30))
     watched.after(1)
     judgement = watched.after(6, target=400 * MIB)
@@ -191,14 +191,14 @@ def test_a_grant_that_does_not_come_is_set_back_and_only_emergencies_are_granted
     assert watched.after(5, target=700 * MIB) == Judgement()
     judgement = watched.after(1)
     assert (judgement.why, judgement.health, judgement.set_back) == ("stuck", "stuck", True)
-    assert (judgement.may_grow, judgement.saves_only) == (True, True)
+    assert (judgement.may_grow, judgement.emergency_only) == (True, True)
     hung = Watched(a_guest(actual=512, available=40))
     hung.after(1)
     hung.after(6, fresh=False, target=700 * MIB)
     judgement = hung.after(2, fresh=False, target=512 * MIB)  # its figures stopped with its balloon
-    assert (judgement.why, judgement.saves_only) == ("stale", True)
+    assert (judgement.why, judgement.emergency_only) == ("stale", True)
     judgement = watched.after(4, target=512 * MIB)
-    assert (judgement.why, judgement.saves_only) == ("backs-off", True)
+    assert (judgement.why, judgement.emergency_only) == ("backs-off", True)
     watched.after(10, target=524 * MIB)
     assert watched.after(10).health == "uncooperative"
     assert watched.after(1, actual=520 * MIB) == Judgement()

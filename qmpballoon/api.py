@@ -28,6 +28,7 @@ from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.monitor import open_monitor, socket_table
+from qmpballoon.qmp.process import qemu_pid
 from qmpballoon.units import Size, format_size, parse_size, round_up_to_page
 
 _REQUEST_TIMEOUT_S: Final = 5.0
@@ -50,7 +51,8 @@ async def connect(socket: str | os.PathLike[str], *, timeout_s: float = 5.0) -> 
     events = _EventLog()
     session = await _greeted(os.fspath(socket), events, timeout_s)
     try:
-        vm = Vm(session, events, await session.vm_name() or Path(session.path).stem)
+        name = await session.vm_name() or Path(session.path).stem
+        vm = Vm(session, events, name, await qemu_pid(session))
         try:
             yield vm
         finally:
@@ -63,13 +65,14 @@ class Vm:
     """A VM whose monitor we hold; made by :func:`connect`.
 
     ``name`` is QEMU's ``-name``, else the socket's file stem; ``pid`` the QEMU process, None when it
-    lives in another pid namespace; ``qemu`` its version. Any call may raise ConnectionLost. Cancelling
+    lives in another pid namespace or behind a proxy; ``qemu`` its version. Any call may raise
+    ConnectionLost. Cancelling
     a call leaves the connection usable.
     """
 
-    def __init__(self, session: Session, events: _EventLog, name: str) -> None:
+    def __init__(self, session: Session, events: _EventLog, name: str, pid: int | None) -> None:
         self.name = name
-        self.pid = session.pid
+        self.pid = pid
         self.qemu = session.version
         self._session = session
         self._events = events

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from qmpballoon.descriptors import with_reserve
@@ -193,9 +194,40 @@ def _resident(statm: bytes) -> int | None:
     return int(fields[1]) * _PAGE_BYTES if len(fields) > 1 and fields[1].isdigit() else None
 
 
+def can_hold(pid: int, size: int) -> bool:
+    """Tell whether a process has as much writable memory mapped as a guest of ``size`` bytes needs.
+
+    Address space that is only reserved does not count: Go and Java programs reserve gigabytes of it. Where
+    /proc/PID/maps may not be read (another user's process), all of the address space counts. See proc(5).
+    """
+    if status_of(pid).get("VmSize", 0) < size:
+        return False
+    maps = _whole(f"/proc/{pid}/maps")
+    return not maps or mapped_writable(maps) >= size
+
+
+def mapped_writable(maps: str) -> int:
+    """Return how many bytes of the mappings in /proc/PID/maps are writable."""
+    total = 0
+    for line in maps.splitlines():
+        addresses, _, rest = line.partition(" ")
+        first, _, last = addresses.partition("-")
+        if rest[1:2] == "w":
+            total += int(last, 16) - int(first, 16)
+    return total
+
+
 def status_of(pid: int) -> dict[str, int]:
     """Return the sizes of /proc/PID/status in bytes, such as ``VmRSS``, ``VmSwap`` and ``HugetlbPages``."""
     return parse_meminfo(_text(f"/proc/{pid}/status"))
+
+
+def _whole(path: str) -> str:
+    """Return a file of /proc that comes in many parts, empty if it cannot be read."""
+    try:
+        return with_reserve(Path(path).read_bytes).decode("utf-8", "surrogateescape")
+    except OSError:
+        return ""
 
 
 def _text(path: str) -> str:

@@ -26,6 +26,7 @@ from qmpballoon.procfs import is_stopped, life_of
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
 from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, socket_table
+from qmpballoon.qmp.process import qemu_pid
 
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
@@ -116,7 +117,7 @@ class Connector:
 
     async def _with(self, monitor: OpenMonitor) -> None:
         life = life_of(monitor.pid) if monitor.pid else None
-        if life is not None and not self._registry.may_serve(self, life):
+        if life is not None and self._registry.is_served_before(self, life):
             monitor.connection.close()
             await self._park(life)
             return
@@ -138,6 +139,17 @@ class Connector:
         try:
             session = await self._in_line(greeting, monitor.pid, settings.qmp_timeout_s)
             began_s = time.monotonic()
+            if life is not None and await qemu_pid(session) != life.pid:
+                say(
+                    "qemu-unknown",
+                    "the process behind the socket does not have the VM's memory (a proxy?): its RSS and its "
+                    "end say nothing about the VM",
+                    socket=self.path,
+                    pid=life.pid,
+                )
+                life = None
+            if life is not None and not self._registry.may_serve(self, life):
+                return  # the socket that comes first has greeted meanwhile
             self.identity = await _identify(session, stem=self._registry.stem_of(self.path, life))
             vm = self._registry.answered(self.path, self.identity, life)
             session.request_timeout_s = vm.spec.settings.qmp_timeout_s

@@ -136,6 +136,11 @@ class Registry:
         self._move(life, connector.path)
         return True
 
+    def is_served_before(self, connector: Serving, life: Life) -> bool:
+        """Tell whether a socket that sorts before this one serves the life."""
+        holder = self._serving.get(life)
+        return holder is not None and holder is not connector and holder.path < connector.path
+
     def is_served_by_another(self, connector: Serving, life: Life) -> bool:
         """Tell whether another socket of the same QEMU serves this life."""
         return self._serving.get(life) not in (None, connector)

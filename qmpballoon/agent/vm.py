@@ -55,6 +55,8 @@ _PUBLISHED: Final = frozenset(
 _ALTERS: Final = _PUBLISHED | {"MIGRATION", "DEVICE_DELETED", "MEMORY_DEVICE_SIZE_CHANGE", "ACPI_DEVICE_OST"}
 
 
+ENDED_AFTER_S: Final = 30.0  # of silence, where no process tells whether the QEMU has ended
+
 _SERIALS: Final = count(1)
 
 
@@ -80,7 +82,7 @@ class Run:
     judged: str | None = None  # untrusted, uncooperative or stuck: the guard's word
     serial: int = field(default_factory=lambda: next(_SERIALS))  # changes with each target that is asked for
     seen: Seen | None = None  # by its last session
-    gone: bool = False  # the process has ended
+    gone: bool = False  # it has ended, or is silent for long and no process tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class _Silence:
     """Why no session serves the VM, and the RSS of its QEMU in bytes, None if not known."""
 
     why: Connection
+    since_s: float
     rss: int | None = None
 
 
@@ -103,7 +106,7 @@ class ManagedVm:
         self.changed = asyncio.Event()  # set, and replaced, whenever the facts may have changed
         self._context = context
         self._session: VmSession | None = None
-        self._silence: _Silence | None = _Silence("offline")
+        self._silence: _Silence | None = _Silence("offline", context.clock())
         self._schedule = VmSchedule(settings, context.clock)
         self._wake = asyncio.Event()
         self._begin(None, needs_grace=True)
@@ -202,7 +205,10 @@ class ManagedVm:
 
     def fell_silent(self, how: Connection, pid: int | None = None) -> None:
         """Note that no session serves this VM, and why."""
-        self._silence = _Silence(how, rss_of(pid) if pid else None)
+        life, now_s = self.run.life, self._context.clock()
+        is_qemu = pid is not None and (life.pid == pid if life else self.run.size is None)
+        since_s = self._silence.since_s if self._silence else now_s
+        self._silence = _Silence(how, since_s, rss_of(pid) if pid and is_qemu else None)
         self._has_just_ended()
         self.touch()
 
@@ -212,10 +218,13 @@ class ManagedVm:
             self.touch()
 
     def _has_just_ended(self) -> bool:
-        life = self.run.life
-        if self.connection != "offline" or self.run.gone or life is None:
+        life, silence = self.run.life, self._silence
+        if silence is None or silence.why != "offline" or self.run.gone:
             return False
-        self.run.gone = has_ended(life)
+        if life is None:
+            self.run.gone = self._context.clock() - silence.since_s >= ENDED_AFTER_S
+        else:
+            self.run.gone = has_ended(life)
         return self.run.gone
 
     def explain(self, why: str) -> None:
@@ -242,7 +251,10 @@ class ManagedVm:
             self._take_up(life)
         self.run.uuid, self.run.qemu = identity.uuid, session.version
         serving = self._session = VmSession(
-            session, stats_interval_s=self.spec.settings.stats_interval_s, clock=self._context.clock
+            session,
+            life.pid if life else None,
+            stats_interval_s=self.spec.settings.stats_interval_s,
+            clock=self._context.clock,
         )
         try:
             await session.while_running(self._turns(serving))

@@ -71,7 +71,9 @@ class _Driver:
 class VmSession:
     """A VM over one session. ``None`` is not known; ``actual`` is untrue while ``driver_up`` is False."""
 
-    def __init__(self, session: Session, *, stats_interval_s: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, session: Session, pid: int | None, *, stats_interval_s: int, clock: Callable[[], float]
+    ) -> None:
         self.session = session
         self.run_state: str | None = None
         self.size: int | None = None
@@ -84,7 +86,7 @@ class VmSession:
         self._device: _Device | None = None
         self._driver = _Driver(clock())
         self._clock = clock
-        self._resident = ResidentMemory(session.pid) if session.pid else None
+        self._resident = ResidentMemory(pid) if pid else None
         self._size_at_actual: int | None = None  # ``size`` when ``actual`` was taken
         self._unseen: int | None = None  # of actual, by the guest's total: constant while it runs
 

@@ -51,7 +51,7 @@ class VmFacts(NamedTuple):
     connection: Connection = "up"
     seen: Seen | None = None  # None: no session has read it in this life
     life: Life | None = None
-    gone: bool = False  # the life's process has ended
+    gone: bool = False  # its QEMU has ended, or is silent for long and no process tells
     boot: BootFacts = BootFacts()
     uuid: str | None = None
     qemu: str | None = None  # version

@@ -121,8 +121,6 @@ def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: 
 
 def _is_emergency(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> bool:
     """Tell whether the guest is in an emergency; the threshold for leaving it is higher (hysteresis)."""
-    if rules.corroborate and is_refuted(guest):
-        return False
     if now_s - past.killed_at_s < KILLED_FOR_S:
         return True
     ease = EMERGENCY_EASES_AT if past.emergency else 1.0
@@ -155,7 +153,7 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
         uses=guest.clamp(int(uses)),
         want=guest.clamp(int(want)),
         emergency=past.emergency,
-        thin=available < 2 * mark and not (rules.corroborate and is_refuted(guest)),
+        thin=available < 2 * mark,
         caches=min(caches, available),
         caching=free < guest.actual // 10,
     )

@@ -16,7 +16,7 @@ def guest_of(facts: VmFacts) -> GuestSnapshot | None:
     if size is None or floor is None or ceiling is None:
         return None
     answers = facts.connection == "up"
-    if facts.connection == "offline" and (facts.life is None or facts.gone):
+    if facts.connection == "offline" and facts.gone:
         return None  # its memory was freed with it
     seen = facts.seen
     if seen is None:

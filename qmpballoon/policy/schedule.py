@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from qmpballoon.model.tolerance import is_reached
-from qmpballoon.policy.estimate import is_refuted
+from qmpballoon.policy.estimate import corroborated
 from qmpballoon.policy.snapshot import GuestSnapshot, critical
 from qmpballoon.units import MIB
 
@@ -172,13 +172,13 @@ class TickSchedule:
 
 
 def is_thin(guest: GuestSnapshot) -> bool:
-    """Tell whether the guest reports to be near an emergency, and its RSS does not contradict that."""
+    """Tell whether the guest is near an emergency, by its figures as far as its RSS allows them."""
     sample = guest.sample
     available = sample.available if sample else None
     if sample is None or available is None:
         return False
     actual = guest.actual if sample.actual is None else sample.actual
-    return available < THIN * critical(actual) and not is_refuted(guest)
+    return actual - corroborated(actual - available, guest) < THIN * critical(actual)
 
 
 def is_urgent(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:

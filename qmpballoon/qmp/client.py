@@ -74,7 +74,7 @@ class Session(QMPClient):
         super().__init__(None, LONGEST_MESSAGE)
         self.logger = _QUIET
         self.path = monitor.path
-        self.pid = monitor.pid
+        self.peer_pid: Final = monitor.pid
         self.request_timeout_s = request_timeout_s
         self.hung = False
         self._loop = asyncio.get_running_loop()

@@ -110,7 +110,7 @@ async def watch_as_the_agent(socket: Path, guest: LabGuest) -> None:
         request_timeout_s=PATIENCE_S,
     )
     try:
-        seen = VmSession(session, stats_interval_s=1, clock=clock)
+        seen = VmSession(session, guest.pid, stats_interval_s=1, clock=clock)
         await seen.look()
         came = await seen.take_sample(ask=True, wait_s=PATIENCE_S if guest.machine.driver else 0)
         assert came == guest.machine.driver

@@ -30,6 +30,7 @@ from qmpballoon.model.records import Event, HostStatus, Life, VmStatus
 from qmpballoon.protocol.payloads import Content
 from qmpballoon.protocol.requests import Request
 from qmpballoon.protocol.verbs import read_asked
+from qmpballoon.qmp import process as process_module
 from qmpballoon.qmp.monitor import OpenMonitor, open_monitor
 from qmpballoon.sim.qemu.server import SimulatedQemu
 
@@ -45,6 +46,7 @@ class Kernel:
         self.age_s = 1000.0  # of a new life
         self._lives: dict[str, Life] = {}
         self._ended: set[Life] = set()
+        self._proxies: set[int] = set()
         self._number = 0
 
     def new_life(self, *paths: Path | str) -> Life:
@@ -63,6 +65,13 @@ class Kernel:
     def open_monitor(self, path: str) -> OpenMonitor:
         monitor = open_monitor(path)
         return replace(monitor, pid=(self._lives.get(path) or self.new_life(path)).pid)
+
+    def can_hold(self, pid: int, size: int) -> bool:
+        return pid not in self._proxies
+
+    def proxy(self, life: Life) -> None:
+        """Let the process of this life be a proxy, which has not mapped the guest's memory."""
+        self._proxies.add(life.pid)
 
     def life_of(self, pid: int) -> Life | None:
         return next(
@@ -194,6 +203,7 @@ async def running_agent(
     kernel = kernel or Kernel()
     monkeypatch.setattr(connector_module, "open_monitor", kernel.open_monitor)
     monkeypatch.setattr(connector_module, "life_of", kernel.life_of)
+    monkeypatch.setattr(process_module, "can_hold", kernel.can_hold)
     for module in (supervisor_module, registry_module):
         monkeypatch.setattr(module, "life_of", kernel.life_of)
     monkeypatch.setattr(connector_module, "FIRST_RETRY_S", 0.01)

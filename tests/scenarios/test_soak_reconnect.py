@@ -26,6 +26,7 @@ from qmpballoon.config import AgentSettings, Configuration, DiscoverySettings, V
 from qmpballoon.errors import ConnectionLost, MonitorBusy
 from qmpballoon.model.records import Life
 from qmpballoon.qmp import discovery as discovery_module
+from qmpballoon.qmp import process as process_module
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.monitor import OpenMonitor, open_monitor
 from qmpballoon.sim.qemu.faults import Babble, Faults
@@ -144,6 +145,7 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
 
     monkeypatch.setattr(connector_module, "open_monitor", opened)
     monkeypatch.setattr(connector_module, "life_of", lambda pid: Life(pid, 1))
+    monkeypatch.setattr(process_module, "can_hold", lambda pid, size: True)
     monkeypatch.setattr(connector_module, "FIRST_RETRY_S", 0.001)
     monkeypatch.setattr(discovery_module, "_SETTLE_S", 0.001)
     configuration = Configuration(

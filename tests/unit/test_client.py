@@ -37,7 +37,7 @@ def test_a_session_executes_requests_and_knows_version_and_pid(run: Run, sockets
     async def scene() -> None:
         async with SimulatedQemu(sockets_dir / "a.qmp") as qemu, session_with(qemu.path) as session:
             assert session.version == "7.2.22"
-            assert session.pid is not None
+            assert session.peer_pid is not None
             assert await session.request("query-balloon") == {"actual": qemu.guest.size}
             with pytest.raises(QmpError) as caught:
                 await session.request("no-such-thing", {"a": 1})

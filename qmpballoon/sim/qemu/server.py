@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
 import random
 import socket
@@ -26,6 +27,7 @@ from qmpballoon.sim.qemu.stream import Broken, RequestStream
 
 BACKLOG: Final = 1  # as in QEMU: two clients may wait without a greeting, the next cannot connect
 _LEAVE_S: Final = 5.0
+_MAP_NORESERVE: Final = 0x4000  # Linux; mmap has it from Python 3.13 on
 _SOONEST_S: Final = 0.001  # some event loops have timers of millisecond resolution
 _WITHOUT_CAPABILITIES: Final = "Expecting capabilities negotiation with 'qmp_capabilities'"
 
@@ -60,6 +62,7 @@ class SimulatedQemu:
         self._accepting: list[asyncio.Task[None]] = []
         self._connections: set[_Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._memory: list[mmap.mmap] = []  # mapped as QEMU's is, and never touched
 
     @property
     def path(self) -> Path:
@@ -83,6 +86,7 @@ class SimulatedQemu:
         return self.machine.guest
 
     async def __aenter__(self) -> SimulatedQemu:
+        self._map(self._machine.guest.size)
         for number, path in enumerate(self.paths):
             path.unlink(missing_ok=True)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -134,6 +138,7 @@ class SimulatedQemu:
     def plug(self, size: int) -> None:
         """Hot-plug a DIMM of this size in bytes."""
         self.machine.plug(size)
+        self._map(size)
         self.settle()
 
     def drop_clients(self) -> None:
@@ -194,6 +199,10 @@ class SimulatedQemu:
         await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, accepted)
         await connection.closed.wait()
 
+    def _map(self, size: int) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self._memory.append(mmap.mmap(-1, size, flags=flags))
+
     def _close(self, *, unlink: bool) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -202,6 +211,9 @@ class SimulatedQemu:
             task.cancel()
         for listener in self._listeners:
             listener.close()
+        for memory in self._memory:
+            memory.close()
+        self._memory.clear()
         if unlink and not self.exited.is_set():
             for path in self.paths:
                 path.unlink(missing_ok=True)

@@ -66,8 +66,7 @@ class Vm:
 
     ``name`` is QEMU's ``-name``, else the socket's file stem; ``pid`` the QEMU process, None when it
     lives in another pid namespace or behind a proxy; ``qemu`` its version. Any call may raise
-    ConnectionLost. Cancelling
-    a call leaves the connection usable.
+    ConnectionLost. Cancelling a call leaves the connection usable.
     """
 
     def __init__(self, session: Session, events: _EventLog, name: str, pid: int | None) -> None:

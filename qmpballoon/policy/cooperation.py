@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from qmpballoon.model.tolerance import is_reached
+from qmpballoon.policy.estimate import is_refuted
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.units import MIB
 
@@ -26,6 +27,7 @@ CONTRADICTED_FOR_S: Final = 60.0
 LONG_STALE_S: Final = 30.0
 FOREIGN_FOR_S: Final = 60.0
 RSS_FOLLOWS_WITHIN_S: Final = 15.0
+REFUTED_FOR_S: Final = 15.0  # a claim that RSS refutes for this long is reported
 RSS_FOLLOWS: Final = 0.3  # of what the guest gave
 RSS_CHECK_FROM: Final = 32 * MIB  # bytes given; smaller changes of RSS are noise
 QEMU_ITSELF: Final = 128 * MIB  # resident beside the guest's memory: devices, caches, TCG's translations
@@ -66,6 +68,7 @@ class Cooperation:
     settled: int | None = None  # actual when the last target was reached
     gave: tuple[float, int, int] | None = None  # when, actual and RSS before a shrink that RSS must follow
     untrusted: bool = False
+    refuted_since_s: float | None = None  # since when its QEMU has less resident than it reports to hold
     stuck_growing: bool = False  # the balloon was last stuck while growing
 
 
@@ -107,6 +110,9 @@ def judge(
         judgement = replace(judgement, emergency_only=True)
     if state.untrusted:
         judgement = replace(judgement, charge=_charge_by_rss(guest))
+    refuted_for_s = 0.0 if state.refuted_since_s is None else now_s - state.refuted_since_s
+    if refuted_for_s >= REFUTED_FOR_S and judgement.health is None:  # its claim is capped, not ignored
+        judgement = replace(judgement, health="untrusted")
     return state, judgement
 
 
@@ -212,6 +218,8 @@ def _updated(state: Cooperation, guest: GuestSnapshot, now_s: float, safeties: S
             state = replace(state, foreign_until_s=now_s + FOREIGN_FOR_S, settled=guest.actual)
     if safeties.contradiction:
         state = _checked_by_rss(state, guest, now_s)
+        if is_refuted(guest) != (state.refuted_since_s is not None):
+            state = replace(state, refuted_since_s=now_s if is_refuted(guest) else None)
     return state
 
 

@@ -15,6 +15,7 @@ from scripted_peer import session_with
 
 from qmpballoon.agent import connector as connector_module
 from qmpballoon.agent.context import TickSignal
+from qmpballoon.agent.vm import ENDED_AFTER_S
 from qmpballoon.model.facts import Connection
 from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S
 from qmpballoon.policy.schedule import VmSchedule
@@ -52,6 +53,42 @@ async def test_a_sound_vm_is_ok_and_its_record_is_whole(
         assert record.sample.stats.available == qemu.guest.available
         assert qemu.guest.polling_interval_s == QUICK.stats_interval_s
         assert "health" in harness.events_of("web_1")
+
+
+async def test_of_a_vm_behind_a_proxy_no_process_is_known(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    kernel.proxy(kernel.new_life(sockets_dir / "a.qmp", sockets_dir / "b.qmp"))  # one process serves both
+    await qemus.start("a")
+    await qemus.start("b")
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        for name in ("a", "b"):
+            record = await harness.until_health(name, "ok")
+            assert (record.pid, record.rss, record.life) == (None, None, None)
+            guest = harness.vm(name).guest()
+            assert guest is not None
+            assert guest.rss is None
+
+
+async def test_a_vm_whose_process_is_unknown_is_charged_until_it_is_silent_for_long(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    kernel.proxy(kernel.new_life(sockets_dir / "a.qmp"))
+    qemu = await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "ok")
+        qemu.die()
+        await harness.until_health("a", "offline")
+        harness.later_s = ENDED_AFTER_S - 10
+        harness.vm("a").look_at_life()
+        guest = harness.vm("a").guest()
+        assert guest is not None
+        assert guest.charge == 256 * MIB
+        harness.later_s = ENDED_AFTER_S + 1
+        harness.vm("a").look_at_life()
+        assert harness.vm("a").guest() is None
 
 
 async def test_the_nil_uuid_is_no_uuid(

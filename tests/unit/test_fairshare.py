@@ -94,6 +94,13 @@ def test_claims_are_capped_by_what_the_host_sees() -> None:
     assert believed.held == 1024 * MIB
 
 
+def test_a_refuted_guest_that_the_host_sees_thin_is_in_an_emergency() -> None:
+    thin = a_guest(size=1024, actual=300, available=0, rss=270 * MIB)  # RSS allows 286 of 300 MiB
+    past = observe(None, thin, 100.0, RULES)
+    assert past is not None
+    assert estimate(past, thin, 100.0, RULES).emergency is True
+
+
 def test_rss_never_refutes_that_a_guest_needs_little() -> None:
     modest = a_guest(size=1024, available=900, rss=1100 * MIB)
     past = observe(None, modest, 100.0, RULES)

@@ -178,6 +178,7 @@ def test_a_guest_that_became_thin_or_thinner_needs_a_decision_now(vm: VmSchedule
 def test_a_claim_that_the_host_refutes_is_not_urgent() -> None:
     assert is_urgent(a_guest(THIN), None)
     assert not is_urgent(replace(a_guest(THIN), rss=100 * MIB), None)
+    assert is_urgent(replace(a_guest(THIN), rss=2048 * MIB), None)
 
 
 # ── ticks: calm 2 s, shortest 0.1 s, a tenth of a core ───────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -15,9 +16,11 @@ from qmpballoon.model.records import Life
 from qmpballoon.procfs import (
     ResidentMemory,
     age_of,
+    can_hold,
     cgroup_limit,
     is_stopped,
     life_of,
+    mapped_writable,
     parse_meminfo,
     parse_pressure,
     parse_process_stat,
@@ -25,6 +28,7 @@ from qmpballoon.procfs import (
     rss_of,
     status_of,
 )
+from qmpballoon.units import MIB
 
 
 @pytest.fixture
@@ -201,3 +205,38 @@ def test_a_real_process_without_huge_pages_is_read_the_same_in_both_ways() -> No
     assert second is not None
     assert abs(first - second) < first // 10
     resident.close()
+
+
+def test_only_writable_mappings_count() -> None:
+    maps = (
+        "7f0000000000-7f0000100000 rw-p 00000000 00:00 0 \n"
+        "7f0000100000-7f0000300000 rw-s 00000000 00:01 5 /memfd:ram (deleted)\n"
+        "c000000000-c040000000 ---p 00000000 00:00 0 \n"
+        "400000-500000 r-xp 00000000 08:01 7 /usr/bin/socat\n"
+    )
+    assert mapped_writable(maps) == 3 * MIB
+
+
+RESERVES = """
+import mmap, sys
+memory = mmap.mmap(-1, 1 << 32, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, prot=int(sys.argv[1]))
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(("protection", "held"), [(mmap.PROT_READ | mmap.PROT_WRITE, True), (0, False)])
+def test_reserved_address_space_holds_no_guest(protection: int, held: bool) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", RESERVES, str(protection)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"mapped\n"
+        assert procfs.status_of(process.pid)["VmSize"] > 1 << 32
+        assert can_hold(process.pid, 1 << 32) is held
+        process.stdin.close()
+
+
+def test_a_process_that_is_gone_holds_nothing() -> None:
+    assert not can_hold(2**22, 4096)

@@ -44,6 +44,7 @@ class _Published:
 
     problem: bool = False  # its ``why`` names a problem
     observed: int | None = None  # the last target that observe would have sent
+    refuted: bool = False  # RSS refutes what the guest reports to hold
 
 
 class Governor:
@@ -221,6 +222,26 @@ class Governor:
             vm = self._registry.get(name)
             if vm is not None:
                 vm.judge(judgement.health)
+                self._note_refuted(vm, refuted=judgement.refuted)
+
+    def _note_refuted(self, vm: ManagedVm, *, refuted: bool) -> None:
+        published = self._published.setdefault(vm.id, _Published())
+        if published.refuted == refuted:
+            return
+        published.refuted = refuted
+        sample = vm.facts.seen.sample if vm.facts.seen else None
+        details = {"held": sample.held if sample else None, "rss": vm.facts.rss}
+        if refuted:
+            say(
+                "claim-refuted",
+                "the guest reports to hold more than its QEMU has resident; RSS counts instead",
+                level=logging.WARNING,
+                vm=vm.id,
+                **details,
+            )
+        self._context.feed.vm_event(
+            vm.id, Event("claim-refuted" if refuted else "claim-plausible", utc_now(), details)
+        )
 
     def _renew_manual_target(self, vm: ManagedVm, sends: asyncio.TaskGroup) -> None:
         """Send a manual target that this life has not received yet, once its driver can follow it."""

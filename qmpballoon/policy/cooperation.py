@@ -85,6 +85,7 @@ class Judgement:
     emergency_only: bool = False  # grows in an emergency only, by PROBE at most: earlier grows were not taken
     charge: int | None = None  # in place of the usual one
     health: str | None = None  # untrusted, uncooperative, stuck
+    refuted: bool = False  # RSS refutes its claim for some time: the claim is capped, the guest may be moved
 
 
 FREE: Final = Judgement()
@@ -110,9 +111,8 @@ def judge(
         judgement = replace(judgement, emergency_only=True)
     if state.untrusted:
         judgement = replace(judgement, charge=_charge_by_rss(guest))
-    refuted_for_s = 0.0 if state.refuted_since_s is None else now_s - state.refuted_since_s
-    if refuted_for_s >= REFUTED_FOR_S and judgement.health is None:  # its claim is capped, not ignored
-        judgement = replace(judgement, health="untrusted")
+    if state.refuted_since_s is not None and now_s - state.refuted_since_s >= REFUTED_FOR_S:
+        judgement = replace(judgement, refuted=True)
     return state, judgement
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from policy_makers import a_guest, a_host
 
 from qmpballoon.policy import fairshare
-from qmpballoon.policy.estimate import EstimateRules, estimate, observe
+from qmpballoon.policy.estimate import EstimateRules, corroborated, estimate, observe
 from qmpballoon.policy.fairshare import FairShare
 from qmpballoon.policy.guard import Guard, GuardState
 from qmpballoon.policy.reasons import WORDS
@@ -82,15 +82,20 @@ def moved(host: Snapshot) -> dict[str, tuple[GuestSnapshot, SetTarget]]:
     }
 
 
+REFUTED_ABOVE_ITS_CEILING = a_guest("vm0", size=66, floor=65, ceiling=65, available=0, shares=1, rss=0)
+
+
 @settings(max_examples=80)
 @given(hosts())
+@example(a_host(REFUTED_ABOVE_ITS_CEILING, budget=64))
 def test_every_guest_gets_a_decision_and_every_target_is_a_size_it_can_have(host: Snapshot) -> None:
     decisions = decided(host)
     assert decisions.keys() == {guest.id for guest in host.guests}
     for guest, decision in moved(host).values():
         assert 0 < decision.target <= guest.size
         floors_fit = sum(one.floor for one in host.guests) <= host.budget
-        least = guest.floor if floors_fit or guest.sample is None else guest.sample.held or 0
+        held = guest.sample.held if guest.sample else None
+        least = guest.floor if floors_fit or guest.sample is None else corroborated(held or 0, guest)
         assert decision.target >= least or decision.target >= guest.actual
 
 

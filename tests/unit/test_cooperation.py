@@ -214,6 +214,6 @@ def test_a_target_that_somebody_changed_meanwhile_is_no_jam() -> None:
 
 def test_a_claim_that_rss_refutes_for_long_is_reported_and_the_guest_may_still_be_moved() -> None:
     watched = Watched(a_guest(size=1024, available=0, rss=200 * MIB))
-    assert watched.after(10).health is None
-    assert watched.after(10) == Judgement(health="untrusted")
+    assert watched.after(10) == Judgement()
+    assert watched.after(10) == Judgement(refuted=True)
     assert watched.after(1, rss=1024 * MIB) == Judgement()

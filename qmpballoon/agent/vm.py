@@ -21,7 +21,7 @@ from qmpballoon.agent.context import Context
 from qmpballoon.agent.spec import VmSpec
 from qmpballoon.agent.vm_session import VmSession
 from qmpballoon.config import VmSettings
-from qmpballoon.errors import ConnectionLost, NoBalloon
+from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.log import say
 from qmpballoon.model.facts import Connection, Seen, VmFacts, status_of
 from qmpballoon.model.health import BOOT_S, health_of
@@ -315,6 +315,12 @@ class ManagedVm:
             if self._session is not None:
                 self._balloon_changed(self._session, actual)
         elif name in _ALTERS:
+            if (
+                name == "DEVICE_DELETED"
+                and self._session
+                and self._session.was_unplugged(details.get("path"))
+            ):
+                self._target_was_forgotten()
             self._look_soon()
         if name in _PUBLISHED and not self.retired:
             self._context.feed.vm_event(self.id, translated(name, details))
@@ -357,6 +363,13 @@ class ManagedVm:
             await self._turn(session)
 
     async def _turn(self, session: VmSession) -> None:
+        try:
+            await self._polled(session)
+        except QmpError:  # the balloon was unplugged a moment ago; everything is looked at again
+            await self._look(session)
+            self._follow_up(False, asked=False)
+
+    async def _polled(self, session: VmSession) -> None:
         settings, health = self.spec.settings, self.status.health
         if self._schedule.is_look_due:
             self._schedule.looked()
@@ -394,12 +407,21 @@ class ManagedVm:
         return is_new
 
     async def _look(self, session: VmSession) -> None:
-        was_up = session.driver_up
+        was_up, resizer = session.driver_up, session.resizer
         await session.look()
+        if session.resizer is not resizer and resizer is not None:
+            self._target_was_forgotten()
         self._note_driver(session, was_up)
         before, self.run.size = self.run.size, session.size
         if before is not None and session.size is not None and session.actual is not None:
             self._note_plugged(session.size - before, session.actual)
+
+    def _target_was_forgotten(self) -> None:
+        """Note that QEMU's target ended with its balloon device: one that is plugged again starts empty."""
+        if self.run.target is not None:
+            say("target-forgotten", "the balloon was unplugged", vm=self.id, was=self.run.target)
+        self.run.target = None
+        self._context.store.keep(self.id, lazily=True, sent=None)
 
     def _note_plugged(self, more: int, actual: int) -> None:
         """Move the target as QEMU did when memory was plugged or unplugged; not if it was sent afterwards."""

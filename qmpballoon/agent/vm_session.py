@@ -29,6 +29,7 @@ _DOWN: Final = DriverState(up=False)
 class _Device:
     """The VM's resizer, and the statistics that its guest sends through it."""
 
+    path: str  # in QEMU's object tree
     resizer: Resizer
     offers_deflate_on_oom: bool
     sampler: balloon.Sampler | None  # None: a device without statistics
@@ -146,9 +147,7 @@ class VmSession:
             try:
                 await self.look_at_actual()
             except QmpError:  # unplugged
-                self._forget_samples()
-                self._device = self.actual = None
-                self._driver = _Driver(self._clock())
+                self._forget_device()
                 return
             await self.look_at_driver()
         if self._resident is not None:
@@ -162,7 +161,7 @@ class VmSession:
         except NoBalloon:
             return
         resizer = balloon.VirtioBalloon(self.session, found)
-        self._device = _Device(resizer, await resizer.offers_deflate_on_oom(), None)
+        self._device = _Device(found.path, resizer, await resizer.offers_deflate_on_oom(), None)
         sampler = balloon.Sampler(self.session, found, clock=self._clock)
         with suppress(QmpError):  # a device without statistics
             await sampler.start(self.stats_interval_s)
@@ -244,6 +243,13 @@ class VmSession:
         self._driver.was_reset(self._clock())
         self._forget_samples()
 
+    def was_unplugged(self, path: object) -> bool:
+        """Note that the device at this QOM path was unplugged; return whether it was the balloon."""
+        if self._device is None or path != self._device.path:
+            return False
+        self._forget_device()
+        return True
+
     def emptied_against_target(self) -> None:
         """Treat the driver as gone where QEMU is not asked: unloading it empties the balloon."""
         if self._driver.state is None:
@@ -256,6 +262,11 @@ class VmSession:
             sampler.sample = replace(sampler.sample, seen_at_s=sampler.sample.seen_at_s - seconds)
         if self.sample is not None:
             self.sample = replace(self.sample, seen_at_s=self.sample.seen_at_s - seconds)
+
+    def _forget_device(self) -> None:
+        self._forget_samples()
+        self._device = self.actual = None
+        self._driver = _Driver(self._clock())
 
     def _forget_samples(self) -> None:
         """Drop everything that the driver reported: it is gone."""

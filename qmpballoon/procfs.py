@@ -1,7 +1,7 @@
 """The machine below the VMs, as the kernel tells it: memory, stall, and the QEMU processes.
 
 Parsing is pure and separate from reading. What this kernel does not have is None.
-Sources: proc(5); Linux Documentation/accounting/psi.rst.
+Sources: proc(5); Linux Documentation/accounting/psi.rst; OpenZFS module/os/linux/zfs/arc_os.c.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _STOPPED: Final = ("T", "t")  # by a signal, by a tracer
 class HostSample:
     """The host's memory in bytes, and stall as percent of the last ten seconds."""
 
-    mem_total: int | None
-    mem_available: int | None
+    mem_total: int | None  # MemTotal without the pool of huge pages
+    mem_available: int | None  # MemAvailable and what the cache of ZFS can give
     psi_some_avg10: float | None
     psi_full_avg10: float | None
 
@@ -62,6 +62,38 @@ def parse_pressure(text: str) -> dict[str, float]:
     return found
 
 
+def huge_page_pool(meminfo: str) -> int:
+    """Return the bytes that /proc/meminfo reserves for huge pages: nothing else can use them.
+
+    ``Hugetlb`` covers the pages of all sizes; kernels before 4.19 only tell those of the default size.
+    """
+    sizes = parse_meminfo(meminfo)
+    if "Hugetlb" in sizes:
+        return sizes["Hugetlb"]
+    for line in meminfo.splitlines():
+        key, _, number = line.partition(":")
+        if key == "HugePages_Total" and is_number(number := number.strip()):
+            return int(number) * sizes.get("Hugepagesize", 0)
+    return 0
+
+
+def parse_arc(arcstats: str) -> int:
+    """Return the bytes that the cache of ZFS gives when memory is short: its size above ``c_min``.
+
+    MemAvailable does not count them. The lines are ``name type value``.
+    """
+    rows = [line.split() for line in arcstats.splitlines()]
+    values = {row[0]: int(row[2]) for row in rows if len(row) == 3 and is_number(row[2])}
+    if "size" not in values or "c_min" not in values:
+        return 0
+    return max(0, values["size"] - values["c_min"])
+
+
+def is_number(text: str) -> bool:
+    """Tell whether the text is a whole number as the kernel prints them, of at most twenty digits."""
+    return text.isascii() and text.isdigit() and len(text) <= 20
+
+
 def parse_process_stat(text: str) -> ProcessStat | None:
     """Return what matters of /proc/PID/stat; the process's name may hold any character but NUL."""
     _, bracket, rest = text.rpartition(") ")
@@ -71,13 +103,17 @@ def parse_process_stat(text: str) -> ProcessStat | None:
     return ProcessStat(state=fields[0], started=int(fields[19]))
 
 
-def read_host() -> HostSample:
-    """Read the host's figures now."""
-    memory = parse_meminfo(_text("/proc/meminfo"))
-    stall = parse_pressure(_text("/proc/pressure/memory"))
+def read_host(proc: str = "/proc") -> HostSample:
+    """Read the host's figures now; ``proc`` is where procfs is mounted."""
+    meminfo = _text(f"{proc}/meminfo")
+    memory = parse_meminfo(meminfo)
+    total, available = memory.get("MemTotal"), memory.get("MemAvailable")
+    stall = parse_pressure(_text(f"{proc}/pressure/memory"))
     return HostSample(
-        mem_total=memory.get("MemTotal"),
-        mem_available=memory.get("MemAvailable"),
+        mem_total=None if total is None else max(0, total - huge_page_pool(meminfo)),
+        mem_available=None
+        if available is None
+        else available + parse_arc(_text(f"{proc}/spl/kstat/zfs/arcstats")),
         psi_some_avg10=stall.get("some"),
         psi_full_avg10=stall.get("full"),
     )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from qmpballoon.procfs import (
     cgroup_limit,
     is_stopped,
     life_of,
+    parse_arc,
     parse_meminfo,
     parse_pressure,
     parse_process_stat,
@@ -25,6 +27,7 @@ from qmpballoon.procfs import (
     rss_of,
     status_of,
 )
+from qmpballoon.units import MIB
 
 
 @pytest.fixture
@@ -42,6 +45,64 @@ def test_meminfo_is_bytes_and_leaves_out_what_is_no_size() -> None:
     sizes = "MemTotal:       24576 kB\nMemAvailable:    1024 kB\n"
     text = f"{sizes}HugePages_Total:       0\nnonsense\nX: -1 kB\nY: ² kB\n"
     assert parse_meminfo(text) == {"MemTotal": 24576 * 1024, "MemAvailable": 1024 * 1024}
+
+
+def a_proc(directory: Path, meminfo: str, **files: str) -> str:
+    """Write a tree that stands for /proc, and return its path."""
+    (directory / "meminfo").write_text(meminfo)
+    for name, text in files.items():
+        place = directory / {"arcstats": "spl/kstat/zfs/arcstats", "pressure": "pressure/memory"}[name]
+        place.parent.mkdir(parents=True)
+        place.write_text(text)
+    return str(directory)
+
+
+MEMINFO = "MemTotal: 8192 kB\nMemAvailable: 1024 kB\nShmem: 4096 kB\nSwapFree: 9999 kB\n"
+
+
+def test_what_the_cache_of_zfs_can_give_is_available(tmp_path: Path) -> None:
+    arcstats = "9 1 0x01 147 39984 1 2\nname type data\nhits 4 7\nc_min 4 1048576\nsize 4 3145728\n"
+    assert read_host(a_proc(tmp_path, MEMINFO, arcstats=arcstats)).mem_available == 3 * MIB
+
+
+@pytest.mark.parametrize(
+    "arcstats",
+    [
+        "",
+        "size 4 99\n",
+        "c_min 4 5\nsize 4 4\n",  # it is below its minimum
+        "c_min 4 x\nsize 4 99\n",
+        "c_min 4 1\nsize 4 -99\n",
+        f"c_min 4 0\nsize 4 {'9' * 5000}\n",
+        "c_min 4 0\nsize 4 ²\n",
+    ],
+)
+def test_a_cache_of_zfs_that_can_give_nothing_adds_nothing(arcstats: str) -> None:
+    assert parse_arc(arcstats) == 0
+
+
+def test_tmpfs_and_swap_are_not_available(tmp_path: Path) -> None:
+    assert read_host(a_proc(tmp_path, MEMINFO)).mem_available == MIB
+
+
+@pytest.mark.parametrize(
+    ("pool", "total"),
+    [
+        ("HugePages_Total: 2\nHugepagesize: 2048 kB\n", 4),
+        ("HugePages_Total: 2\nHugepagesize: 2048 kB\nHugetlb: 5120 kB\n", 3),  # pages of other sizes, too
+        ("HugePages_Total: ²\nHugepagesize: 2048 kB\n", 8),
+        ("HugePages_Total: 2\n", 8),
+        ("Hugetlb: 16384 kB\n", 0),
+        ("", 8),
+    ],
+)
+def test_the_pool_of_huge_pages_is_not_part_of_the_total(pool: str, total: int, tmp_path: Path) -> None:
+    assert read_host(a_proc(tmp_path, MEMINFO + pool)).mem_total == total * MIB
+
+
+def test_the_stall_of_the_host_is_read(tmp_path: Path) -> None:
+    sample = read_host(a_proc(tmp_path, MEMINFO, pressure="some avg10=2.50\nfull avg10=1.00\n"))
+    assert (sample.psi_some_avg10, sample.psi_full_avg10) == (2.5, 1.0)
 
 
 def test_pressure_is_the_average_of_ten_seconds() -> None:

@@ -105,42 +105,29 @@ def parse_process_stat(text: str) -> ProcessStat | None:
 
 def read_host(proc: str = "/proc") -> HostSample:
     """Read the host's figures now; ``proc`` is where procfs is mounted."""
-    meminfo = _text(f"{proc}/meminfo")
+    meminfo = text_of(f"{proc}/meminfo")
     memory = parse_meminfo(meminfo)
     total, available = memory.get("MemTotal"), memory.get("MemAvailable")
-    stall = parse_pressure(_text(f"{proc}/pressure/memory"))
+    stall = parse_pressure(text_of(f"{proc}/pressure/memory"))
     return HostSample(
         mem_total=None if total is None else max(0, total - huge_page_pool(meminfo)),
         mem_available=None
         if available is None
-        else available + parse_arc(_text(f"{proc}/spl/kstat/zfs/arcstats")),
+        else available + parse_arc(text_of(f"{proc}/spl/kstat/zfs/arcstats")),
         psi_some_avg10=stall.get("some"),
         psi_full_avg10=stall.get("full"),
     )
 
 
-def cgroup_limit(path: str) -> int | None:
-    """Return a cgroup's memory limit in bytes, version 2 or 1; None if it has none, or is not there."""
-    below = path.strip("/")
-    for file in (
-        f"/sys/fs/cgroup/{below}/memory.max",
-        f"/sys/fs/cgroup/memory/{below}/memory.limit_in_bytes",
-    ):
-        text = _text(file).strip()
-        if text.isascii() and text.isdigit() and int(text) < 2**53:  # version 1 says "none" by a huge number
-            return int(text)
-    return None
-
-
 def life_of(pid: int) -> Life | None:
     """Return the life of the process, None if it is gone."""
-    stat = parse_process_stat(_text(f"/proc/{pid}/stat"))
+    stat = parse_process_stat(text_of(f"/proc/{pid}/stat"))
     return Life(pid, stat.started) if stat and stat.state not in _ENDED else None
 
 
 def has_ended(life: Life) -> bool:
     """Tell whether the life is over; one whose process is there and cannot be looked at is not."""
-    stat = parse_process_stat(_text(f"/proc/{life.pid}/stat"))
+    stat = parse_process_stat(text_of(f"/proc/{life.pid}/stat"))
     if stat is not None:
         return stat.started != life.started or stat.state in _ENDED
     try:
@@ -154,13 +141,13 @@ def has_ended(life: Life) -> bool:
 
 def is_stopped(pid: int) -> bool:
     """Tell whether the process is stopped (SIGSTOP, or under a debugger)."""
-    stat = parse_process_stat(_text(f"/proc/{pid}/stat"))
+    stat = parse_process_stat(text_of(f"/proc/{pid}/stat"))
     return stat is not None and stat.state in _STOPPED
 
 
 def age_of(life: Life) -> float | None:
     """Return the seconds since the life began; None where /proc does not tell."""
-    uptime = _text("/proc/uptime").split()
+    uptime = text_of("/proc/uptime").split()
     try:
         return max(0.0, float(uptime[0]) - life.started / _TICKS_PER_S)
     except (IndexError, ValueError):
@@ -231,10 +218,10 @@ def _resident(statm: bytes) -> int | None:
 
 def status_of(pid: int) -> dict[str, int]:
     """Return the sizes of /proc/PID/status in bytes, such as ``VmRSS``, ``VmSwap`` and ``HugetlbPages``."""
-    return parse_meminfo(_text(f"/proc/{pid}/status"))
+    return parse_meminfo(text_of(f"/proc/{pid}/status"))
 
 
-def _text(path: str) -> str:
+def text_of(path: str) -> str:
     """Return a file of /proc or /sys, empty if it cannot be read; without the cost of a text stream."""
 
     def read() -> bytes:

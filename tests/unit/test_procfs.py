@@ -16,7 +16,6 @@ from qmpballoon.model.records import Life
 from qmpballoon.procfs import (
     ResidentMemory,
     age_of,
-    cgroup_limit,
     is_stopped,
     life_of,
     parse_arc,
@@ -135,28 +134,9 @@ def test_the_host_is_read_with_what_this_kernel_has() -> None:
 
 
 def test_a_kernel_that_tells_nothing_is_none_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procfs, "_text", lambda _: "")
+    monkeypatch.setattr(procfs, "text_of", lambda _: "")
     assert read_host() == procfs.HostSample(None, None, None, None)
     assert age_of(Life(1, 1)) is None
-    assert cgroup_limit("/a") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "limit"), [("max\n", None), ("1048576\n", 1048576), ("9223372036854771712\n", None), ("", None)]
-)
-def test_a_cgroup_limit_is_bytes_or_none(
-    text: str, limit: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        procfs, "_text", lambda path: text if path == "/sys/fs/cgroup/machine.slice/memory.max" else ""
-    )
-    assert cgroup_limit("/machine.slice") == limit
-
-
-def test_a_cgroup_of_version_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = "/sys/fs/cgroup/memory/machine/memory.limit_in_bytes"
-    monkeypatch.setattr(procfs, "_text", lambda path: "4096\n" if path == place else "")
-    assert cgroup_limit("machine/") == 4096
 
 
 def test_a_life_is_a_pid_and_when_it_started(child: subprocess.Popen[bytes]) -> None:
@@ -219,17 +199,17 @@ STATUS = "Name:\tqemu\nVmRSS:\t  90000 kB\nVmSwap:\t     12 kB\nHugetlbPages:\t 
 
 
 def test_the_sizes_of_a_process_are_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procfs, "_text", {"/proc/7/status": STATUS}.__getitem__)
+    monkeypatch.setattr(procfs, "text_of", {"/proc/7/status": STATUS}.__getitem__)
     assert status_of(7) == {"VmRSS": 90000 * 1024, "VmSwap": 12 * 1024, "HugetlbPages": 4096 * 1024}
 
 
 def test_huge_pages_are_resident_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procfs, "_text", lambda path: STATUS)
+    monkeypatch.setattr(procfs, "text_of", lambda path: STATUS)
     resident = ResidentMemory(os.getpid())
     assert resident.read() == resident.read() == rss_of(os.getpid()) == (90000 + 4096) * 1024
-    monkeypatch.setattr(procfs, "_text", lambda path: STATUS.replace("4096", "0"))
+    monkeypatch.setattr(procfs, "text_of", lambda path: STATUS.replace("4096", "0"))
     assert resident.read() == 90000 * 1024
-    monkeypatch.setattr(procfs, "_text", lambda path: STATUS)
+    monkeypatch.setattr(procfs, "text_of", lambda path: STATUS)
     small = resident.read()  # none were there: the cheaper file is read until somebody looks again
     assert small is not None
     assert small != (90000 + 4096) * 1024
@@ -247,7 +227,7 @@ def test_a_kernel_without_huge_pages_tells_none(monkeypatch: pytest.MonkeyPatch)
         read.append(path)
         return "VmRSS:\t  90000 kB\n"
 
-    monkeypatch.setattr(procfs, "_text", status)
+    monkeypatch.setattr(procfs, "text_of", status)
     resident = ResidentMemory(os.getpid())
     assert resident.look_closely() == 0
     assert resident.read() not in (None, 90000 * 1024)  # of the real process, by the cheaper file

@@ -104,7 +104,7 @@ class Governor:
             vm.look_at_life()
         whole = now_s - self._host_at_s >= self._context.ticks.calm_s / 2
         if whole:
-            self._monitor.look(self._context.configuration.host, self._charges())
+            self._monitor.look(self._context.configuration.host, self._charges)
         snapshot = self._seen(now_s, elapsed_s)
         self._state, decisions = self._guard.step(self._state, snapshot)
         self._note_judgements()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,6 +24,8 @@ from qmpballoon.policy.host_level import level_of, needs, reclaimable
 from qmpballoon.policy.snapshot import Snapshot
 from qmpballoon.procfs import HostSample, read_host, rss_of
 from qmpballoon.units import MIB, Amount, format_size
+
+Charges = Callable[[], Mapping[int, int]]  # what each guest is charged, by the pid of its QEMU
 
 _FLOORS: Final = "the floors of the VMs together exceed the budget"
 _NEEDS: Final = "what the guests hold exceeds the budget"
@@ -63,11 +65,8 @@ class HostMonitor:
         self._alarm: str | None = None
         self._exhausted = False
 
-    def look(self, settings: HostSettings, charges: Mapping[int, int] | None = None) -> None:
-        """Read the host's figures now; what cannot be read keeps its last value.
-
-        ``charges`` has what each guest is charged, by the pid of its QEMU.
-        """
+    def look(self, settings: HostSettings, charges: Charges = dict) -> None:
+        """Read the host's figures now; what cannot be read keeps its last value."""
         self._look_at_descriptors()
         sample = read_host(self._proc)
         if sample.mem_total is None:  # otherwise a budget in percent would be zero
@@ -76,7 +75,7 @@ class HostMonitor:
         source = settings.budget if isinstance(settings.budget, CgroupBudget) else None
         if source != self._source:
             self._source, self._confined, self._remark = source, None, None
-        self._look_at_cgroup(source, charges or {})
+        self._look_at_cgroup(source, charges)
         share = HostSettings().budget if source is not None else settings.budget
         assert isinstance(share, Amount)
         if self._confined is None:
@@ -106,7 +105,7 @@ class HostMonitor:
             say("descriptors-left", "there are some again")
         self._exhausted = exhausted
 
-    def _look_at_cgroup(self, source: CgroupBudget | None, charges: Mapping[int, int]) -> None:
+    def _look_at_cgroup(self, source: CgroupBudget | None, charges: Charges) -> None:
         """Read the configured cgroup, or that of this process; if it cannot be read, the last values stay."""
         try:
             if source is not None:
@@ -126,15 +125,15 @@ class HostMonitor:
             return
         where = min(memory.levels, key=lambda level: level.limit).path
         self._remark_once("budget-limited", f"the VMs share the memory of cgroup {where}", level=logging.INFO)
-        resident = sum(_guest_memory(pid, charge) for pid, charge in charges.items())
+        resident = sum(_guest_memory(pid, charge) for pid, charge in charges().items())
         self._confined = _Confinement(memory, memory.for_guests(resident))
 
-    def _own_cgroup(self, charges: Mapping[int, int]) -> CgroupMemory | None:
+    def _own_cgroup(self, charges: Charges) -> CgroupMemory | None:
         """Return the limits of this process that hold for all VMs too: a unit may limit the agent alone."""
         memory = read_own_cgroup(self._proc, self._cgroups)
-        if memory is None or not charges:
+        groups = [read_membership(str(pid), self._proc) for pid in charges()] if memory is not None else []
+        if memory is None or not groups:
             return None
-        groups = [read_membership(str(pid), self._proc) for pid in charges]
         levels = [level for level in memory.levels if all(is_within(group, level.path) for group in groups)]
         return replace(memory, levels=tuple(levels)) if levels else None
 

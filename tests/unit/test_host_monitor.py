@@ -127,7 +127,7 @@ class _Machine:
         """Look, and return the budget, the reserve and what is left, in MiB."""
         source = CgroupBudget("/vms") if budget == "cgroup:/vms" else parse_amount(budget)
         reserve = {name: parse_amount(size) for name, size in settings.items()}
-        self.monitor.look(HostSettings(budget=source, **reserve), QEMUS)
+        self.monitor.look(HostSettings(budget=source, **reserve), lambda: QEMUS)
         assert self.monitor.budget is not None
         assert self.monitor.sample.mem_available is not None
         return (

@@ -1,7 +1,7 @@
 """The machine below the VMs, as the kernel tells it: memory, stall, and the QEMU processes.
 
 Parsing is pure and separate from reading. What this kernel does not have is None.
-Sources: proc(5); Linux Documentation/accounting/psi.rst.
+Sources: proc(5); Linux Documentation/accounting/psi.rst; OpenZFS module/os/linux/zfs/arc_os.c.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _STOPPED: Final = ("T", "t")  # by a signal, by a tracer
 class HostSample:
     """The host's memory in bytes, and stall as percent of the last ten seconds."""
 
-    mem_total: int | None
-    mem_available: int | None
+    mem_total: int | None  # MemTotal without the pool of huge pages
+    mem_available: int | None  # MemAvailable and what the cache of ZFS can give
     psi_some_avg10: float | None
     psi_full_avg10: float | None
 
@@ -63,6 +63,38 @@ def parse_pressure(text: str) -> dict[str, float]:
     return found
 
 
+def huge_page_pool(meminfo: str) -> int:
+    """Return the bytes that /proc/meminfo reserves for huge pages: nothing else can use them.
+
+    ``Hugetlb`` covers the pages of all sizes; kernels before 4.19 only tell those of the default size.
+    """
+    sizes = parse_meminfo(meminfo)
+    if "Hugetlb" in sizes:
+        return sizes["Hugetlb"]
+    for line in meminfo.splitlines():
+        key, _, number = line.partition(":")
+        if key == "HugePages_Total" and is_number(number := number.strip()):
+            return int(number) * sizes.get("Hugepagesize", 0)
+    return 0
+
+
+def parse_arc(arcstats: str) -> int:
+    """Return the bytes that the cache of ZFS gives when memory is short: its size above ``c_min``.
+
+    MemAvailable does not count them. The lines are ``name type value``.
+    """
+    rows = [line.split() for line in arcstats.splitlines()]
+    values = {row[0]: int(row[2]) for row in rows if len(row) == 3 and is_number(row[2])}
+    if "size" not in values or "c_min" not in values:
+        return 0
+    return max(0, values["size"] - values["c_min"])
+
+
+def is_number(text: str) -> bool:
+    """Tell whether the text is a whole number as the kernel prints them, of at most twenty digits."""
+    return text.isascii() and text.isdigit() and len(text) <= 20
+
+
 def parse_process_stat(text: str) -> ProcessStat | None:
     """Return what matters of /proc/PID/stat; the process's name may hold any character but NUL."""
     _, bracket, rest = text.rpartition(") ")
@@ -72,40 +104,31 @@ def parse_process_stat(text: str) -> ProcessStat | None:
     return ProcessStat(state=fields[0], started=int(fields[19]))
 
 
-def read_host() -> HostSample:
-    """Read the host's figures now."""
-    memory = parse_meminfo(_text("/proc/meminfo"))
-    stall = parse_pressure(_text("/proc/pressure/memory"))
+def read_host(proc: str = "/proc") -> HostSample:
+    """Read the host's figures now; ``proc`` is where procfs is mounted."""
+    meminfo = text_of(f"{proc}/meminfo")
+    memory = parse_meminfo(meminfo)
+    total, available = memory.get("MemTotal"), memory.get("MemAvailable")
+    stall = parse_pressure(text_of(f"{proc}/pressure/memory"))
     return HostSample(
-        mem_total=memory.get("MemTotal"),
-        mem_available=memory.get("MemAvailable"),
+        mem_total=None if total is None else max(0, total - huge_page_pool(meminfo)),
+        mem_available=None
+        if available is None
+        else available + parse_arc(text_of(f"{proc}/spl/kstat/zfs/arcstats")),
         psi_some_avg10=stall.get("some"),
         psi_full_avg10=stall.get("full"),
     )
 
 
-def cgroup_limit(path: str) -> int | None:
-    """Return a cgroup's memory limit in bytes, version 2 or 1; None if it has none, or is not there."""
-    below = path.strip("/")
-    for file in (
-        f"/sys/fs/cgroup/{below}/memory.max",
-        f"/sys/fs/cgroup/memory/{below}/memory.limit_in_bytes",
-    ):
-        text = _text(file).strip()
-        if text.isascii() and text.isdigit() and int(text) < 2**53:  # version 1 says "none" by a huge number
-            return int(text)
-    return None
-
-
 def life_of(pid: int) -> Life | None:
     """Return the life of the process, None if it is gone."""
-    stat = parse_process_stat(_text(f"/proc/{pid}/stat"))
+    stat = parse_process_stat(text_of(f"/proc/{pid}/stat"))
     return Life(pid, stat.started) if stat and stat.state not in _ENDED else None
 
 
 def has_ended(life: Life) -> bool:
     """Tell whether the life is over; one whose process is there and cannot be looked at is not."""
-    stat = parse_process_stat(_text(f"/proc/{life.pid}/stat"))
+    stat = parse_process_stat(text_of(f"/proc/{life.pid}/stat"))
     if stat is not None:
         return stat.started != life.started or stat.state in _ENDED
     try:
@@ -119,13 +142,13 @@ def has_ended(life: Life) -> bool:
 
 def is_stopped(pid: int) -> bool:
     """Tell whether the process is stopped (SIGSTOP, or under a debugger)."""
-    stat = parse_process_stat(_text(f"/proc/{pid}/stat"))
+    stat = parse_process_stat(text_of(f"/proc/{pid}/stat"))
     return stat is not None and stat.state in _STOPPED
 
 
 def age_of(life: Life) -> float | None:
     """Return the seconds since the life began; None where /proc does not tell."""
-    uptime = _text("/proc/uptime").split()
+    uptime = text_of("/proc/uptime").split()
     try:
         return max(0.0, float(uptime[0]) - life.started / _TICKS_PER_S)
     except (IndexError, ValueError):
@@ -219,7 +242,7 @@ def mapped_writable(maps: str) -> int:
 
 def status_of(pid: int) -> dict[str, int]:
     """Return the sizes of /proc/PID/status in bytes, such as ``VmRSS``, ``VmSwap`` and ``HugetlbPages``."""
-    return parse_meminfo(_text(f"/proc/{pid}/status"))
+    return parse_meminfo(text_of(f"/proc/{pid}/status"))
 
 
 def _whole(path: str) -> str:
@@ -230,7 +253,7 @@ def _whole(path: str) -> str:
         return ""
 
 
-def _text(path: str) -> str:
+def text_of(path: str) -> str:
     """Return a file of /proc or /sys, empty if it cannot be read; without the cost of a text stream."""
 
     def read() -> bytes:

@@ -26,7 +26,15 @@ from qmpballoon.agent.service import Service
 from qmpballoon.agent.store import Store
 from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.agent.vm import ManagedVm
-from qmpballoon.config import Configuration, MqttFiles, read_mqtt_files, reloaded, restart_needed
+from qmpballoon.cgroups import read_cgroup
+from qmpballoon.config import (
+    CgroupBudget,
+    Configuration,
+    MqttFiles,
+    read_mqtt_files,
+    reloaded,
+    restart_needed,
+)
 from qmpballoon.errors import (
     ConfigurationError,
     ConnectionLost,
@@ -51,9 +59,16 @@ def check_usable(configuration: Configuration) -> MqttFiles:
     """Return the contents of the files for MQTT, after checking that this machine can run the configuration.
 
     Raises:
-        ConfigurationError: a password, certificate or key file cannot be used, or msgpack is configured
-            and not installed.
+        ConfigurationError: a password, certificate or key file or the budget's cgroup cannot be used, or
+            msgpack is configured and not installed.
     """
+    if isinstance(configuration.host.budget, CgroupBudget):
+        try:
+            read_cgroup(configuration.host.budget.path)
+        except ValueError as error:
+            raise ConfigurationError(
+                configuration.source, [Problem(None, "host.budget", str(error))]
+            ) from None
     if configuration.mqtt.payload == "msgpack" and not HAS_MSGPACK:
         reason = 'the package msgpack is not installed here: use "json", or install msgpack'
         raise ConfigurationError(configuration.source, [Problem(None, "mqtt.payload", reason)])

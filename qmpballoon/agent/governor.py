@@ -105,7 +105,7 @@ class Governor:
             vm.look_at_life()
         whole = now_s - self._host_at_s >= self._context.ticks.calm_s / 2
         if whole:
-            self._monitor.look(self._context.configuration.host)
+            self._monitor.look(self._context.configuration.host, self._charges)
         snapshot = self._seen(now_s, elapsed_s)
         self._state, decisions = self._guard.step(self._state, snapshot)
         self._note_judgements()
@@ -141,13 +141,21 @@ class Governor:
             now_s=now_s,
             guests=tuple(guests),
             budget=sum(guest.size for guest in guests) if budget is None else budget,
-            mem_total=sample.mem_total or 0,
+            mem_total=self._monitor.for_guests or 0,
             mem_available=sample.mem_available,
             reserve=self._monitor.reserve,
             held_back=self.holds.total,
             overload=self._context.configuration.policy.overload,
             elapsed_s=elapsed_s,
         )
+
+    def _charges(self) -> dict[int, int]:
+        """Return what the guests are charged, by the pids of their QEMUs."""
+        return {
+            life.pid: guest.charge
+            for vm in self._registry
+            if (life := vm.run.life) is not None and (guest := vm.guest()) is not None
+        }
 
     def host(self, snapshot: Snapshot | None = None) -> HostStatus:
         """Return the host's figures; ``snapshot`` is a current one, if there is one already."""

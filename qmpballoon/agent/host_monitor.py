@@ -3,51 +3,92 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from qmpballoon import descriptors
 from qmpballoon.agent.feed import Feed
-from qmpballoon.config import HostSettings
+from qmpballoon.cgroups import (
+    MOUNTED_AT,
+    CgroupMemory,
+    is_within,
+    read_cgroup,
+    read_membership,
+    read_own_cgroup,
+)
+from qmpballoon.config import CgroupBudget, HostSettings
 from qmpballoon.log import say
 from qmpballoon.model.records import Event, HostStatus, VmStatus, utc_now
 from qmpballoon.policy.host_level import level_of, needs, reclaimable
 from qmpballoon.policy.snapshot import Snapshot
-from qmpballoon.procfs import cgroup_limit, read_host
-from qmpballoon.units import Amount, format_size
+from qmpballoon.procfs import HostSample, read_host, rss_of
+from qmpballoon.units import MIB, Amount, format_size
+
+Charges = Callable[[], Mapping[int, int]]  # what each guest is charged, by the pid of its QEMU
 
 _FLOORS: Final = "the floors of the VMs together exceed the budget"
 _NEEDS: Final = "what the guests hold exceeds the budget"
 _HYSTERESIS: Final = 1.05  # hysteresis: the alarm ends when the guests hold this much less
+_QEMU_ITSELF: Final = (
+    32 * MIB
+)  # resident beside the guest's memory; more is seen when the guest fills its own
+_MOST_RESERVE: Final = 10  # in a cgroup, as a part of its limit: the usual reserve is made for whole hosts
+
+
+@dataclass(frozen=True, slots=True)
+class _Confinement:
+    """The cgroup that limits the VMs, and what guests may hold in it; kept while it cannot be read."""
+
+    memory: CgroupMemory
+    for_guests: int
 
 
 class HostMonitor:
-    """Reads the host's figures, and tells when its level changes or its VMs need more than there is."""
+    """Reads the host's figures, and tells when its level changes or its VMs need more than there is.
 
-    def __init__(self, feed: Feed) -> None:
-        self.sample = read_host()
+    ``proc`` and ``cgroups`` are where procfs and the control groups are mounted.
+    """
+
+    def __init__(self, feed: Feed, *, proc: str = "/proc", cgroups: str = MOUNTED_AT) -> None:
+        self.sample = read_host(proc)  # a cgroup that limits the VMs lowers its figures
         self.budget: int | None = None  # None: not known
         self.reserve = 0
+        self.for_guests: int | None = None  # what guests could hold if there were neither budget nor reserve
         self._feed = feed
-        self._limit_missed = False
+        self._proc, self._cgroups = proc, cgroups
+        self._total = self.sample.mem_total
+        self._confined: _Confinement | None = None
+        self._source: CgroupBudget | None = None
+        self._remark: tuple[str, str] | None = None  # what was last logged about the cgroup
         self._level = "ok"
         self._alarm: str | None = None
         self._exhausted = False
 
-    def look(self, settings: HostSettings) -> None:
-        """Read the host's figures now; a total that cannot be read keeps its last value."""
+    def look(self, settings: HostSettings, charges: Charges = dict) -> None:
+        """Read the host's figures now; what cannot be read keeps its last value."""
         self._look_at_descriptors()
-        total = self.sample.mem_total
-        self.sample = read_host()
-        if self.sample.mem_total is None:  # otherwise a budget in percent would be zero
-            self.sample = replace(self.sample, mem_total=total)
-        total = self.sample.mem_total
-        if isinstance(settings.budget, Amount):
-            self.budget = _size(settings.budget, total)
-        else:
-            self._take_limit(settings.budget.path)
-        self.reserve = _size(settings.reserve, total) or 0
+        sample = read_host(self._proc)
+        if sample.mem_total is None:  # otherwise a budget in percent would be zero
+            sample = replace(sample, mem_total=self._total)
+        self._total = total = sample.mem_total
+        source = settings.budget if isinstance(settings.budget, CgroupBudget) else None
+        if source != self._source:
+            self._source, self._confined, self._remark = source, None, None
+        self._look_at_cgroup(source, charges)
+        share = HostSettings().budget if source is not None else settings.budget
+        assert isinstance(share, Amount)
+        if self._confined is None:
+            self.sample, self.for_guests = sample, total
+            self.budget, self.reserve = _size(share, total), _size(settings.reserve, total) or 0
+            return
+        memory, self.for_guests = self._confined.memory, self._confined.for_guests
+        self.sample = sample = _limited(sample, memory)
+        reserve = _size(settings.reserve, sample.mem_total) or 0
+        self.reserve = min(reserve, memory.limit // _MOST_RESERVE)
+        self.budget = max(0, self.for_guests - self.reserve)
+        if source is None:
+            self.budget = min(self.budget, _size(share, sample.mem_total) or 0)
 
     def _look_at_descriptors(self) -> None:
         """Log when no file descriptor is left for another VM or broker, and when there are some again."""
@@ -64,18 +105,42 @@ class HostMonitor:
             say("descriptors-left", "there are some again")
         self._exhausted = exhausted
 
-    def _take_limit(self, path: str) -> None:
-        """Take a cgroup's limit as the budget; if it cannot be read, the last value stays."""
-        limit = cgroup_limit(path)
-        if limit is None and not self._limit_missed:
-            say(
-                "budget-unknown",
-                "this cgroup has no limit that can be read",
-                level=logging.ERROR,
-                cgroup=path,
-            )
-        self._limit_missed = limit is None
-        self.budget = limit if limit is not None else self.budget
+    def _look_at_cgroup(self, source: CgroupBudget | None, charges: Charges) -> None:
+        """Read the configured cgroup, or that of this process; if it cannot be read, the last values stay."""
+        try:
+            if source is not None:
+                memory = read_cgroup(source.path, self._cgroups)
+            else:
+                memory = self._own_cgroup(charges)
+        except ValueError as error:
+            self._remark_once("budget-unknown", f"the last value stays: {error}", level=logging.ERROR)
+            return
+        if memory is None:
+            self._confined = None
+            if source is not None:
+                why = f"no limit applies to {source.path}: the VMs get the default share of the host"
+                self._remark_once("budget-unlimited", why, level=logging.WARNING)
+            else:
+                self._remark = None
+            return
+        where = min(memory.levels, key=lambda level: level.limit).path
+        self._remark_once("budget-limited", f"the VMs share the memory of cgroup {where}", level=logging.INFO)
+        resident = sum(_guest_memory(pid, charge) for pid, charge in charges().items())
+        self._confined = _Confinement(memory, memory.for_guests(resident))
+
+    def _own_cgroup(self, charges: Charges) -> CgroupMemory | None:
+        """Return the limits of this process that hold for all VMs too: a unit may limit the agent alone."""
+        memory = read_own_cgroup(self._proc, self._cgroups)
+        groups = [read_membership(str(pid), self._proc) for pid in charges()] if memory is not None else []
+        if memory is None or not groups:
+            return None
+        levels = [level for level in memory.levels if all(is_within(group, level.path) for group in groups)]
+        return replace(memory, levels=tuple(levels)) if levels else None
+
+    def _remark_once(self, word: str, remark: str, *, level: int) -> None:
+        if self._remark != (word, remark):
+            self._remark = (word, remark)
+            say(word, remark, level=level)
 
     def judge(self, snapshot: Snapshot, *, lent: int) -> None:
         """Publish a new level, and an alarm that begins or ends."""
@@ -140,6 +205,23 @@ def _alarm_of(snapshot: Snapshot, before: str | None) -> str | None:
         return _FLOORS
     needed = needs(snapshot) * (_HYSTERESIS if before == _NEEDS else 1)
     return _NEEDS if snapshot.guests and needed > snapshot.budget else None
+
+
+def _limited(sample: HostSample, memory: CgroupMemory) -> HostSample:
+    """Return what processes of the cgroup have of the host; lxcfs may have told the same already."""
+    total, available = sample.mem_total, sample.mem_available
+    if memory.psi_full_avg10 is not None:
+        sample = replace(sample, psi_some_avg10=memory.psi_some_avg10, psi_full_avg10=memory.psi_full_avg10)
+    return replace(
+        sample,
+        mem_total=memory.limit if total is None else min(total, memory.limit),
+        mem_available=memory.left if available is None else min(available, memory.left),
+    )
+
+
+def _guest_memory(pid: int, charge: int) -> int:
+    """Return how much of a QEMU's resident memory is its guest's, in bytes."""
+    return max(0, min((rss_of(pid) or 0) - _QEMU_ITSELF, charge))
 
 
 def _size(amount: Amount, total: int | None) -> int | None:

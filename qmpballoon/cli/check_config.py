@@ -83,7 +83,7 @@ def _in_force(configuration: Configuration) -> Iterator[tuple[str, str]]:
 def _budget(configuration: Configuration) -> str:
     budget, total = configuration.host.budget, read_host().mem_total
     if isinstance(budget, CgroupBudget):
-        return f"memory.max of {budget.path}"
+        return f"memory.max of {budget.path}, less what is not guest memory"
     if budget.relative and total:
         return f"{budget} of this machine's {format_size(total)} = {format_size(budget.of(total))}"
     return str(budget)

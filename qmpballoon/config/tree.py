@@ -146,13 +146,14 @@ class HostSettings:
 
     budget: Budget = _key(
         values.budget,
-        "What all VMs together may hold: a share of MemTotal, a size, or a cgroup's memory.max\n"
-        '("cgroup:/machine.slice").',
+        "What all VMs together may hold: a share of MemTotal, a size, or a cgroup's memory.max less what is\n"
+        'not guest memory ("cgroup:/machine.slice"). No more than a limit on the agent and all VMs leaves.',
         parse_amount("80%"),
     )
     reserve: Amount = _key(
         values.share_or_size,
-        "Host memory (MemAvailable) that is never given to VMs: a size or a share of MemTotal.",
+        "Host memory (MemAvailable) that is never given to VMs: a size or a share of MemTotal. In a cgroup\n"
+        "at most a tenth of its limit.",
         parse_amount("512MiB"),
     )
 

@@ -39,14 +39,15 @@ def within_budget(
     }
     coming = sum(_to_come(guests[vm], decision) for vm, decision in requested.items() if vm not in urgent)
     free, caution = snapshot.free, sum(_caution(guest) for guest in snapshot.guests)
+    of_budget = snapshot.budget - snapshot.held_back - snapshot.charged + coming + caution
     shares = {vm: guest.shares for vm, guest in guests.items()}
     within = free + coming + caution
-    most = _for_emergencies(snapshot, within, coming)
+    most = _for_emergencies(snapshot, of_budget, coming)
     paid = water_fill(urgent, shares, min(within, most))
     short = {vm: _saves(guests[vm], size) - paid[vm] for vm, size in urgent.items()}
     loans = water_fill(short, shares, most - sum(paid.values()))
     paid = {vm: size + loans[vm] for vm, size in paid.items()}
-    lent = sum(loans.values())
+    lent = max(0, sum(paid.values()) - max(0, of_budget))
     paid |= water_fill(ordinary, shares, free - sum(paid.values()))
     if not accounts:
         paid = urgent | ordinary
@@ -109,11 +110,17 @@ def _caution(guest: GuestSnapshot) -> int:
     return max(0, guest.charge - max(guest.floor, int(guest.rss * BOOTING_GROWS)))
 
 
-def _for_emergencies(snapshot: Snapshot, within_budget: int, coming: int) -> int:
-    """Return the bytes available to emergencies, including a loan of at most half of the reserve."""
-    if snapshot.overload != "guests":
-        return within_budget
-    most = within_budget + int(LOAN * max(0, snapshot.mem_total - snapshot.budget))
+def _for_emergencies(snapshot: Snapshot, of_budget: int, coming: int) -> int:
+    """Return the bytes available to emergencies, by the budget and by what the host has.
+
+    A loan may use half of the reserve, or half of what the host has if that is less than its reserve. What
+    other guests are about to give is available however short the host is.
+    """
+    lends = snapshot.overload == "guests"
+    if lends:
+        of_budget += int(LOAN * max(0, snapshot.mem_total - snapshot.budget))
     if snapshot.mem_available is None:
-        return most
-    return min(most, snapshot.mem_available - snapshot.reserve // 2 - snapshot.promised + coming)
+        return of_budget
+    kept = min(snapshot.reserve, snapshot.mem_available) // 2 if lends else snapshot.reserve
+    of_host = max(0, snapshot.mem_available - kept) + coming - snapshot.promised
+    return min(of_budget, of_host)

@@ -176,7 +176,8 @@ class Guard(Generic[S]):
             return Hold(judgement.why or "held")
         least = guest.floor
         if self.safeties.emergencies and guest.estimate is not None:
-            least = max(least, guest.estimate.held + clear_of_emergency(guest))
+            held = guest.estimate.held
+            least = max(least, with_margin(held), held + clear_of_emergency(guest))
         if judgement.probe:
             least = max(least, guest.actual - PROBE)
         target = max(decision.target, least)

@@ -74,6 +74,22 @@ def test_emergencies_get_half_of_the_reserve_and_no_more_than_the_host_has(overl
     assert paid(host, a=to(1000, urgent=True))[0] == {"a": to(512 + most, urgent=True)}
 
 
+@pytest.mark.parametrize("overload", ["guests", "host"])
+def test_an_emergency_gets_what_others_give_however_short_the_host_is(overload: str) -> None:
+    host = a_host(a_guest("a", actual=512), a_guest("b", actual=512), budget=4096, overload=overload)
+    host = replace(host, mem_available=0, reserve=512 * MIB)
+    assert paid(host, a=to(700, urgent=True), b=to(412)) == ({"a": to(612, urgent=True), "b": to(412)}, 0)
+    assert paid(host, a=to(700), b=to(412))[0]["a"] == Hold("awaits-memory")
+
+
+def test_an_emergency_gets_half_of_what_a_host_has_that_is_below_its_reserve() -> None:
+    host = a_host(a_guest("a", actual=512), budget=4096)
+    host = replace(host, mem_available=200 * MIB, reserve=512 * MIB)
+    assert paid(host, a=to(1000, urgent=True)) == ({"a": to(612, urgent=True)}, 0)
+    strict = replace(host, overload="host")
+    assert paid(strict, a=to(1000, urgent=True))[0] == {"a": Hold("awaits-memory")}
+
+
 def test_an_emergency_is_paid_before_an_ordinary_grow() -> None:
     host = a_host(a_guest("a", actual=512), a_guest("b", actual=512), budget=1200)
     decisions, _ = paid(host, a=to(680), b=to(680, urgent=True))

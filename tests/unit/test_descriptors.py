@@ -190,7 +190,7 @@ def test_the_budget_stays_when_the_size_of_the_host_cannot_be_read(monkeypatch: 
     monitor.look(HostSettings())
     before = (monitor.budget, monitor.reserve)
     assert before[0]
-    monkeypatch.setattr(host_monitor_module, "read_host", lambda: HostSample(None, None, None, None))
+    monkeypatch.setattr(host_monitor_module, "read_host", lambda _: HostSample(None, None, None, None))
     monitor.look(HostSettings())
     assert (monitor.budget, monitor.reserve) == before
     assert monitor.sample.mem_available is None

@@ -23,6 +23,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "units": "",
     "readers": "",
     "procfs": "",
+    "cgroups": "",
     "terminal": "",
     "screen": "",
     "config": "toml_lines values tree cross_checks environment matching reader printed .",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +18,10 @@ from qmpballoon.procfs import (
     ResidentMemory,
     age_of,
     can_hold,
-    cgroup_limit,
     is_stopped,
     life_of,
     mapped_writable,
+    parse_arc,
     parse_meminfo,
     parse_pressure,
     parse_process_stat,
@@ -46,6 +47,64 @@ def test_meminfo_is_bytes_and_leaves_out_what_is_no_size() -> None:
     sizes = "MemTotal:       24576 kB\nMemAvailable:    1024 kB\n"
     text = f"{sizes}HugePages_Total:       0\nnonsense\nX: -1 kB\nY: ² kB\n"
     assert parse_meminfo(text) == {"MemTotal": 24576 * 1024, "MemAvailable": 1024 * 1024}
+
+
+def a_proc(directory: Path, meminfo: str, **files: str) -> str:
+    """Write a tree that stands for /proc, and return its path."""
+    (directory / "meminfo").write_text(meminfo)
+    for name, text in files.items():
+        place = directory / {"arcstats": "spl/kstat/zfs/arcstats", "pressure": "pressure/memory"}[name]
+        place.parent.mkdir(parents=True)
+        place.write_text(text)
+    return str(directory)
+
+
+MEMINFO = "MemTotal: 8192 kB\nMemAvailable: 1024 kB\nShmem: 4096 kB\nSwapFree: 9999 kB\n"
+
+
+def test_what_the_cache_of_zfs_can_give_is_available(tmp_path: Path) -> None:
+    arcstats = "9 1 0x01 147 39984 1 2\nname type data\nhits 4 7\nc_min 4 1048576\nsize 4 3145728\n"
+    assert read_host(a_proc(tmp_path, MEMINFO, arcstats=arcstats)).mem_available == 3 * MIB
+
+
+@pytest.mark.parametrize(
+    "arcstats",
+    [
+        "",
+        "size 4 99\n",
+        "c_min 4 5\nsize 4 4\n",  # it is below its minimum
+        "c_min 4 x\nsize 4 99\n",
+        "c_min 4 1\nsize 4 -99\n",
+        f"c_min 4 0\nsize 4 {'9' * 5000}\n",
+        "c_min 4 0\nsize 4 ²\n",
+    ],
+)
+def test_a_cache_of_zfs_that_can_give_nothing_adds_nothing(arcstats: str) -> None:
+    assert parse_arc(arcstats) == 0
+
+
+def test_tmpfs_and_swap_are_not_available(tmp_path: Path) -> None:
+    assert read_host(a_proc(tmp_path, MEMINFO)).mem_available == MIB
+
+
+@pytest.mark.parametrize(
+    ("pool", "total"),
+    [
+        ("HugePages_Total: 2\nHugepagesize: 2048 kB\n", 4),
+        ("HugePages_Total: 2\nHugepagesize: 2048 kB\nHugetlb: 5120 kB\n", 3),  # pages of other sizes, too
+        ("HugePages_Total: ²\nHugepagesize: 2048 kB\n", 8),
+        ("HugePages_Total: 2\n", 8),
+        ("Hugetlb: 16384 kB\n", 0),
+        ("", 8),
+    ],
+)
+def test_the_pool_of_huge_pages_is_not_part_of_the_total(pool: str, total: int, tmp_path: Path) -> None:
+    assert read_host(a_proc(tmp_path, MEMINFO + pool)).mem_total == total * MIB
+
+
+def test_the_stall_of_the_host_is_read(tmp_path: Path) -> None:
+    sample = read_host(a_proc(tmp_path, MEMINFO, pressure="some avg10=2.50\nfull avg10=1.00\n"))
+    assert (sample.psi_some_avg10, sample.psi_full_avg10) == (2.5, 1.0)
 
 
 def test_pressure_is_the_average_of_ten_seconds() -> None:
@@ -78,28 +137,9 @@ def test_the_host_is_read_with_what_this_kernel_has() -> None:
 
 
 def test_a_kernel_that_tells_nothing_is_none_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procfs, "_text", lambda _: "")
+    monkeypatch.setattr(procfs, "text_of", lambda _: "")
     assert read_host() == procfs.HostSample(None, None, None, None)
     assert age_of(Life(1, 1)) is None
-    assert cgroup_limit("/a") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "limit"), [("max\n", None), ("1048576\n", 1048576), ("9223372036854771712\n", None), ("", None)]
-)
-def test_a_cgroup_limit_is_bytes_or_none(
-    text: str, limit: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        procfs, "_text", lambda path: text if path == "/sys/fs/cgroup/machine.slice/memory.max" else ""
-    )
-    assert cgroup_limit("/machine.slice") == limit
-
-
-def test_a_cgroup_of_version_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = "/sys/fs/cgroup/memory/machine/memory.limit_in_bytes"
-    monkeypatch.setattr(procfs, "_text", lambda path: "4096\n" if path == place else "")
-    assert cgroup_limit("machine/") == 4096
 
 
 def test_a_life_is_a_pid_and_when_it_started(child: subprocess.Popen[bytes]) -> None:
@@ -162,17 +202,17 @@ STATUS = "Name:\tqemu\nVmRSS:\t  90000 kB\nVmSwap:\t     12 kB\nHugetlbPages:\t 
 
 
 def test_the_sizes_of_a_process_are_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procfs, "_text", {"/proc/7/status": STATUS}.__getitem__)
+    monkeypatch.setattr(procfs, "text_of", {"/proc/7/status": STATUS}.__getitem__)
     assert status_of(7) == {"VmRSS": 90000 * 1024, "VmSwap": 12 * 1024, "HugetlbPages": 4096 * 1024}
 
 
 def test_huge_pages_are_resident_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procfs, "_text", lambda path: STATUS)
+    monkeypatch.setattr(procfs, "text_of", lambda path: STATUS)
     resident = ResidentMemory(os.getpid())
     assert resident.read() == resident.read() == rss_of(os.getpid()) == (90000 + 4096) * 1024
-    monkeypatch.setattr(procfs, "_text", lambda path: STATUS.replace("4096", "0"))
+    monkeypatch.setattr(procfs, "text_of", lambda path: STATUS.replace("4096", "0"))
     assert resident.read() == 90000 * 1024
-    monkeypatch.setattr(procfs, "_text", lambda path: STATUS)
+    monkeypatch.setattr(procfs, "text_of", lambda path: STATUS)
     small = resident.read()  # none were there: the cheaper file is read until somebody looks again
     assert small is not None
     assert small != (90000 + 4096) * 1024
@@ -190,7 +230,7 @@ def test_a_kernel_without_huge_pages_tells_none(monkeypatch: pytest.MonkeyPatch)
         read.append(path)
         return "VmRSS:\t  90000 kB\n"
 
-    monkeypatch.setattr(procfs, "_text", status)
+    monkeypatch.setattr(procfs, "text_of", status)
     resident = ResidentMemory(os.getpid())
     assert resident.look_closely() == 0
     assert resident.read() not in (None, 90000 * 1024)  # of the real process, by the cheaper file

@@ -46,7 +46,7 @@ def parse_meminfo(text: str) -> dict[str, int]:
     for line in text.splitlines():
         key, _, rest = line.partition(":")
         number, _, unit = rest.strip().partition(" ")
-        if number.isascii() and number.isdigit() and unit == "kB":
+        if is_number(number) and unit == "kB":
             sizes[key] = int(number) * 1024
     return sizes
 

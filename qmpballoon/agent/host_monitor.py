@@ -42,6 +42,7 @@ class _Confinement:
 
     memory: CgroupMemory
     for_guests: int
+    configured: bool  # False: it is the agent's own
 
 
 class HostMonitor:
@@ -83,11 +84,11 @@ class HostMonitor:
             self.budget, self.reserve = _size(share, total), _size(settings.reserve, total) or 0
             return
         memory, self.for_guests = self._confined.memory, self._confined.for_guests
-        self.sample = sample = _limited(sample, memory)
-        reserve = _size(settings.reserve, sample.mem_total) or 0
+        reserve = _size(settings.reserve, total) or 0
         self.reserve = min(reserve, memory.limit // _MOST_RESERVE)
+        self.sample = sample = _limited(sample, memory, reserve - self.reserve)
         self.budget = max(0, self.for_guests - self.reserve)
-        if source is None:
+        if not self._confined.configured:
             self.budget = min(self.budget, _size(share, sample.mem_total) or 0)
 
     def _look_at_descriptors(self) -> None:
@@ -108,25 +109,25 @@ class HostMonitor:
     def _look_at_cgroup(self, source: CgroupBudget | None, charges: Charges) -> None:
         """Read the configured cgroup, or that of this process; if it cannot be read, the last values stay."""
         try:
-            if source is not None:
-                memory = read_cgroup(source.path, self._cgroups)
-            else:
-                memory = self._own_cgroup(charges)
+            configured = read_cgroup(source.path, self._cgroups) if source is not None else None
+            memory = configured or self._own_cgroup(charges)
         except ValueError as error:
             self._remark_once("budget-unknown", f"the last value stays: {error}", level=logging.ERROR)
             return
+        if source is not None and configured is None:
+            why = f"no limit applies to {source.path}: the VMs get the default share of the host"
+            self._remark_once("budget-unlimited", why, level=logging.WARNING)
+        elif memory is None:
+            self._remark = None
+        else:
+            where = min(memory.levels, key=lambda level: level.limit).path
+            why = f"the VMs share the memory of cgroup {where}"
+            self._remark_once("budget-limited", why, level=logging.INFO)
         if memory is None:
             self._confined = None
-            if source is not None:
-                why = f"no limit applies to {source.path}: the VMs get the default share of the host"
-                self._remark_once("budget-unlimited", why, level=logging.WARNING)
-            else:
-                self._remark = None
             return
-        where = min(memory.levels, key=lambda level: level.limit).path
-        self._remark_once("budget-limited", f"the VMs share the memory of cgroup {where}", level=logging.INFO)
         resident = sum(_guest_memory(pid, charge) for pid, charge in charges().items())
-        self._confined = _Confinement(memory, memory.for_guests(resident))
+        self._confined = _Confinement(memory, memory.for_guests(resident), configured is not None)
 
     def _own_cgroup(self, charges: Charges) -> CgroupMemory | None:
         """Return the limits of this process that hold for all VMs too: a unit may limit the agent alone."""
@@ -207,15 +208,20 @@ def _alarm_of(snapshot: Snapshot, before: str | None) -> str | None:
     return _NEEDS if snapshot.guests and needed > snapshot.budget else None
 
 
-def _limited(sample: HostSample, memory: CgroupMemory) -> HostSample:
-    """Return what processes of the cgroup have of the host; lxcfs may have told the same already."""
-    total, available = sample.mem_total, sample.mem_available
+def _limited(sample: HostSample, memory: CgroupMemory, kept: int) -> HostSample:
+    """Return what processes of the cgroup have of the host; lxcfs may have told the same already.
+
+    ``kept`` is how much more of the host than of the group is reserved, in bytes.
+    """
+    total, available, left = sample.mem_total, sample.mem_available, memory.left
+    if available is not None and total is not None and total > memory.limit:
+        left = min(left, max(0, available - kept))
+    elif available is not None:
+        left = min(left, available)
     if memory.psi_full_avg10 is not None:
         sample = replace(sample, psi_some_avg10=memory.psi_some_avg10, psi_full_avg10=memory.psi_full_avg10)
     return replace(
-        sample,
-        mem_total=memory.limit if total is None else min(total, memory.limit),
-        mem_available=memory.left if available is None else min(available, memory.left),
+        sample, mem_total=memory.limit if total is None else min(total, memory.limit), mem_available=left
     )
 
 

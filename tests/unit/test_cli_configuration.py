@@ -163,3 +163,9 @@ def test_a_second_agent_of_the_same_name_is_exit_2(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("qmpballoon.log.set_up", lambda **_: None)
     assert main(["agent"]) == 2
     assert "another agent named 'edge-7' runs" in capsys.readouterr().err
+
+
+def test_an_agent_does_not_start_on_a_cgroup_that_is_not_there() -> None:
+    configuration = agent.configured(typed("--budget", "cgroup:/no/such/group"))
+    with pytest.raises(ConfigurationError, match=r"host.budget: there is no cgroup .*/no/such/group"):
+        qmpballoon.agent.app.check_usable(configuration)

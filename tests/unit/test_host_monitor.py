@@ -211,12 +211,25 @@ def test_the_own_limit_counts_where_no_cgroup_is_configured(machine: _Machine) -
     assert machine.look("80%") == WHOLE_HOST
 
 
+def test_the_own_limit_counts_where_the_configured_cgroup_has_none(machine: _Machine) -> None:
+    (machine.cgroups / "outside").mkdir()
+    (machine.cgroups / "outside/memory.max").write_text("max")
+    machine.monitor.look(HostSettings(budget=CgroupBudget("/outside")), lambda: QEMUS)
+    assert machine.monitor.budget == (560 - (400 - 20 - 2 * (150 - 32)) - 56) * MIB
+    assert machine.said == ["budget-unlimited"]
+
+
 def test_a_limit_of_the_agent_alone_does_not_count(machine: _Machine) -> None:
     machine.move("71", "/elsewhere")
     assert machine.look("80%") == WHOLE_HOST
     machine.monitor.look(HostSettings())  # no QEMU is known
     assert machine.monitor.budget == parse_amount("80%").of(8192 * MIB)
     assert machine.said == []
+
+
+def test_the_reserve_of_the_host_is_kept_beside_that_of_the_cgroup(machine: _Machine) -> None:
+    (machine.proc / "meminfo").write_text(f"MemTotal: {8192 * 1024} kB\nMemAvailable: {500 * 1024} kB\n")
+    assert machine.look()[1:] == (56, 500 - 512 + 56)
 
 
 def test_a_total_that_is_that_of_the_container_already_is_not_lowered_twice(machine: _Machine) -> None:

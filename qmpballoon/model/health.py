@@ -30,6 +30,8 @@ def health_of(facts: VmFacts, now_s: float) -> str:
         return _without_sample(facts, seen, now_s)
     if _is_in_grace(facts, now_s):
         return "starting"
+    if seen.sample.available is None:
+        return "no-stats"
     if now_s - seen.sample.seen_at_s > max(STALE_INTERVALS * facts.stats_interval_s, STALE_S):
         return "stale"
     return facts.judged or "ok"

@@ -104,15 +104,18 @@ class Sample:
 
     def __post_init__(self) -> None:
         """Compute what is held."""
-        if self.actual is None or self.stats.available is None:
+        if self.actual is None or self.available is None:
             object.__setattr__(self, "held", None)
         else:
-            object.__setattr__(self, "held", max(0, self.actual - self.stats.available))
+            object.__setattr__(self, "held", max(0, self.actual - self.available))
 
     @property
     def available(self) -> int | None:
-        """What the guest could still get without reclaim, in bytes, as it claims."""
-        return self.stats.available
+        """What the guest could still get without reclaim, in bytes, as it claims.
+
+        Guests that do not report it (Linux before 4.16, BSD) have at least what is free.
+        """
+        return self.stats.free if self.stats.available is None else self.stats.available
 
     def aged(self, now_s: float) -> GuestStats:
         """Return the figures with their age at ``now_s``."""

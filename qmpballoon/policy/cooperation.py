@@ -166,6 +166,8 @@ def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safet
     young = guest.fresh_since_s is None or now_s - guest.fresh_since_s < guest.grace_s
     if safeties.grace and young:
         return Judgement("grace", may_shrink=False)
+    if guest.sample is not None and guest.sample.available is None:
+        return Judgement("figures-missing", may_shrink=False, proportional=True)
     age_s = guest.sample_age_s(now_s)
     if not safeties.staleness:
         return FREE

@@ -72,6 +72,10 @@ WORDS: Final[Mapping[str, Word]] = {
         "The guest has sent no figures for half a minute: it gives none and may grow to an equal part.",
         "Look at the guest: it may hang, or its balloon driver may be unloaded.",
     ),
+    "figures-missing": Word(
+        "The guest does not report how much memory it has left: it gives none and may grow to an equal part.",
+        "Start the guest's statistics (Windows: the balloon service), or set its target by hand.",
+    ),
     "grace": Word("The guest has just come up and gives no memory before its grace time is over.", _NOTHING),
     "booting": Word(
         "No balloon driver is up, so the guest is charged with its whole size and left at its ceiling.",

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from policy_makers import a_guest
 
+from qmpballoon.model.records import GuestStats
 from qmpballoon.policy.cooperation import Cooperation, Judgement, Safeties, judge
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.units import MIB
@@ -217,3 +218,10 @@ def test_a_claim_that_rss_refutes_for_long_is_reported_and_the_guest_may_still_b
     assert watched.after(10) == Judgement()
     assert watched.after(10) == Judgement(refuted=True)
     assert watched.after(1, rss=1024 * MIB) == Judgement()
+
+
+def test_a_guest_that_does_not_report_what_it_has_left_gives_nothing_and_may_grow_to_an_equal_part() -> None:
+    guest = a_guest()
+    assert guest.sample is not None
+    silent = replace(guest, sample=replace(guest.sample, stats=GuestStats(total=512 * MIB)))
+    assert Watched(silent).after(60) == Judgement("figures-missing", may_shrink=False, proportional=True)

@@ -13,7 +13,9 @@ from qmpballoon.model.facts import BootFacts, Connection, Seen, VmFacts
 from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, health_of
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import HEALTH_WORDS, GuestStats, Sample
+from qmpballoon.units import MIB
 
+FIGURES = GuestStats(available=100 * MIB)
 NOW_S = 1000.0
 
 
@@ -47,7 +49,7 @@ def word_of(signs: Signs) -> str:
         driver_since_s=NOW_S - signs.since_driver_s,
         driver_reports=signs.driver_reports,
         ever_reported=signs.ever_reported,
-        sample=None if signs.sample_age_s is None else Sample(GuestStats(), NOW_S - signs.sample_age_s),
+        sample=None if signs.sample_age_s is None else Sample(FIGURES, NOW_S - signs.sample_age_s),
     )
     fresh_s = None if signs.fresh_for_s is None else NOW_S - signs.fresh_for_s
     booted_at_s = NOW_S - max(signs.since_boot_s, signs.since_driver_s)  # no driver is up before its guest
@@ -137,14 +139,14 @@ def test_any_facts_give_a_documented_health_word(signs: Signs) -> None:
 
 
 def test_within_the_grace_time_a_sample_that_is_not_noted_yet_makes_no_vm_ok() -> None:
-    seen = Seen(driver=True, driver_up=True, sample=Sample(GuestStats(), NOW_S))
+    seen = Seen(driver=True, driver_up=True, sample=Sample(FIGURES, NOW_S))
     facts = VmFacts(id=VmId("a"), seen=seen, boot=BootFacts(NOW_S - 5, None, needs_grace=True))
     assert health_of(facts, NOW_S) == "starting"
 
 
 @pytest.mark.parametrize("judged", ["untrusted", "uncooperative", "stuck"])
 def test_the_guards_judgement_is_the_health_of_an_otherwise_ok_vm(judged: str) -> None:
-    seen = Seen(driver=True, driver_up=True, sample=Sample(GuestStats(), NOW_S))
+    seen = Seen(driver=True, driver_up=True, sample=Sample(FIGURES, NOW_S))
     facts = VmFacts(id=VmId("a"), seen=seen, judged=judged)
     assert health_of(facts, NOW_S) == judged
     assert health_of(facts._replace(connection="busy"), NOW_S) == "busy"
@@ -154,3 +156,22 @@ def test_a_driver_that_is_proved_by_a_moving_balloon_and_reports_nothing() -> No
     seen = Seen(driver=None, driver_up=True, ever_reported=False, driver_since_s=NOW_S - FIRST_SAMPLE_S)
     facts = VmFacts(id=VmId("a"), seen=seen, boot=BootFacts(NOW_S - BOOT_S))
     assert health_of(facts, NOW_S) == "no-stats"
+
+
+def test_figures_that_do_not_say_what_is_left_are_no_statistics() -> None:
+    word = {
+        name: health_of(
+            VmFacts(
+                id=VmId("a"),
+                seen=Seen(driver=True, driver_up=True, sample=Sample(stats, NOW_S)),
+                boot=BootFacts(NOW_S - 1000),
+            ),
+            NOW_S,
+        )
+        for name, stats in {
+            "nothing": GuestStats(),  # Windows without its balloon service
+            "total": GuestStats(total=512 * MIB),
+            "free": GuestStats(total=512 * MIB, free=100 * MIB),  # Linux before 4.16
+        }.items()
+    }
+    assert word == {"nothing": "no-stats", "total": "no-stats", "free": "ok"}

@@ -18,6 +18,7 @@ import asyncio
 import json
 import logging
 import math
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import cached_property
 from typing import Final, Self, TypeVar, cast
@@ -35,7 +36,10 @@ DEEPEST: Final = 64  # nesting levels; QEMU uses a few, a thousand would overflo
 MOST_UNASKED_PER_S: Final = 2000  # events; QEMU itself limits the frequent ones to one per second
 MOST_ABANDONED: Final = 256  # outstanding replies to cancelled requests
 _MANY_BRACKETS: Final = 256  # a message with fewer brackets cannot be too deep: skip the check
+_MOST_LINES: Final = 100_000  # of one message; the largest with pretty=on has a few thousand
 _TURN: Final = 64  # messages handled before yielding to the loop, so that a flood does not delay other tasks
+_TEXT: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|(".*)', re.DOTALL)  # group 1: one that is not closed
+_OUTSIDE_TEXT: Final = re.compile(rb"[][{},:0-9A-Za-z.+ \t\r\n-]*+")
 
 _QUIET: Final = logging.getLogger("qmpballoon.qmp.wire")  # qemu.qmp logs each loss several times
 _QUIET.addHandler(logging.NullHandler())
@@ -85,6 +89,7 @@ class Session(QMPClient):
         self._abandoned: set[object] = set()
         self._reason: ConnectionLost | None = None
         self._over = asyncio.Event()
+        self._is_pretty: bool | None = None  # pretty=on: many lines a message; the first message shows it
         self._turn = 0
         self._unasked = 0
         self._unasked_since_s = 0.0
@@ -155,7 +160,7 @@ class Session(QMPClient):
         allowed_s = self.request_timeout_s if timeout_s is None else timeout_s
         hangs = self._loop.call_later(allowed_s, self._hangs, command, allowed_s)
         try:
-            self._writer.write(json.dumps(message).encode())
+            self._writer.write(json.dumps(message).encode() + b"\n")  # for multiplexers that read lines
             answer = await reply
         finally:
             hangs.cancel()
@@ -237,7 +242,7 @@ class Session(QMPClient):
     async def _negotiate(self) -> None:
         # Without "oob": it is not needed, and with it QEMU parses in a second thread.
         assert self._writer is not None
-        self._writer.write(b'{"execute": "qmp_capabilities", "id": 0}')
+        self._writer.write(b'{"execute": "qmp_capabilities", "id": 0}\n')
         try:
             async with asyncio.timeout(self.request_timeout_s):
                 while "return" not in (answer := await self._do_recv()):
@@ -252,20 +257,42 @@ class Session(QMPClient):
             ) from None
 
     async def _do_recv(self) -> Message:
+        raw = await self._read_line(LONGEST_MESSAGE)
+        message = _as_json(raw)
+        if message is None and raw.startswith(b"{") and self._is_pretty is not False:
+            raw = await self._read_rest(raw)
+            message = _as_json(raw)
+            self._is_pretty = True
+        elif self._is_pretty is None:
+            self._is_pretty = False
+        if not isinstance(message, dict) or _is_too_deep(raw, message):
+            raise ConnectionLost(f"{self.path}: this is not QMP: {_shortened(raw)}")
+        return cast(Message, message)  # a plain dict is enough: Message would only serialise it again
+
+    async def _read_rest(self, first: bytes) -> bytes:
+        """Read on until all brackets of a message are closed; each line is looked at once."""
+        lines, size, level = [first], len(first), _brackets(first)
+        while level is not None and 0 < level <= DEEPEST and len(lines) < _MOST_LINES:
+            lines.append(await self._read_line(LONGEST_MESSAGE - size))
+            size += len(lines[-1])
+            more = _brackets(lines[-1])
+            level = None if more is None else level + more
+            if len(lines) % _TURN == 0:
+                await asyncio.sleep(0)
+        return b"".join(lines)
+
+    async def _read_line(self, longest: int) -> bytes:
         assert self._reader is not None
         try:
             line = await self._reader.readline()
         except ValueError:
-            raise ConnectionLost(f"{self.path}: a message of more than {LONGEST_MESSAGE} bytes") from None
+            line = b""
+            longest = -1
+        if len(line) > longest:
+            raise ConnectionLost(f"{self.path}: a message of more than {LONGEST_MESSAGE} bytes")
         if not line.endswith(b"\n"):
             raise EOFError(*([len(line)] if line else []))
-        try:
-            message = json.loads(line.decode())
-        except (ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict) or _is_too_deep(line, message):
-            raise ConnectionLost(f"{self.path}: this is not QMP: {_shortened(line)}")
-        return cast(Message, message)  # a plain dict is enough: Message would only serialise it again
+        return line
 
     async def _bh_recv_message(self) -> None:
         message = await self._do_recv()
@@ -353,6 +380,22 @@ def _as_loss(path: str, error: BaseException) -> ConnectionLost:
             return ConnectionLost(f"{path}: {error.strerror or error}")
         case _:
             return ConnectionLost(f"{path}: this is not QMP: {_shortened(str(error))}")
+
+
+def _as_json(raw: bytes) -> object:
+    try:
+        return json.loads(raw.decode())
+    except (ValueError, RecursionError):
+        return None
+
+
+def _brackets(line: bytes) -> int | None:
+    """Return how many more brackets a line of JSON opens than it closes; None if it is no JSON."""
+    outside = _TEXT.sub(rb"\1", line)
+    if not _OUTSIDE_TEXT.fullmatch(outside):
+        return None
+    opened, closed = outside.count(b"{") + outside.count(b"["), outside.count(b"}") + outside.count(b"]")
+    return opened - closed
 
 
 def _is_too_deep(line: bytes, message: object) -> bool:

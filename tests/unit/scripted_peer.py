@@ -39,13 +39,14 @@ class Line:
         await self.send(json.dumps({"return": returned, "id": request["id"]}).encode() + b"\r\n")
 
     async def request(self) -> dict[str, Any]:
-        """Return the next request: a stream of JSON without line ends.
+        """Return the next request: a stream of JSON values.
 
         Raises:
             EOFError: the client left.
         """
         while True:
             with suppress(json.JSONDecodeError):
+                self._received = self._received.lstrip()
                 found, end = json.JSONDecoder().raw_decode(self._received)
                 self._received = self._received[end:]
                 assert isinstance(found, dict)

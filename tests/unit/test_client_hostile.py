@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -272,3 +273,52 @@ async def test_giving_up_on_the_greeting_frees_the_connection(sockets_dir: Path)
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert monitor.connection.fileno() == -1
+
+
+def spread(message: object) -> bytes:
+    return json.dumps(message, indent=4).replace("\n", "\r\n").encode() + b"\r\n"
+
+
+async def negotiate_spread(line: Line) -> None:
+    """Greet and negotiate as a monitor with pretty=on does; its texts hold brackets and quotes."""
+    greeting = json.loads(GREETING)
+    greeting["QMP"]["version"]["package"] = 'a "quoted" [bracket { in text'
+    await line.send(spread(greeting))
+    request = await line.request()
+    await line.send(spread({"return": {}, "id": request["id"]}))
+
+
+async def test_a_monitor_with_pretty_on_spreads_each_message_over_many_lines(sockets_dir: Path) -> None:
+    async def talk(line: Line) -> None:
+        await negotiate_spread(line)
+        request = await line.request()
+        await line.send(spread({"event": "STOP", "data": {}, "timestamp": {"seconds": 1, "microseconds": 2}}))
+        await line.send(spread({"return": {"rows": [1, {"text": '}"]{'}]}, "id": request["id"]}))
+        await line.until_the_client_leaves()
+
+    async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
+        assert await session.request("query-status") == {"rows": [1, {"text": '}"]{'}]}
+
+
+LONG_LINE = b'"' + b"x" * 100 + b'",\r\n'
+BAD_SPREAD = {
+    "too long": (b'{"id": 1, "return": [\r\n' + LONG_LINE * 50_000, "a message of more than"),
+    "too many lines": (b"{\r\n" + b"\r\n" * 110_000, "this is not QMP"),
+    "too deep": (b'{"a":\r\n' * 100, "this is not QMP"),
+    "garbage inside": (b'{"id": 1,\r\n\x00\xff\r\n', "this is not QMP"),
+    "no JSON though all is closed": (b'{"id": 1,\r\n,}\r\n', "this is not QMP"),
+    "a text that does not end": (b'{"id": 1,\r\n"abc\r\n', "this is not QMP"),
+}
+
+
+@pytest.mark.parametrize(("reply", "reason"), BAD_SPREAD.values(), ids=BAD_SPREAD.keys())
+async def test_a_bad_message_over_many_lines_is_a_loss(reply: bytes, reason: str, sockets_dir: Path) -> None:
+    async def talk(line: Line) -> None:
+        await negotiate_spread(line)
+        await line.request()
+        await line.send(reply)
+        await line.until_the_client_leaves()
+
+    async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
+        with pytest.raises(ConnectionLost, match=reason):
+            await session.request("query-status")

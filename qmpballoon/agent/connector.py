@@ -30,9 +30,12 @@ from qmpballoon.qmp.process import qemu_pid
 
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
+FIRST_OTHER_RETRY_S: Final = 10.0  # of a socket that is no QMP monitor: a console can be held by one client
+LAST_OTHER_RETRY_S: Final = 300.0
 HELD_FOR_S: Final = 10.0  # after a session of this length the back-off is reset
 LOOK_AT_SILENCE_S: Final = 1.0
 _LONGEST_NAME: Final = 255  # longest name taken from QEMU: it is part of every message
+_OTHER: Final = "it is a console, a guest agent or another protocol; keep it out of the globs of monitors"
 _NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 
@@ -52,11 +55,15 @@ class Connector:
         self._unclosed: frozenset[bytes] = frozenset()  # of hung sessions: QEMU has not seen their end yet
         self._parked = False
         self._retry_s = FIRST_RETRY_S
+        self._other_retry_s: float | None = None  # None: it may be a QMP monitor
+        self._problem: str | None = None  # why the last attempt failed; logged once
 
     @property
-    def is_unidentified(self) -> bool:
-        """Tell whether no VM ever answered here and it is not a second socket of one."""
-        return not self._parked and not self.is_over and self._registry.at(self.path) is None
+    def unidentified(self) -> str | None:
+        """Why no VM is known here; None if one is, or if it is a second socket of one."""
+        if self._parked or self.is_over or self._registry.at(self.path) is not None:
+            return None
+        return self._problem or "no answer yet"
 
     def socket_is(self, mark: SocketMark | None) -> None:
         """Note which socket is at the path now: the same, another one, or none (None)."""
@@ -64,6 +71,7 @@ class Connector:
             return
         before, self._mark = self._mark, mark
         self._retry_s = FIRST_RETRY_S
+        self._other_retry_s = self._problem = None
         if mark is not None and self._connection is not None:
             another_file = before is None or before[:2] != mark[:2]
             # The file may exist before its QEMU listens, and it is checked only when it changes.
@@ -100,28 +108,34 @@ class Connector:
             self._silent("offline")
 
     async def _connect_once(self) -> None:
+        before = socket_table(self.path)
         try:
             monitor = open_monitor(self.path)
-        except Unreachable:
+        except Unreachable as error:
             self._silent("offline")
+            if isinstance(error.__cause__, PermissionError) and self._problem != str(error):
+                say("socket-refused", str(error), level=logging.WARNING, socket=self.path)
+            self._problem = str(error)
             return
         except MonitorBusy:
             self._silent("busy")
             return
         try:
-            await self._with(monitor)
+            await self._with(monitor, before)
+        except _NoMonitor as reason:
+            self._is_no_monitor(str(reason))
         except (ConnectionLost, QmpError) as reason:
             self._lost(str(reason))
         finally:
             monitor.connection.close()
 
-    async def _with(self, monitor: OpenMonitor) -> None:
+    async def _with(self, monitor: OpenMonitor, before: SocketTable) -> None:
         life = life_of(monitor.pid) if monitor.pid else None
         if life is not None and self._registry.is_served_before(self, life):
             monitor.connection.close()
             await self._park(life)
             return
-        self._bound = socket_table(self.path).bound
+        self._bound = before.bound
         vm: ManagedVm | None = None
 
         def on_event(name: str, details: Mapping[str, object]) -> None:
@@ -137,7 +151,8 @@ class Connector:
         )
         session: Session | None = None
         try:
-            session = await self._in_line(greeting, monitor.pid, settings.qmp_timeout_s)
+            session = await self._in_line(greeting, monitor.pid, life, before, settings.qmp_timeout_s)
+            self._other_retry_s = self._problem = None
             began_s = time.monotonic()
             if life is not None and await qemu_pid(session) != life.pid:
                 say(
@@ -168,16 +183,56 @@ class Connector:
                     self._silent("unresponsive", monitor.pid)
                 await session.close()
 
-    async def _in_line(self, greeting: asyncio.Task[Session], pid: int | None, patience_s: float) -> Session:
-        """Wait for the greeting without a limit, and log meanwhile why it does not come."""
+    async def _in_line(
+        self,
+        greeting: asyncio.Task[Session],
+        pid: int | None,
+        life: Life | None,
+        before: SocketTable,
+        patience_s: float,
+    ) -> Session:
+        """Wait for the greeting as long as it may come, and log meanwhile why it does not.
+
+        Raises:
+            _NoMonitor: what is behind the socket does not speak QMP.
+        """
+        is_stranger = self._registry.at(self.path) is None
         wait_s = patience_s
         while True:
             done, _ = await asyncio.wait((greeting,), timeout=wait_s)
             if done:
                 self._unclosed = frozenset()
-                return greeting.result()
+                try:
+                    return greeting.result()
+                except ConnectionLost as error:
+                    if is_stranger:
+                        raise _NoMonitor(str(error)) from error
+                    raise
+            if is_stranger and life is not None and self._registry.is_served_by_another(self, life):
+                raise _NoMonitor(f"{self.path}: no greeting, and its QEMU has another monitor: {_OTHER}")
+            if is_stranger and self._is_mute(before, pid):
+                raise _NoMonitor(f"{self.path}: connected, and no greeting came: {_OTHER}")
             self._silent(self._why_silent(pid), pid)
             wait_s = LOOK_AT_SILENCE_S
+
+    def _is_mute(self, before: SocketTable, pid: int | None) -> bool:
+        """Tell whether our connection was accepted; a monitor greets at that moment.
+
+        A monitor that another client holds, or whose QEMU does not run its main loop yet, accepts nobody.
+        """
+        if before.accepted or (pid is not None and is_stopped(pid)):
+            return False
+        return bool(socket_table(self.path).accepted)
+
+    def _is_no_monitor(self, problem: str) -> None:
+        """Leave the socket alone for some time, each time longer: it is not ours to hold."""
+        if self._problem != problem:
+            self._problem = problem
+            say("socket-not-qmp", problem, level=logging.WARNING, socket=self.path)
+        if self._other_retry_s is None:
+            self._other_retry_s = FIRST_OTHER_RETRY_S
+        else:
+            self._other_retry_s = min(LAST_OTHER_RETRY_S, 2 * self._other_retry_s)
 
     def _why_silent(self, pid: int | None) -> Connection:
         if pid is not None and is_stopped(pid):
@@ -207,7 +262,7 @@ class Connector:
     async def _back_off(self) -> None:
         if self._mark is None:
             return
-        pause_s = self._retry_s * random.uniform(0.5, 1.0)
+        pause_s = (self._other_retry_s or self._retry_s) * random.uniform(0.5, 1.0)
         self._retry_s = min(LAST_RETRY_S, self._retry_s * 2)
         with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
@@ -221,6 +276,10 @@ class Connector:
     def _lost(self, reason: str) -> None:
         vm = self._registry.at(self.path)
         say("session-lost", reason, level=logging.WARNING, vm=vm.id if vm else None, socket=self.path)
+
+
+class _NoMonitor(Exception):
+    """What is behind the socket does not speak QMP."""
 
 
 async def _identify(session: Session, *, stem: str) -> Identity:

@@ -175,7 +175,7 @@ class HostMonitor:
         *,
         policy: str,
         mode: str,
-        unidentified: tuple[str, ...],
+        unidentified: tuple[tuple[str, str], ...],
         holds: tuple[Mapping[str, object], ...],
     ) -> HostStatus:
         """Return everything that the agent publishes about the host."""

@@ -28,9 +28,13 @@ class Supervisor:
         self._gone_since_s: dict[VmId, float] = {}
 
     @property
-    def unidentified(self) -> tuple[str, ...]:
-        """Paths of sockets that never answered, so no VM is known for them."""
-        return tuple(path for path, connector in self._connectors.items() if connector.is_unidentified)
+    def unidentified(self) -> tuple[tuple[str, str], ...]:
+        """Paths of sockets for which no VM is known, each with the reason."""
+        return tuple(
+            (path, reason)
+            for path, connector in self._connectors.items()
+            if (reason := connector.unidentified) is not None
+        )
 
     def remember(self) -> None:
         """Set up the VMs that an earlier run knew; they are offline until their monitors answer."""

@@ -224,7 +224,7 @@ class HostStatus:
     psi_full_avg10: float | None
     vms_total: int
     vms_online: int
-    unidentified: tuple[str, ...]
+    unidentified: tuple[tuple[str, str], ...]  # path and reason of sockets for which no VM is known
     reclaimable: int
     room: int
     holds: tuple[Mapping[str, object], ...] = ()

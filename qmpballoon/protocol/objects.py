@@ -111,7 +111,7 @@ def host_object(
         "psi_some_avg10": record.psi_some_avg10,
         "psi_full_avg10": record.psi_full_avg10,
         "vms": {"total": record.vms_total, "online": record.vms_online},
-        "unidentified": list(record.unidentified),
+        "unidentified": [{"socket": path, "reason": reason} for path, reason in record.unidentified],
         "reclaimable": record.reclaimable,
         "room": record.room,
         "holds": [dict(hold) for hold in record.holds],

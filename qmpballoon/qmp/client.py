@@ -258,6 +258,8 @@ class Session(QMPClient):
 
     async def _do_recv(self) -> Message:
         raw = await self._read_line(LONGEST_MESSAGE)
+        if self._is_pretty is None and (other := _other_protocol(raw)) is not None:
+            raise ConnectionLost(f"{self.path}: this is not QMP but {other}")
         message = _as_json(raw)
         if message is None and raw.startswith(b"{") and self._is_pretty is not False:
             raw = await self._read_rest(raw)
@@ -380,6 +382,16 @@ def _as_loss(path: str, error: BaseException) -> ConnectionLost:
             return ConnectionLost(f"{path}: {error.strerror or error}")
         case _:
             return ConnectionLost(f"{path}: this is not QMP: {_shortened(str(error))}")
+
+
+def _other_protocol(line: bytes) -> str | None:
+    """Return what greets with this line, if it is something known that lies beside monitors."""
+    if line.startswith(b"QEMU ") and b" monitor - type 'help'" in line:
+        return "QEMU's human monitor; give QEMU a monitor of this kind: -qmp unix:PATH,server=on,wait=off"
+    for start, name in ((b"RFB ", "a VNC server"), (b"SSH-", "an SSH server"), (b"HTTP/", "a web server")):
+        if line.startswith(start):
+            return name
+    return None
 
 
 def _as_json(raw: bytes) -> object:

@@ -148,7 +148,10 @@ async def test_sockets_may_come_and_go_and_one_that_never_answered_is_no_vm(
     silent = lab.directory / "silent.qmp"
     async with _saying_nothing(silent):
         await until(
-            lambda: str(silent) in (watch.last_json("host") or {}).get("unidentified", ()),
+            lambda: (
+                str(silent)
+                in [entry["socket"] for entry in (watch.last_json("host") or {}).get("unidentified", ())]
+            ),
             what="unidentified",
         )
         guest = await lab.guest("web1")

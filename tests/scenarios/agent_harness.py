@@ -208,6 +208,7 @@ async def running_agent(
         monkeypatch.setattr(module, "life_of", kernel.life_of)
     monkeypatch.setattr(connector_module, "FIRST_RETRY_S", 0.01)
     monkeypatch.setattr(connector_module, "LAST_RETRY_S", 0.05)
+    monkeypatch.setattr(connector_module, "FIRST_OTHER_RETRY_S", 0.05)
     harness = AgentHarness(directory, kernel, settings, **tables)
     harness.supervisor.remember()
     parts = [asyncio.create_task(harness.store.run()), asyncio.create_task(harness.supervisor.run())]

@@ -10,11 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_harness import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, running_agent
+from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
 from scripted_peer import Line, peer, session_with
 
+from qmpballoon.agent import connector as connector_module
 from qmpballoon.config import DiscoverySettings, VmMatch
+from qmpballoon.errors import Unreachable
 from qmpballoon.model.names import VmId
+from qmpballoon.qmp.monitor import OpenMonitor
 from qmpballoon.sim.qemu.faults import Babble, Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.units import MIB
@@ -315,6 +318,65 @@ async def test_a_qemu_that_shuts_down_says_so_and_is_offline(
 # ── unidentified, and forgotten ──────────────────────────────────────────────────────────────────
 
 
+def unidentified(harness: AgentHarness) -> tuple[str, ...]:
+    return tuple(path for path, _ in harness.supervisor.unidentified)
+
+
+HUMAN = b"QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) "
+
+
+async def test_what_lies_beside_a_monitor_is_named_and_left_alone_and_never_disturbs_the_vm(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connector_module, "FIRST_OTHER_RETRY_S", 60.0)
+    kernel = Kernel()
+    kernel.new_life(*(qemus.path(name) for name in "abcd"))  # all are sockets of one QEMU
+    received: list[bytes] = []
+    left = asyncio.Event()
+
+    async def console(line: Line) -> None:
+        received.append(await line.read())
+        left.set()
+
+    async def human(line: Line) -> None:
+        await line.send(HUMAN)
+        await line.until_the_client_leaves()
+
+    async with (
+        peer(qemus.path("a"), console),
+        peer(qemus.path("b"), human),
+        running_agent(sockets_dir, monkeypatch, kernel) as harness,
+    ):
+        await harness.until(lambda: len(unidentified(harness)) == 2)
+        await qemus.start("c", "d", machine=named("web"))
+        await harness.until_health("web", "ok")
+        async with asyncio.timeout(PATIENCE_S):
+            await left.wait()
+        assert received == [b""]  # nothing is typed into a console, and it is let go
+        console_path, human_path = (os.fspath(qemus.path(name)) for name in "ab")
+        await harness.until(lambda: "console" in dict(harness.supervisor.unidentified)[console_path])
+        assert "human monitor" in dict(harness.supervisor.unidentified)[human_path]
+        assert harness.healths.count("offline") <= 1
+        assert harness.vm("web").path == os.fspath(qemus.path("c"))
+    assert caplog.text.count("human monitor") == 1
+
+
+async def test_a_socket_that_may_not_be_opened_says_so(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await qemus.start("a")
+
+    def refused(path: str) -> OpenMonitor:
+        raise Unreachable(f"{path}: no permission") from PermissionError()
+
+    kernel = Kernel()
+    monkeypatch.setattr(kernel, "open_monitor", refused)
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        path = os.fspath(qemus.path("a"))
+        await harness.until(lambda: harness.supervisor.unidentified == ((path, f"{path}: no permission"),))
+    assert caplog.text.count("socket-refused") == 1
+
+
 async def test_a_socket_that_never_answered_is_no_vm(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,14 +388,14 @@ async def test_a_socket_that_never_answered_is_no_vm(
 
     async with peer(qemus.path("mail"), talk), running_agent(sockets_dir, monkeypatch) as harness:
         strangers = tuple(os.fspath(qemus.path(name)) for name in ("dead", "mail", "silent"))
-        await harness.until(lambda: harness.supervisor.unidentified == strangers)
+        await harness.until(lambda: unidentified(harness) == strangers)
         assert not harness.ids
         silent.faults = Faults()
         silent.drop_clients()
         await harness.until_health("silent", "ok")
-        assert harness.supervisor.unidentified == strangers[:2]
+        assert unidentified(harness) == strangers[:2]
         qemus.path("dead").unlink()
-        await harness.until(lambda: harness.supervisor.unidentified == strangers[1:2])
+        await harness.until(lambda: unidentified(harness) == strangers[1:2])
 
 
 async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(

@@ -63,6 +63,10 @@ class Line:
         await self.send(NEGOTIATED)
         return asked
 
+    async def read(self) -> bytes:
+        """Return what comes next; nothing: the client left."""
+        return await self._reader.read(65536)
+
     async def until_the_client_leaves(self) -> None:
         """Swallow what comes."""
         while await self._reader.read(65536):

@@ -82,7 +82,7 @@ def test_the_dead_band_is_two_percent_and_at_least_one_mebibyte() -> None:
 def test_the_host_is_published_before_its_heartbeat_for_a_change_of_fact_only() -> None:
     assert host_changed(None, HOST)
     assert host_changed(HOST, dataclasses.replace(HOST, level="hard"))
-    assert host_changed(HOST, dataclasses.replace(HOST, unidentified=("x",)))
+    assert host_changed(HOST, dataclasses.replace(HOST, unidentified=(("/x", "no answer yet"),)))
     assert not host_changed(HOST, dataclasses.replace(HOST, mem_available=1, psi_some_avg10=9.0, room=0))
 
 

@@ -138,7 +138,7 @@ def test_the_host_object_has_the_keys_of_the_contract() -> None:
         None,
         2,
         1,
-        ("/run/x.qmp",),
+        (("/run/x.qmp", "no answer yet"),),
         4,
         5,
         ({"hold": "a"},),

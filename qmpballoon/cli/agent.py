@@ -8,7 +8,18 @@ from typing import Final
 
 from qmpballoon import log
 from qmpballoon.cli.program import DONE
-from qmpballoon.config import MODES, POLICIES, Configuration, default_text, defaults, load, override
+from qmpballoon.cli.sockets import wrong_path
+from qmpballoon.config import (
+    COMMAND_LINE,
+    MODES,
+    POLICIES,
+    Configuration,
+    default_text,
+    defaults,
+    load,
+    override,
+)
+from qmpballoon.errors import ConfigurationError, Problem
 
 EXAMPLES: Final = """\
 examples:
@@ -85,7 +96,7 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         ConfigurationError: something is wrong in the file, or in what was typed; has all of it.
     """
     configuration = load(arguments.config) if arguments.config else defaults()
-    return override(
+    configuration = override(
         configuration,
         host=arguments.host,
         state_dir=arguments.state_dir,
@@ -101,3 +112,11 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         budget=arguments.budget,
         reserve=arguments.reserve,
     )
+    problems = [
+        Problem(None, "discovery.sockets", why)
+        for pattern in configuration.discovery.sockets
+        if (why := wrong_path(pattern)) is not None
+    ]
+    if problems:
+        raise ConfigurationError(arguments.config or COMMAND_LINE, problems)
+    return configuration

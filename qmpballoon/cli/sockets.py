@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from qmpballoon.api import Vm, connect
-from qmpballoon.config import surroundings_here
-from qmpballoon.errors import Unreachable
+from qmpballoon.config import COMMAND_LINE, surroundings_here
+from qmpballoon.errors import ConfigurationError, Problem, Unreachable
+from qmpballoon.readers import refused_address
 
 ARGUMENT_HELP: Final = (
     "QMP socket or quoted glob; default: /run/qmpballoon/*.qmp and $XDG_RUNTIME_DIR/qmpballoon/*.qmp"
@@ -36,8 +37,12 @@ def find_sockets(typed: Sequence[str]) -> list[Found]:
 
     Raises:
         Unreachable: there is none.
+        ConfigurationError: what was typed is a directory or no path.
     """
     patterns = typed or surroundings_here().sockets
+    problems = [Problem(None, "SOCKET", why) for each in typed if (why := wrong_path(each)) is not None]
+    if problems:
+        raise ConfigurationError(COMMAND_LINE, problems)
     found: dict[str, bool] = {}
     for pattern in patterns:
         if typed and (os.path.lexists(pattern) or not glob.has_magic(pattern)):
@@ -52,6 +57,13 @@ def find_sockets(typed: Sequence[str]) -> list[Found]:
             "-qmp unix:/run/qmpballoon/NAME.qmp,server=on,wait=off"
         )
     return [Found(path, found[path]) for path in sorted(found)]
+
+
+def wrong_path(typed: str) -> str | None:
+    """Return why this is no socket and no glob of some; None if it may be."""
+    if os.path.isdir(typed):
+        return f"{typed} is a directory; name its sockets: '{os.path.join(typed, '*.qmp')}'"
+    return None if os.path.lexists(typed) else refused_address(typed)
 
 
 def somebody_listens(path: str) -> bool:

@@ -17,7 +17,7 @@ from qmpballoon.config.environment import (
 )
 from qmpballoon.config.matching import reloaded, rename_for, restart_needed, vm_settings
 from qmpballoon.config.printed import default_text
-from qmpballoon.config.reader import defaults, load, override, parse
+from qmpballoon.config.reader import COMMAND_LINE, defaults, load, override, parse
 from qmpballoon.config.tree import (
     AgentSettings,
     Budget,
@@ -33,6 +33,7 @@ from qmpballoon.config.values import BrokerUrl, CgroupBudget
 from qmpballoon.model.records import MODES, POLICIES
 
 __all__ = [
+    "COMMAND_LINE",
     "MODES",
     "POLICIES",
     "AgentSettings",

@@ -23,7 +23,16 @@ from qmpballoon.config.tree import (
     keys,
 )
 from qmpballoon.errors import ConfigurationError, Problem
-from qmpballoon.readers import Fault, Path, Reader, Reading, did_you_mean, dotted, unknown_key
+from qmpballoon.readers import (
+    Fault,
+    Path,
+    Reader,
+    Reading,
+    did_you_mean,
+    dotted,
+    refused_address,
+    unknown_key,
+)
 
 COMMAND_LINE: Final = "command line"
 _PLACE: Final = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
@@ -130,7 +139,7 @@ def override(
     for option, value in typed.items():
         table, key = _OPTIONS[option]
         if option in _PATHS:
-            value = absolute(value) if isinstance(value, str) else [absolute(each) for each in value]
+            value = absolute(value) if isinstance(value, str) else [_absolute(each) for each in value]
         checked = reading.value(value, (table, key), keys(TABLES[table])[key].read)
         if checked is not None:
             changed.setdefault(table, {})[key] = checked
@@ -146,6 +155,12 @@ def override(
             problems.append(Problem(None, flag, fault.reason))
         raise ConfigurationError(COMMAND_LINE, problems)
     return config
+
+
+def _absolute(pattern: str) -> str:
+    """Return a typed glob made absolute; an address that is no path stays, to be refused as typed."""
+    is_path = os.path.lexists(pattern) or refused_address(pattern) is None
+    return absolute(pattern) if is_path else pattern
 
 
 class _Reading(Reading):

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from qmpballoon import readers
-from qmpballoon.readers import Reader, Wrong, amount, did_you_mean, parts, shown, text
+from qmpballoon.readers import Reader, Wrong, amount, did_you_mean, parts, refused_address, shown, text
 from qmpballoon.units import MIB, Amount
 
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
@@ -142,6 +142,8 @@ def glob(value: object) -> str:
 def socket_glob(value: object) -> str:
     """Read a shell pattern of absolute socket paths."""
     pattern = glob(value)
+    if (refused := refused_address(pattern)) is not None:
+        raise Wrong(refused)
     if not pattern.startswith("/"):
         raise Wrong(f"must be an absolute path that starts with /, not {shown(value)}")
     return pattern

@@ -370,3 +370,23 @@ async def test_the_lines_of_watch_are_for_people_unless_json_is_asked_for(
         await stopped(task)
     assert "online" in said[0]
     assert "actual  256 MiB of 256 MiB" in next(line for line in said if " stats " in line)
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        ("tcp:127.0.0.1:4444", "monitors over the network are not supported"),
+        ("127.0.0.1:4444", "monitors over the network are not supported"),
+        ("[::1]:4444,server=on", "monitors over the network are not supported"),
+        ("@web", "abstract sockets cannot be watched"),
+        ("unix:/run/web.qmp,server=on", "must be the path alone: /run/web.qmp"),
+        (".", " is a directory; name its sockets: '"),
+    ],
+)
+@pytest.mark.parametrize("verb", [["status"], ["watch"], ["agent"]])
+async def test_what_is_no_socket_path_is_refused_with_what_to_type(
+    verb: list[str], typed: str, reason: str, capsys: Capture
+) -> None:
+    assert await command(*verb, typed) == 2
+    complaint = capsys.readouterr().err
+    assert reason in complaint

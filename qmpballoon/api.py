@@ -28,7 +28,7 @@ from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.monitor import open_monitor, socket_table
-from qmpballoon.qmp.process import qemu_pid
+from qmpballoon.qmp.process import PRECONFIG, machine_is_there, qemu_pid
 from qmpballoon.units import Size, format_size, parse_size, round_up_to_page
 
 _REQUEST_TIMEOUT_S: Final = 5.0
@@ -49,8 +49,10 @@ async def connect(socket: str | os.PathLike[str], *, timeout_s: float = 5.0) -> 
         ConnectionLost: what answered does not speak QMP.
     """
     events = _EventLog()
+    deadline_s = time.monotonic() + timeout_s
     session = await _greeted(os.fspath(socket), events, timeout_s)
     try:
+        await _until_machine_is_there(session, deadline_s)
         name = await session.vm_name() or Path(session.path).stem
         vm = Vm(session, events, name, await qemu_pid(session))
         try:
@@ -256,6 +258,13 @@ class _EventLog:
         self.count += 1
         self.changed.set()
         self.changed = asyncio.Event()
+
+
+async def _until_machine_is_there(session: Session, deadline_s: float) -> None:
+    while not await machine_is_there(session):
+        if time.monotonic() >= deadline_s:
+            raise Unreachable(f"{session.path}: {PRECONFIG}")
+        await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 async def _greeted(path: str, events: _EventLog, timeout_s: float) -> Session:

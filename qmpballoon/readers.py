@@ -250,8 +250,6 @@ def parts(of: Iterable[tuple[str | int, object, Reader]]) -> list[Any]:
 _TCP: Final = re.compile(
     r"(?:tcp|telnet|websocket|vsock|fd|udp):.*|(?:\[[0-9A-Fa-f:]*\]|[A-Za-z0-9.-]*):[0-9]{1,5}(?:,.*)?"
 )
-    r"(?:tcp|telnet|websocket|vsock|fd|udp):.*|(?:\[[0-9A-Fa-f:]*\]|[A-Za-z0-9.-]*):[0-9]{1,5}(?:,.*)?"
-)
 
 
 def refused_address(text: str) -> str | None:

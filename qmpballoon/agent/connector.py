@@ -26,7 +26,7 @@ from qmpballoon.procfs import is_stopped, life_of
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
 from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, socket_table
-from qmpballoon.qmp.process import qemu_pid
+from qmpballoon.qmp.process import PRECONFIG, machine_is_there, qemu_pid
 
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
@@ -154,6 +154,7 @@ class Connector:
             session = await self._in_line(greeting, monitor.pid, life, before, settings.qmp_timeout_s)
             self._other_retry_s = self._problem = None
             began_s = time.monotonic()
+            await self._until_machine_is_there(session)
             if life is not None and await qemu_pid(session) != life.pid:
                 say(
                     "qemu-unknown",
@@ -182,6 +183,14 @@ class Connector:
                     self._unclosed |= socket_table(self.path).accepted
                     self._silent("unresponsive", monitor.pid)
                 await session.close()
+
+    async def _until_machine_is_there(self, session: Session) -> None:
+        while not await machine_is_there(session):
+            if self._problem != PRECONFIG:
+                self._problem = PRECONFIG
+                say("qemu-preconfig", PRECONFIG, socket=self.path)
+            await asyncio.sleep(LOOK_AT_SILENCE_S)
+        self._problem = None
 
     async def _in_line(
         self,

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from qmpballoon.errors import QmpError
 from qmpballoon.procfs import can_hold
 from qmpballoon.qmp.balloon import memory_size
 from qmpballoon.qmp.client import Session
+
+_BEFORE_MACHINE: Final = ("'preconfig'", "machine initialization")
+PRECONFIG: Final = "QEMU waits for x-exit-preconfig; nothing is known of the VM before that"
+
+
+async def machine_is_there(session: Session) -> bool:
+    """Tell whether QEMU has made its machine; with ``-preconfig`` it waits for x-exit-preconfig before that.
+
+    Until then most commands are refused, with an error class of no name: QEMU 5.2 says that the command
+    "isn't permitted in 'preconfig' state", 7.2 to 11.1 "only after machine initialization has completed".
+
+    Raises:
+        ConnectionLost: the session ended meanwhile.
+    """
+    try:
+        await session.request("query-memory-size-summary")
+    except QmpError as error:
+        return not any(words in error.description for words in _BEFORE_MACHINE)
+    return True
 
 
 async def qemu_pid(session: Session) -> int | None:

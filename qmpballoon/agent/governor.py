@@ -149,13 +149,20 @@ class Governor:
             elapsed_s=elapsed_s,
         )
 
-    def _charges(self) -> dict[int, int]:
-        """Return what the guests are charged, by the pids of their QEMUs."""
-        return {
-            life.pid: guest.charge
-            for vm in self._registry
-            if (life := vm.run.life) is not None and (guest := vm.guest()) is not None
-        }
+    def _charges(self) -> dict[int | None, int]:
+        """Return what the guests are charged, by the pids of their QEMUs.
+
+        None has what the guests without a known process (behind a proxy) hold by their own figures.
+        """
+        charges: dict[int | None, int] = {}
+        for vm in self._registry:
+            guest, life = vm.guest(), vm.run.life
+            if guest is not None and life is not None:
+                charges[life.pid] = guest.charge
+            elif guest is not None:
+                held = guest.sample.held if guest.sample else None
+                charges[None] = charges.get(None, 0) + (guest.charge if held is None else held)
+        return charges
 
     def host(self, snapshot: Snapshot | None = None) -> HostStatus:
         """Return the host's figures; ``snapshot`` is a current one, if there is one already."""

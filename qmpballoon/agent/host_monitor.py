@@ -25,14 +25,13 @@ from qmpballoon.policy.snapshot import Snapshot
 from qmpballoon.procfs import HostSample, read_host, rss_of
 from qmpballoon.units import MIB, Amount, format_size
 
-Charges = Callable[[], Mapping[int, int]]  # what each guest is charged, by the pid of its QEMU
+Charges = Callable[[], Mapping[int | None, int]]
+"""What each guest is charged, by the pid of its QEMU; None: what those of unknown processes hold in all."""
 
 _FLOORS: Final = "the floors of the VMs together exceed the budget"
 _NEEDS: Final = "what the guests hold exceeds the budget"
 _HYSTERESIS: Final = 1.05  # hysteresis: the alarm ends when the guests hold this much less
-_QEMU_ITSELF: Final = (
-    32 * MIB
-)  # resident beside the guest's memory; more is seen when the guest fills its own
+_QEMU_ITSELF: Final = 32 * MIB  # resident beside the guest's memory; more shows when the guest fills its own
 _MOST_RESERVE: Final = 10  # in a cgroup, as a part of its limit: the usual reserve is made for whole hosts
 
 
@@ -132,7 +131,8 @@ class HostMonitor:
     def _own_cgroup(self, charges: Charges) -> CgroupMemory | None:
         """Return the limits of this process that hold for all VMs too: a unit may limit the agent alone."""
         memory = read_own_cgroup(self._proc, self._cgroups)
-        groups = [read_membership(str(pid), self._proc) for pid in charges()] if memory is not None else []
+        pids = [pid for pid in charges() if pid is not None] if memory is not None else []
+        groups = [read_membership(str(pid), self._proc) for pid in pids]
         if memory is None or not groups:
             return None
         levels = [level for level in memory.levels if all(is_within(group, level.path) for group in groups)]
@@ -225,9 +225,9 @@ def _limited(sample: HostSample, memory: CgroupMemory, kept: int) -> HostSample:
     )
 
 
-def _guest_memory(pid: int, charge: int) -> int:
+def _guest_memory(pid: int | None, charge: int) -> int:
     """Return how much of a QEMU's resident memory is its guest's, in bytes."""
-    return max(0, min((rss_of(pid) or 0) - _QEMU_ITSELF, charge))
+    return charge if pid is None else max(0, min((rss_of(pid) or 0) - _QEMU_ITSELF, charge))
 
 
 def _size(amount: Amount, total: int | None) -> int | None:

@@ -92,7 +92,7 @@ def test_an_alarm_does_not_come_and_go_with_each_mebibyte() -> None:
     ]
 
 
-QEMUS = {71: 256 * MIB, 72: 256 * MIB}  # what each is charged, by pid
+QEMUS: dict[int | None, int] = {71: 256 * MIB, 72: 256 * MIB}  # what each is charged, by pid
 
 
 class _Machine:
@@ -158,6 +158,12 @@ def test_more_of_a_qemu_than_its_guest_may_have_is_not_the_guests(machine: _Mach
     machine.rss = dict.fromkeys(QEMUS, 256 + 70)
     machine.limit(800, current=700)
     assert machine.look(reserve="16MiB")[0] == 800 - (680 - 2 * 256) - 16
+
+
+def test_guests_of_unknown_processes_count_by_what_they_hold(machine: _Machine) -> None:
+    behind_a_proxy: dict[int | None, int] = {None: 2 * 118 * MIB}
+    machine.monitor.look(HostSettings(budget=CgroupBudget("/vms")), lambda: behind_a_proxy)
+    assert machine.monitor.for_guests == (560 - (400 - 20 - 2 * 118)) * MIB
 
 
 def test_a_limit_that_changes_changes_the_budget(machine: _Machine) -> None:

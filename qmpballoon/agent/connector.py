@@ -23,6 +23,7 @@ from qmpballoon.log import say
 from qmpballoon.model.facts import Connection
 from qmpballoon.model.records import Life
 from qmpballoon.procfs import is_stopped, life_of
+from qmpballoon.qmp.balloon import query_run_state
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
 from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, socket_table
@@ -34,8 +35,13 @@ FIRST_OTHER_RETRY_S: Final = 10.0  # of a socket that is no QMP monitor: a conso
 LAST_OTHER_RETRY_S: Final = 300.0
 HELD_FOR_S: Final = 10.0  # after a session of this length the back-off is reset
 LOOK_AT_SILENCE_S: Final = 1.0
+LOOKS_AT_TWIN: Final = 10
 _LONGEST_NAME: Final = 255  # longest name taken from QEMU: it is part of every message
 _OTHER: Final = "it is a console, a guest agent or another protocol; keep it out of the globs of monitors"
+_NOT_THE_VM: Final = {
+    "inmigrate": "the destination of a migration of",
+    "postmigrate": "the source of a finished migration of",
+}
 _NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 
@@ -167,6 +173,7 @@ class Connector:
             if life is not None and not self._registry.may_serve(self, life):
                 return  # the socket that comes first has greeted meanwhile
             self.identity = await _identify(session, stem=self._registry.stem_of(self.path, life))
+            await self._until_arrived(session, self.identity)
             vm = self._registry.answered(self.path, self.identity, life)
             session.request_timeout_s = vm.spec.settings.qmp_timeout_s
             say("vm-online", vm=vm.id, life=life, qemu=session.version, socket=self.path)
@@ -189,6 +196,30 @@ class Connector:
             if self._problem != PRECONFIG:
                 self._problem = PRECONFIG
                 say("qemu-preconfig", PRECONFIG, socket=self.path)
+            await asyncio.sleep(LOOK_AT_SILENCE_S)
+        self._problem = None
+
+    async def _until_arrived(self, session: Session, identity: Identity) -> None:
+        """Wait while this QEMU is one end of a migration whose other end is the VM on this host."""
+        looks_left = 0  # at a twin that runs as well, after this one was seen to arrive
+        while (twin := self._registry.twin(self.path, identity)) is not None:
+            state = await query_run_state(session)
+            if state in _NOT_THE_VM:
+                looks_left = LOOKS_AT_TWIN
+                self._problem = f"{_NOT_THE_VM[state]} {twin.id}"
+            elif twin.has_left or (looks_left and twin.connection != "up"):
+                say(
+                    "vm-migrated",
+                    "another process on this host is its QEMU now",
+                    vm=twin.id,
+                    socket=self.path,
+                )
+                self._registry.take_over(twin, self.path)
+                break
+            elif not looks_left:
+                break  # two VMs of one name, perhaps a clone of the other
+            else:
+                looks_left -= 1
             await asyncio.sleep(LOOK_AT_SILENCE_S)
         self._problem = None
 

@@ -101,6 +101,20 @@ class Registry:
         store.know(path, KnownSocket(free, base, name))
         return self._add(free, name, path, qemu_name=identity.name)
 
+    def twin(self, path: str, identity: Identity) -> ManagedVm | None:
+        """Return the VM at another path whose QEMU has this name and UUID; None if this path has a VM."""
+        if path in self._by_path:
+            return None
+        same = (vm for vm in self if (vm.qemu_name, vm.run.uuid) == (identity.name, identity.uuid))
+        return next(same, None)
+
+    def take_over(self, vm: ManagedVm, path: str) -> None:
+        """Move a VM to the QEMU at another path: it was migrated there, or upgraded alive."""
+        for holder in tuple(self._serving.values()):
+            if holder.path == vm.path:
+                holder.kick()
+        self._move_to(vm, path)
+
     def drop(self, vm: ManagedVm) -> None:
         """Forget a VM: it leaves the lists, and its retained topics are cleared."""
         del self._by_id[vm.id], self._by_path[vm.path]
@@ -186,6 +200,9 @@ class Registry:
             return
         if vm.run.life is not None and vm.run.life != life:
             return  # the VM has started another life since then
+        self._move_to(vm, path)
+
+    def _move_to(self, vm: ManagedVm, path: str) -> None:
         store = self._context.store
         known = store.sockets.get(vm.path)
         store.know(vm.path, None)

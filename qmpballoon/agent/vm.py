@@ -100,6 +100,7 @@ class ManagedVm:
     def __init__(self, vm: VmId, name: str, path: str, settings: VmSettings, context: Context) -> None:
         self.id = vm
         self.name = name
+        self.qemu_name: str | None = None  # as QEMU reported it last
         self.path = path
         self.spec = VmSpec(vm, settings, context)
         self.retired = False  # it was dropped, or the agent stops: nothing more is published
@@ -141,6 +142,11 @@ class ManagedVm:
     def connection(self) -> Connection:
         """How the connection is: ``up``, or why it is not."""
         return "up" if self._silence is None else self._silence.why
+
+    @property
+    def has_left(self) -> bool:
+        """Tell whether its QEMU was the source of a migration that is finished."""
+        return self.run.seen is not None and self.run.seen.run_state == "postmigrate"
 
     def guest(self) -> GuestSnapshot | None:
         """Return what a policy sees of the VM; None while it holds no memory, or nothing is known."""
@@ -249,6 +255,7 @@ class ManagedVm:
         """Keep the VM's state up to date from a new session until it is lost; return why it was."""
         if life is None or life != self.run.life:
             self._take_up(life)
+        self.qemu_name = identity.name
         self.run.uuid, self.run.qemu = identity.uuid, session.version
         serving = self._session = VmSession(
             session,

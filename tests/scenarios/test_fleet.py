@@ -318,6 +318,50 @@ async def test_a_qemu_that_shuts_down_says_so_and_is_offline(
 # ── unidentified, and forgotten ──────────────────────────────────────────────────────────────────
 
 
+async def test_a_vm_that_is_migrated_to_another_qemu_on_this_host_keeps_its_name_and_mode(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connector_module, "LOOK_AT_SILENCE_S", 0.01)
+    spec = MachineSpec(name="web", uuid="9b1f6a0e-3d53-4a0e-8c3e-0123456789ab")
+    source = await qemus.start("a", machine=spec)
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("web", "ok")
+        await harness.ask("web", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+        destination = await qemus.start("b", machine=spec)
+        destination.set_migration(None, "inmigrate")
+        destination.drop_clients()
+        at_a, at_b = os.fspath(source.path), os.fspath(destination.path)
+        await harness.until(lambda: "destination" in dict(harness.supervisor.unidentified).get(at_b, ""))
+        assert harness.ids == {"web"}
+
+        source.set_migration("completed", "postmigrate")
+        await harness.until_health("web", "paused")
+        destination.set_migration(None, "running")
+        await harness.until(lambda: harness.vm("web").path == at_b)
+        record = await harness.until_health("web", "ok")
+        assert (harness.ids, record.mode) == ({"web"}, "manual")
+        await harness.until(lambda: "source" in dict(harness.supervisor.unidentified).get(at_a, ""))
+        source.die(unlink=True)
+        await harness.until(lambda: not harness.supervisor.unidentified)
+        assert harness.record("web").health == "ok"
+
+
+async def test_a_clone_that_runs_beside_its_original_is_a_vm_of_its_own(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connector_module, "LOOK_AT_SILENCE_S", 0.01)
+    await qemus.start("a", machine=named("web"))
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("web", "ok")
+        clone = await qemus.start("b", machine=named("web"))
+        clone.set_migration(None, "inmigrate")
+        clone.drop_clients()
+        await harness.until(lambda: dict(harness.supervisor.unidentified))
+        clone.set_migration(None, "running")
+        await harness.until_health("web-2", "ok")
+        assert harness.ids == {"web", "web-2"}
+
+
 def unidentified(harness: AgentHarness) -> tuple[str, ...]:
     return tuple(path for path, _ in harness.supervisor.unidentified)
 

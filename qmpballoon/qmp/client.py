@@ -18,7 +18,6 @@ import asyncio
 import json
 import logging
 import math
-import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import cached_property
 from typing import Final, Self, TypeVar, cast
@@ -36,10 +35,7 @@ DEEPEST: Final = 64  # nesting levels; QEMU uses a few, a thousand would overflo
 MOST_UNASKED_PER_S: Final = 2000  # events; QEMU itself limits the frequent ones to one per second
 MOST_ABANDONED: Final = 256  # outstanding replies to cancelled requests
 _MANY_BRACKETS: Final = 256  # a message with fewer brackets cannot be too deep: skip the check
-_MOST_LINES: Final = 100_000  # of one message; the largest with pretty=on has a few thousand
 _TURN: Final = 64  # messages handled before yielding to the loop, so that a flood does not delay other tasks
-_TEXT: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|(".*)', re.DOTALL)  # group 1: one that is not closed
-_OUTSIDE_TEXT: Final = re.compile(rb"[][{},:0-9A-Za-z.+ \t\r\n-]*+")
 
 _QUIET: Final = logging.getLogger("qmpballoon.qmp.wire")  # qemu.qmp logs each loss several times
 _QUIET.addHandler(logging.NullHandler())
@@ -89,7 +85,6 @@ class Session(QMPClient):
         self._abandoned: set[object] = set()
         self._reason: ConnectionLost | None = None
         self._over = asyncio.Event()
-        self._is_pretty: bool | None = None  # pretty=on: many lines a message; the first message shows it
         self._turn = 0
         self._unasked = 0
         self._unasked_since_s = 0.0
@@ -257,44 +252,28 @@ class Session(QMPClient):
             ) from None
 
     async def _do_recv(self) -> Message:
-        raw = await self._read_line(LONGEST_MESSAGE)
-        if self._is_pretty is None and (other := _other_protocol(raw)) is not None:
-            raise ConnectionLost(f"{self.path}: this is not QMP but {other}")
-        message = _as_json(raw)
-        if message is None and raw.startswith(b"{") and self._is_pretty is not False:
-            raw = await self._read_rest(raw)
-            message = _as_json(raw)
-            self._is_pretty = True
-        elif self._is_pretty is None:
-            self._is_pretty = False
+        raw = await self._read_message()
+        try:
+            message = json.loads(raw.decode())
+        except (ValueError, RecursionError):
+            message = None
         if not isinstance(message, dict) or _is_too_deep(raw, message):
-            raise ConnectionLost(f"{self.path}: this is not QMP: {_shortened(raw)}")
+            raise ConnectionLost(f"{self.path}: this is not QMP{_other_protocol(raw)}: {_shortened(raw)}")
         return cast(Message, message)  # a plain dict is enough: Message would only serialise it again
 
-    async def _read_rest(self, first: bytes) -> bytes:
-        """Read on until all brackets of a message are closed; each line is looked at once."""
-        lines, size, level = [first], len(first), _brackets(first)
-        while level is not None and 0 < level <= DEEPEST and len(lines) < _MOST_LINES:
-            lines.append(await self._read_line(LONGEST_MESSAGE - size))
-            size += len(lines[-1])
-            more = _brackets(lines[-1])
-            level = None if more is None else level + more
-            if len(lines) % _TURN == 0:
-                await asyncio.sleep(0)
-        return b"".join(lines)
-
-    async def _read_line(self, longest: int) -> bytes:
+    async def _read_message(self) -> bytes:
+        """Read a line, or with ``pretty=on`` lines: from a lone ``{`` to a ``}`` that is not indented."""
         assert self._reader is not None
         try:
-            line = await self._reader.readline()
-        except ValueError:
-            line = b""
-            longest = -1
-        if len(line) > longest:
-            raise ConnectionLost(f"{self.path}: a message of more than {LONGEST_MESSAGE} bytes")
-        if not line.endswith(b"\n"):
-            raise EOFError(*([len(line)] if line else []))
-        return line
+            raw = await self._reader.readline()
+            if raw in (b"{\r\n", b"{\n"):
+                raw += await self._reader.readuntil(b"\n}")
+                raw += await self._reader.readline()
+        except (ValueError, asyncio.LimitOverrunError):
+            raise ConnectionLost(f"{self.path}: a message of more than {LONGEST_MESSAGE} bytes") from None
+        if not raw.endswith(b"\n"):
+            raise EOFError(*([len(raw)] if raw else []))
+        return raw
 
     async def _bh_recv_message(self) -> None:
         message = await self._do_recv()
@@ -384,30 +363,14 @@ def _as_loss(path: str, error: BaseException) -> ConnectionLost:
             return ConnectionLost(f"{path}: this is not QMP: {_shortened(str(error))}")
 
 
-def _other_protocol(line: bytes) -> str | None:
-    """Return what greets with this line, if it is something known that lies beside monitors."""
+def _other_protocol(line: bytes) -> str:
+    """Return what greets with this line, if it is something known that lies beside monitors; else nothing."""
     if line.startswith(b"QEMU ") and b" monitor - type 'help'" in line:
-        return "QEMU's human monitor; give QEMU a monitor of this kind: -qmp unix:PATH,server=on,wait=off"
+        return " but QEMU's human monitor (give QEMU one more: -qmp unix:PATH,server=on,wait=off)"
     for start, name in ((b"RFB ", "a VNC server"), (b"SSH-", "an SSH server"), (b"HTTP/", "a web server")):
         if line.startswith(start):
-            return name
-    return None
-
-
-def _as_json(raw: bytes) -> object:
-    try:
-        return json.loads(raw.decode())
-    except (ValueError, RecursionError):
-        return None
-
-
-def _brackets(line: bytes) -> int | None:
-    """Return how many more brackets a line of JSON opens than it closes; None if it is no JSON."""
-    outside = _TEXT.sub(rb"\1", line)
-    if not _OUTSIDE_TEXT.fullmatch(outside):
-        return None
-    opened, closed = outside.count(b"{") + outside.count(b"["), outside.count(b"}") + outside.count(b"]")
-    return opened - closed
+            return f" but {name}"
+    return ""
 
 
 def _is_too_deep(line: bytes, message: object) -> bool:

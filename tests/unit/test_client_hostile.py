@@ -302,12 +302,13 @@ async def test_a_monitor_with_pretty_on_spreads_each_message_over_many_lines(soc
 
 LONG_LINE = b'"' + b"x" * 100 + b'",\r\n'
 BAD_SPREAD = {
-    "too long": (b'{"id": 1, "return": [\r\n' + LONG_LINE * 50_000, "a message of more than"),
-    "too many lines": (b"{\r\n" + b"\r\n" * 110_000, "this is not QMP"),
-    "too deep": (b'{"a":\r\n' * 100, "this is not QMP"),
-    "garbage inside": (b'{"id": 1,\r\n\x00\xff\r\n', "this is not QMP"),
-    "no JSON though all is closed": (b'{"id": 1,\r\n,}\r\n', "this is not QMP"),
-    "a text that does not end": (b'{"id": 1,\r\n"abc\r\n', "this is not QMP"),
+    "too long": (b"{\r\n" + LONG_LINE * 50_000, "a message of more than"),
+    "too long without a line end": (b"{\r\n" + b"x" * 5 * 1024**2, "a message of more than"),
+    "opened on the line of its first key": (b'{"a":\r\n' * 100, "this is not QMP"),
+    "garbage inside": (b"{\r\n\x00\xff\r\n}\r\n", "this is not QMP"),
+    "too deep": (b"{\r\n" + b'    "a": {\r\n' * 400 + b"    }\r\n" * 400 + b"}\r\n", "this is not QMP"),
+    "no JSON though all is closed": (b'{\r\n    "id": 1,\r\n}\r\n', "this is not QMP"),
+    "more behind the end": (b'{\r\n    "id": 1\r\n} {\r\n', "this is not QMP"),
 }
 
 
@@ -321,4 +322,15 @@ async def test_a_bad_message_over_many_lines_is_a_loss(reply: bytes, reason: str
 
     async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
         with pytest.raises(ConnectionLost, match=reason):
+            await session.request("query-status")
+
+
+async def test_a_message_over_many_lines_that_ends_in_the_middle_is_a_loss(sockets_dir: Path) -> None:
+    async def talk(line: Line) -> None:
+        await negotiate_spread(line)
+        await line.request()
+        await line.send(b'{\r\n    "id": 1,\r\n')
+
+    async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
+        with pytest.raises(ConnectionLost, match="in the middle of a message"):
             await session.request("query-status")

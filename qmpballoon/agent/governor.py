@@ -194,7 +194,7 @@ class Governor:
         if before is not None and abs(before - target) < MIB:
             return
         if vm.mode == "observe":
-            self._tell_observed(vm, published, target, decision)
+            self._publish_observed(vm, published, target, decision)
             return
         if vm.id in self._sending:
             return
@@ -218,7 +218,9 @@ class Governor:
 
         self._sending[vm.id] = sends.create_task(send(), name=f"target of {vm.id}")
 
-    def _tell_observed(self, vm: ManagedVm, published: _Published, target: int, decision: SetTarget) -> None:
+    def _publish_observed(
+        self, vm: ManagedVm, published: _Published, target: int, decision: SetTarget
+    ) -> None:
         if published.observed is not None and abs(published.observed - target) < 8 * MIB:
             return
         published.observed = target

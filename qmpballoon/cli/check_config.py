@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         return WRONG_USAGE
     for unusable in unusable_files(configuration.mqtt):
         terminal.complain(
-            terminal.clean(f"mind: {unusable}")
+            terminal.clean(f"warning: {unusable}")
         )  # the agent may run as somebody who can read it
     if arguments.json:
         terminal.print_json({"file": arguments.file, "ok": True, "problems": []})

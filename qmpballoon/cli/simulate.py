@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     traces = list(_traces(arguments.traces, seeds))
     for trace, _ in traces:
         for problem in trace.unknown:
-            terminal.complain(terminal.clean(f"mind: {trace.name}: {problem}"))
+            terminal.complain(terminal.clean(f"warning: {trace.name}: {problem}"))
     if arguments.why is not None:
         _check_vm(arguments.why, [trace for trace, _ in traces])
     jobs = [

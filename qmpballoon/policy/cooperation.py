@@ -51,7 +51,7 @@ class Safeties:
 
 @dataclass(frozen=True, slots=True)
 class Cooperation:
-    """What is remembered of a guest's balloon; belongs to one life and boot."""
+    """The state kept about a guest's balloon; it belongs to one life and boot."""
 
     life: str
     booted_at_s: float

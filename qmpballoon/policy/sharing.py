@@ -54,7 +54,7 @@ def water_fill(requested: Mapping[K, int], shares: Mapping[K, int], total: int) 
     Requested amounts and ``total`` are in bytes; negative values count as zero.
     """
     gets = dict.fromkeys(requested, 0)
-    unmet = {key: decision for key, decision in requested.items() if decision > 0}
+    unmet = {key: size for key, size in requested.items() if size > 0}
     left = max(0, total)
     if sum(unmet.values()) <= left:
         return gets | unmet

@@ -329,7 +329,7 @@ class Session(QMPClient):
         elif type(key) is int and key in self._abandoned:
             self._abandoned.remove(key)
         else:
-            raise ConnectionLost(f"{self.path}: a reply that nobody asked for: {_shortened(message)}")
+            raise ConnectionLost(f"{self.path}: an unexpected reply: {_shortened(message)}")
 
     def _hangs(self, command: str, allowed_s: float) -> None:
         if self._reason is None:

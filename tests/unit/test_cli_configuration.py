@@ -62,8 +62,8 @@ def test_files_that_the_agent_could_not_read_here_are_all_named_and_are_no_error
     file.write_text("\n".join(["[mqtt]", *lines, "ca_file = '/no/ca'", f"cert_file = '{junk}'"]))
     assert main(["check-config", str(file), *options]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "qmpballoon: mind: /no/password: mqtt.password_file: cannot be read: No such file or directory",
-        "qmpballoon: mind: /no/ca: mqtt.ca_file: cannot be read: No such file or directory",
+        "qmpballoon: warning: /no/password: mqtt.password_file: cannot be read: No such file or directory",
+        "qmpballoon: warning: /no/ca: mqtt.ca_file: cannot be read: No such file or directory",
     ]
     file.write_text("\n".join(["[mqtt]", lines[0], f"ca_file = '{junk}'"]))
     assert main(["check-config", str(file), *options]) == 0
@@ -97,7 +97,7 @@ def test_an_unreadable_password_file_is_a_warning_and_not_an_error(
 ) -> None:
     file.write_text(f'[mqtt]\nurl = "mqtt://b"\nusername = "u"\npassword_file = "{tmp_path}/none"\n')
     assert main(["check-config", str(file)]) == 0
-    assert "mind: " in capsys.readouterr().err
+    assert "warning: " in capsys.readouterr().err
 
 
 def test_the_default_file_can_be_used(capsys: Capture) -> None:

@@ -55,12 +55,12 @@ BAD_REPLIES = {
         b'{"id": 1, "return": ' + b"[[]," * 300 + b"1" + b"]" * 300 + b"}\r\n",
         "not QMP",
     ),
-    "a wrong id": (b'{"return": {}, "id": 99}\r\n', "a reply that nobody asked for"),
-    "an id that is text": (b'{"return": {}, "id": "1"}\r\n', "a reply that nobody asked for"),
-    "an id that is true": (b'{"return": {}, "id": true}\r\n', "a reply that nobody asked for"),
-    "an id that is a list": (b'{"return": {}, "id": [1]}\r\n', "a reply that nobody asked for"),
-    "no id": (b'{"return": {}}\r\n', "a reply that nobody asked for"),
-    "an error without an id": (b'{"error": {"class": "a", "desc": "b"}}\r\n', "nobody asked for"),
+    "a wrong id": (b'{"return": {}, "id": 99}\r\n', "an unexpected reply"),
+    "an id that is text": (b'{"return": {}, "id": "1"}\r\n', "an unexpected reply"),
+    "an id that is true": (b'{"return": {}, "id": true}\r\n', "an unexpected reply"),
+    "an id that is a list": (b'{"return": {}, "id": [1]}\r\n', "an unexpected reply"),
+    "no id": (b'{"return": {}}\r\n', "an unexpected reply"),
+    "an error without an id": (b'{"error": {"class": "a", "desc": "b"}}\r\n', "an unexpected reply"),
     "neither return nor error": (b'{"id": 1}\r\n', "neither return nor error"),
     "an error that is no object": (b'{"id": 1, "error": "no"}\r\n', "neither return nor error"),
     "an event without a name": (b'{"event": null}\r\n', "this is no event"),
@@ -104,7 +104,7 @@ async def test_a_reply_given_twice_ends_the_session(sockets_dir: Path) -> None:
 
     async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
         assert await session.request("query-status") == "once"
-        assert "a reply that nobody asked for" in str(await session.ended())
+        assert "an unexpected reply" in str(await session.ended())
 
 
 BAD_GREETINGS = {

@@ -26,7 +26,7 @@ from qmpballoon.procfs import is_stopped, life_of
 from qmpballoon.qmp.balloon import query_run_state
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
-from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, socket_table
+from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, socket_table, was_accepted
 from qmpballoon.qmp.process import PRECONFIG, machine_is_there, qemu_pid
 
 FIRST_RETRY_S: Final = 0.1
@@ -157,7 +157,7 @@ class Connector:
         )
         session: Session | None = None
         try:
-            session = await self._in_line(greeting, monitor.pid, life, before, settings.qmp_timeout_s)
+            session = await self._in_line(greeting, monitor, life, before, settings.qmp_timeout_s)
             self._other_retry_s = self._problem = None
             began_s = time.monotonic()
             await self._until_machine_is_there(session)
@@ -226,7 +226,7 @@ class Connector:
     async def _in_line(
         self,
         greeting: asyncio.Task[Session],
-        pid: int | None,
+        monitor: OpenMonitor,
         life: Life | None,
         before: SocketTable,
         patience_s: float,
@@ -236,7 +236,7 @@ class Connector:
         Raises:
             _NoMonitor: what is behind the socket does not speak QMP.
         """
-        is_stranger = self._registry.at(self.path) is None
+        pid, is_stranger = monitor.pid, self._registry.at(self.path) is None
         wait_s = patience_s
         while True:
             done, _ = await asyncio.wait((greeting,), timeout=wait_s)
@@ -250,19 +250,22 @@ class Connector:
                     raise
             if is_stranger and life is not None and self._registry.is_served_by_another(self, life):
                 raise _NoMonitor(f"{self.path}: no greeting, and its QEMU has another monitor: {_OTHER}")
-            if is_stranger and self._is_mute(before, pid):
+            if is_stranger and self._is_mute(monitor, before):
                 raise _NoMonitor(f"{self.path}: connected, and no greeting came: {_OTHER}")
             self._silent(self._why_silent(pid), pid)
             wait_s = LOOK_AT_SILENCE_S
 
-    def _is_mute(self, before: SocketTable, pid: int | None) -> bool:
+    def _is_mute(self, monitor: OpenMonitor, before: SocketTable) -> bool:
         """Tell whether our connection was accepted; a monitor greets at that moment.
 
         A monitor that another client holds, or whose QEMU does not run its main loop yet, accepts nobody.
         """
-        if before.accepted or (pid is not None and is_stopped(pid)):
+        if monitor.pid is not None and is_stopped(monitor.pid):
             return False
-        return bool(socket_table(self.path).accepted)
+        accepted = was_accepted(monitor.connection)
+        if accepted is None:  # then by the table, where one more has come
+            return not before.accepted and bool(socket_table(self.path).accepted)
+        return accepted
 
     def _is_no_monitor(self, problem: str) -> None:
         """Leave the socket alone for some time, each time longer: it is not ours to hold."""

@@ -7,9 +7,13 @@ Linux 6.1). Closed connections stay in that backlog, so connect once and wait.
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import socket
+import stat
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +25,15 @@ _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 _LONGEST_PATH: Final = 107  # sun_path is 108 bytes with its NUL: unix(7)
 _LISTENS: Final = b"00010000"  # the flag __SO_ACCEPTCON in /proc/net/unix
 _ACCEPTED: Final = b"03"  # the state SS_CONNECTED there; 02 is still in the backlog
+_SOCK_DIAG: Final = 4  # the netlink protocol; these are of linux/sock_diag.h, unix_diag.h and netlink.h
+_DIAG_REQUEST: Final = struct.Struct("=IHHII BxxxIIIII")  # struct nlmsghdr, struct unix_diag_req
+_BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY
+_REQUEST: Final = 1  # NLM_F_REQUEST
+_ALL_STATES: Final = 0xFFFFFFFF
+_ANY: Final = 0xFFFFFFFF  # cookie
+_SHOW_PEER: Final = 4  # UDIAG_SHOW_PEER
+_PEER: Final = 2  # UNIX_DIAG_PEER
+_DIAG_ATTRIBUTES: Final = 32  # they follow struct nlmsghdr and struct unix_diag_msg
 _BOUND: Final = b"01"  # to no other socket yet
 
 
@@ -56,8 +69,33 @@ def open_monitor(path: str | os.PathLike[str]) -> OpenMonitor:
         raise MonitorBusy(f"{name}: {HELD_HINT}") from None
     except OSError as error:
         connection.close()
-        raise Unreachable(f"{name}: {_reason(error)}") from error
+        raise Unreachable(f"{name}: {_reason(error)}{_rights(name, error)}") from error
     return OpenMonitor(name, connection, pid or None)
+
+
+def was_accepted(connection: socket.socket) -> bool | None:
+    """Tell whether the server has accepted this connection, or leaves it in the backlog; None if not known.
+
+    The kernel names the peer of a connection by its inode, which it has from ``accept`` on, under whatever
+    name the server has bound. Source: sock_diag(7), UNIX_DIAG_PEER.
+    """
+    inode = os.fstat(connection.fileno()).st_ino
+    header = (_DIAG_REQUEST.size, _BY_FAMILY, _REQUEST, 0, 0)
+    request = _DIAG_REQUEST.pack(*header, socket.AF_UNIX, _ALL_STATES, inode, _SHOW_PEER, _ANY, _ANY)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _SOCK_DIAG) as kernel:
+            kernel.setblocking(False)  # the answer is there when send returns
+            kernel.send(request)
+            answer = kernel.recv(4096)
+    except OSError:  # no descriptor left, or a kernel without it
+        return None
+    at = _DIAG_ATTRIBUTES
+    while at + 4 <= len(answer):
+        size, kind = struct.unpack_from("=HH", answer, at)
+        if kind == _PEER and size == 8:
+            return bool(struct.unpack_from("=I", answer, at + 4)[0])
+        at += max(4, (size + 3) & ~3)
+    return None  # an error
 
 
 HELD_HINT: Final = (
@@ -104,3 +142,25 @@ def _reason(error: OSError) -> str:
             return "no permission to open this socket; it belongs to the user that runs QEMU"
         case _:
             return error.strerror or str(error)
+
+
+def _rights(path: str, error: OSError) -> str:
+    """Return whose the socket is, where it may not be opened."""
+    if not isinstance(error, PermissionError):
+        return ""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return " (nor may its directory be entered)"
+    return (
+        f" (user {_named(pwd.getpwuid, status.st_uid)}, group {_named(grp.getgrgid, status.st_gid)}, "
+        f"mode {stat.S_IMODE(status.st_mode):04o}): run as this user, or as a member of the group and with "
+        "mode 0660"
+    )
+
+
+def _named(look_up: Callable[[int], Sequence[object]], number: int) -> str:
+    try:
+        return str(look_up(number)[0])
+    except KeyError:
+        return str(number)

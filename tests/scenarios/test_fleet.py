@@ -405,6 +405,35 @@ async def test_what_lies_beside_a_monitor_is_named_and_left_alone_and_never_dist
     assert caplog.text.count("human monitor") == 1
 
 
+@pytest.mark.parametrize("directory", [".", "link"])
+async def test_a_console_is_let_go_under_whatever_name_it_is_bound_while_a_held_monitor_is_waited_for(
+    directory: str, qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/var/run is a link to /run, and QEMU may be given a relative path: no table of sockets has it then."""
+    monkeypatch.setattr(connector_module, "FIRST_OTHER_RETRY_S", 60.0)
+    (sockets_dir / "link").symlink_to(".")
+    left = asyncio.Event()
+
+    async def console(line: Line) -> None:
+        await line.until_the_client_leaves()
+        left.set()
+
+    held = await qemus.start(f"{directory}/held")
+    settings = replace(QUICK, qmp_timeout_s=0.2)
+    async with (
+        peer(sockets_dir / directory / "a.qmp", console),
+        session_with(held.path) as holder,
+        running_agent(sockets_dir, monkeypatch, settings=settings) as harness,
+    ):
+        async with asyncio.timeout(PATIENCE_S):
+            await left.wait()
+        path = os.fspath(qemus.path("a"))
+        await harness.until(lambda: "console" in dict(harness.supervisor.unidentified).get(path, ""))
+        assert dict(harness.supervisor.unidentified)[os.fspath(qemus.path("held"))] == "no answer yet"
+        await holder.close()
+        await harness.until_health("held", "ok")
+
+
 async def test_a_socket_that_may_not_be_opened_says_so(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

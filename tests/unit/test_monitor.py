@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from qmpballoon.errors import MonitorBusy, Unreachable
-from qmpballoon.qmp.monitor import open_monitor, socket_table
+from qmpballoon.qmp import monitor as monitor_module
+from qmpballoon.qmp.monitor import open_monitor, socket_table, was_accepted
 
 
 def listening(path: Path, backlog: int = 1) -> socket.socket:
@@ -62,6 +63,24 @@ def test_a_socket_without_permission_names_its_owner(
     monkeypatch.setattr(socket, "socket", Denied)
     with pytest.raises(Unreachable, match="belongs to the user that runs QEMU"):
         open_monitor(sockets_dir / "a.qmp")
+
+
+def test_a_socket_without_permission_tells_its_owner_group_and_mode(
+    sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    class Denied(socket.socket):
+        connect = refused
+
+    path = sockets_dir / "a.qmp"
+    with listening(path):
+        path.chmod(0o750)
+        monkeypatch.setattr(socket, "socket", Denied)
+        with pytest.raises(Unreachable) as caught:
+            open_monitor(path)
+    assert f"(user {path.owner()}, group {path.group()}, mode 0750): run as this user" in str(caught.value)
 
 
 def test_the_pid_is_that_of_the_process_that_listens(sockets_dir: Path) -> None:
@@ -121,3 +140,35 @@ def test_without_the_socket_table_the_result_is_unknown(monkeypatch: pytest.Monk
     monkeypatch.setattr(Path, "read_bytes", missing)
     assert not socket_table("/run/a.qmp").listening
     assert not socket_table("/run/a.qmp").accepted
+
+
+@pytest.mark.parametrize("directory", [".", "link"])
+def test_a_connection_is_known_to_wait_or_to_be_accepted_under_whatever_name_the_server_has_bound(
+    directory: str, sockets_dir: Path
+) -> None:
+    (sockets_dir / "link").symlink_to(".")
+    with (
+        listening(sockets_dir / directory / "a.qmp") as server,
+        open_monitor(sockets_dir / "a.qmp").connection as first,
+        open_monitor(sockets_dir / "a.qmp").connection as second,
+    ):
+        assert was_accepted(first) is False
+        accepted, _ = server.accept()
+        with accepted:
+            assert was_accepted(first) is True
+            assert was_accepted(second) is False
+        assert was_accepted(first) is False  # the server has left
+
+
+def test_where_the_kernel_does_not_tell_it_is_not_known_whether_a_connection_was_accepted(
+    sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening(sockets_dir / "a.qmp"), open_monitor(sockets_dir / "a.qmp").connection as connection:
+        monkeypatch.setattr(monitor_module, "_BY_FAMILY", 99)  # it answers with an error
+        assert was_accepted(connection) is None
+
+        def refused(*_: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(socket, "socket", refused)
+        assert was_accepted(connection) is None

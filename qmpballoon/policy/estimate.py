@@ -124,7 +124,8 @@ def _is_emergency(past: Past, guest: GuestSnapshot, now_s: float, rules: Estimat
     if now_s - past.killed_at_s < KILLED_FOR_S:
         return True
     ease = EMERGENCY_EASES_AT if past.emergency else 1.0
-    trend = past.trend * TREND_KEEPS ** max(0.0, now_s - past.seen_at_s)
+    refuted = rules.corroborate and is_refuted(guest)  # then its growth is not believed, only what RSS allows
+    trend = 0.0 if refuted else past.trend * TREND_KEEPS ** max(0.0, now_s - past.seen_at_s)
     available = max(0, guest.actual - past.held)
     return bool(available < ease * max(critical(guest.actual), EMERGENCY_WITHIN_S * trend))
 

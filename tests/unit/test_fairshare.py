@@ -101,6 +101,15 @@ def test_a_refuted_guest_that_the_host_sees_thin_is_in_an_emergency() -> None:
     assert estimate(past, thin, 100.0, RULES).emergency is True
 
 
+def test_the_growth_that_a_refuted_guest_reports_is_no_emergency() -> None:
+    guest = a_guest(size=1024, actual=512, available=400, rss=300 * MIB)
+    past = observe(None, grown(guest, 112, 0.0), 0.0, RULES)
+    past = observe(past, grown(guest, 400, 1.0), 1.0, RULES)
+    assert past is not None
+    assert past.trend > 100 * MIB
+    assert estimate(past, grown(guest, 400, 1.0), 1.0, RULES).emergency is False
+
+
 def test_rss_never_refutes_that_a_guest_needs_little() -> None:
     modest = a_guest(size=1024, available=900, rss=1100 * MIB)
     past = observe(None, modest, 100.0, RULES)

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from serving import relayed, serving
+
 from qmpballoon.sim.qemu.stream import Request, RequestStream
 
 
@@ -15,24 +17,15 @@ async def overheard(qemu: Path, at: Path) -> AsyncIterator[list[str]]:
     """Listen at ``at`` for one monitor; the names of what is sent to it, as in the table of commands."""
     said: list[str] = []
 
-    async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        requests = RequestStream()
-        while chunk := await reader.read(2**16):
-            said.extend(_name(request) for request in requests.feed(chunk))
-            writer.write(chunk)
-        writer.write_eof()
-
-    async def hand_back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while chunk := await reader.read(2**16):
-            writer.write(chunk)
-        writer.close()
-
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        to_reader, to_writer = await asyncio.open_unix_connection(qemu)
-        await asyncio.gather(hand_on(reader, to_writer), hand_back(to_reader, writer))
-        to_writer.close()
+        requests = RequestStream()
 
-    async with await asyncio.start_unix_server(serve, at):
+        def heard(chunk: bytes) -> None:
+            said.extend(_name(request) for request in requests.feed(chunk))
+
+        await relayed(reader, writer, await asyncio.open_unix_connection(qemu), heard=heard)
+
+    async with serving(serve, at):
         yield said
 
 

@@ -19,6 +19,7 @@ import aiomqtt
 import msgpack  # type: ignore[import-untyped]
 import pytest
 from mqtt_listener import WAIT_S, listening, property_of, running, settings_for
+from serving import relayed, serving
 
 from qmpballoon import log as log_module
 from qmpballoon.lab.broker import HOST, LabBroker
@@ -220,31 +221,18 @@ async def only_311(broker: LabBroker) -> AsyncIterator[tuple[int, list[int]]]:
     """Stand before a broker and refuse MQTT 5 in 3.1.1's words; yields its port and the versions."""
     versions: list[int] = []
 
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while chunk := await reader.read(65536):
-                writer.write(chunk)
-                await writer.drain()
-        writer.close()
-
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connect = await reader.read(65536)
         versions.append(connect[connect.index(b"MQTT") + 4])
         if versions[-1] == 5:
             writer.write(b"\x20\x02\x00\x01")
-            writer.close()
             return
-        inner_reader, inner_writer = await asyncio.open_connection(HOST, broker.port)
-        inner_writer.write(connect)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(pump(reader, inner_writer))
-            group.create_task(pump(inner_reader, writer))
+        inner = await asyncio.open_connection(HOST, broker.port)
+        inner[1].write(connect)
+        await relayed(reader, writer, inner)
 
-    server = await asyncio.start_server(serve, HOST, 0)
-    try:
+    async with serving(serve, (HOST, 0)) as server:
         yield server.sockets[0].getsockname()[1], versions
-    finally:
-        server.close()
 
 
 async def test_auto_takes_3_1_1_where_5_is_refused_and_remembers_it(mosquitto: LabBroker) -> None:
@@ -415,19 +403,14 @@ async def test_a_connect_that_comes_to_nothing_leaves_no_socket(
         while await reader.read(4096):
             asked.set()
         ended.set()
-        writer.close()
 
-    server = await asyncio.start_server(silent, HOST, 0)
-    try:
-        async with asyncio.timeout(WAIT_S):
-            bridge = a_bridge(server.sockets[0].getsockname()[1])
-            async with running(bridge, until_connected=False):
-                await asked.wait()
-                if how == "times out":
-                    await ended.wait()
-            await ended.wait()
-    finally:
-        server.close()
+    async with serving(silent, (HOST, 0)) as server, asyncio.timeout(WAIT_S):
+        bridge = a_bridge(server.sockets[0].getsockname()[1])
+        async with running(bridge, until_connected=False):
+            await asked.wait()
+            if how == "times out":
+                await ended.wait()
+        await ended.wait()
     assert ended.is_set()
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from serving import serving
 
 from qmpballoon.qmp.client import EventSink, Session
 from qmpballoon.qmp.monitor import open_monitor
@@ -79,33 +80,12 @@ Talk = Callable[[Line], Awaitable[None]]
 @asynccontextmanager
 async def peer(path: Path, talk: Talk) -> AsyncIterator[None]:
     """Serve ``path``: every client is talked to by ``talk`` and cut off when that returns."""
-    lines: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(ConnectionError, EOFError):
-                await talk(Line(reader, writer))
-        finally:
-            writer.close()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
+        await talk(Line(reader, writer))
 
-    def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(serve(reader, writer), name="scripted peer")
-        lines.add(task)
-        task.add_done_callback(lines.discard)
-
-    server = await asyncio.start_unix_server(accepted, os.fspath(path))
-    try:
+    async with serving(serve, path):
         yield
-    finally:
-        server.close()
-        running = tuple(lines)
-        for task in running:
-            task.cancel()
-        for outcome in await asyncio.gather(*running, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                raise outcome
 
 
 async def answering(line: Line) -> None:

@@ -198,7 +198,7 @@ class Agent:
         bridge = Bridge(
             self._bridge_settings(configuration),
             self._service.handle,
-            knows_vm=lambda vm: self._registry.get(VmId(vm)) is not None,
+            vm_exists=lambda vm: self._registry.get(VmId(vm)) is not None,
             announced_before=self._context.store.announced,
             on_announced=lambda topics: self._context.store.announce(sorted(topics)),
         )

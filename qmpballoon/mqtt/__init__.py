@@ -1,6 +1,6 @@
-"""MQTT: the topics, what goes out on them, the requests that come in, and the connection to the broker.
+"""MQTT: the topics, what is published on them, the requests that arrive, the connection to the broker.
 
-``topics``, ``commands`` and ``dead_band`` are pure. ``outbox`` holds what waits to be sent,
-``connection`` is one connection to one broker, ``bridge`` keeps one up, ``publisher``
-decides when the state of a VM or of the host goes out.
+``topics``, ``commands`` and ``dead_band`` are pure. ``outbox`` holds messages until they are sent,
+``connection`` is one connection to one broker, ``bridge`` keeps one up, ``publisher`` decides when the
+state of a VM or of the host is published.
 """

@@ -1,8 +1,8 @@
-"""Keeps one connection to a broker up, and the retained topics there true.
+"""Keeps one connection to a broker up, and its retained topics current.
 
-On every connect: subscribe, publish all retained topics again, ``status: online`` last, and expect
-to see that one come back; a broker's ACL that denies a publish says nothing otherwise. A broker
-that is away costs the agent bounded memory and no time: publishing fills slots (see ``outbox``).
+On every connect it subscribes, publishes all retained topics again, ``status: online`` last, and checks
+that this message comes back: a broker does not report a publish that its ACL denies. While no broker is
+connected, publishing only fills slots (see ``outbox``): bounded memory, no waiting.
 
 What is logged about it, and how often: `connection_log`.
 """
@@ -39,11 +39,11 @@ from qmpballoon.protocol.payloads import CONTENT_TYPES, Format, encode
 from qmpballoon.protocol.requests import Handle, Requests
 
 ECHO_TIMEOUT_S: Final = 5.0
-FAREWELL_S: Final = 2.0
+OFFLINE_TIMEOUT_S: Final = 2.0
 SHORTEST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 REFUSED_PAUSE_S: Final = (
-    60.0  # a bad password does not mend by itself, and some brokers ban clients that retry
+    60.0  # a bad password stays bad until it is corrected, and some brokers ban clients that retry
 )
 BIRTH_WAIT_S: Final = (1.0, 10.0)
 
@@ -54,9 +54,9 @@ _CONTENT_TYPES: Final = {name: ContentType(media_type) for name, media_type in C
 class BridgeSettings:
     """What the bridge needs of the configuration.
 
-    ``brokers``, at least one, are tried in turn; ``protocol`` ``auto`` is 5, and 3.1.1 where a broker
-    refuses it; ``host`` as it is, made safe for topics here; files are paths; ``response_topics`` are
-    filters of where a request may be answered.
+    ``brokers``, at least one, are tried in turn. ``protocol`` ``auto`` is 5, and 3.1.1 where a broker
+    refuses it. ``host`` is the plain host name; the bridge makes it safe for topics. Files are paths.
+    ``response_topics`` are filters of the MQTT 5 response topics that are used.
     """
 
     brokers: tuple[Broker, ...]
@@ -79,10 +79,10 @@ class BridgeSettings:
 class Bridge:
     """The agent's side of MQTT; `run` it in a task, publish through it from anywhere in the loop.
 
-    ``handle`` does what a request asks (see `Handle`), ``knows_vm`` tells whether a VM of that
-    name in topics exists. ``announced_before`` are the retained topics of the last run;
-    ``on_announced`` is called with all topics that a later run must know of, before the first
-    message to a new one, and must not wait.
+    ``handle`` carries out a request (see `Handle`). ``vm_exists`` returns whether there is a VM of that
+    name in topics. ``announced_before`` are the retained topics of the last run. ``on_announced`` is
+    called with all topics that a later run may have to clear, before the first message to a new one;
+    it must not wait.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Bridge:
         settings: BridgeSettings,
         handle: Handle,
         *,
-        knows_vm: Callable[[str], bool],
+        vm_exists: Callable[[str], bool],
         announced_before: Iterable[str] = (),
         on_announced: Callable[[frozenset[str]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -109,7 +109,7 @@ class Bridge:
         self._wake = asyncio.Event()
         self._outbox = Outbox(self._wake.set, self.topics.status)
         self._outbox.retain(self.topics.status, lambda: "online")
-        self._requests = Requests(handle, knows_vm, clock)
+        self._requests = Requests(handle, vm_exists, clock)
         self._announced = set(announced_before)
         self._announced_changed = False
         self._on_announced = on_announced
@@ -119,23 +119,23 @@ class Bridge:
         self._birth = asyncio.Event()
         self._connection: Connection | None = None
         self._only_311: set[Broker] = set()
-        self._connected_at_s: float | None = None  # of the connection that stands or was the last
+        self._connected_at_s: float | None = None  # of the current or the last connection
         self._log = ConnectionLog(self._login, self.topics, clock)
 
     # What the agent publishes.
 
     @property
     def connected(self) -> bool:
-        """Whether a broker holds our status as online."""
+        """Whether ``status: online`` was sent over the current connection."""
         return self._online.is_set()
 
     @property
     def connection(self) -> Connection | None:
-        """The connection that stands, if any."""
+        """The current connection, if any."""
         return self._connection
 
     async def wait_connected(self, timeout_s: float) -> bool:
-        """Wait until a broker holds our status as online; False if that did not happen in time."""
+        """Wait until `connected`; return False if that takes longer than ``timeout_s``."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._online.wait()
@@ -144,52 +144,52 @@ class Bridge:
         return True
 
     def retain(self, topic: str, make: Make) -> None:
-        """Publish what ``make()`` returns, at the moment of sending, as the topic's retained value.
+        """Publish what ``make()`` returns as the topic's retained value.
 
-        It is made again on each connect; a later call replaces ``make``. Text is sent as it is,
-        anything else as an object in the configured format.
+        ``make`` is called at the moment of sending, and again on each connect; a later call of `retain`
+        replaces it. Text is sent as it is, anything else as an object in the configured format.
         """
         self._announce(topic)
         self._outbox.retain(topic, make)
 
     def clear(self, topic: str) -> None:
-        """Remove the topic's retained value from the broker, after an outage if need be."""
+        """Remove the topic's retained value from the broker, now or on the next connect."""
         self._outbox.clear(topic)
 
     def clear_leftovers(self) -> None:
-        """Clear what an earlier run announced and this one did not; call it when all is announced."""
+        """Clear the topics of an earlier run that this run does not retain; call it after all `retain`."""
         for topic in self._announced.difference(self._outbox.topics):
             self._outbox.clear(topic)
 
     def event(self, topic: str, value: object) -> None:
-        """Publish an event to present subscribers; without a connection it is dropped."""
+        """Publish an event; without a connection it is dropped."""
         self._outbox.event(topic, lambda: value)
 
     def sample(self, topic: str, make: Make) -> None:
         """Publish at QoS 0; a sample that was not sent yet is replaced."""
-        self._outbox.fleeting(topic, make)
+        self._outbox.sample(topic, make)
 
-    # Keeping a connection.
+    # The connection.
 
     async def run(self) -> None:
-        """Stay connected until cancelled; then answer pending requests, say ``offline`` and disconnect.
+        """Stay connected until cancelled; then answer pending requests, publish ``offline`` and disconnect.
 
-        A handler's or a maker's mistake, an exception outside the package's error tree, is raised.
+        An exception of a handler or maker that is outside the package's error tree is raised.
         """
         try:
             async with asyncio.TaskGroup() as group:
                 self._requests.open(group)
-                await self._stay_connected()
+                await self._keep_connected()
         finally:
             self._requests.stop()
 
-    async def _stay_connected(self) -> None:
+    async def _keep_connected(self) -> None:
         brokers = deque(self._settings.brokers)
         pause_s, failures = SHORTEST_PAUSE_S, 0
         while True:
             broker = brokers[0]
             error = await self._session(broker)
-            if self._may_speak_311(broker, error):
+            if self._should_fall_back(broker, error):
                 self._only_311.add(broker)
                 self._log.only_311(broker)
                 continue
@@ -210,7 +210,7 @@ class Bridge:
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 
     async def _session(self, broker: Broker) -> aiomqtt.MqttError:
-        """Be connected to one broker until that ends; return why it did."""
+        """Connect to one broker and serve the connection until it ends; return the reason."""
         mqtt5 = self._settings.protocol == "5" or (
             self._settings.protocol == "auto" and broker not in self._only_311
         )
@@ -227,38 +227,38 @@ class Bridge:
         self._connected_at_s = None
         try:
             await connection.open()
-            refused = await connection.listen((*self._needed, BIRTH_TOPIC))
-            if unheard := [one for one in refused if one != BIRTH_TOPIC]:  # that one is optional
-                self._log.not_readable(unheard)
+            refused = await connection.subscribe((*self._filters, BIRTH_TOPIC))
+            if unreadable := [one for one in refused if one != BIRTH_TOPIC]:  # which is optional
+                self._log.subscription_refused(unreadable)
             self._connection, self._connected_at_s = connection, self._clock()
             self._outbox.connected(self._clock())
             self._wake.set()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._send(connection, broker), name="mqtt send")
                 group.create_task(self._receive(connection), name="mqtt receive")
-                group.create_task(self._expect_status(), name="mqtt self-check")
-                group.create_task(self._welcome_births(), name="mqtt birth")
-                await connection.lost()
+                group.create_task(self._check_status(), name="mqtt self-check")
+                group.create_task(self._republish_on_birth(), name="mqtt birth")
+                await connection.wait_lost()
         except* aiomqtt.MqttError as errors:
             lost = _first(errors)
         finally:
             try:
                 if self._connection is not None and lost is None:
-                    await self._say_farewell(connection)
+                    await self._publish_offline(connection)
             finally:
                 if self._connection is not None:
                     self._online.clear()
                     self._outbox.disconnected(connection.unconfirmed)
                     self._connection = None
                 await connection.close()
-        # Where a loss and a cancellation meet, the group raises the loss alone (CPython 3.11). The count
-        # of cancellations is right if the group is left by an exception of its body, as it is here.
+        # If a loss and a cancellation coincide, the group raises the loss alone (CPython 3.11). The count
+        # of cancellations is right if an exception of the group's body ended the group, as here.
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise asyncio.CancelledError
         return lost or aiomqtt.MqttError("closed")
 
     @property
-    def _needed(self) -> tuple[str, ...]:
+    def _filters(self) -> tuple[str, ...]:
         return (*self.topics.subscriptions(), self.topics.status)
 
     async def _send(self, connection: Connection, broker: Broker) -> None:
@@ -266,8 +266,8 @@ class Bridge:
             await self._wake.wait()
             self._wake.clear()
             while True:
-                await connection.window()
-                self._say_announced()
+                await connection.wait_window()
+                self._report_announced()
                 publication = self._outbox.take()
                 if publication is None:
                     break
@@ -297,8 +297,8 @@ class Bridge:
             message = await connection.receive()
             topic, payload = message.topic, message.payload
             if topic == self.topics.status:
-                if connection.mqtt5 or not message.retain:  # else it is what the broker kept from before
-                    self._heard_status(payload)
+                if connection.mqtt5 or not message.retain:  # else it is the value retained before
+                    self._on_status(payload)
             elif topic == BIRTH_TOPIC:
                 if payload == b"online" and not message.retain:
                     self._birth.set()
@@ -307,33 +307,33 @@ class Bridge:
                 if arrival is not None:
                     self._requests.receive(arrival)
 
-    def _heard_status(self, payload: bytes) -> None:
+    def _on_status(self, payload: bytes) -> None:
         if payload == b"online":
             self._seen_status.set()
         elif self._seen_status.is_set():
-            # The will of an earlier connection of ours that the broker closed only now.
+            # The will of our previous connection, which the broker closed only now.
             self._seen_status.clear()
             self._outbox.retain(self.topics.status, lambda: "online")
 
-    async def _expect_status(self) -> None:
+    async def _check_status(self) -> None:
         await self._online.wait()
         try:
             async with asyncio.timeout(ECHO_TIMEOUT_S):
                 await self._seen_status.wait()
         except TimeoutError:
-            self._log.not_heard(ECHO_TIMEOUT_S)
+            self._log.status_missing(ECHO_TIMEOUT_S)
         else:
-            self._log.heard()
+            self._log.status_received()
 
-    async def _welcome_births(self) -> None:
+    async def _republish_on_birth(self) -> None:
         while True:
             await self._birth.wait()
-            await asyncio.sleep(random.uniform(*BIRTH_WAIT_S))  # many agents hear it at once
+            await asyncio.sleep(random.uniform(*BIRTH_WAIT_S))  # all agents receive it at once
             self._birth.clear()
             self._outbox.republish()
 
-    async def _say_farewell(self, connection: Connection) -> None:
-        """Answer pending requests, publish ``offline``, and let the broker confirm it, in a bounded time."""
+    async def _publish_offline(self, connection: Connection) -> None:
+        """Answer pending requests, publish ``offline``, and wait a bounded time for its PUBACK."""
         self._requests.stop()
         try:
             while (publication := self._outbox.take_answer()) is not None:
@@ -342,16 +342,16 @@ class Bridge:
             self._publish(connection, offline)
         except aiomqtt.MqttError:
             return  # the connection was lost: the will publishes it
-        await connection.all_confirmed(FAREWELL_S)
+        await connection.wait_all_confirmed(OFFLINE_TIMEOUT_S)
 
-    # What was announced.
+    # Topics that have, or had, a retained value.
 
     def _announce(self, topic: str) -> None:
         if topic not in self._announced:
             self._announced.add(topic)
             self._announced_changed = True
 
-    def _say_announced(self) -> None:
+    def _report_announced(self) -> None:
         if self._announced_changed and self._on_announced is not None:
             self._announced_changed = False
             self._on_announced(frozenset(self._announced))
@@ -364,9 +364,9 @@ class Bridge:
 
     def _refused(self, publication: Publication, reason: str) -> None:
         if publication.answer is None or publication.topic.startswith(f"{self.topics.root}/"):
-            self._log.not_taken(publication.topic, reason)
+            self._log.publish_refused(publication.topic, reason)
 
-    def _may_speak_311(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
+    def _should_fall_back(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
         return (
             self._settings.protocol == "auto"
             and broker not in self._only_311

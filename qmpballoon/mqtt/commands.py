@@ -1,6 +1,6 @@
-"""Between a message on a command topic and the requests that it carries. Pure.
+"""Translates messages on command topics to requests. Pure.
 
-What belongs to MQTT alone stays here: the topic ``target/set``, the retain flag, response topics,
+Everything specific to MQTT is handled here: the topic ``target/set``, the retain flag, response topics,
 correlation data.
 """
 
@@ -19,7 +19,7 @@ from qmpballoon.protocol.requests import Arrival
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as it came; what only MQTT 5 has is None on 3.1.1."""
+    """A message as received; fields that only MQTT 5 has are None on 3.1.1."""
 
     topic: str
     payload: bytes
@@ -35,7 +35,7 @@ def arrival_of(
 ) -> Arrival | None:
     """Return the request that a message carries, or None if its topic is no command topic.
 
-    ``send`` takes the answer, stamped by ``clock`` (monotonic), and must not wait.
+    ``send`` sends the answer and must not wait; ``clock`` (monotonic) is for the time in the answer.
     """
     command = topics.parse(message.topic)
     if command is None:
@@ -64,9 +64,9 @@ def arrival_of(
 
 
 def _verb(command: Command, message: Message) -> str:
-    """Return the verb that is asked for: the topic ``target/set`` takes ``auto``, too."""
+    """Return the requested verb: ``auto`` on the topic ``target/set`` means ``set-mode``."""
     if command.bare:
-        with suppress(RequestRefused):  # what is wrong with it is answered as of its own verb
+        with suppress(RequestRefused):  # an invalid payload is answered under set-target
             if decode_request(message.payload, message.content_type).bare == "auto":
                 return "set-mode"
     return command.verb

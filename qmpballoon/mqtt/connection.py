@@ -1,23 +1,22 @@
 """One connection to one broker: aiomqtt's client, changed where a daemon needs it.
 
-aiomqtt 2.5 brings paho-mqtt to asyncio. What this class changes, each seen with aiomqtt 2.5.1 and
+aiomqtt 2.5 wraps paho-mqtt for asyncio. What this class changes, each seen with aiomqtt 2.5.1 and
 paho-mqtt 2.2:
 
 - A connect that times out, is cancelled or fails in a TLS or websocket handshake leaves its socket
-  open, and one that still runs in its thread may come up later under our client id: the socket is
-  closed, now or then.
+  open, and its thread may still establish the connection later, under our client id. Here the socket
+  is closed, at once or when the thread ends.
 - A broker that closes before its CONNACK is noticed at once, not after the time-out.
-- TCP_NODELAY, also below a websocket: else Nagle's algorithm adds 40 ms to an answer.
-- A socket that is closed in the moment it should be written to is let alone: aiomqtt looks for its
-  descriptor later, which may be another file's by then.
+- TCP_NODELAY is set, also below a websocket: Nagle's algorithm adds 40 ms to an answer.
+- A socket that was closed before its writer is registered is skipped: aiomqtt reads its descriptor
+  later, which may belong to another file by then.
 - `send` hands a message to paho and returns: aiomqtt's ``publish`` waits for each PUBACK and
-  spends up to 290 µs of processor time, paho 20. PUBACKs are counted against a window, and a
-  reason why the broker did not take the message is reported.
+  spends up to 290 µs of processor time, paho 20. Unconfirmed messages are limited by a
+  window, and the reason code of a PUBACK that refuses a message is reported.
 - Messages are read from a bounded queue without a task for each.
-- `close` has a time limit and leaves nothing behind.
+- `close` has a time limit and leaves no socket and no task.
 
-Where paho's public callbacks suffice, they are used; the private names that are left stand in
-PRIVATE_NAMES.
+paho's public callbacks are used where they suffice. PRIVATE_NAMES lists the private names in use.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 CONFIRM_TIMEOUT_S: Final = 20.0
 KEEPALIVE_S: Final = 20
 WINDOW: Final = 20  # unconfirmed messages; mosquitto's Receive Maximum
-LARGEST_PACKET: Final = 1024 * 1024  # what may be sent to us; a request is at most 64 KiB
+LARGEST_PACKET: Final = 1024 * 1024  # largest that we accept; a request is at most 64 KiB
 MOST_WAITING_MESSAGES: Final = 1000
 UNSUPPORTED_PROTOCOL: Final = 132
 SESSION_TAKEN_OVER: Final = 142
@@ -66,10 +65,10 @@ PRIVATE_NAMES: Final = (
     "paho.Client._sock_close(self) -> 'None'",
     "paho.Client._ssl_wrap_socket(self, tcp_sock: '_socket.socket') -> 'ssl.SSLSocket'",
 )
-"""All that is touched beyond the public names of both; a test compares it with the releases installed."""
+"""Private names of aiomqtt and paho in use; a test compares them with the installed releases."""
 
 _wire_log = logging.getLogger("qmpballoon.mqtt.wire")
-_wire_log.setLevel(logging.CRITICAL)  # paho logs a lost socket as an error; the bridge says it once
+_wire_log.setLevel(logging.CRITICAL)  # paho logs a lost socket as an error; the bridge logs it once
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ class Login:
 
 
 class ContentType(Properties):
-    """The properties of a message that has a content type and no others, packed once: paho takes 40 µs."""
+    """A content type as the only property of a message; packed once, because paho needs 40 µs for it."""
 
     def __init__(self, content_type: str) -> None:
         super().__init__(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -112,7 +111,7 @@ class ContentType(Properties):
 
 
 class Connection:
-    """A connection with a clean start and no session behind it. Use `open`, then `close`, once."""
+    """A connection with a clean start and no session. Call `open`, then `close`, once each."""
 
     def __init__(
         self,
@@ -131,13 +130,13 @@ class Connection:
         self._confirmed = confirmed
         self._refused = refused
         self._loop = asyncio.get_running_loop()
-        self._came: asyncio.Queue[Message] = asyncio.Queue(MOST_WAITING_MESSAGES)
+        self._received: asyncio.Queue[Message] = asyncio.Queue(MOST_WAITING_MESSAGES)
         self._unconfirmed: dict[int, Publication] = {}
-        self._window_moved = asyncio.Event()
+        self._window_changed = asyncio.Event()
         self._tls: ssl.SSLContext | None = None
         self._raw: socket.socket | None = None
-        self._dialled = False
-        self._given_up = False
+        self._connect_returned = False
+        self._closed = False
         self._aiomqtt = aiomqtt.Client(
             broker.host,
             broker.port,
@@ -162,45 +161,47 @@ class Connection:
         paho.on_message = self._on_message
         paho.on_socket_register_write = self._on_socket_register_write
         self._connect_tcp = paho._create_socket_connection
-        paho._create_socket_connection = self._dial  # type: ignore[method-assign]
-        paho._ssl_wrap_socket = self._encrypt  # type: ignore[method-assign]
+        paho._create_socket_connection = self._open_socket  # type: ignore[method-assign]
+        paho._ssl_wrap_socket = self._wrap_tls  # type: ignore[method-assign]
 
     @property
     def unconfirmed(self) -> list[Publication]:
-        """What was sent at QoS 1 and not confirmed."""
+        """Messages sent at QoS 1 that have no PUBACK yet."""
         return list(self._unconfirmed.values())
 
     @property
     def no_delay(self) -> bool:
-        """Whether TCP_NODELAY is really set on the socket."""
+        """Whether TCP_NODELAY is set on the socket."""
         return self._raw is not None and self._raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
     async def open(self) -> None:
         """Connect and wait for the CONNACK.
 
         Raises:
-            aiomqtt.MqttError: not reached, refused (then an `aiomqtt.exceptions.MqttConnectError`
-                with ``rc``), or no answer in time.
+            aiomqtt.MqttError: the broker is unreachable, refuses (then an
+                `aiomqtt.exceptions.MqttConnectError` with ``rc``) or does not answer in time.
         """
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._loop.run_in_executor(None, self._connect)
-                await asyncio.wait({self._established})  # a bare await would cancel the future with us
+                await asyncio.wait(
+                    {self._established}
+                )  # a bare await would cancel the future on cancellation
             self._established.result()
         except TimeoutError:
             raise aiomqtt.MqttError(f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
         except (OSError, UnicodeError, WebsocketConnectionError, ConfigurationError) as error:
-            # UnicodeError: no host name. ConfigurationError: a certificate or key that is no use.
+            # UnicodeError: an invalid host name. ConfigurationError: an unusable certificate or key.
             raise aiomqtt.MqttError(str(error) or type(error).__name__) from None
 
-    async def listen(self, filters: tuple[str, ...]) -> list[str]:
-        """Subscribe, where MQTT 5 allows it to nothing retained and with the retain flag as published.
+    async def subscribe(self, filters: tuple[str, ...]) -> list[str]:
+        """Subscribe; with MQTT 5 without retained messages, and with the retain flag as published.
 
         Returns:
-            The filters that the broker refused, if it says so.
+            The filters that the broker refused.
 
         Raises:
-            aiomqtt.MqttError: lost, or no answer in time.
+            aiomqtt.MqttError: the connection is lost, or no answer in time.
         """
         if self.mqtt5:
             options = SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=2)
@@ -212,10 +213,10 @@ class Connection:
 
     async def receive(self) -> Message:
         """Return the next message."""
-        return await self._came.get()
+        return await self._received.get()
 
-    async def lost(self) -> None:
-        """Wait until the connection is gone, then raise why.
+    async def wait_lost(self) -> None:
+        """Wait until the connection has ended, then raise the reason.
 
         Raises:
             aiomqtt.MqttError: always.
@@ -226,25 +227,25 @@ class Connection:
             raise error
         raise aiomqtt.MqttError(str(error or "closed")) from error
 
-    async def window(self) -> None:
+    async def wait_window(self) -> None:
         """Wait until one more message may be unconfirmed.
 
         Raises:
             aiomqtt.MqttError: the broker confirmed nothing for CONFIRM_TIMEOUT_S.
         """
         while len(self._unconfirmed) >= WINDOW:
-            if not await self._moved(CONFIRM_TIMEOUT_S):
+            if not await self._wait_window_changed(CONFIRM_TIMEOUT_S):
                 raise aiomqtt.MqttError(f"the broker confirmed nothing for {CONFIRM_TIMEOUT_S:g} s")
 
-    async def all_confirmed(self, timeout_s: float) -> None:
-        """Wait until nothing is unconfirmed, the connection is lost or the time is over."""
-        give_up_at_s = self._loop.time() + timeout_s
+    async def wait_all_confirmed(self, timeout_s: float) -> None:
+        """Wait until every message has its PUBACK, the connection is lost or the time is over."""
+        deadline_s = self._loop.time() + timeout_s
         while self._unconfirmed and not self._ended.done():
-            if not await self._moved(give_up_at_s - self._loop.time()):
+            if not await self._wait_window_changed(deadline_s - self._loop.time()):
                 return
 
     def send(self, publication: Publication, payload: bytes, properties: Properties | None) -> None:
-        """Hand a message to paho, in order, without waiting.
+        """Pass a message to paho, in order, without waiting.
 
         Raises:
             aiomqtt.MqttError: there is no connection.
@@ -260,22 +261,22 @@ class Connection:
     async def close(self, timeout_s: float = 1.0) -> None:
         """Send DISCONNECT if the connection is up, and close the socket."""
         try:
-            if self._established.done() and not self._ended.done() and _is_fine(self._established):
+            if self._established.done() and not self._ended.done() and _succeeded(self._established):
                 self._paho.disconnect()
                 await asyncio.wait({self._ended}, timeout=timeout_s)
         finally:
             for future in (self._established, self._ended):
                 if future.done():
-                    _is_fine(future)  # takes note of its exception
-            self._given_up = True
-            if self._dialled:
+                    _succeeded(future)  # retrieves its exception
+            self._closed = True
+            if self._connect_returned:
                 self._paho._sock_close()
 
-    async def _moved(self, timeout_s: float) -> bool:
-        # Not asyncio.timeout: with Python 3.11.2, Debian 12's, it does not end as a time-out in a task that
-        # is being cancelled, and the farewell runs in one. With 3.11.7 it does.
-        self._window_moved.clear()
-        moved = asyncio.create_task(self._window_moved.wait(), name="mqtt window")
+    async def _wait_window_changed(self, timeout_s: float) -> bool:
+        # Not asyncio.timeout: with Python 3.11.2 (Debian 12; not 3.11.7) it does not raise TimeoutError in a
+        # task that is being cancelled, and that task publishes ``offline``.
+        self._window_changed.clear()
+        moved = asyncio.create_task(self._window_changed.wait(), name="mqtt window")
         try:
             await asyncio.wait((moved,), timeout=max(0.0, timeout_s))
             return moved.done()
@@ -283,7 +284,7 @@ class Connection:
             moved.cancel()
 
     def _connect(self) -> None:
-        """Runs in a thread, as paho connects blockingly and files are read."""
+        """Connect; run in a thread, because paho blocks and files are read."""
         properties = None
         if self.mqtt5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
@@ -306,15 +307,15 @@ class Connection:
                 self._raw.close()
             raise
         finally:
-            self._loop.call_soon_threadsafe(self._on_dialled)
+            self._loop.call_soon_threadsafe(self._on_connect_returned)
 
-    def _dial(self) -> socket.socket:
+    def _open_socket(self) -> socket.socket:
         self._raw = self._connect_tcp()
         self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self._raw
 
-    def _encrypt(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
-        """Take the place of paho's, which leaves the socket open when the handshake fails."""
+    def _wrap_tls(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        """Replace paho's method, which leaves the socket open when the handshake fails."""
         if self._tls is None or not self._tls.check_hostname:
             raise ssl.SSLError("the broker's name would not be checked")
         encrypted = self._tls.wrap_socket(
@@ -325,18 +326,18 @@ class Connection:
         encrypted.do_handshake()
         return encrypted
 
-    def _on_dialled(self) -> None:
-        self._dialled = True
-        if self._given_up:
+    def _on_connect_returned(self) -> None:
+        self._connect_returned = True
+        if self._closed:
             self._paho._sock_close()
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:
-        if self._dialled:
-            self._await_writable(sock)
-        else:  # in the thread
-            self._loop.call_soon_threadsafe(self._await_writable, sock)
+        if self._connect_returned:
+            self._add_writer(sock)
+        else:  # called in the thread of _connect
+            self._loop.call_soon_threadsafe(self._add_writer, sock)
 
-    def _await_writable(self, sock: Any) -> None:
+    def _add_writer(self, sock: Any) -> None:
         if sock.fileno() >= 0:
             self._loop.add_writer(sock.fileno(), self._write)
 
@@ -353,12 +354,12 @@ class Connection:
         if not self._established.done():
             self._established.set_exception(aiomqtt.MqttError("closed before it was established"))
             return
-        if _is_fine(self._established) and not self._ended.done():
+        if _succeeded(self._established) and not self._ended.done():
             if reason_code.value == 0:
                 self._ended.set_result(None)
             else:
                 self._ended.set_exception(MqttCodeError(reason_code, "Unexpected disconnection"))
-        self._window_moved.set()
+        self._window_changed.set()
 
     def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:
         properties = message.properties
@@ -372,9 +373,9 @@ class Connection:
                 getattr(properties, "CorrelationData", None),
                 getattr(properties, "MessageExpiryInterval", None),
             )
-            self._came.put_nowait(received)
+            self._received.put_nowait(received)
         except (UnicodeDecodeError, asyncio.QueueFull):
-            return  # no topic of ours; or more than is read, which costs the newest
+            return  # the topic is not UTF-8, or the queue is full: drop the newest
 
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any
@@ -382,7 +383,7 @@ class Connection:
         publication = self._unconfirmed.pop(mid, None)
         if publication is None:
             return
-        self._window_moved.set()
+        self._window_changed.set()
         if reason_code.value >= 128:
             self._refused(publication, str(reason_code))
         else:
@@ -390,10 +391,10 @@ class Connection:
 
 
 def reason_code(error: aiomqtt.MqttError) -> int | None:
-    """Return the reason code that came with an error, None where there is none."""
+    """Return the reason code of an error, None if it has none."""
     code = error.rc if isinstance(error, MqttCodeError) else None
     return int(code.value) if isinstance(code, ReasonCode) else code
 
 
-def _is_fine(future: asyncio.Future[None]) -> bool:
+def _succeeded(future: asyncio.Future[None]) -> bool:
     return not future.cancelled() and future.exception() is None

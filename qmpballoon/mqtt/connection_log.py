@@ -18,11 +18,11 @@ from qmpballoon.log import say
 from qmpballoon.mqtt.connection import SESSION_TAKEN_OVER, Broker, Login, reason_code
 from qmpballoon.mqtt.topics import Topics
 
-STEADY_S: Final = 10.0  # a connection that lasted so long was sound
+STEADY_S: Final = 10.0  # a connection that lasted so long was stable
 TAKEN_WITHIN_S: Final = 300.0
-_UNSPECIFIED: Final = 128  # what paho makes of a connection that just ended
-_SURELY_TAKEN: Final = 2  # times that the broker said so
-_PROBABLY_TAKEN: Final = 3  # times that a connection ended right after it began: 3.1.1 gives no reason
+_UNSPECIFIED: Final = 128  # paho's code for a connection that ended without a DISCONNECT
+_TAKEN_WITH_REASON: Final = 2  # ends with the reason code SESSION_TAKEN_OVER
+_TAKEN_WITHOUT_REASON: Final = 3  # short connections: 3.1.1 has no reason codes
 
 
 class ConnectionLog:
@@ -32,43 +32,46 @@ class ConnectionLog:
         self._login = login
         self._topics = topics
         self._clock = clock
-        self._said: set[tuple[str, Broker]] = set()  # in this outage
-        self._short_lives: deque[float] = deque(maxlen=_PROBABLY_TAKEN)
-        self._taken_said_at_s = float("-inf")
-        self._denied_said = False
+        self._logged: set[tuple[str, Broker]] = set()  # in the current outage
+        self._short_connections: deque[float] = deque(maxlen=_TAKEN_WITHOUT_REASON)
+        self._taken_logged_at_s = float("-inf")
+        self._acl_logged = False
 
     def connected(self, broker: Broker, *, mqtt5: bool) -> None:
-        """Say that all is published and ``online`` is said: an outage, if there was one, is over."""
-        self._said.clear()
+        """Log that all retained topics are published, ``online`` last: an outage is over."""
+        self._logged.clear()
         say("broker-connected", url=broker, protocol="5" if mqtt5 else "3.1.1")
 
     def failed(self, broker: Broker, error: aiomqtt.MqttError) -> None:
-        """Say that a connection did not come about."""
+        """Log that a connection could not be established."""
         refused = isinstance(error, MqttConnectError)
         word = "broker-refused" if refused else "broker-unreachable"
-        if (word, broker) in self._said:
+        if (word, broker) in self._logged:
             return
-        self._said.add((word, broker))
+        self._logged.add((word, broker))
         if refused:
-            say(word, str(error), level=logging.ERROR, url=broker, **{"as": self._who()})
+            say(word, str(error), level=logging.ERROR, url=broker, **{"as": self._user()})
         else:
             say(word, str(error), level=logging.WARNING, url=broker)
 
     def lost(self, broker: Broker, error: aiomqtt.MqttError, held_s: float) -> None:
-        """Say that a connection ended after ``held_s``, and whether a second agent may be the cause."""
-        if ("broker-lost", broker) not in self._said:
-            self._said |= {("broker-lost", broker), ("broker-unreachable", broker)}
-            reason = "it broke" if reason_code(error) == _UNSPECIFIED else str(error)
+        """Log that a connection ended after ``held_s``, and whether a second agent may be the cause."""
+        if ("broker-lost", broker) not in self._logged:
+            self._logged |= {("broker-lost", broker), ("broker-unreachable", broker)}
+            reason = "the connection broke" if reason_code(error) == _UNSPECIFIED else str(error)
             say("broker-lost", reason, level=logging.WARNING, url=broker, after=f"{held_s:.1f}s")
         taken = reason_code(error) == SESSION_TAKEN_OVER
         if not taken and held_s >= STEADY_S:
             return
-        now_s, enough = self._clock(), _SURELY_TAKEN if taken else _PROBABLY_TAKEN
-        self._short_lives.append(now_s)
-        if now_s < self._taken_said_at_s + TAKEN_WITHIN_S:
+        now_s, enough = self._clock(), _TAKEN_WITH_REASON if taken else _TAKEN_WITHOUT_REASON
+        self._short_connections.append(now_s)
+        if now_s < self._taken_logged_at_s + TAKEN_WITHIN_S:
             return
-        if len(self._short_lives) >= enough and now_s - self._short_lives[-enough] < TAKEN_WITHIN_S:
-            self._taken_said_at_s = now_s
+        if (
+            len(self._short_connections) >= enough
+            and now_s - self._short_connections[-enough] < TAKEN_WITHIN_S
+        ):
+            self._taken_logged_at_s = now_s
             say(
                 "client-id-taken",
                 "connections end right after they began; does a second agent use this client id? "
@@ -79,36 +82,38 @@ class ConnectionLog:
             )
 
     def only_311(self, broker: Broker) -> None:
-        """Say that a broker does not speak MQTT 5."""
-        say("broker-protocol", "it refuses MQTT 5, so 3.1.1 is spoken", url=broker)
+        """Log that a broker does not speak MQTT 5."""
+        say("broker-protocol", "it refuses MQTT 5, so 3.1.1 is used", url=broker)
 
-    def not_heard(self, waited_s: float) -> None:
-        """Say that our own status did not come back."""
+    def status_missing(self, waited_s: float) -> None:
+        """Log that our own status did not come back."""
         readable = ", ".join((self._topics.status, *self._topics.subscriptions()))
-        self._deny(
+        self._log_acl(
             f"our own {self._topics.status} did not come back within {waited_s:g} s: the broker's ACL must "
-            f"let {self._who()} write {self._topics.root}/# and read {readable}"
+            f"let {self._user()} write {self._topics.root}/# and read {readable}"
         )
 
-    def not_taken(self, topic: str, reason: str) -> None:
-        """Say that the broker refused a message."""
-        self._deny(f"the broker did not take {topic} ({reason}): does its ACL let {self._who()} write there?")
-
-    def not_readable(self, filters: Iterable[str]) -> None:
-        """Say that the broker refused subscriptions."""
-        self._deny(
-            f"the broker refused the subscription to {', '.join(filters)}: check its ACL for {self._who()}"
+    def publish_refused(self, topic: str, reason: str) -> None:
+        """Log that the broker refused a message."""
+        self._log_acl(
+            f"the broker did not take {topic} ({reason}): does its ACL let {self._user()} write there?"
         )
 
-    def heard(self) -> None:
-        """Take note that our own status came back."""
-        self._denied_said = False
+    def subscription_refused(self, filters: Iterable[str]) -> None:
+        """Log that the broker refused subscriptions."""
+        self._log_acl(
+            f"the broker refused the subscription to {', '.join(filters)}: check its ACL for {self._user()}"
+        )
 
-    def _deny(self, sentence: str) -> None:
-        if not self._denied_said:
-            self._denied_said = True
+    def status_received(self) -> None:
+        """Note that our own status came back: a later ACL error is logged again."""
+        self._acl_logged = False
+
+    def _log_acl(self, sentence: str) -> None:
+        if not self._acl_logged:
+            self._acl_logged = True
             say("broker-acl", sentence, level=logging.ERROR)
 
-    def _who(self) -> str:
+    def _user(self) -> str:
         user = self._login.username
         return f"user {user}" if user else f"client {self._login.client_id}"

@@ -1,10 +1,10 @@
-"""When a change is worth a message. Pure.
+"""Decides which changes are published. Pure.
 
-A message costs the agent 100 µs, the broker and each reader as much, and a database a row. So
-what a VM is and does goes out at once, while the guest's figures and the RSS, which never stand
-still, go out when they have left a dead band around what was last published: 2 % of it, at least
-1 MiB. In proportion to the figure itself, so that little available memory is reported finely.
-Ages, stamps and counters are no change; they come with the next message.
+A message costs the agent 100 µs, the broker and each reader as much, and a database a row. So facts
+such as target, mode and health are published at once. The guest's figures and the RSS change all the
+time: they are published when they leave a dead band around the last published value, 2 % of it, at
+least 1 MiB. The band is relative, so that small values of available memory are reported precisely.
+Ages, time stamps and counters alone are no change; the next message has them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Final
 from qmpballoon.model.records import GuestStats, HostStatus, Sample, VmStatus
 from qmpballoon.units import MIB
 
-_SIZES: Final = ("total", "free", "available", "caches")  # the other figures count since the guest's boot
+_SIZES: Final = ("total", "free", "available", "caches")  # the other figures are counters
 _NO_FIGURES: Final = GuestStats()
 
 
 def leaves_dead_band(published: int | None, current: int | None) -> bool:
-    """Tell whether a size in bytes moved far enough to be published again; None is unlike any size."""
+    """Tell whether a size in bytes moved far enough to be published again; None differs from any size."""
     if published is None or current is None:
         return published is not current
     return abs(current - published) > max(MIB, published // 50)
@@ -86,5 +86,7 @@ def _host_facts(record: HostStatus) -> tuple[object, ...]:
         record.vms_total,
         record.vms_online,
         record.unidentified,
-        tuple((hold.get("hold"), hold.get("size")) for hold in record.holds),  # not what is left of them
+        tuple(
+            (hold.get("hold"), hold.get("size")) for hold in record.holds
+        ),  # the remaining time is no change
     )

@@ -1,9 +1,9 @@
-"""What waits to be published. No I/O.
+"""Messages that wait to be published. No I/O.
 
-Retained topics are slots: a topic has one maker, called at the moment of sending, so the newest
-value wins, ages are right, and a broker that was away for an hour gets the state as it is now.
-Events are only for who listens now: without a connection they are dropped. Answers are addressed
-to somebody who waits, so they outlive a short outage. Every queue is bounded.
+Retained topics are slots: a topic has one maker, called at the moment of sending. So the newest value
+wins, ages are right, and after an outage of the broker the current state is published. Events and
+samples are dropped without a connection. Answers are kept over a short outage, because their requester
+waits for them. Every queue is bounded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 from qmpballoon.protocol.payloads import Format
 
 Make: TypeAlias = Callable[[], object]
-"""Makes a topic's value now: an object of JSON values, or a bare word as text."""
+"""Returns a topic's current value: an object of JSON values, or a bare word as text."""
 
 MOST_EVENTS: Final = 1000  # about 300 bytes each
 MOST_ANSWERS: Final = 1000
@@ -25,7 +25,7 @@ ANSWER_KEPT_S: Final = 60.0  # as long as a repeated request would be answered a
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer on its way: where to, in which format, with which correlation data."""
+    """An answer: its topic, value, format and correlation data, and when it was made (monotonic)."""
 
     topic: str
     value: object
@@ -50,18 +50,18 @@ class Outbox:
     """Slots and queues between the agent and a connection; ``changed`` is called when something is due."""
 
     changed: Callable[[], None]
-    last: str  # the retained topic that goes out after all others
+    last: str  # the retained topic that is sent after all others
     _connected: bool = False
     _slots: dict[str, Make | None] = field(default_factory=dict)
     _due: dict[str, None] = field(default_factory=dict)
     _last_due: bool = False
     _answers: deque[Answer] = field(default_factory=lambda: deque(maxlen=MOST_ANSWERS))
     _events: deque[Publication] = field(default_factory=deque)
-    _fleeting: dict[str, Make] = field(default_factory=dict)
+    _samples: dict[str, Make] = field(default_factory=dict)
 
     @property
     def topics(self) -> Iterable[str]:
-        """The retained topics that have a value, or that wait for being cleared."""
+        """The retained topics that have a value or are being cleared."""
         return self._slots.keys()
 
     def retain(self, topic: str, make: Make) -> None:
@@ -75,7 +75,7 @@ class Outbox:
         self._mark(topic)
 
     def event(self, topic: str, make: Make) -> None:
-        """Publish a message that is useless later; dropped without a connection, oldest first if many."""
+        """Publish an event; without a connection it is dropped, and if too many wait, the oldest is."""
         if not self._connected:
             return
         if len(self._events) >= MOST_EVENTS:
@@ -83,14 +83,14 @@ class Outbox:
         self._events.append(Publication(topic, make))
         self.changed()
 
-    def fleeting(self, topic: str, make: Make) -> None:
+    def sample(self, topic: str, make: Make) -> None:
         """Publish at QoS 0; a newer value replaces one that was not sent yet."""
         if self._connected:
-            self._fleeting[topic] = make
+            self._samples[topic] = make
             self.changed()
 
     def answer(self, answer: Answer) -> None:
-        """Publish an answer, if need be after a reconnect."""
+        """Publish an answer, now or on the next connect."""
         self._answers.append(answer)
         self.changed()
 
@@ -101,21 +101,21 @@ class Outbox:
         self.changed()
 
     def connected(self, now_s: float) -> None:
-        """Begin on a new connection: old answers are dropped, all retained topics are due."""
+        """Start on a new connection: old answers are dropped, all retained topics are due."""
         self._connected = True
         while self._answers and self._answers[0].made_at_s < now_s - ANSWER_KEPT_S:
             self._answers.popleft()
         self.republish()
 
     def disconnected(self, unconfirmed: Iterable[Publication]) -> None:
-        """End a connection: undelivered events and samples are dropped, lost answers wait again."""
+        """End a connection: undelivered events and samples are dropped, unconfirmed answers queued again."""
         self._connected = False
         self._events.clear()
-        self._fleeting.clear()
+        self._samples.clear()
         self._answers.extendleft(sent.answer for sent in reversed(list(unconfirmed)) if sent.answer)
 
     def confirmed(self, sent: Publication) -> bool:
-        """Take note that the broker has a message; tell whether that cleared a topic for good."""
+        """Note that the broker confirmed a message; return whether that cleared a topic for good."""
         if sent.retain and sent.make is None and self._slots.get(sent.topic, sent) is None:
             del self._slots[sent.topic]
             self._due.pop(sent.topic, None)
@@ -123,7 +123,7 @@ class Outbox:
         return False
 
     def take(self) -> Publication | None:
-        """Return the next message: answers, events, retained topics, the last of those, samples."""
+        """Return the next message, in this order: answers, events, retained topics, `last`, samples."""
         if self._answers:
             answer = self._answers.popleft()
             return Publication(answer.topic, lambda: answer.value, answer=answer)
@@ -136,13 +136,13 @@ class Outbox:
         if self._last_due:
             self._last_due = False
             return Publication(self.last, self._slots[self.last], retain=True)
-        if self._fleeting:
-            topic, make = self._fleeting.popitem()
+        if self._samples:
+            topic, make = self._samples.popitem()
             return Publication(topic, make, qos=0)
         return None
 
     def take_answer(self) -> Publication | None:
-        """Return the next answer alone."""
+        """Return the next answer, None if there is none."""
         return self.take() if self._answers else None
 
     def _mark(self, topic: str) -> None:

@@ -1,8 +1,8 @@
-"""Decides when the state of the VMs and of the host goes out.
+"""Decides when the state of the VMs and of the host is published.
 
-Changes of fact go out at once, but not within ``min_interval_s`` of the message before; the last
-value always goes out; and everything is said again every ``heartbeat_s``. One task sleeps until
-the earliest of all those moments.
+A change is published at once, but not within ``min_interval_s`` of the previous message; the last value
+is always published. Everything is published again every ``heartbeat_s``. One task sleeps until the
+earliest of these times.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ _NO_END: Final = float("inf")
 
 @dataclass(slots=True)
 class _Slot:
-    """When a topic was published last, when it is due again, and when the heap will look at it.
+    """When a topic was published last, when it is due again, and the times of its heap entries.
 
-    An entry of the heap is never taken out before its time. One that is early is used later, so
-    that changes at a high rate do not fill the heap.
+    A heap entry is never removed before its time. If it comes up before the topic is due, the topic is
+    queued again. So changes at a high rate do not fill the heap.
     """
 
     published_at_s: float = _NEVER
     due_at_s: float = _NO_END
-    looks_at_s: list[float] = field(default_factory=list)
+    heap_times_s: list[float] = field(default_factory=list)
 
 
 class Publisher:
-    """Takes frozen records and keeps the bridge's topics true. All calls return at once.
+    """Takes frozen records and keeps the bridge's topics current. All calls return at once.
 
-    ``agent`` says who publishes; its ``host`` must be the one of ``bridge.topics``.
+    ``agent`` identifies the publisher; its ``host`` must be the one of ``bridge.topics``.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Publisher:
         self._min_interval_s = min_interval_s
         self._samples = samples
         self._clock = clock
-        self._began_at_s = clock()
+        self._started_at_s = clock()
         self._sequence = itertools.count(1)
         self._vms: dict[VmId, VmStatus] = {}
         self._published_vms: dict[VmId, VmStatus] = {}
@@ -84,10 +84,10 @@ class Publisher:
         self._due: list[tuple[float, _Key]] = []
         self._wake = asyncio.Event()
         self._sleeps_until_s = _NEVER
-        self._schedule(_VMS, changed=True)  # an empty list is a fact, too
+        self._schedule(_VMS, changed=True)  # an empty list is published, too
 
     def vm_changed(self, record: VmStatus) -> None:
-        """Take a VM's newest snapshot; a VM that was not known appears."""
+        """Take a VM's newest snapshot; a new VM is added."""
         before = self._vms.get(record.id)
         self._vms[record.id] = record
         if before is None or before.answers != record.answers:
@@ -99,7 +99,7 @@ class Publisher:
         self._schedule(("vm", record.id), changed=changed)
 
     def vm_gone(self, vm: VmId) -> None:
-        """Forget a VM: its retained topics are cleared."""
+        """Remove a VM: its retained topics are cleared."""
         if self._vms.pop(vm, None) is None:
             return
         self._published_vms.pop(vm, None)
@@ -122,7 +122,7 @@ class Publisher:
         self._bridge.event(self._bridge.topics.event(None), event_object(None, event))
 
     def sampled(self) -> None:
-        """Publish the figures of all VMs in one message, if samples are wanted."""
+        """Publish the figures of all VMs in one message, if samples are on."""
         if self._samples:
             self._bridge.sample(
                 self._bridge.topics.samples,
@@ -144,11 +144,11 @@ class Publisher:
     def _publish_due(self) -> None:
         now_s = self._clock()
         while self._due and self._due[0][0] <= now_s:
-            looked_at_s, key = heapq.heappop(self._due)
+            heap_time_s, key = heapq.heappop(self._due)
             slot = self._slots.get(key)
-            if slot is None or looked_at_s not in slot.looks_at_s:
-                continue  # forgotten, and perhaps known again
-            slot.looks_at_s.remove(looked_at_s)
+            if slot is None or heap_time_s not in slot.heap_times_s:
+                continue  # the VM was removed, and perhaps added again
+            slot.heap_times_s.remove(heap_time_s)
             if slot.due_at_s <= now_s:
                 if self._is_changed(key) or now_s >= slot.published_at_s + self._agent.heartbeat_s:
                     self._publish(key, slot, now_s)
@@ -156,7 +156,7 @@ class Publisher:
             self._queue(key, slot)
 
     def _schedule(self, key: _Key, *, changed: bool) -> None:
-        """Publish now if that is allowed, else schedule it."""
+        """Publish now if the topic is due, else queue it."""
         slot = self._slots.setdefault(key, _Slot())
         now_s = self._clock()
         slot.due_at_s = self._due_at_s(slot, changed=changed)
@@ -174,9 +174,9 @@ class Publisher:
         )
 
     def _queue(self, key: _Key, slot: _Slot) -> None:
-        """Have the heap look at the slot in time."""
-        if slot.due_at_s < min(slot.looks_at_s, default=_NO_END):
-            slot.looks_at_s.append(slot.due_at_s)
+        """Add a heap entry at the time the slot is due, unless one is earlier."""
+        if slot.due_at_s < min(slot.heap_times_s, default=_NO_END):
+            slot.heap_times_s.append(slot.due_at_s)
             heapq.heappush(self._due, (slot.due_at_s, key))
             if slot.due_at_s < self._sleeps_until_s:
                 self._wake.set()
@@ -210,7 +210,7 @@ class Publisher:
         if self._host is None:
             raise RuntimeError("the host's topic is retained before its first record")
         self._published_host = self._host
-        uptime_s = self._clock() - self._began_at_s
+        uptime_s = self._clock() - self._started_at_s
         return host_object(self._host, self._agent, next(self._sequence), uptime_s, utc_now())
 
 

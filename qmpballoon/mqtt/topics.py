@@ -1,6 +1,6 @@
-"""The topics of one agent, what a message on one of them asks for, and where it may be answered. Pure.
+"""The topics of one agent, which request a topic means, and where it may be answered. Pure.
 
-A host and a VM stand in topics under a name made safe by `safe_name`.
+The names of hosts and VMs in topics are made safe by `safe_name`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from qmpballoon.model.names import mirrored, safe_name
 LONGEST_TOPIC: Final = 65535  # bytes of UTF-8, MQTT 5 section 1.5.4
 MOST_LEVELS: Final = 100
 BIRTH_TOPIC: Final = "homeassistant/status"
-"""Where Home Assistant says ``online`` when it starts."""
+"""Where Home Assistant publishes ``online`` when it starts."""
 
-_OF_OTHERS: Final = ("homeassistant", "qmpballoon")
-"""Trees in which other programs, and agents with the default base, act on what is published."""
+_FOREIGN: Final = ("homeassistant", "qmpballoon")
+"""Topics below which other programs, and agents with the default base, act on messages."""
 
 _NON_CHARACTERS: Final = "".join(
     chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)
@@ -29,10 +29,10 @@ _NEVER_IN_TOPICS: Final = re.compile(f"[#+\\x00-\\x1f\\x7f-\\x9f\ufdd0-\ufdef{_N
 
 
 def is_publishable(topic: str) -> bool:
-    """Tell whether a client may publish to ``topic`` without being cut off by its broker.
+    """Tell whether a client may publish to ``topic`` without being disconnected by its broker.
 
-    Not empty, no wildcard, 65535 bytes and 100 levels at most, no control and no non-characters.
-    mosquitto 2.0.11 ends the connection at more than 200 levels and at such characters; seen.
+    Not empty, no wildcard, 65535 bytes and 100 levels at most, no control characters, no non-characters.
+    mosquitto 2.0.11 ends the connection at more than 200 levels and at such characters (seen).
     """
     if not topic or topic.count("/") >= MOST_LEVELS or _NEVER_IN_TOPICS.search(topic):
         return False
@@ -44,7 +44,7 @@ def is_publishable(topic: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a command topic names; ``vm`` None: the host. ``bare``: the topic ``target/set``."""
+    """What a command topic means; ``vm`` None: the host. ``bare``: the topic ``target/set``."""
 
     vm: str | None
     verb: str
@@ -87,7 +87,7 @@ class Topics:
         return f"{self.root}/event" if vm is None else f"{self._vm_prefix}{vm}/event"
 
     def subscriptions(self) -> tuple[str, ...]:
-        """Return the filters that all commands come through."""
+        """Return the filters of all command topics."""
         return (
             f"{self._vm_prefix}+/target/set",
             f"{self._vm_prefix}+/request/+",
@@ -95,7 +95,7 @@ class Topics:
         )
 
     def parse(self, topic: str) -> Command | None:
-        """Return what a message on ``topic`` asks for, or None if it is no command topic of ours."""
+        """Return the command of ``topic``, or None if it is no command topic of this agent."""
         if topic.startswith(self._host_requests):
             verb = topic[len(self._host_requests) :]
             return None if "/" in verb else Command(None, verb)
@@ -111,10 +111,10 @@ class Topics:
     def response(self, vm: str | None, verb: str, requested: str | None = None) -> str:
         """Return where a request is answered.
 
-        ``requested`` is the MQTT 5 response topic. It is honoured where the filters allow it, but never
-        below the base, the default base, ``homeassistant`` or ``$``: there the agent could be made to send
-        commands to another agent, to overwrite a state, or to announce a device. A VM or verb that does
-        not exist is mirrored, made safe where it is odd.
+        ``requested`` is the MQTT 5 response topic. It is used where the filters allow it, but never
+        below the base, the default base, ``homeassistant`` or ``$``: a requester could otherwise make the
+        agent send commands to another agent, overwrite a state or announce a device. The names of a VM or
+        verb that do not exist are repeated, made safe where necessary.
         """
         if requested is not None and self._may_answer_on(requested):
             return requested
@@ -124,8 +124,8 @@ class Topics:
     def _may_answer_on(self, topic: str) -> bool:
         return (
             is_publishable(topic)
-            and not topic.startswith("$")  # the broker's own
-            and not any(is_below(topic, tree) for tree in (self.base, *_OF_OTHERS))
+            and not topic.startswith("$")  # reserved for the broker
+            and not any(is_below(topic, tree) for tree in (self.base, *_FOREIGN))
             and any(topic_matches_sub(one, topic) for one in self._response_topics)
         )
 

@@ -93,12 +93,12 @@ class _Running:
 class Requests:
     """Takes requests and gives each one answer.
 
-    ``handle`` does the work; ``knows_vm`` tells whether a VM of that name exists; ``clock`` is
+    ``handle`` does the work; ``vm_exists`` tells whether a VM of that name exists; ``clock`` is
     monotonic.
     """
 
     handle: Handle
-    knows_vm: Callable[[str], bool]
+    vm_exists: Callable[[str], bool]
     clock: Callable[[], float]
     _group: asyncio.TaskGroup | None = None
     _running: dict[str | None, list[_Running]] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class Requests:
         vm = arrival.vm
         if arrival.refused is not None:
             raise arrival.refused
-        if vm is not None and not self.knows_vm(vm):
+        if vm is not None and not self.vm_exists(vm):
             raise RequestRefused("unknown-vm", f"no VM {mirrored(vm)!r} here")
         return read_asked(arrival.verb, "host" if vm is None else "vm", content)
 

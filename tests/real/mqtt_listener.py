@@ -1,4 +1,4 @@
-"""A second MQTT client, which sees what the broker really has, and a bridge that runs for a while."""
+"""A second MQTT client, which receives what the broker has, and a bridge that runs for a block."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from qmpballoon.lab.broker import HOST, LabBroker
 from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 from qmpballoon.mqtt.connection import Broker
 
-WAIT_S = 60.0  # for what takes milliseconds on an idle machine
+WAIT_S = 60.0  # for steps that take milliseconds on an idle machine
 
 
 class Listener:
-    """Collects every message that comes, in order; ``client`` may publish."""
+    """Collects every message that arrives, in order; ``client`` may publish."""
 
     _markers = itertools.count(1)
 
     def __init__(self, client: aiomqtt.Client) -> None:
         self.client = client
         self.messages: list[aiomqtt.Message] = []
-        self.cut_off = asyncio.Event()  # the broker ended the connection
-        self._came = asyncio.Condition()
+        self.disconnected = asyncio.Event()  # the broker ended the connection
+        self._arrived = asyncio.Condition()
 
     async def collect(self) -> None:
         try:
             async for message in self.client.messages:
-                async with self._came:
+                async with self._arrived:
                     self.messages.append(message)
-                    self._came.notify_all()
+                    self._arrived.notify_all()
         except aiomqtt.MqttError:
-            self.cut_off.set()
+            self.disconnected.set()
             raise
 
     async def until(self, wanted: Callable[[aiomqtt.Message], bool], start: int = 0) -> aiomqtt.Message:
-        """Return the first message from ``start`` on that is wanted."""
+        """Return the first message from ``start`` on for which ``wanted`` is true."""
 
         def found() -> aiomqtt.Message | None:
             return next((message for message in self.messages[start:] if wanted(message)), None)
 
-        async with asyncio.timeout(WAIT_S), self._came:
-            await self._came.wait_for(lambda: found() is not None)
+        async with asyncio.timeout(WAIT_S), self._arrived:
+            await self._arrived.wait_for(lambda: found() is not None)
         message = found()
         assert message is not None
         return message
@@ -61,10 +61,10 @@ class Listener:
             lambda message: message.topic.value == topic and payload in (None, message.payload), start
         )
 
-    async def caught_up(self) -> int:
-        """Wait for all that the broker had for us until now, what is retained too; return their number.
+    async def wait_for_pending(self) -> int:
+        """Wait for all messages that the broker has for us now, retained ones too; return their number.
 
-        A message of our own that comes back tells: a broker keeps the order.
+        A broker keeps the order: our own message that comes back is the last.
         """
         marker = f"marker/{next(self._markers)}"
         await self.send(marker, b"here")
@@ -72,7 +72,7 @@ class Listener:
         return len(self.messages)
 
     async def ask(self, topic: str, payload: object, *, answered: str = "", **properties: Any) -> Any:
-        """Send a request, return the answer that comes next on the response topic, read as JSON."""
+        """Send a request; return the next answer on the response topic, decoded from JSON."""
         start = len(self.messages)
         await self.send(topic, payload, **properties)
         return json.loads(
@@ -82,12 +82,12 @@ class Listener:
     async def send(self, topic: str, payload: object, *, retain: bool = False, **properties: Any) -> None:
         """Publish bytes or text as they are, anything else as JSON, with MQTT 5 properties by name."""
         content = payload if isinstance(payload, bytes | str) else json.dumps(payload)
-        carried = None
+        with_properties = None
         if properties:
-            carried = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            with_properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             for name, value in properties.items():
-                setattr(carried, name, value)
-        await self.client.publish(topic, content, qos=1, retain=retain, properties=carried)
+                setattr(with_properties, name, value)
+        await self.client.publish(topic, content, qos=1, retain=retain, properties=with_properties)
 
 
 @contextlib.asynccontextmanager
@@ -132,7 +132,7 @@ async def running(bridge: Bridge, *, until_connected: bool = True) -> AsyncItera
 
 
 def settings_for(*brokers: LabBroker | int, **changed: Any) -> BridgeSettings:
-    """Return settings of a host ``edge-7`` for brokers, or for ports where something else listens."""
+    """Return settings of a host ``edge-7`` for brokers, or for ports where another server listens."""
     ports = [broker if isinstance(broker, int) else broker.port for broker in brokers]
     return BridgeSettings(
         **{

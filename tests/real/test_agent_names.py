@@ -46,7 +46,7 @@ async def test_a_vm_is_called_as_configured_and_a_renamed_one_leaves_nothing_beh
     async with watching(broker) as late:
         await late.until_health("front", "ok")
         await late.until_said("status", b"online")
-        await late.listener.caught_up()
+        await late.listener.wait_for_pending()
         there = {one.topic.value.split("/")[3] for one in late.listener.messages if "/vm/" in one.topic.value}
     assert there == {"front", "web-2", "nameless"}
 

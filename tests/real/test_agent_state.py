@@ -96,7 +96,7 @@ async def test_attached_vms_appear_as_their_qemus_have_them(
     async with watching(broker) as late:
         await late.until_said("status", b"online")
         await late.until_health("db_one", "ok")
-        await late.listener.caught_up()
+        await late.listener.wait_for_pending()
         retained = {one.topic.value for one in late.listener.messages if one.retain}
     topics = [
         "status",

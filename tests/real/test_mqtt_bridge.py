@@ -1,4 +1,4 @@
-"""The bridge against a real mosquitto: connections that come and go, and what the broker then holds."""
+"""The bridge against a real mosquitto: connects, losses, reconnects, and what the broker then retains."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ async def mosquitto(sockets_dir: Path) -> AsyncIterator[LabBroker]:
 
 
 @pytest.fixture(autouse=True)
-def _haste(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def _short_pauses(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(bridge_module, "SHORTEST_PAUSE_S", 0.02)
     monkeypatch.setattr(bridge_module, "LONGEST_PAUSE_S", 0.1)
     monkeypatch.setattr(log_module, "_repeats", log_module._Repeats())
-    monkeypatch.setattr(log_module, "_REPEATS", 1000)  # what takes minutes elsewhere takes seconds here
+    monkeypatch.setattr(log_module, "_REPEATS", 1000)  # hours of outages take seconds here
     caplog.set_level(logging.INFO, "qmpballoon")
 
 
@@ -65,18 +65,18 @@ def a_bridge(
     return Bridge(
         settings_for(*brokers, **changed),
         echo,
-        knows_vm=lambda vm: vm == "web1",
+        vm_exists=lambda vm: vm == "web1",
         announced_before=announced,
         on_announced=on_announced,
     )
 
 
-def said(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.getMessage().startswith(word)]
 
 
 def cut(bridge: Bridge) -> None:
-    """Break the connection as a pulled cable does, without a DISCONNECT."""
+    """Break the connection without a DISCONNECT."""
     assert bridge.connection is not None
     sock = bridge.connection._paho.socket()
     getattr(sock, "_socket", sock).shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
@@ -149,8 +149,8 @@ async def test_tls_needs_the_named_ca_and_reports_its_absence(
             assert bridge.connection.no_delay
             assert isinstance(bridge.connection._paho.socket(), ssl.SSLSocket)
         async with running(a_bridge(brokers=place), until_connected=False):
-            await until(lambda: said(caplog, "broker-unreachable"), "the refusal of the certificate")
-    assert "certificate verify failed" in said(caplog, "broker-unreachable")[0]
+            await until(lambda: logged(caplog, "broker-unreachable"), "the refusal of the certificate")
+    assert "certificate verify failed" in logged(caplog, "broker-unreachable")[0]
 
 
 async def test_after_an_outage_the_current_state_is_published(
@@ -174,10 +174,10 @@ async def test_after_an_outage_the_current_state_is_published(
             bridge.sample(f"{ROOT}/samples", dict)
         bridge.clear(f"{ROOT}/vm/old/state")
         outbox = bridge._outbox
-        assert (len(outbox._events), len(outbox._slots), len(outbox._fleeting)) == (0, 3, 0)
+        assert (len(outbox._events), len(outbox._slots), len(outbox._samples)) == (0, 3, 0)
         await mosquitto.start()
         assert await bridge.wait_connected(WAIT_S)
-        await until(bridge._seen_status.is_set, "the broker has all that was said")
+        await until(bridge._seen_status.is_set, "the broker has received everything")
         async with listening(mosquitto.port) as listener:
             assert (await listener.on(STATE)).payload == b'{"actual":19999}'
             await listener.send("marker", b"x")
@@ -185,9 +185,9 @@ async def test_after_an_outage_the_current_state_is_published(
             assert {one.topic.value for one in listener.messages} == {STATE, f"{ROOT}/status", "marker"}
             bridge.event(f"{ROOT}/event", {"number": "new"})
             assert (await listener.on(f"{ROOT}/event")).payload == b'{"number":"new"}'
-    assert len(said(caplog, "broker-lost")) == 1
-    assert not said(caplog, "broker-unreachable")
-    assert len(said(caplog, "broker-connected")) == 2
+    assert len(logged(caplog, "broker-lost")) == 1
+    assert not logged(caplog, "broker-unreachable")
+    assert len(logged(caplog, "broker-connected")) == 2
 
 
 async def test_a_long_broker_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -205,20 +205,20 @@ async def test_a_long_broker_outage_is_logged_once(caplog: pytest.LogCaptureFixt
         bridge._session = counted  # type: ignore[method-assign]
         async with running(bridge, until_connected=False):
             await until(lambda: attempts > 5, "several attempts")
-    assert len(said(caplog, "broker-unreachable")) == 1
+    assert len(logged(caplog, "broker-unreachable")) == 1
 
 
 async def test_brokers_are_tried_in_turn(mosquitto: LabBroker, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as closed:
         closed.bind((HOST, 0))
         async with running(a_bridge(closed.getsockname()[1], mosquitto)):
-            assert len(said(caplog, "broker-unreachable")) == 1
-            assert str(mosquitto.port) in said(caplog, "broker-connected")[0]
+            assert len(logged(caplog, "broker-unreachable")) == 1
+            assert str(mosquitto.port) in logged(caplog, "broker-connected")[0]
 
 
 @contextlib.asynccontextmanager
 async def only_311(broker: LabBroker) -> AsyncIterator[tuple[int, list[int]]]:
-    """Stand before a broker and refuse MQTT 5 in 3.1.1's words; yields its port and the versions."""
+    """A proxy that refuses MQTT 5 with a CONNACK of 3.1.1; yields its port and the requested versions."""
     versions: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -235,7 +235,7 @@ async def only_311(broker: LabBroker) -> AsyncIterator[tuple[int, list[int]]]:
         yield server.sockets[0].getsockname()[1], versions
 
 
-async def test_auto_takes_3_1_1_where_5_is_refused_and_remembers_it(mosquitto: LabBroker) -> None:
+async def test_auto_falls_back_to_3_1_1_where_5_is_refused_and_keeps_it(mosquitto: LabBroker) -> None:
     async with only_311(mosquitto) as (port, versions):
         bridge = a_bridge(port)
         async with running(bridge):
@@ -256,7 +256,7 @@ async def test_protocol_5_alone_never_falls_back(
     ):
         await until(lambda: len(versions) > 2, "several attempts")
     assert set(versions) == {5}
-    assert len(said(caplog, "broker-refused")) == 1
+    assert len(logged(caplog, "broker-refused")) == 1
 
 
 async def test_msgpack_payloads_have_their_content_type_and_status_stays_text(mosquitto: LabBroker) -> None:
@@ -270,7 +270,7 @@ async def test_msgpack_payloads_have_their_content_type_and_status_stays_text(mo
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-async def test_an_acl_that_keeps_our_status_back_is_named_once(
+async def test_an_acl_that_blocks_our_status_is_logged_once(
     sockets_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
     monkeypatch.setattr(bridge_module, "ECHO_TIMEOUT_S", 0.2)
@@ -278,9 +278,9 @@ async def test_an_acl_that_keeps_our_status_back_is_named_once(
     async with LabBroker(sockets_dir, passwords={"agent": "secret"}, acl=acl) as broker:
         bridge = a_bridge(broker, protocol=protocol, username="agent", password="secret")
         async with running(bridge):
-            await until(lambda: said(caplog, "broker-acl"), "the error that names the ACL")
+            await until(lambda: logged(caplog, "broker-acl"), "the error that names the ACL")
             assert bridge._seen_status.is_set() is False
-    (line,) = said(caplog, "broker-acl")
+    (line,) = logged(caplog, "broker-acl")
     assert "ACL" in line
     assert "user agent" in line
     assert f"{ROOT}/status" in line
@@ -292,7 +292,7 @@ async def test_with_all_rights_the_self_check_logs_nothing(
     bridge = a_bridge(mosquitto)
     async with running(bridge):
         await until(bridge._seen_status.is_set, "our own status comes back")
-    assert not said(caplog, "broker-acl")
+    assert not logged(caplog, "broker-acl")
 
 
 async def test_a_bad_password_is_logged_once_and_retried_slowly(
@@ -307,25 +307,25 @@ async def test_a_bad_password_is_logged_once_and_retried_slowly(
             await until(lambda: broker.log.read_text().count("not authorised") > 2, "several attempts")
             assert not bridge.connected
         assert "wrong" not in repr(bridge._settings) + repr(bridge._login)
-    (line,) = said(caplog, "broker-refused")
+    (line,) = logged(caplog, "broker-refused")
     assert "user agent" in line
     assert "wrong" not in line
 
 
-async def test_a_second_agent_of_the_same_client_id_is_named(
+async def test_a_second_agent_with_the_same_client_id_is_reported(
     mosquitto: LabBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(a_bridge(mosquitto)), running(a_bridge(mosquitto), until_connected=False):
-        await until(lambda: said(caplog, "client-id-taken"), "the second agent is named")
-        lost = len(said(caplog, "broker-lost"))
+        await until(lambda: logged(caplog, "client-id-taken"), "the second agent is reported")
+        lost = len(logged(caplog, "broker-lost"))
         await until(
-            lambda: len(said(caplog, "broker-lost")) > lost + 2, "they go on taking it from each other"
+            lambda: len(logged(caplog, "broker-lost")) > lost + 2, "they keep disconnecting each other"
         )
-        assert len(set(said(caplog, "client-id-taken"))) == 1
-    assert "client_id=qmpballoon-edge-7" in said(caplog, "client-id-taken")[0]
+        assert len(set(logged(caplog, "client-id-taken"))) == 1
+    assert "client_id=qmpballoon-edge-7" in logged(caplog, "client-id-taken")[0]
 
 
-async def test_a_late_offline_that_is_not_ours_is_corrected(mosquitto: LabBroker) -> None:
+async def test_an_offline_that_arrives_late_is_corrected(mosquitto: LabBroker) -> None:
     bridge = a_bridge(mosquitto)
     async with listening(mosquitto.port) as listener, running(bridge):
         await until(bridge._seen_status.is_set, "our own status comes back")
@@ -342,8 +342,8 @@ async def test_home_assistants_birth_message_republishes_everything(
     bridge = a_bridge(mosquitto)
     bridge.retain(STATE, lambda: {"actual": 5})
     async with running(bridge), listening(mosquitto.port) as listener:
-        await until(bridge._seen_status.is_set, "the broker has all that was said")
-        start = await listener.caught_up()
+        await until(bridge._seen_status.is_set, "the broker has received everything")
+        start = await listener.wait_for_pending()
         await listener.send("homeassistant/status", b"offline")
         await listener.send("homeassistant/status", b"online")
         await listener.on(bridge.topics.status, b"online", start=start)
@@ -351,33 +351,36 @@ async def test_home_assistants_birth_message_republishes_everything(
         assert again == ["homeassistant/status", "homeassistant/status", STATE, bridge.topics.status]
 
 
-async def test_leftovers_of_an_earlier_run_are_cleared_and_what_is_announced_is_told_first(
+async def test_leftovers_of_an_earlier_run_are_cleared_and_new_topics_are_announced_first(
     mosquitto: LabBroker,
 ) -> None:
     gone = f"{ROOT}/vm/gone/state"
-    told: list[frozenset[str]] = []
+    announced_sets: list[frozenset[str]] = []
     async with listening(mosquitto.port) as listener:
         for topic in (gone, STATE):
             await listener.send(topic, b"{}", retain=True)
             await listener.on(topic)
-        bridge = a_bridge(mosquitto, announced={gone, STATE}, on_announced=told.append)
+        bridge = a_bridge(mosquitto, announced={gone, STATE}, on_announced=announced_sets.append)
         bridge.retain(STATE, lambda: {"actual": 1})
         bridge.clear_leftovers()
-        assert told == []
+        assert announced_sets == []
         async with running(bridge):
             await listener.on(gone, b"")
-            await until(lambda: told and gone not in told[-1], "the leftover is forgotten")
-    assert told[0] == {gone, STATE, bridge.topics.status}
-    assert told[-1] == {STATE, bridge.topics.status}
+            await until(
+                lambda: announced_sets and gone not in announced_sets[-1],
+                "the leftover is no longer announced",
+            )
+    assert announced_sets[0] == {gone, STATE, bridge.topics.status}
+    assert announced_sets[-1] == {STATE, bridge.topics.status}
     async with listening(mosquitto.port) as late:
-        await late.caught_up()
+        await late.wait_for_pending()
         assert gone not in {one.topic.value for one in late.messages}
 
 
 async def test_a_hanging_broker_delays_the_stop_by_a_bounded_time(
     mosquitto: LabBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bridge_module, "FAREWELL_S", 0.2)
+    monkeypatch.setattr(bridge_module, "OFFLINE_TIMEOUT_S", 0.2)
     bridge = a_bridge(mosquitto)
     try:
         async with asyncio.timeout(WAIT_S):
@@ -393,9 +396,7 @@ async def test_a_hanging_broker_delays_the_stop_by_a_bounded_time(
 
 
 @pytest.mark.parametrize("how", ["times out", "is cancelled"])
-async def test_a_connect_that_comes_to_nothing_leaves_no_socket(
-    monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+async def test_a_failed_connect_leaves_no_socket(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.2 if how == "times out" else 10.0)
     ended, asked = asyncio.Event(), asyncio.Event()
 
@@ -427,19 +428,19 @@ async def test_many_connections_leave_no_descriptors_and_no_tasks(mosquitto: Lab
 
 
 async def test_a_socket_that_breaks_during_a_write_is_no_error(mosquitto: LabBroker) -> None:
-    wrong: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     bridge = a_bridge(mosquitto)
     async with running(bridge):
         connection = bridge.connection
         assert connection is not None
         cut(bridge)
         connection.send(Publication("x", dict), b"x", None)
-        connection._paho.loop_read()  # finds the end, and closes the socket before it is written to
+        connection._paho.loop_read()  # reads the end of file, and closes the socket before the write
         bridge._online.clear()
         assert await bridge.wait_connected(WAIT_S)
         assert bridge.connection is not connection
-    assert wrong == []
+    assert errors == []
 
 
 @pytest.mark.parametrize("turns", range(12))
@@ -451,7 +452,7 @@ async def test_a_connection_lost_during_a_stop_does_not_prevent_the_stop(
     assert await bridge.wait_connected(WAIT_S)
     assert bridge.connection is not None
     bridge.connection._ended.set_exception(aiomqtt.MqttError("broken"))
-    for _ in range(turns):  # every moment of the loss, one turn of the loop after the other
+    for _ in range(turns):  # one iteration of the loop more per case
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait({task}, timeout=WAIT_S)

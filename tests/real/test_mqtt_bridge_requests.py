@@ -1,4 +1,4 @@
-"""Requests over a real mosquitto: one answer each, in every way they can be asked."""
+"""Requests over a real mosquitto: one answer each, on every topic and in every format."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ GET = f"{ROOT}/vm/web1/request/get"
 
 
 class Agent:
-    """What stands behind the bridge: waits while ``may_go`` is not set, counts what it does."""
+    """Handles the bridge's requests: waits until ``may_finish`` is set, counts the requests."""
 
     def __init__(self) -> None:
-        self.may_go = asyncio.Event()
-        self.may_go.set()
-        self.done: list[Request] = []
+        self.may_finish = asyncio.Event()
+        self.may_finish.set()
+        self.handled: list[Request] = []
         self.raises: Exception | None = None
 
     async def handle(self, request: Request) -> object:
-        self.done.append(request)
-        await self.may_go.wait()
+        self.handled.append(request)
+        await self.may_finish.wait()
         if self.raises is not None:
             raise self.raises
-        return {"number": len(self.done)}
+        return {"number": len(self.handled)}
 
     def bridge(self, broker: LabBroker, **changed: Any) -> Bridge:
-        return Bridge(settings_for(broker, **changed), self.handle, knows_vm=lambda vm: vm == "web1")
+        return Bridge(settings_for(broker, **changed), self.handle, vm_exists=lambda vm: vm == "web1")
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def agent() -> Agent:
 
 @pytest.fixture
 async def listener(mosquitto: LabBroker, agent: Agent) -> AsyncIterator[Listener]:
-    """A client beside a bridge that is connected."""
+    """A client while a bridge is connected."""
     async with listening(mosquitto.port) as listener, running(agent.bridge(mosquitto)):
         yield listener
 
@@ -94,10 +94,10 @@ async def test_every_kind_of_bad_request_is_answered(
     )
     assert code(value) == wanted
     assert value["error"]["message"]
-    assert not agent.done
+    assert not agent.handled
 
 
-async def test_correlation_response_topic_and_format_come_back_as_asked(listener: Listener) -> None:
+async def test_an_answer_has_the_requested_correlation_topic_and_format(listener: Listener) -> None:
     await listener.send(
         GET,
         msgpack.packb({"transaction": 5}),
@@ -112,61 +112,61 @@ async def test_correlation_response_topic_and_format_come_back_as_asked(listener
     assert not answer.retain
 
 
-async def test_a_response_topic_below_the_base_is_not_honoured(listener: Listener, agent: Agent) -> None:
+async def test_a_response_topic_below_the_base_is_not_used(listener: Listener, agent: Agent) -> None:
     answer = await listener.ask(GET, {}, ResponseTopic=f"{ROOT}/vm/web1/target/set")
     assert code(answer) == "ok"
-    assert len(agent.done) == 1
+    assert len(agent.handled) == 1
 
 
-async def test_a_response_topic_that_would_cut_us_off_is_not_honoured(
+async def test_a_response_topic_that_would_disconnect_us_is_not_used(
     mosquitto: LabBroker, agent: Agent
 ) -> None:
-    # mosquitto 2.0.11 passes such requests on; 2.0.21 cuts off the one that sends them.
+    # mosquitto 2.0.11 delivers such requests; 2.0.21 disconnects their sender.
     bridge = agent.bridge(mosquitto)
     async with listening(mosquitto.port) as listener, running(bridge):
         connection = bridge.connection
         for asked in ("a/" * 300, "replies/#"):
             start = len(listener.messages)
-            done = len(agent.done)
-            if await was_passed_on(mosquitto, asked):
+            handled = len(agent.handled)
+            if await is_delivered(mosquitto, asked):
                 answer = await listener.on(GET.replace("request", "response"), start=start)
                 assert code(json.loads(answer.payload)) == "ok"
-                done += 1
+                handled += 1
             assert code(await listener.ask(GET, {})) == "ok"
-            assert len(agent.done) == done + 1
+            assert len(agent.handled) == handled + 1
             assert bridge.connection is connection
 
 
-async def was_passed_on(mosquitto: LabBroker, response_topic: str) -> bool:
-    """Send a request by a client of its own; return whether the broker took it and did not cut that off."""
-    async with listening(mosquitto.port, "nothing") as stranger:
-        sent = asyncio.create_task(stranger.send(GET, {}, ResponseTopic=response_topic), name="request")
-        cut_off = asyncio.create_task(stranger.cut_off.wait(), name="cut off")
+async def is_delivered(mosquitto: LabBroker, response_topic: str) -> bool:
+    """Send a request from another client; return whether the broker took it without disconnecting it."""
+    async with listening(mosquitto.port, "nothing") as requester:
+        sent = asyncio.create_task(requester.send(GET, {}, ResponseTopic=response_topic), name="request")
+        disconnected = asyncio.create_task(requester.disconnected.wait(), name="disconnected")
         try:
             async with asyncio.timeout(WAIT_S):
-                await asyncio.wait({sent, cut_off}, return_when=asyncio.FIRST_COMPLETED)
-            assert sent.done() or cut_off.done()
+                await asyncio.wait({sent, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+            assert sent.done() or disconnected.done()
             return sent.done() and sent.exception() is None
         finally:
-            for task in (sent, cut_off):
+            for task in (sent, disconnected):
                 task.cancel()
-            await asyncio.gather(sent, cut_off, return_exceptions=True)
+            await asyncio.gather(sent, disconnected, return_exceptions=True)
 
 
 async def test_the_same_transaction_twice_has_one_effect(listener: Listener, agent: Agent) -> None:
     first = await listener.ask(GET, {"transaction": "t"})
     assert await listener.ask(GET, {"transaction": "t"}) == first
-    assert len(agent.done) == 1
+    assert len(agent.handled) == 1
 
 
 async def test_the_seventeenth_request_is_busy_and_all_are_answered(listener: Listener, agent: Agent) -> None:
-    agent.may_go.clear()
+    agent.may_finish.clear()
     for number in range(MOST_WAITING):
         await listener.send(GET, {"transaction": number})
     assert code(await listener.ask(GET, {"transaction": "one too many"})) == "busy"
     assert code(await listener.ask(f"{ROOT}/vm/nobody/request/get", {})) == "unknown-vm"
     start = len(listener.messages)
-    agent.may_go.set()
+    agent.may_finish.set()
     answered = GET.replace("request", "response")
     for number in range(MOST_WAITING):
         await listener.until(
@@ -175,14 +175,14 @@ async def test_the_seventeenth_request_is_busy_and_all_are_answered(listener: Li
             ),
             start,
         )
-    assert len(agent.done) == MOST_WAITING
+    assert len(agent.handled) == MOST_WAITING
 
 
 async def test_the_topic_target_set_is_answered_under_its_verb(listener: Listener, agent: Agent) -> None:
     topic = f"{ROOT}/vm/web1/target/set"
     await listener.ask(topic, "256MiB", answered=f"{ROOT}/vm/web1/response/set-target")
     await listener.ask(topic, "auto", answered=f"{ROOT}/vm/web1/response/set-mode")
-    assert [request.verb for request in agent.done] == ["set-target", "set-mode"]
+    assert [request.verb for request in agent.handled] == ["set-target", "set-mode"]
 
 
 async def test_a_retained_command_is_refused_and_its_clearing_ignored(
@@ -194,11 +194,11 @@ async def test_a_retained_command_is_refused_and_its_clearing_ignored(
     assert code(json.loads(answer.payload)) == "retained"
     await listener.send(GET, b"", retain=True)
     assert code(await listener.ask(GET, {"transaction": "after"})) == "ok"
-    assert len(agent.done) == 1
+    assert len(agent.handled) == 1
 
 
 @pytest.mark.parametrize(("protocol", "answers"), [("5", []), ("3.1.1", ["retained"])])
-async def test_a_command_retained_before_we_came_is_never_done(
+async def test_a_command_retained_before_the_connect_is_never_executed(
     mosquitto: LabBroker, agent: Agent, protocol: str, answers: list[str]
 ) -> None:
     answered = GET.replace("request", "response")
@@ -211,7 +211,7 @@ async def test_a_command_retained_before_we_came_is_never_done(
             )
         seen = [json.loads(one.payload) for one in listener.messages if one.topic.value == answered]
     assert [code(one) for one in seen if one["transaction"] == "old"] == answers
-    assert [request.transaction for request in agent.done] == ["new"]
+    assert [request.transaction for request in agent.handled] == ["new"]
 
 
 async def test_errors_of_the_tree_are_answered_with_their_word(listener: Listener, agent: Agent) -> None:
@@ -222,7 +222,7 @@ async def test_errors_of_the_tree_are_answered_with_their_word(listener: Listene
 async def test_pending_requests_are_answered_before_offline_at_a_stop(
     mosquitto: LabBroker, agent: Agent
 ) -> None:
-    agent.may_go.clear()
+    agent.may_finish.clear()
     async with listening(mosquitto.port) as listener:
         async with running(agent.bridge(mosquitto)):
             await listener.send(GET, {"transaction": 1})
@@ -231,7 +231,7 @@ async def test_pending_requests_are_answered_before_offline_at_a_stop(
         await listener.on(f"{ROOT}/status", b"offline", start=start)
         (answer, _) = listener.messages[start:]
         assert code(json.loads(answer.payload)) == "offline"
-    assert len(agent.done) == 1
+    assert len(agent.handled) == 1
 
 
 async def test_an_internal_error_is_answered_and_ends_the_bridge(mosquitto: LabBroker, agent: Agent) -> None:
@@ -248,7 +248,7 @@ async def test_an_internal_error_is_answered_and_ends_the_bridge(mosquitto: LabB
 
 
 async def test_an_answer_survives_a_lost_connection(mosquitto: LabBroker, agent: Agent) -> None:
-    agent.may_go.clear()
+    agent.may_finish.clear()
     bridge = agent.bridge(mosquitto)
     async with listening(mosquitto.port) as listener, running(bridge):
         await listener.send(GET, {"transaction": "slow"})
@@ -258,6 +258,6 @@ async def test_an_answer_survives_a_lost_connection(mosquitto: LabBroker, agent:
         bridge.connection._paho.socket().shutdown(2)  # type: ignore[union-attr]
         assert await bridge.wait_connected(WAIT_S)
         start = len(listener.messages)
-        agent.may_go.set()
+        agent.may_finish.set()
         answer = await listener.on(GET.replace("request", "response"), start=start)
         assert json.loads(answer.payload)["transaction"] == "slow"

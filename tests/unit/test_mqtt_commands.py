@@ -1,4 +1,4 @@
-"""Messages on command topics: which request they carry, and where and how it is answered."""
+"""Messages on command topics: their requests, and where and in which format these are answered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TARGET_SET = f"{TOPICS.root}/vm/web1/target/set"
 
 
 class Agent:
-    """Answers each request with its number, and keeps what it was asked and what it said."""
+    """Answers each request with its number; records requests and answers."""
 
     def __init__(self) -> None:
         self.done: list[Request] = []
@@ -42,7 +42,7 @@ class Agent:
         return [(value["error"] or {"code": "ok"})["code"] for value in values]
 
 
-async def test_a_request_is_answered_where_and_how_it_came() -> None:
+async def test_a_request_is_answered_on_its_topic_in_its_format() -> None:
     agent = Agent()
     asked = Message(GET, b'{"transaction": [1]}', correlation=b"c", response_topic="mine")
     await agent.take(asked, Message(GET, b"\x80"))

@@ -1,4 +1,4 @@
-"""What is worth a message."""
+"""Which changes are published."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def figures(**changed: Any) -> VmStatus:
         {"sample": None},
     ],
 )
-def test_a_change_of_fact_is_published(changed: dict[str, Any]) -> None:
+def test_a_changed_fact_is_published(changed: dict[str, Any]) -> None:
     assert vm_changed(RECORD, dataclasses.replace(RECORD, **changed))
 
 
@@ -60,7 +60,7 @@ def test_a_guest_size_that_leaves_its_dead_band_is_published(name: str) -> None:
     assert not vm_changed(RECORD, figures(**{name: before + MIB // 2}))
 
 
-def test_ages_counters_and_a_little_rss_alone_are_no_change() -> None:
+def test_ages_counters_and_small_rss_changes_are_not_published() -> None:
     assert not vm_changed(RECORD, figures(minor_faults=500, major_faults=1, swap_in=9, hugetlb_allocs=1))
     assert not vm_changed(RECORD, figures(oom_kills=2, alloc_stalls=38, async_scans=1, direct_scans=1))
     assert not vm_changed(RECORD, figures(async_reclaims=1, direct_reclaims=1))
@@ -79,7 +79,7 @@ def test_the_dead_band_is_two_percent_and_at_least_one_mebibyte() -> None:
     assert leaves_dead_band(0, None)
 
 
-def test_the_host_is_published_before_its_heartbeat_for_a_change_of_fact_only() -> None:
+def test_only_a_changed_fact_publishes_the_host_before_its_heartbeat() -> None:
     assert host_changed(None, HOST)
     assert host_changed(HOST, dataclasses.replace(HOST, level="hard"))
     assert host_changed(HOST, dataclasses.replace(HOST, unidentified=(("/x", "no answer yet"),)))

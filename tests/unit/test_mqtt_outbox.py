@@ -1,4 +1,4 @@
-"""What waits to be sent: newest wins, bounded, the truth of now."""
+"""Messages that wait to be sent: newest wins, bounded, current values."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_events_and_samples_of_an_outage_are_not_sent_after_it() -> None:
     box.connected(0.0)
     assert sent(box) == []
     box.event("event", lambda: 2)
-    box.fleeting("samples", lambda: 3)
+    box.sample("samples", lambda: 3)
     box.disconnected([])
     box.connected(1.0)
     assert sent(box) == []
@@ -68,13 +68,13 @@ def test_events_are_bounded_and_the_oldest_is_dropped() -> None:
 def test_a_newer_sample_replaces_one_that_was_not_sent() -> None:
     box = outbox()
     box.connected(0.0)
-    box.fleeting("samples", lambda: 1)
-    box.fleeting("samples", lambda: 2)
+    box.sample("samples", lambda: 1)
+    box.sample("samples", lambda: 2)
     publications = drained(box)
     assert [(one.qos, one.make() if one.make else None) for one in publications] == [(0, 2)]
 
 
-def test_a_clear_stays_until_the_broker_has_it() -> None:
+def test_a_clear_is_repeated_until_the_broker_confirms_it() -> None:
     box = outbox()
     box.retain("a", lambda: 1)
     box.clear("a")
@@ -90,7 +90,7 @@ def test_a_clear_stays_until_the_broker_has_it() -> None:
     assert drained(box) == []
 
 
-def test_a_topic_that_came_back_meanwhile_is_not_forgotten() -> None:
+def test_a_topic_that_is_retained_again_meanwhile_is_kept() -> None:
     box = outbox()
     box.connected(0.0)
     box.clear("a")
@@ -112,7 +112,7 @@ def test_answers_are_kept_over_a_short_outage_in_order_and_dropped_after_a_long_
     assert [value for _, value in sent(box)] == ["second", "third"]
 
 
-def test_answers_go_before_all_else_and_can_be_taken_alone() -> None:
+def test_answers_are_sent_first_and_can_be_taken_alone() -> None:
     box = outbox()
     box.connected(0.0)
     box.retain("a", lambda: 1)

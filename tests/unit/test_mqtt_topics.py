@@ -1,4 +1,4 @@
-"""Topics: what stands where, what is taken as a command, where answers go."""
+"""Topics: their names, which are commands, where answers go."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_name_becomes_one_safe_level(name: str, level: str) -> None:
     assert safe_name(name) == level
 
 
-def test_every_topic_stands_under_the_safe_host() -> None:
+def test_every_topic_is_below_the_safe_host() -> None:
     assert TOPICS.status == "qmpballoon/edge_7_lan/status"
     assert TOPICS.host_object == "qmpballoon/edge_7_lan/host"
     assert TOPICS.vms == "qmpballoon/edge_7_lan/vms"
@@ -44,7 +44,7 @@ def test_a_base_that_cannot_be_published_under_is_refused(base: str) -> None:
         Topics(base, "edge-7")
 
 
-def test_commands_are_taken_from_their_topics_only() -> None:
+def test_only_command_topics_are_commands() -> None:
     root = TOPICS.root
     assert TOPICS.parse(f"{root}/vm/web1/target/set") == Command("web1", "set-target", bare=True)
     assert TOPICS.parse(f"{root}/vm/web1/request/get") == Command("web1", "get")
@@ -62,12 +62,12 @@ def test_commands_are_taken_from_their_topics_only() -> None:
 
 
 @pytest.mark.parametrize("asked", ["replies/me", "qmpballooned/x", "/x"])
-def test_a_response_topic_outside_the_base_is_honoured(asked: str) -> None:
+def test_a_response_topic_outside_the_base_is_used(asked: str) -> None:
     assert TOPICS.response("web1", "get", asked) == asked
 
 
 @pytest.mark.parametrize(
-    ("filters", "asked", "honoured"),
+    ("filters", "asked", "is_used"),
     [
         (["replies/#"], "replies/a/b", True),
         (["replies/#"], "replies", True),
@@ -80,14 +80,14 @@ def test_a_response_topic_outside_the_base_is_honoured(asked: str) -> None:
         ([], "replies/a", False),
     ],
 )
-def test_a_response_topic_is_honoured_where_the_filters_allow_it(
-    filters: list[str], asked: str, honoured: bool
+def test_a_response_topic_is_used_where_the_filters_allow_it(
+    filters: list[str], asked: str, is_used: bool
 ) -> None:
     topics = Topics("qmpballoon", "edge-7", filters)
-    assert topics.response("web1", "get", asked) == (asked if honoured else topics.response("web1", "get"))
+    assert topics.response("web1", "get", asked) == (asked if is_used else topics.response("web1", "get"))
 
 
-def test_agents_with_the_default_base_are_safe_from_those_with_another() -> None:
+def test_an_agent_with_another_base_sends_nothing_to_agents_with_the_default_base() -> None:
     topics = Topics("site/a", "edge-7")
     for asked in ("qmpballoon/edge-7/vm/web1/target/set", "site/a/other/request/reload"):
         assert topics.response(None, "list", asked) == "site/a/edge-7/response/list"
@@ -109,7 +109,7 @@ def test_agents_with_the_default_base_are_safe_from_those_with_another() -> None
         "homeassistant/device/qmpballoon_edge-7/config",
     ],
 )
-def test_a_forbidden_response_topic_is_not_honoured(asked: str) -> None:
+def test_a_forbidden_response_topic_is_not_used(asked: str) -> None:
     assert TOPICS.response("web1", "get", asked) == TOPICS.response("web1", "get")
 
 

@@ -1,4 +1,4 @@
-"""Private names of libraries that are touched: each is listed, and where the library has it is checked."""
+"""Private names of libraries that are used: each is listed, and compared with the installed library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qmpballoon.qmp import client
 
 
 def private_names(module: ModuleType) -> Iterator[str]:
-    """Yield every name with one leading underscore that a module defines or touches as an attribute."""
+    """Yield every name with one leading underscore that a module defines or uses as an attribute."""
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         name = ""
         if isinstance(node, ast.Attribute):
@@ -30,19 +30,19 @@ def private_names(module: ModuleType) -> Iterator[str]:
 
 
 def as_installed(name: str) -> str:
-    """Return a name as qemu.qmp has it: with its signature, if it is a method."""
+    """Return a name of qemu.qmp, with its signature if it is a method."""
     method = getattr(QMPClient, name, None)
     return f"{name}{inspect.signature(method)}" if callable(method) else name
 
 
 def test_private_names_of_qemu_qmp_are_listed_and_unchanged() -> None:
-    theirs = {*private_names(protocol), *private_names(qmp_client)}
-    touched = theirs & set(private_names(client))
-    assert {as_installed(name) for name in touched} == set(client.PRIVATE_NAMES)
+    defined = {*private_names(protocol), *private_names(qmp_client)}
+    used = defined & set(private_names(client))
+    assert {as_installed(name) for name in used} == set(client.PRIVATE_NAMES)
 
 
-def of_others(module: Path) -> Iterator[str]:
-    """Yield every private attribute that a module touches of something other than ``self``."""
+def foreign_private_names(module: Path) -> Iterator[str]:
+    """Yield every private attribute that a module uses of an object other than ``self``."""
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             of = ast.unparse(node.value)
@@ -60,10 +60,10 @@ def attributes_of_aiomqtt() -> Iterator[str]:
 
 def test_private_names_of_aiomqtt_and_paho_are_listed_and_unchanged() -> None:
     (directory,) = mqtt.__path__
-    touched = {name for module in Path(directory).glob("*.py") for name in of_others(module)}
+    used = {name for module in Path(directory).glob("*.py") for name in foreign_private_names(module)}
     listed = {name.split("(")[0].split(":")[0] for name in connection.PRIVATE_NAMES}
     spelled = {"self._aiomqtt": "aiomqtt.Client", "self._paho": "paho.Client", "paho": "paho.Client"}
-    assert {f"{spelled[of]}.{name}" for of, _, name in (each.rpartition(".") for each in touched)} == listed
+    assert {f"{spelled[of]}.{name}" for of, _, name in (each.rpartition(".") for each in used)} == listed
     installed = set(attributes_of_aiomqtt())
     for name in listed:
         method = getattr(paho.mqtt.client.Client, name.removeprefix("paho.Client."), None)

@@ -1,9 +1,9 @@
-"""All known facts of one VM at one moment, frozen by its only owner, and the published status. Pure.
+"""The facts of one VM at one moment, frozen by their only owner, and the published status. Pure.
 
 Health (`qmpballoon.model.health`), what a policy sees (`qmpballoon.policy.guests`) and what is published
 (`status_of`) are functions of these facts, so they cannot disagree.
 
-They are named tuples, which take a third of the time of frozen dataclasses to make, once per sample of a VM.
+They are named tuples: one is made per sample, and it takes a third of the time of a frozen dataclass.
 Sizes are bytes; ``*_at_s`` and ``*_since_s`` are moments of the monotonic clock. None means "not known".
 """
 
@@ -20,25 +20,25 @@ Connection = Literal["offline", "unresponsive", "busy", "up"]
 class BootFacts(NamedTuple):
     """How far the guest's boot has come."""
 
-    booted_at_s: float = 0.0  # when its life began or the guest was reset, the later one
-    fresh_since_s: float | None = None  # of the first sample after that
+    booted_at_s: float = 0.0  # the start of its life or the last reset, whichever is later
+    fresh_since_s: float | None = None  # time of the first sample after that
     needs_grace: bool = False  # False: it was up long before the agent started
 
 
 class Seen(NamedTuple):
-    """What the session that serves the VM saw last. ``actual`` is untrue while ``driver_up`` is False."""
+    """What the VM's session read last. ``actual`` is unreliable while ``driver_up`` is False."""
 
     run_state: str | None = "running"  # QMP's word
     migrating: bool = False
     has_balloon: bool = True
     actual: int | None = None
-    driver: bool | None = None  # what QEMU says of the driver; None: this QEMU is not asked
-    driver_up: bool = False  # what QEMU says, or what statistics and a moving balloon prove
-    driver_since_s: float = 0.0  # the earliest moment at which it may have come up
+    driver: bool | None = None  # QEMU's report on the driver; None: this QEMU cannot report it
+    driver_up: bool = False  # reported by QEMU, or proved by statistics or a moving balloon
+    driver_since_s: float = 0.0  # the earliest time at which it may have come up
     driver_reports: bool = True  # False: the driver did not take the statistics queue
     deflates_on_oom: bool = False
     ever_reported: bool = True  # the guest sent statistics since QEMU started or it was reset
-    sample: Sample | None = None  # the newest that came over this connection
+    sample: Sample | None = None  # the newest of this connection
     rss_tells: bool = True  # False: much of the QEMU's memory is swapped out
 
 
@@ -46,12 +46,12 @@ class VmFacts(NamedTuple):
     """One VM at one moment."""
 
     id: VmId
-    name: str = ""  # as QEMU or the configuration has it
+    name: str = ""  # from QEMU or the configuration
     socket: str = ""  # path
     connection: Connection = "up"
     seen: Seen | None = None  # None: no session has read it in this life
     life: Life | None = None
-    gone: bool = False  # its QEMU has ended, or is silent for long and no process tells
+    gone: bool = False  # its QEMU has ended, or has been silent for long and its process is unknown
     boot: BootFacts = BootFacts()
     uuid: str | None = None
     qemu: str | None = None  # version
@@ -59,7 +59,7 @@ class VmFacts(NamedTuple):
     rss: int | None = None  # resident memory of the QEMU process
     target: int | None = None  # last sent in this life
     why: str | None = None  # the stable word of the last decision
-    judged: str | None = None  # untrusted, uncooperative or stuck, as the guard judges
+    judged: str | None = None  # untrusted, uncooperative or stuck: the guard's judgement
     limits: Limits = Limits(None, None, 1000)
     mode: str = "auto"
     policy: str = "fairshare"
@@ -68,12 +68,12 @@ class VmFacts(NamedTuple):
 
     @property
     def now(self) -> Seen | None:
-        """What its session sees; None while no session serves the VM."""
+        """What its session read last; None while the VM has no session."""
         return self.seen if self.connection == "up" else None
 
 
 def status_of(facts: VmFacts, health: str) -> VmStatus:
-    """Return what is published of the VM."""
+    """Return the published status of the VM."""
     now = facts.now
     offline = facts.connection == "offline"
     return VmStatus(

@@ -1,4 +1,4 @@
-"""One word for how a VM is: the first that is true, in the order of ``records.HEALTH_WORDS``. Pure."""
+"""The health word of a VM: the first that is true, in the order of ``records.HEALTH_WORDS``. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Final
 
 from qmpballoon.model.facts import Seen, VmFacts
 
-BOOT_S: Final = 60.0  # without a driver by then: no-driver; Debian boots in 10 s even under TCG
-FIRST_SAMPLE_S: Final = 5.0  # a driver without a sample by then: no-stats
+BOOT_S: Final = 60.0  # no driver after this time: no-driver; Debian boots in 10 s even under TCG
+FIRST_SAMPLE_S: Final = 5.0  # a driver, but no sample after this time: no-stats
 STALE_INTERVALS: Final = 3
 STALE_S: Final = 5.0
 MIGRATION_STATES: Final = ("inmigrate", "finish-migrate")
 
 
 def health_of(facts: VmFacts, now_s: float) -> str:
-    """Return the health word for these facts at a moment of the monotonic clock."""
+    """Return the health word for these facts at a time of the monotonic clock."""
     if facts.connection != "up":
         return facts.connection
     seen = facts.seen

@@ -1,6 +1,6 @@
 """Frozen records that several packages share. No I/O.
 
-Sizes are bytes, durations seconds; ``*_at_s`` is a moment on the monotonic clock. None means
+Sizes are bytes, durations seconds; ``*_at_s`` is a time on the monotonic clock. None means
 "not known", never zero.
 """
 
@@ -59,9 +59,9 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class GuestStats:
-    """What a guest's balloon driver claims, in bytes or counts since its boot; None: not reported.
+    """The statistics that a guest's balloon driver reports: bytes, or counts since boot; None: not reported.
 
-    ``age_s`` is the monotonic time since the figures were seen to change, as of when they were handed out.
+    ``age_s`` is the monotonic time since the statistics were seen to change, when this record was made.
     """
 
     total: int | None = None
@@ -74,27 +74,27 @@ class GuestStats:
     minor_faults: int | None = None
     hugetlb_allocs: int | None = None
     hugetlb_failures: int | None = None
-    # From QEMU 9.2 and Linux 6.12 on:
+    # Since QEMU 9.2 and Linux 6.12:
     oom_kills: int | None = None
     alloc_stalls: int | None = None  # allocations that had to wait for reclaim
-    async_scans: int | None = None  # pages that kswapd looked at
-    direct_scans: int | None = None  # pages that allocations looked at themselves
+    async_scans: int | None = None  # pages that kswapd scanned
+    direct_scans: int | None = None  # pages that allocations scanned themselves
     async_reclaims: int | None = None
     direct_reclaims: int | None = None
     age_s: float = 0.0
 
 
 STATISTICS: Final = tuple(entry.name for entry in fields(GuestStats) if entry.name != "age_s")
-"""The names of a guest's figures."""
+"""The names of a guest's statistics."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A guest's figures of one moment, and what ``actual`` was at that moment.
+    """A guest's statistics at one moment, and ``actual`` at that moment.
 
-    ``actual`` is None if the balloon moved too much around the sample, or ``actual`` was not read: the two
-    values must not be combined then. ``held`` is what the guest cannot give without reclaim or kills, in
-    bytes; right with and without deflate-on-oom.
+    ``actual`` is None if it was not read, or if the balloon moved too much around the sample to combine the
+    two. ``held`` is what the guest cannot give without reclaim or kills, in bytes, with and without
+    deflate-on-oom.
     """
 
     stats: GuestStats
@@ -103,7 +103,7 @@ class Sample:
     held: int | None = field(init=False, repr=False, compare=False)  # computed once, because it is read often
 
     def __post_init__(self) -> None:
-        """Compute what is held."""
+        """Compute ``held``."""
         if self.actual is None or self.available is None:
             object.__setattr__(self, "held", None)
         else:
@@ -111,14 +111,14 @@ class Sample:
 
     @property
     def available(self) -> int | None:
-        """What the guest could still get without reclaim, in bytes, as it claims.
+        """Bytes that the guest can allocate without reclaim, as it reports.
 
-        Guests that do not report it (Linux before 4.16, BSD) have at least what is free.
+        For guests that do not report it (Linux before 4.16, BSD): the free bytes, a lower bound.
         """
         return self.stats.free if self.stats.available is None else self.stats.available
 
     def aged(self, now_s: float) -> GuestStats:
-        """Return the figures with their age at ``now_s``."""
+        """Return the statistics with their age at ``now_s``."""
         return replace(self.stats, age_s=max(0.0, now_s - self.seen_at_s))
 
 
@@ -126,12 +126,12 @@ class Sample:
 class VmState:
     """A VM as seen at one moment over its monitor.
 
-    ``run_state`` is QMP's word; ``size`` what ``actual`` is with an empty balloon; ``actual`` what
-    the guest has left; ``target`` the last target asked for over this connection.
+    ``run_state`` is QMP's word; ``size`` is ``actual`` with an empty balloon; ``actual`` is the memory that
+    the guest has; ``target`` the last target set over this connection.
 
-    ``held`` is what the guest cannot give without reclaim or kills, in bytes: what ``actual`` was at the
-    moment of the guest's figures, minus ``guest.available``. It is None without figures, and while the
-    balloon moves too fast: the two values are then from different moments and must not be combined.
+    ``held`` is what the guest cannot give without reclaim or kills, in bytes: ``actual`` at the time of the
+    guest's statistics, minus ``guest.available``. It is None without statistics, and while the balloon
+    moves too fast: the two values are then from different times and must not be combined.
     """
 
     run_state: str
@@ -158,20 +158,20 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is in force for a VM, in bytes: ``floor <= ceiling``; None until its size is known."""
+    """The limits in force for a VM, in bytes: ``floor <= ceiling``; None until its size is known."""
 
     floor: int | None
     ceiling: int | None
     shares: int
-    overridden: tuple[str, ...] = ()  # those of floor, ceiling, shares that were set over MQTT
+    overridden: tuple[str, ...] = ()  # which of floor, ceiling, shares were set over MQTT
 
 
 @dataclass(frozen=True, slots=True)
 class VmStatus:
-    """All that the agent publishes of one VM, as one frozen snapshot by its only owner."""
+    """All that the agent publishes of one VM: a frozen snapshot, made by its only owner."""
 
     id: VmId
-    name: str  # as QEMU or the configuration has it
+    name: str  # from QEMU or the configuration
     socket: str  # path
     health: str
     life: Life | None = None
@@ -198,7 +198,7 @@ class VmStatus:
 
     @property
     def answers(self) -> bool:
-        """Tell whether the VM's monitor answers: what its availability topic says."""
+        """Tell whether the VM's monitor answers; published on its availability topic."""
         return self.health not in ("offline", "unresponsive", "busy")
 
     @property
@@ -217,7 +217,7 @@ class HostStatus:
     budget: int | None
     reserve: int | None
     used: int
-    available: int | None  # of the budget: what is not charged
+    available: int | None  # of the budget: what no VM is charged for
     mem_total: int | None
     mem_available: int | None
     psi_some_avg10: float | None

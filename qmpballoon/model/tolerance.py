@@ -1,4 +1,4 @@
-"""When a target counts as reached, and when a balloon stands still. Pure."""
+"""When a target counts as reached, and when a balloon is steady. Pure."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def is_reached(actual: int, target: int, size: int) -> bool:
 
 
 def is_steady(before: int, after: int) -> bool:
-    """Tell whether an ``actual`` that moved so little around a sample belongs to it (both in bytes).
+    """Tell whether ``actual``, read before and after a sample, may be combined with it (both in bytes).
 
-    A guest's figures and an ``actual`` of another moment must not be combined: a balloon moves by hundreds of
-    MiB in a second.
+    A balloon moves by hundreds of MiB per second, so a guest's statistics and an ``actual`` of another time
+    must not be combined.
     """
     return abs(after - before) <= _STEADY

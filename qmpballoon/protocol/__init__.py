@@ -1,1 +1,1 @@
-"""What the agent publishes and what it can be asked, whatever carries it."""
+"""The published objects and the requests, independent of the transport."""

@@ -21,7 +21,7 @@ _NO_GUEST: Final = (*((name, None) for name in STATISTICS), ("age_s", None))
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """Who publishes: host name as in topics and as it is, the program's version, this run's id."""
+    """The publisher: ``host`` as in topics, ``name`` as it is, the program's version, the id of this run."""
 
     host: str
     name: str
@@ -73,7 +73,7 @@ def vm_object(record: VmStatus, host: str, now_s: float, ts: datetime) -> dict[s
 
 
 def vms_list(records: Iterable[VmStatus]) -> list[dict[str, object]]:
-    """Return the list of VMs, sorted by their name in topics."""
+    """Return the list of VMs, sorted by name in topics."""
     return [
         {
             "vm": record.id,
@@ -88,7 +88,7 @@ def vms_list(records: Iterable[VmStatus]) -> list[dict[str, object]]:
 def host_object(
     record: HostStatus, agent: Agent, seq: int, uptime_s: float, ts: datetime
 ) -> dict[str, object]:
-    """Return the host object; ``seq`` counts those that this run of the agent has published."""
+    """Return the host object; ``seq`` counts the host objects of this run of the agent."""
     return {
         "schema": SCHEMA,
         "ts": rfc3339(ts),
@@ -132,7 +132,7 @@ def event_object(vm: str | None, event: Event) -> dict[str, object]:
 def samples_object(
     records: Iterable[VmStatus], host: HostStatus | None, now_s: float, ts: datetime
 ) -> dict[str, object]:
-    """Return one tick's figures of all VMs, for recorders that want them in one message."""
+    """Return one tick's figures of all VMs, for recorders."""
     return {
         "schema": SCHEMA,
         "ts": rfc3339(ts),
@@ -163,7 +163,7 @@ def response_object(
     result: object = None,
     error: QmpBalloonError | None = None,
 ) -> Mapping[str, object]:
-    """Return the answer to a request: its result, or the error's stable word and sentence."""
+    """Return the answer to a request: its result, or the error's stable word and message."""
     return {
         "transaction": transaction,
         "vm": vm,

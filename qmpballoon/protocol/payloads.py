@@ -1,8 +1,8 @@
-"""Payloads as bytes: JSON and msgpack, out and in. Pure.
+"""Payloads as bytes: encoding and decoding of JSON and msgpack. Pure.
 
-Input is hostile. It is refused if it has more than 64 KiB or 16 levels, holds anything but JSON values
+Input is untrusted. It is refused if it has more than 64 KiB or 16 levels, holds anything but JSON values
 (NaN, a msgpack extension, a key that is not text), or names a key twice, because parsers disagree on
-which of the two counts.
+which value counts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MAP_BYTES: Final = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})  # a msgpack map
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a request payload holds: an object's arguments, or one bare value (then no transaction)."""
+    """A decoded request payload: an object's arguments, or one bare value (then no transaction)."""
 
     transaction: object = None
     arguments: Mapping[str, object] | None = None
@@ -53,7 +53,7 @@ def encode(value: object, payload_format: Format) -> bytes:
     JSON is written in ASCII, because a name from QEMU may hold characters that UTF-8 cannot encode.
 
     Raises:
-        TypeError, ValueError: not made of JSON values; a bug of the caller.
+        TypeError, ValueError: the value is not made of JSON values; a bug of the caller.
     """
     if payload_format == "msgpack":
         packed: bytes = msgpack.packb(value, default=_plain, unicode_errors="replace")
@@ -62,7 +62,7 @@ def encode(value: object, payload_format: Format) -> bytes:
 
 
 def request_format(payload: bytes, content_type: str | None) -> Format:
-    """Tell which format a request has, and so its answer: by content type, else by the first byte."""
+    """Return the format of a request and of its answer: by content type, else by the first byte."""
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if not HAS_MSGPACK:
         return "json"
@@ -133,7 +133,7 @@ def _from_msgpack(payload: bytes) -> object:
 def _object(pairs: list[tuple[object, object]]) -> dict[object, object]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise _malformed("a key stands twice in one object")
+        raise _malformed("an object has a key twice")
     return value
 
 
@@ -142,7 +142,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _no_extension(code: int, _content: bytes) -> NoReturn:
-    raise _malformed(f"msgpack extension type {code} is not taken")
+    raise _malformed(f"msgpack extension type {code} is not supported")
 
 
 def _check(value: object, depth: int) -> None:

@@ -1,10 +1,10 @@
-"""Answers each request exactly once, also an invalid one; a slow request does not delay others.
+"""Answers each request exactly once, even an invalid one; a slow request does not delay others.
 
 The transport (MQTT or another one) passes each request as an `Arrival`, with the function that sends its
 answer back.
 
-A valid request runs in a task of its own. If the same transaction comes again on the same channel, it
-joins the running one or gets the stored answer, and has no second effect. At most 16 requests of one VM,
+A valid request runs in its own task. If the same transaction arrives again on the same channel, it
+joins the running request or gets the stored answer, and has no second effect. At most 16 requests of one VM,
 or of the host, run at a time.
 """
 
@@ -36,8 +36,8 @@ Reply: TypeAlias = Callable[[Mapping[str, object]], None]
 class Arrival:
     """A request as the transport received it.
 
-    ``vm`` None: of the host. ``channel`` is where it came in, such as a topic. Transactions are compared
-    only within one channel. ``refused`` is the error that the transport found; it becomes the answer.
+    ``vm`` None: a request of the host. ``channel`` is where it arrived, such as a topic. Transactions are
+    compared only within one channel. ``refused`` is an error that the transport found; it is the answer.
     """
 
     channel: str
@@ -52,9 +52,9 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that was understood: ``asked`` is one of the records in `verbs`.
+    """A valid request: ``asked`` is one of the records in `verbs`.
 
-    ``vm`` None: of the host. ``expires_at_s`` is on the monotonic clock; a request that has to wait
+    ``vm`` None: a request of the host. ``expires_at_s`` is on the monotonic clock; a request that has to wait
     longer than that is refused as ``expired``.
     """
 
@@ -71,11 +71,11 @@ class Request:
     def refuse_if_expired(self, now_s: float) -> None:
         """Raise RequestRefused (``expired``) if the request's expiry has passed."""
         if self.expires_at_s is not None and now_s > self.expires_at_s:
-            raise RequestRefused("expired", f"{self.verb} was not begun before the message expired")
+            raise RequestRefused("expired", f"{self.verb} was not started before the message expired")
 
 
 Handle: TypeAlias = Callable[[Request], Awaitable[object]]
-"""Does what is asked and returns the result, of JSON values; raises a QmpBalloonError otherwise."""
+"""Carries out a request and returns the result, of JSON values; raises a QmpBalloonError on failure."""
 
 _Key: TypeAlias = tuple[str, bytes]  # channel, transaction
 
@@ -93,7 +93,7 @@ class _Running:
 class Requests:
     """Takes requests and gives each one answer.
 
-    ``handle`` does the work; ``vm_exists`` tells whether a VM of that name exists; ``clock`` is
+    ``handle`` carries one out; ``vm_exists`` returns whether there is a VM of that name; ``clock`` is
     monotonic.
     """
 
@@ -116,13 +116,13 @@ class Requests:
         vm, verb, content = arrival.vm, arrival.verb, Content()
         try:
             content = decode_request(arrival.payload, arrival.content_type)
-            asked = self._understand(arrival, content)
+            asked = self._validated(arrival, content)
         except RequestRefused as refused:
             arrival.reply(self._response(vm, verb, content.transaction, error=refused))
             return
         expires_at_s = None if arrival.expiry_s is None else self.clock() + arrival.expiry_s
         request = Request(None if vm is None else VmId(vm), asked, content.transaction, expires_at_s)
-        self._begin(request, arrival)
+        self._start(request, arrival)
 
     def stop(self) -> None:
         """Answer all running requests with ``offline``, cancel their tasks and start no more."""
@@ -133,7 +133,7 @@ class Requests:
             if running.task is not None:
                 running.task.cancel()
 
-    def _understand(self, arrival: Arrival, content: Content) -> Asked:
+    def _validated(self, arrival: Arrival, content: Content) -> Asked:
         vm = arrival.vm
         if arrival.refused is not None:
             raise arrival.refused
@@ -141,7 +141,7 @@ class Requests:
             raise RequestRefused("unknown-vm", f"no VM {mirrored(vm)!r} here")
         return read_asked(arrival.verb, "host" if vm is None else "vm", content)
 
-    def _begin(self, request: Request, arrival: Arrival) -> None:
+    def _start(self, request: Request, arrival: Arrival) -> None:
         transaction, reply = request.transaction, arrival.reply
         key = None if transaction is None else (arrival.channel, encode(transaction, "json"))
         if key is not None:
@@ -169,9 +169,7 @@ class Requests:
 
     async def _run(self, running: _Running) -> None:
         request = running.request
-        response = self._respond(
-            request, error=RequestRefused("internal", "a mistake in the agent: see its log")
-        )
+        response = self._respond(request, error=RequestRefused("internal", "a bug in the agent: see its log"))
         try:
             request.refuse_if_expired(self.clock())
             response = self._respond(request, result=await self.handle(request))

@@ -1,6 +1,6 @@
-"""The verbs that may be asked for: one frozen record each, with the types and ranges of its arguments. Pure.
+"""The verbs of requests: one frozen record each, with the types and ranges of its arguments. Pure.
 
-The fields of a record are the verb's arguments. One that was not given is None.
+The fields of a record are the verb's arguments. A missing argument is None.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TakeBack(Enum):
 TAKE_BACK: Final = TakeBack.TAKE_BACK
 
 
-def _needed(read: Reader, *, bare: bool = False) -> Any:
+def _required(read: Reader, *, bare: bool = False) -> Any:
     """Make a required argument; a ``bare`` one may be sent alone, without its name."""
     return field(metadata={"read": read, "bare": bare})
 
@@ -57,7 +57,7 @@ def _optional(read: Reader, *, bare: bool = False) -> Any:
 
 
 def _limit(read: Reader) -> Any:
-    """Make an argument for which null has a meaning; for others null means absent."""
+    """Make an argument for which null means TAKE_BACK; for other arguments null means absent."""
     return field(default=None, metadata={"read": read, "bare": False, "null": TAKE_BACK})
 
 
@@ -66,7 +66,7 @@ def _hold(value: object) -> str:
     try:
         return str(text(64)(named))
     except Wrong:
-        raise Wrong("must be the word that reclaim answered") from None
+        raise Wrong("must be the hold that reclaim returned") from None
 
 
 _wait: Final = number(0, LONGEST_WAIT_S, "seconds")
@@ -75,7 +75,7 @@ _wait: Final = number(0, LONGEST_WAIT_S, "seconds")
 class _Verb:
     __slots__ = ()
     VERB: ClassVar[str]
-    NEEDS_SOME: ClassVar[bool] = False  # at least one argument, whichever
+    NEEDS_SOME: ClassVar[bool] = False  # at least one argument, any of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +83,22 @@ class SetTarget(_Verb):
     """Set a manual target; answered at once, or with ``wait_s`` when the target is reached."""
 
     VERB = "set-target"
-    target: Amount = _needed(amount, bare=True)
+    target: Amount = _required(amount, bare=True)
     wait_s: float | None = _optional(_wait)
 
 
 @dataclass(frozen=True, slots=True)
 class SetMode(_Verb):
-    """Put a VM in a mode, for good or for ``for_s`` seconds."""
+    """Set the mode of a VM, permanently or for ``for_s`` seconds."""
 
     VERB = "set-mode"
-    mode: str = _needed(word(*MODES), bare=True)
+    mode: str = _required(word(*MODES), bare=True)
     for_s: float | None = _optional(number(1, LONGEST_MODE_S, "seconds"))
 
 
 @dataclass(frozen=True, slots=True)
 class SetLimits(_Verb):
-    """Override limits of a VM, or take overrides back."""
+    """Override limits of a VM, or remove overrides."""
 
     VERB = "set-limits"
     NEEDS_SOME = True
@@ -116,7 +116,7 @@ class Get(_Verb):
 
 @dataclass(frozen=True, slots=True)
 class List(_Verb):
-    """Return all VMs in short."""
+    """Return a short entry for each VM."""
 
     VERB = "list"
 
@@ -126,17 +126,17 @@ class Reclaim(_Verb):
     """Take ``size`` bytes from the VMs within ``deadline_s`` and keep them free for ``hold_s``."""
 
     VERB = "reclaim"
-    size: Amount = _needed(amount, bare=True)
+    size: Amount = _required(amount, bare=True)
     deadline_s: float | None = _optional(_wait)
     hold_s: float | None = _optional(number(0, LONGEST_HOLD_S, "seconds"))
 
 
 @dataclass(frozen=True, slots=True)
 class Release(_Verb):
-    """End a hold, by the word that ``reclaim`` answered."""
+    """End a hold, by the word that ``reclaim`` returned."""
 
     VERB = "release"
-    hold: str = _needed(_hold, bare=True)
+    hold: str = _required(_hold, bare=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ def arguments_of(kind: type[Asked]) -> tuple[str, ...]:
 
 
 def read_asked(verb: str, scope: Scope, content: Content) -> Asked:
-    """Return what is asked for, its arguments read and in range.
+    """Return the record of a request, with its arguments checked.
 
     A size is an `Amount`: a percentage is resolved later, when the size of the VM is known.
 

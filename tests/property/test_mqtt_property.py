@@ -1,4 +1,4 @@
-"""Whatever comes in: a value, or a documented error, and nothing else."""
+"""Any input gives a value or a documented error, nothing else."""
 
 from __future__ import annotations
 

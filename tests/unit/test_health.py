@@ -1,4 +1,4 @@
-"""One word for how a VM is: the table of signs and words."""
+"""The health word of a VM: a table of facts and words."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ NOW_S = 1000.0
 
 
 @dataclass(frozen=True)
-class Signs:
-    """What a VM's health depends on, every time as seconds until now."""
+class Case:
+    """The facts that a VM's health depends on; times are seconds before now."""
 
     connection: Connection
     has_balloon: bool = True
@@ -38,38 +38,38 @@ class Signs:
     stats_interval_s: float = 2.0
 
 
-def word_of(signs: Signs) -> str:
-    sampled = signs.sample_age_s is not None
+def word_of(case: Case) -> str:
+    sampled = case.sample_age_s is not None
     seen = Seen(
-        run_state=signs.run_state,
-        migrating=signs.migrating,
-        has_balloon=signs.has_balloon,
-        driver=signs.driver_up,
-        driver_up=sampled if signs.driver_up is None else signs.driver_up,
-        driver_since_s=NOW_S - signs.since_driver_s,
-        driver_reports=signs.driver_reports,
-        ever_reported=signs.ever_reported,
-        sample=None if signs.sample_age_s is None else Sample(FIGURES, NOW_S - signs.sample_age_s),
+        run_state=case.run_state,
+        migrating=case.migrating,
+        has_balloon=case.has_balloon,
+        driver=case.driver_up,
+        driver_up=sampled if case.driver_up is None else case.driver_up,
+        driver_since_s=NOW_S - case.since_driver_s,
+        driver_reports=case.driver_reports,
+        ever_reported=case.ever_reported,
+        sample=None if case.sample_age_s is None else Sample(FIGURES, NOW_S - case.sample_age_s),
     )
-    fresh_s = None if signs.fresh_for_s is None else NOW_S - signs.fresh_for_s
-    booted_at_s = NOW_S - max(signs.since_boot_s, signs.since_driver_s)  # no driver is up before its guest
+    fresh_s = None if case.fresh_for_s is None else NOW_S - case.fresh_for_s
+    booted_at_s = NOW_S - max(case.since_boot_s, case.since_driver_s)  # no driver is up before its guest
     boot = BootFacts(booted_at_s, fresh_s, needs_grace=fresh_s is not None)
     facts = VmFacts(
         id=VmId("a"),
-        connection=signs.connection,
+        connection=case.connection,
         seen=seen,
         boot=boot,
-        grace_s=signs.grace_s,
-        stats_interval_s=signs.stats_interval_s,
+        grace_s=case.grace_s,
+        stats_interval_s=case.stats_interval_s,
     )
     return health_of(facts, NOW_S)
 
 
-WELL = Signs(connection="up", driver_up=True, sample_age_s=1.0, fresh_for_s=60.0)
+HEALTHY = Case(connection="up", driver_up=True, sample_age_s=1.0, fresh_for_s=60.0)
 
 TABLE: list[tuple[dict[str, Any], str]] = [
     ({}, "ok"),
-    ({"fresh_for_s": None}, "ok"),  # the life was known before: no grace is needed
+    ({"fresh_for_s": None}, "ok"),  # a life that was known before needs no grace
     ({"connection": "offline"}, "offline"),
     ({"connection": "unresponsive"}, "unresponsive"),
     ({"connection": "busy"}, "busy"),
@@ -102,7 +102,7 @@ TABLE: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "word"), TABLE)
 def test_facts_give_a_health_word(changes: dict[str, Any], word: str) -> None:
-    assert word_of(replace(WELL, **changes)) == word
+    assert word_of(replace(HEALTHY, **changes)) == word
 
 
 CONNECTIONS: list[Connection] = ["offline", "unresponsive", "busy"]
@@ -119,13 +119,13 @@ ALONE: dict[str, dict[str, Any]] = {
 def test_the_first_true_health_word_wins(words: set[str]) -> None:
     connections = [word for word in CONNECTIONS if word in words]
     changes = {key: value for word in words & ALONE.keys() for key, value in ALONE[word].items()}
-    signs = replace(WELL, **changes, connection=connections[0] if connections else "up")
-    assert word_of(signs) == min(words, key=HEALTH_WORDS.index)
+    case = replace(HEALTHY, **changes, connection=connections[0] if connections else "up")
+    assert word_of(case) == min(words, key=HEALTH_WORDS.index)
 
 
 @given(
     st.builds(
-        Signs,
+        Case,
         connection=st.sampled_from(["offline", "unresponsive", "busy", "up"]),
         run_state=st.sampled_from(["running", "paused", "inmigrate", None]),
         sample_age_s=st.none() | st.floats(0, 100),
@@ -134,11 +134,11 @@ def test_the_first_true_health_word_wins(words: set[str]) -> None:
         since_driver_s=st.floats(0, 100),
     )
 )
-def test_any_facts_give_a_documented_health_word(signs: Signs) -> None:
-    assert word_of(signs) in set(HEALTH_WORDS) - {"untrusted", "uncooperative", "stuck"}
+def test_any_facts_give_a_documented_health_word(case: Case) -> None:
+    assert word_of(case) in set(HEALTH_WORDS) - {"untrusted", "uncooperative", "stuck"}
 
 
-def test_within_the_grace_time_a_sample_that_is_not_noted_yet_makes_no_vm_ok() -> None:
+def test_a_sample_without_fresh_since_is_still_in_the_grace_time() -> None:
     seen = Seen(driver=True, driver_up=True, sample=Sample(FIGURES, NOW_S))
     facts = VmFacts(id=VmId("a"), seen=seen, boot=BootFacts(NOW_S - 5, None, needs_grace=True))
     assert health_of(facts, NOW_S) == "starting"
@@ -158,7 +158,7 @@ def test_a_driver_that_is_proved_by_a_moving_balloon_and_reports_nothing() -> No
     assert health_of(facts, NOW_S) == "no-stats"
 
 
-def test_figures_that_do_not_say_what_is_left_are_no_statistics() -> None:
+def test_statistics_without_free_memory_are_no_stats() -> None:
     word = {
         name: health_of(
             VmFacts(

@@ -1,4 +1,4 @@
-"""The published objects have exactly the contract's keys, whatever is unknown."""
+"""The published objects have exactly the contract's keys, even if values are unknown."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_known_vm_is_shown_with_the_age_of_its_sample_now() -> None:
     assert (guest["free"], guest["available"], guest["age_s"]) == (66379776, None, 0.4)
 
 
-def test_an_offline_vm_shows_its_limits_but_nothing_that_only_its_qemu_could_say() -> None:
+def test_an_offline_vm_has_its_limits_but_nothing_that_only_its_qemu_knows() -> None:
     shown = vm_object(dataclasses.replace(KNOWN, health="offline"), "edge-7", 101.0, TS)
     assert [shown[key] for key in ("run_state", "actual", "balloon", "rss", "pid")] == [None] * 5
     assert shown["guest"] == dict.fromkeys(GUEST_KEYS)

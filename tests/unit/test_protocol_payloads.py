@@ -1,4 +1,4 @@
-"""Payloads: both formats out, hostile ones in."""
+"""Payloads: encoding in both formats, decoding of untrusted input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_json_is_compact_and_msgpack_holds_the_same() -> None:
     assert msgpack.unpackb(encode(value, "msgpack")) == value
 
 
-def test_without_msgpack_json_is_spoken_and_a_msgpack_request_is_told_so(
+def test_without_msgpack_json_is_used_and_a_msgpack_request_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("qmpballoon.protocol.payloads.HAS_MSGPACK", False)
@@ -28,7 +28,7 @@ def test_without_msgpack_json_is_spoken_and_a_msgpack_request_is_told_so(
     assert decode_request(b"256").bare == 256
 
 
-def test_text_that_has_no_utf_8_can_still_be_published() -> None:
+def test_text_that_utf_8_cannot_encode_is_published() -> None:
     assert json.loads(encode({"name": "\ud800"}, "json")) == {"name": "\ud800"}
     assert msgpack.unpackb(encode({"name": "\ud800"}, "msgpack")) == {"name": "?"}
 
@@ -52,7 +52,7 @@ def test_the_format_comes_from_the_content_type_else_from_the_first_byte(
     assert request_format(payload, content_type) == found
 
 
-def test_the_transaction_is_parted_from_the_arguments() -> None:
+def test_the_transaction_is_separated_from_the_arguments() -> None:
     content = decode_request(b'{"transaction": [1, {"a": null}], "target": "1GiB"}')
     assert content == Content([1, {"a": None}], {"target": "1GiB"})
     packed = decode_request(msgpack.packb({"transaction": 7, "target": 5}))
@@ -71,7 +71,7 @@ def test_the_transaction_is_parted_from_the_arguments() -> None:
         (b"-5", -5),
     ],
 )
-def test_one_bare_value_is_taken(payload: bytes, bare: object) -> None:
+def test_one_bare_value_is_accepted(payload: bytes, bare: object) -> None:
     assert decode_request(payload) == Content(bare=bare)  # type: ignore[arg-type]
 
 
@@ -125,6 +125,6 @@ def test_a_bad_payload_is_malformed(payload: bytes) -> None:
     assert str(refused.value)
 
 
-def test_the_largest_transaction_is_taken() -> None:
+def test_the_largest_transaction_is_accepted() -> None:
     transaction = "x" * 254
     assert decode_request(json.dumps({"transaction": transaction}).encode()).transaction == transaction

@@ -1,4 +1,4 @@
-"""Requests: one answer each, no second effect, nobody waits for another."""
+"""Requests: one answer each, no second effect, no request waits for another."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from qmpballoon.protocol.requests import (
 )
 
 
-class Room:
-    """A desk whose handler waits until ``may_go`` is set."""
+class Setup:
+    """Requests whose handler waits until ``may_finish`` is set."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.answers: list[tuple[Any, str]] = []  # response objects, each with who asked
-        self.done: list[Request] = []
-        self.may_go = asyncio.Event()
-        self.may_go.set()
+        self.answers: list[tuple[Any, str]] = []  # response objects, each with its sender
+        self.handled: list[Request] = []
+        self.may_finish = asyncio.Event()
+        self.may_finish.set()
         self.raises: Exception | None = None
-        self.desk = Requests(
+        self.requests = Requests(
             self.handle,
             lambda vm: vm in ("web1", "web2"),
             lambda: self.now_s,
         )
 
     async def handle(self, request: Request) -> object:
-        self.done.append(request)
-        await self.may_go.wait()
+        self.handled.append(request)
+        await self.may_finish.wait()
         if self.raises is not None:
             raise self.raises
-        return {"number": len(self.done)}
+        return {"number": len(self.handled)}
 
     def ask(
-        self, payload: object, *, vm: str | None = "web1", verb: str = "get", asker: str = "me", **more: Any
+        self, payload: object, *, vm: str | None = "web1", verb: str = "get", sender: str = "me", **more: Any
     ) -> None:
         content = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
 
         def reply(response: object) -> None:
-            self.answers.append((response, asker))
+            self.answers.append((response, sender))
 
-        self.desk.receive(Arrival(more.pop("channel", f"{vm} {verb}"), vm, verb, content, reply, **more))
+        self.requests.receive(Arrival(more.pop("channel", f"{vm} {verb}"), vm, verb, content, reply, **more))
 
     async def asked(self, payload: object, **more: Any) -> Any:
-        """Ask in a group of its own, return the value of the last answer."""
+        """Send a request in its own task group; return the value of the last answer."""
         async with asyncio.TaskGroup() as group:
-            self.desk.open(group)
+            self.requests.open(group)
             self.ask(payload, **more)
         return self.answers[-1][0]
 
@@ -65,11 +65,11 @@ class Room:
 
 
 async def test_a_request_is_answered_to_its_sender() -> None:
-    room = Room()
-    value = await room.asked({"transaction": [1]}, asker="she")
+    setup = Setup()
+    value = await setup.asked({"transaction": [1]}, sender="another")
     assert (value["status"], value["result"], value["transaction"]) == ("ok", {"number": 1}, [1])
     assert (value["vm"], value["verb"]) == ("web1", "get")
-    assert room.answers == [(value, "she")]
+    assert setup.answers == [(value, "another")]
 
 
 @pytest.mark.parametrize(
@@ -85,125 +85,125 @@ async def test_a_request_is_answered_to_its_sender() -> None:
         ({}, {"verb": "list"}, "unknown-verb"),
     ],
 )
-async def test_a_bad_request_gets_its_word_and_has_no_effect(
+async def test_a_bad_request_gets_its_error_word_and_has_no_effect(
     payload: object, more: dict[str, Any], code: str
 ) -> None:
-    room = Room()
-    value = await room.asked(payload, **more)
+    setup = Setup()
+    value = await setup.asked(payload, **more)
     assert value["error"]["code"] == code
-    assert len(room.answers) == 1
-    assert not room.done
+    assert len(setup.answers) == 1
+    assert not setup.handled
 
 
 async def test_a_bad_request_is_answered_with_its_transaction() -> None:
-    room = Room()
-    assert (await room.asked({"transaction": "t", "a": 1}))["transaction"] == "t"
+    setup = Setup()
+    assert (await setup.asked({"transaction": "t", "a": 1}))["transaction"] == "t"
 
 
 async def test_an_empty_payload_is_ignored() -> None:
-    room = Room()
-    room.ask(b"", refused=RequestRefused("retained", "not so"))
-    assert not room.answers
+    setup = Setup()
+    setup.ask(b"", refused=RequestRefused("retained", "not so"))
+    assert not setup.answers
 
 
 async def test_the_same_transaction_has_one_effect_and_the_same_answer() -> None:
-    room = Room()
-    first = await room.asked({"transaction": 1})
-    room.now_s = REMEMBERED_S
-    assert await room.asked({"transaction": 1}, asker="again") == first
-    assert room.answers[-1][1] == "again"
-    assert len(room.done) == 1
+    setup = Setup()
+    first = await setup.asked({"transaction": 1})
+    setup.now_s = REMEMBERED_S
+    assert await setup.asked({"transaction": 1}, sender="again") == first
+    assert setup.answers[-1][1] == "again"
+    assert len(setup.handled) == 1
 
 
 async def test_the_same_transaction_joins_the_request_that_still_runs() -> None:
-    room = Room()
-    room.may_go.clear()
+    setup = Setup()
+    setup.may_finish.clear()
     async with asyncio.TaskGroup() as group:
-        room.desk.open(group)
-        room.ask({"transaction": 1})
-        room.ask({"transaction": 1}, asker="another")
-        room.may_go.set()
-    assert [asker for _, asker in room.answers] == ["me", "another"]
-    assert len(room.done) == 1
+        setup.requests.open(group)
+        setup.ask({"transaction": 1})
+        setup.ask({"transaction": 1}, sender="another")
+        setup.may_finish.set()
+    assert [sender for _, sender in setup.answers] == ["me", "another"]
+    assert len(setup.handled) == 1
 
 
-async def test_another_channel_or_transaction_or_a_later_minute_is_another_request() -> None:
-    room = Room()
+async def test_another_channel_or_transaction_or_a_minute_later_is_another_request() -> None:
+    setup = Setup()
     for more in ({"vm": "web1"}, {"vm": "web2"}, {"vm": None, "verb": "list"}):
-        await room.asked({"transaction": 1}, **more)
-    await room.asked({"transaction": 1}, channel="another")
-    await room.asked({"transaction": 2})
-    await room.asked({})
-    await room.asked({})
-    assert len(room.done) == 7
-    room.now_s = REMEMBERED_S + 0.1
-    await room.asked({"transaction": 1})
-    assert len(room.done) == 8
+        await setup.asked({"transaction": 1}, **more)
+    await setup.asked({"transaction": 1}, channel="another")
+    await setup.asked({"transaction": 2})
+    await setup.asked({})
+    await setup.asked({})
+    assert len(setup.handled) == 7
+    setup.now_s = REMEMBERED_S + 0.1
+    await setup.asked({"transaction": 1})
+    assert len(setup.handled) == 8
 
 
-async def test_what_is_remembered_is_bounded() -> None:
-    room = Room()
+async def test_stored_answers_are_bounded() -> None:
+    setup = Setup()
     for number in range(MOST_REMEMBERED + 1):
-        await room.asked({"transaction": number})
-    await room.asked({"transaction": 1})
-    assert len(room.done) == MOST_REMEMBERED + 1
-    await room.asked({"transaction": 0})
-    assert len(room.done) == MOST_REMEMBERED + 2
+        await setup.asked({"transaction": number})
+    await setup.asked({"transaction": 1})
+    assert len(setup.handled) == MOST_REMEMBERED + 1
+    await setup.asked({"transaction": 0})
+    assert len(setup.handled) == MOST_REMEMBERED + 2
 
 
 async def test_the_seventeenth_waiting_request_of_a_vm_is_busy_and_other_vms_are_not() -> None:
-    room = Room()
-    room.may_go.clear()
+    setup = Setup()
+    setup.may_finish.clear()
     async with asyncio.TaskGroup() as group:
-        room.desk.open(group)
+        setup.requests.open(group)
         for number in range(MOST_WAITING + 1):
-            room.ask({"transaction": number})
-        assert room.codes == ["busy"]
-        room.ask({}, vm="web2")
-        room.ask({}, vm=None, verb="list")
-        assert room.codes == ["busy"]
-        room.may_go.set()
-    assert room.codes == ["busy"] + ["ok"] * (MOST_WAITING + 2)
-    assert (await room.asked({"transaction": MOST_WAITING}))["status"] == "ok"
+            setup.ask({"transaction": number})
+        assert setup.codes == ["busy"]
+        setup.ask({}, vm="web2")
+        setup.ask({}, vm=None, verb="list")
+        assert setup.codes == ["busy"]
+        setup.may_finish.set()
+    assert setup.codes == ["busy"] + ["ok"] * (MOST_WAITING + 2)
+    assert (await setup.asked({"transaction": MOST_WAITING}))["status"] == "ok"
 
 
-async def test_joining_a_running_request_is_bounded_too() -> None:
-    room = Room()
-    room.may_go.clear()
+async def test_joining_a_running_request_is_bounded() -> None:
+    setup = Setup()
+    setup.may_finish.clear()
     async with asyncio.TaskGroup() as group:
-        room.desk.open(group)
+        setup.requests.open(group)
         for _ in range(MOST_WAITING + 1):
-            room.ask({"transaction": 1})
-        assert room.codes == ["busy"]
-        room.may_go.set()
-    assert len(room.done) == 1
+            setup.ask({"transaction": 1})
+        assert setup.codes == ["busy"]
+        setup.may_finish.set()
+    assert len(setup.handled) == 1
 
 
 async def test_a_slow_request_does_not_delay_others() -> None:
-    room = Room()
-    room.may_go.clear()
+    setup = Setup()
+    setup.may_finish.clear()
     async with asyncio.TaskGroup() as group:
-        room.desk.open(group)
-        room.ask({"transaction": "slow"})
-        room.ask({"bad": 1})
-        assert room.codes == ["malformed"]
-        room.may_go.set()
+        setup.requests.open(group)
+        setup.ask({"transaction": "slow"})
+        setup.ask({"bad": 1})
+        assert setup.codes == ["malformed"]
+        setup.may_finish.set()
 
 
 async def test_a_request_that_expired_before_its_start_is_not_executed() -> None:
-    room = Room()
+    setup = Setup()
     async with asyncio.TaskGroup() as group:
-        room.desk.open(group)
-        room.ask({}, expiry_s=5)
-        room.now_s = 5.1
-    assert room.codes == ["expired"]
-    assert not room.done
+        setup.requests.open(group)
+        setup.ask({}, expiry_s=5)
+        setup.now_s = 5.1
+    assert setup.codes == ["expired"]
+    assert not setup.handled
 
 
 async def test_a_package_error_is_answered_with_its_code() -> None:
-    room = Room()
-    room.raises = NoBalloon("no virtio balloon: add -device virtio-balloon-pci")
-    value = await room.asked({})
+    setup = Setup()
+    setup.raises = NoBalloon("no virtio balloon: add -device virtio-balloon-pci")
+    value = await setup.asked({})
     assert value["error"] == {
         "code": "no-balloon",
         "message": "no virtio balloon: add -device virtio-balloon-pci",
@@ -211,24 +211,24 @@ async def test_a_package_error_is_answered_with_its_code() -> None:
 
 
 async def test_another_exception_is_answered_internal_and_raised() -> None:
-    room = Room()
-    room.raises = ZeroDivisionError("oops")
+    setup = Setup()
+    setup.raises = ZeroDivisionError("oops")
     with pytest.raises(ExceptionGroup) as raised:
-        await room.asked({})
+        await setup.asked({})
     assert raised.group_contains(ZeroDivisionError)
-    assert room.codes == ["internal"]
+    assert setup.codes == ["internal"]
 
 
 async def test_pending_requests_are_answered_when_the_agent_stops_and_none_starts_after() -> None:
-    room = Room()
-    room.may_go.clear()
+    setup = Setup()
+    setup.may_finish.clear()
     async with asyncio.TaskGroup() as group:
-        room.desk.open(group)
-        room.ask({"transaction": 1})
-        room.ask({"transaction": 1})
-        room.ask({}, vm="web2")
-        room.desk.stop()
-        assert room.codes == ["offline"] * 3
-        room.ask({})
-    assert room.codes == ["offline"] * 4
-    assert not room.done
+        setup.requests.open(group)
+        setup.ask({"transaction": 1})
+        setup.ask({"transaction": 1})
+        setup.ask({}, vm="web2")
+        setup.requests.stop()
+        assert setup.codes == ["offline"] * 3
+        setup.ask({})
+    assert setup.codes == ["offline"] * 4
+    assert not setup.handled

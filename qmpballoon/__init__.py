@@ -1,4 +1,4 @@
-"""Look at, set and wait for the balloons of QEMU guests, over their monitors; no libvirt needed.
+"""Query, set and wait for the balloons of QEMU guests, over their monitors; no libvirt needed.
 
 ::
 
@@ -7,8 +7,7 @@
         await vm.set_target("256MiB", wait_s=10)
         print((await vm.state()).guest.available)
 
-The agent that does this for many VMs by itself, seen and steered over MQTT, is the command
-``qmpballoon agent``.
+The command ``qmpballoon agent`` controls many VMs automatically, with state and requests over MQTT.
 """
 
 from qmpballoon.api import Vm, connect

@@ -1,4 +1,4 @@
-"""The public Python API: one VM, over its monitor, for as long as the ``async with`` lasts."""
+"""The public Python API: one VM, over its monitor, for the length of an ``async with``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from qmpballoon.units import Size, format_size, parse_size, round_up_to_page
 
 _REQUEST_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.05
-_LOOK_AGAIN_S: Final = 0.05  # query-balloon while waiting: events come up to a second late
+_POLL_S: Final = 0.05  # of query-balloon while waiting: events are up to a second late
 _MOST_EVENTS: Final = 1000
 
 
@@ -41,33 +41,33 @@ _MOST_EVENTS: Final = 1000
 async def connect(socket: str | os.PathLike[str], *, timeout_s: float = 5.0) -> AsyncIterator[Vm]:
     """Open a VM's monitor; waits up to ``timeout_s`` for the socket to exist, accept and greet.
 
-    On leaving, the polling interval is as it was found and the balloon as it stands.
+    At the end the guest's polling interval is restored; the balloon stays as it is.
 
     Raises:
-        Unreachable: no socket, nobody listens, no right to open it, or the process does not answer.
+        Unreachable: no socket, no listener, access denied, or the process does not answer.
         MonitorBusy: another client holds the monitor.
-        ConnectionLost: what answered does not speak QMP.
+        ConnectionLost: the peer does not speak QMP.
     """
     events = _EventLog()
     deadline_s = time.monotonic() + timeout_s
-    session = await _greeted(os.fspath(socket), events, timeout_s)
+    session = await _open_session(os.fspath(socket), events, timeout_s)
     try:
-        await _until_machine_is_there(session, deadline_s)
+        await _wait_for_machine(session, deadline_s)
         name = await session.vm_name() or Path(session.path).stem
         vm = Vm(session, events, name, await qemu_pid(session))
         try:
             yield vm
         finally:
-            await vm._leave()
+            await vm._close()
     finally:
         await session.close()
 
 
 class Vm:
-    """A VM whose monitor we hold; made by :func:`connect`.
+    """A VM with an open monitor; made by :func:`connect`.
 
-    ``name`` is QEMU's ``-name``, else the socket's file stem; ``pid`` the QEMU process, None when it
-    lives in another pid namespace or behind a proxy; ``qemu`` its version. Any call may raise
+    ``name`` is QEMU's ``-name``, else the socket's file stem; ``pid`` the QEMU process, None if it is
+    in another pid namespace or behind a proxy; ``qemu`` its version. Any call may raise
     ConnectionLost. Cancelling a call leaves the connection usable.
     """
 
@@ -82,14 +82,14 @@ class Vm:
         self._starting = asyncio.Lock()
 
     async def state(self, *, fresh_s: float = 3.0) -> VmState:
-        """Return the VM's state with guest statistics asked for now.
+        """Return the VM's state with fresh guest statistics.
 
-        ``fresh_s`` is how long to wait for them (mostly 3 ms); ``guest`` is None if none came.
+        ``fresh_s`` is the longest wait for them (usually 3 ms); ``guest`` is None if none arrive.
 
         Raises:
             NoBalloon: the VM has no balloon device.
         """
-        resizer, sampler = await self._balloon(), await self._sampling()
+        resizer, sampler = await self._find_balloon(), await self._started_sampler()
         run_state = await balloon.query_run_state(self._session)
         may_come = fresh_s > 0 and run_state == "running" and await self.driver_up() is not False
         before = await resizer.actual()
@@ -99,30 +99,28 @@ class Vm:
         sample = sampler.sample if fresh else None
         if sample is None:
             return VmState(run_state, size, actual, resizer.asked, None)
-        of_sample = replace(sample, actual=actual if is_steady(before, actual) else None)
-        return VmState(
-            run_state, size, actual, resizer.asked, of_sample.aged(time.monotonic()), of_sample.held
-        )
+        sampled = replace(sample, actual=actual if is_steady(before, actual) else None)
+        return VmState(run_state, size, actual, resizer.asked, sampled.aged(time.monotonic()), sampled.held)
 
     async def driver_up(self) -> bool | None:
-        """Tell whether the guest's balloon driver is up; None where QEMU is not asked (``qmp.commands``).
+        """Tell whether the guest's balloon driver is up; None if this QEMU cannot report it (``qmp.commands``).
 
         Raises:
             NoBalloon: the VM has no balloon device.
         """
-        driver = await (await self._balloon()).driver()
+        driver = await (await self._find_balloon()).driver()
         return None if driver is None else driver.up
 
     @property
     def has_reported(self) -> bool:
-        """Tell whether the guest sent statistics at least once since QEMU started; False before ``state``."""
+        """Whether the guest has sent statistics since QEMU started; False before ``state``."""
         return self._sampler is not None and self._sampler.ever_reported
 
     async def ready(self, *, timeout_s: float) -> VmState:
-        """Wait until the guest's balloon driver is up and one fresh sample came; return that state.
+        """Wait until the guest's balloon driver is up and has sent a fresh sample; return that state.
 
         Raises:
-            NotReady: it did not come in time; the message says what is missing.
+            NotReady: not within ``timeout_s``; the message names what is missing.
             NoBalloon: the VM has no balloon device.
         """
         deadline_s = time.monotonic() + timeout_s
@@ -131,21 +129,21 @@ class Vm:
             if state.guest is not None and state.run_state == "running":
                 return state
             if time.monotonic() >= deadline_s:
-                raise NotReady(await self._what_is_missing(state, timeout_s))
-            await asyncio.sleep(_LOOK_AGAIN_S)
+                raise NotReady(await self._missing(state, timeout_s))
+            await asyncio.sleep(_POLL_S)
 
     async def set_target(self, size: Size, *, wait_s: float | None = None) -> int:
-        """Ask for ``actual`` to become ``size`` (a percentage is of the VM's size); return it in bytes.
+        """Set the balloon target to ``size`` (a percentage is of the VM's size); return it in bytes.
 
-        Without ``wait_s`` it returns when QEMU took the target, which says nothing of the guest; with
-        it, when ``actual`` is there within max(1 MiB, 0.5 % of the VM's size).
+        Without ``wait_s`` it returns when QEMU has accepted the target; the guest may not have moved yet.
+        With ``wait_s`` it returns when ``actual`` is within max(1 MiB, 0.5 % of the VM's size) of it.
 
         Raises:
-            InvalidSize, OutOfRange: no size, or none that this VM can have.
-            NotReached: not there within ``wait_s``; the target stays.
+            InvalidSize, OutOfRange: not a size, or not a possible one for this VM.
+            NotReached: not reached within ``wait_s``; the target stays.
             NoBalloon: the VM has no balloon device.
         """
-        resizer = await self._balloon()
+        resizer = await self._find_balloon()
         whole = await balloon.memory_size(self._session)
         target = round_up_to_page(parse_size(size, whole=whole))
         if target > whole:
@@ -155,14 +153,14 @@ class Vm:
             )
         await resizer.ask(target)
         if wait_s is not None:
-            await self._reach(target, whole, wait_s)
+            await self._wait_reached(target, whole, wait_s)
         return target
 
     async def wait_for(self, condition: Callable[[VmState], bool], *, timeout_s: float) -> VmState:
         """Wait until ``condition`` holds for the VM's state and return that state.
 
         Raises:
-            NotReached: it did not within ``timeout_s``; ``.state`` is the last one seen.
+            NotReached: not within ``timeout_s``; ``.state`` is the last state.
         """
         began_s = time.monotonic()
         while True:
@@ -172,12 +170,12 @@ class Vm:
                 return state
             if time.monotonic() - began_s >= timeout_s:
                 raise NotReached(state.target, state, timeout_s)
-            await asyncio.sleep(_LOOK_AGAIN_S)
+            await asyncio.sleep(_POLL_S)
 
     async def events(self) -> AsyncIterator[Event]:
-        """Iterate over what happened, from connect on; ends with ConnectionLost.
+        """Iterate over the events since connect; ends with ConnectionLost.
 
-        Who reads too slowly gets one event ``lagged`` in place of those missed: ``{"missed": N}``.
+        A reader that is too slow gets one event ``lagged`` instead of those missed: ``{"missed": N}``.
         """
         read = 0
         while True:
@@ -194,30 +192,30 @@ class Vm:
             if self._events.changed is changed:
                 await self._session.while_running(changed.wait())
 
-    # ── inside ───────────────────────────────────────────────────────────────────────────────────
+    # ── private ──────────────────────────────────────────────────────────────────────────────────
 
-    async def _balloon(self) -> balloon.VirtioBalloon:
+    async def _find_balloon(self) -> balloon.VirtioBalloon:
         if self._resizer is None:
             self._resizer = balloon.VirtioBalloon(self._session, await balloon.find_balloon(self._session))
         return self._resizer
 
-    async def _sampling(self) -> balloon.Sampler:
-        device = (await self._balloon()).device
+    async def _started_sampler(self) -> balloon.Sampler:
+        device = (await self._find_balloon()).device
         async with self._starting:
             if self._sampler is None:
                 self._sampler = balloon.Sampler(self._session, device)
-            if self._sampler.found_s is None:  # also after a first call that was cancelled
+            if self._sampler.found_s is None:  # true, too, if the first call was cancelled
                 await self._sampler.start(1)
         return self._sampler
 
-    async def _reach(self, target: int, size: int, wait_s: float) -> None:
-        resizer, deadline_s = await self._balloon(), time.monotonic() + wait_s
+    async def _wait_reached(self, target: int, size: int, wait_s: float) -> None:
+        resizer, deadline_s = await self._find_balloon(), time.monotonic() + wait_s
         while not is_reached(await resizer.actual(), target, size):
             if time.monotonic() >= deadline_s:
                 raise NotReached(target, await self.state(fresh_s=0.1), wait_s)
-            await asyncio.sleep(_LOOK_AGAIN_S)
+            await asyncio.sleep(_POLL_S)
 
-    async def _what_is_missing(self, state: VmState, waited_s: float) -> str:
+    async def _missing(self, state: VmState, waited_s: float) -> str:
         place = f"{self.name}: not ready within {waited_s:g} s: "
         if state.run_state != "running":
             return f"{place}the VM is {state.run_state}, not running"
@@ -231,23 +229,23 @@ class Vm:
             return f"{place}the guest's balloon driver is not up (Linux: module virtio_balloon)"
         return f"{place}the guest's balloon driver is up and sends no statistics"
 
-    async def _leave(self) -> None:
+    async def _close(self) -> None:
         if self._sampler is not None:
-            with suppress(ConnectionLost, QmpError):  # then nothing of ours is left there
+            with suppress(ConnectionLost, QmpError):  # then QEMU has no interval of ours
                 await self._sampler.stop()
 
 
 class _EventLog:
-    """The last events, numbered from connect on; a ring, so that nobody has to read them."""
+    """The last events, numbered from connect on; a bounded ring, which needs no reader."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.changed = asyncio.Event()  # set, and replaced, when an event comes
+        self.changed = asyncio.Event()  # set and replaced at each event
         self._kept: deque[Event] = deque(maxlen=_MOST_EVENTS)
 
     @property
     def first(self) -> int:
-        """The number of the oldest event that is still there."""
+        """The number of the oldest event in the ring."""
         return self.count - len(self._kept)
 
     def __getitem__(self, number: int) -> Event:
@@ -260,17 +258,17 @@ class _EventLog:
         self.changed = asyncio.Event()
 
 
-async def _until_machine_is_there(session: Session, deadline_s: float) -> None:
+async def _wait_for_machine(session: Session, deadline_s: float) -> None:
     while not await machine_is_there(session):
         if time.monotonic() >= deadline_s:
             raise Unreachable(f"{session.path}: {PRECONFIG}")
-        await asyncio.sleep(_LOOK_AGAIN_S)
+        await asyncio.sleep(_POLL_S)
 
 
-async def _greeted(path: str, events: _EventLog, timeout_s: float) -> Session:
+async def _open_session(path: str, events: _EventLog, timeout_s: float) -> Session:
     deadline_s = time.monotonic() + timeout_s
     while True:
-        table = socket_table(path)  # before we are in it ourselves
+        table = socket_table(path)  # before our own connection is in it
         try:
             monitor = open_monitor(path)
             break

@@ -1,8 +1,8 @@
-"""One file descriptor in reserve, for what a long-running process must do also when none is left.
+"""One file descriptor in reserve, for what a long-running process must do even when none is left.
 
-Out of descriptors, a read of /proc fails like one of a process that is gone, and a service manager that
-hears nothing kills the service. What opens one descriptor and closes it again goes through
-`with_reserve`. Other threads may be faster and take the reserve: who uses it is prepared to fail.
+Without a free descriptor, a read of /proc fails as if the process had ended, and the service manager kills
+a service that cannot notify it. An action that opens one descriptor and closes it again is run by
+`with_reserve`. Another thread may take the released reserve first, so the action can still fail.
 Source: open(2), EMFILE and ENFILE.
 """
 
@@ -18,24 +18,24 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE)
-_reserve: Final[list[int]] = []  # one, once it was asked for
+_reserve: Final[list[int]] = []  # empty, or one descriptor
 
 
 def keep_reserve() -> None:
     """Keep one descriptor in reserve from now on, if one is left; a second call changes nothing."""
     with suppress(OSError):
         if not _reserve:
-            _reserve.append(_opened())
+            _reserve.append(_open_null())
 
 
-def give_up_reserve() -> None:
-    """Keep none any more."""
+def release_reserve() -> None:
+    """Close the reserve."""
     while _reserve:
         os.close(_reserve.pop())
 
 
 def with_reserve(action: Callable[[], T]) -> T:
-    """Do what opens a descriptor and closes it again; if none is left, with the one in reserve.
+    """Run an action that opens one descriptor and closes it; if none is left, use the reserve.
 
     Raises:
         OSError: as the action does.
@@ -45,27 +45,27 @@ def with_reserve(action: Callable[[], T]) -> T:
     except OSError as error:
         if error.errno not in EXHAUSTED or not _reserve:
             raise
-    give_up_reserve()
+    release_reserve()
     try:
         return action()
     finally:
         keep_reserve()
 
 
-def _opened() -> int:
+def _open_null() -> int:
     return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def are_left() -> bool:
-    """Tell whether a descriptor can be opened; a reserve that was lost to another thread is made good."""
+    """Tell whether a descriptor can be opened; restores a reserve that another thread took."""
     keep_reserve()
     try:
-        os.close(_opened())
+        os.close(_open_null())
     except OSError as error:
         return error.errno not in EXHAUSTED
     return True
 
 
-def most() -> int:
-    """Return how many this process may have."""
+def limit() -> int:
+    """Return how many descriptors this process may have."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,27 +1,27 @@
-"""Every error that the package raises on purpose, as one tree.
+"""Every error that the package raises deliberately, as one tree.
 
 ::
 
     QmpBalloonError                    .code is the stable error word, the message says what to do
-    ├ Unreachable(OSError)             offline     no socket, nobody listens, no right to open it
+    ├ Unreachable(OSError)             offline     no socket, no listener, access denied
     ├ MonitorBusy                      busy        another client holds the monitor
-    ├ ConnectionLost                   offline     it ended, or sent what is not QMP
+    ├ ConnectionLost                   offline     it ended, or sent something else than QMP
     ├ QmpError                         qmp-error   QEMU answered with an error
     ├ NoBalloon                        no-balloon  the VM has no virtio balloon
     ├ OutOfRange(ValueError)           out-of-range
     ├ InvalidSize(ValueError)          malformed
     ├ NotReady(TimeoutError)           no-driver   the guest's balloon driver did not come up in time
-    ├ NotReached(TimeoutError)         not-reached the balloon did not get there in time
-    ├ RequestRefused                   any word of ERROR_WORDS: what an MQTT request is answered with
-    ├ ConfigurationError               malformed   everything wrong with a configuration, at once
+    ├ NotReached(TimeoutError)         not-reached the balloon did not reach its target in time
+    ├ RequestRefused                   any word of ERROR_WORDS: the answer to an MQTT request
+    ├ ConfigurationError               malformed   all problems of a configuration, at once
     ├ AnotherAgentRuns                 busy        an agent of this name holds the lock
     └ StateUnusable(OSError)           internal    the state directory cannot be used
 
-An error keeps its facts in fields and forms its sentence last. It can be copied and pickled, so that it may
-cross processes.
+An error keeps its facts in fields and forms its message last. It can be copied and pickled, for use
+between processes.
 
-Some are builtin errors as well, for those who catch these. Mind that a TimeoutError is an OSError: ``except
-OSError`` and ``except TimeoutError`` also catch NotReady and NotReached.
+Some are builtin errors as well. A TimeoutError is an OSError, so ``except OSError`` and ``except
+TimeoutError`` also catch NotReady and NotReached.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class QmpBalloonError(Exception):
     code: str = "internal"
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild it of its fields: the constructors take facts, and ``args`` has the sentence."""
+        """Rebuild it from its fields: the constructors take facts, and ``args`` has the message."""
         return copyreg.__newobj__, (type(self),), {"args": self.args, **self.__dict__}  # type: ignore[attr-defined]
 
 
 class Unreachable(QmpBalloonError, OSError):
-    """The monitor's socket is not there, nobody listens on it, or it may not be opened."""
+    """The monitor's socket does not exist, no process listens on it, or access is denied."""
 
     code = "offline"
 
@@ -75,7 +75,7 @@ class MonitorBusy(QmpBalloonError):
 
 
 class ConnectionLost(QmpBalloonError):
-    """The connection to the monitor ended, timed out or carried what is not QMP."""
+    """The connection to the monitor ended, timed out, or the peer does not speak QMP."""
 
     code = "offline"
 
@@ -99,7 +99,7 @@ class NoBalloon(QmpBalloonError):
 
 
 class OutOfRange(QmpBalloonError, ValueError):
-    """A size or number that is valid and not allowed here."""
+    """A valid size or number that is outside the permitted range."""
 
     code = "out-of-range"
 
@@ -122,16 +122,16 @@ class NotReady(QmpBalloonError, TimeoutError):
 
 
 class NotReached(QmpBalloonError, TimeoutError):
-    """The balloon did not reach its target in time; what is there stays, and may still arrive."""
+    """The balloon did not reach its target in time; the target stays, and may still be reached."""
 
     code = "not-reached"
 
     def __init__(self, target: int | None, state: VmState, waited_s: float) -> None:
-        self.target = target  # None: the wait was for something else
+        self.target = target  # None: the wait was for another condition
         self.state = state
-        wish = "what was waited for did not come true" if target is None else f"not {target}"
+        outcome = "what was waited for did not come true" if target is None else f"not {target}"
         super().__init__(
-            f"the guest has {state.actual} bytes, {wish}, after {waited_s:g} s; the target stays"
+            f"the guest has {state.actual} bytes, {outcome}, after {waited_s:g} s; the target stays"
         )
 
 
@@ -145,11 +145,11 @@ class RequestRefused(QmpBalloonError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a configuration file."""
+    """One problem of a configuration file."""
 
     line: int | None  # counted from 1; None: not tied to a line
     key: str  # dotted path: "vm.match[1].floor"; "" for the file as a whole
-    reason: str  # what is wrong and what would be right
+    reason: str  # what is wrong and what is valid
 
     def __str__(self) -> str:
         place = f"line {self.line}: " if self.line is not None else ""
@@ -157,7 +157,7 @@ class Problem:
 
 
 class ConfigurationError(QmpBalloonError):
-    """A configuration that cannot be used; ``problems`` has everything that is wrong with it."""
+    """A configuration that cannot be used; ``problems`` has all its problems."""
 
     code = "malformed"
 
@@ -168,12 +168,12 @@ class ConfigurationError(QmpBalloonError):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """A sentence for each problem, with its place; may hold text of the file."""
+        """A line for each problem, with its place; may contain text of the file."""
         return tuple(f"{self.source}: {problem}" for problem in self.problems)
 
 
 class AnotherAgentRuns(QmpBalloonError):
-    """An agent of this host name runs already, with the same state directory."""
+    """An agent with this host name and state directory runs already."""
 
     code = "busy"
 
@@ -187,7 +187,7 @@ class AnotherAgentRuns(QmpBalloonError):
 
 
 class StateUnusable(QmpBalloonError, OSError):
-    """The directory for the agent's state cannot be made or written."""
+    """The agent's state directory cannot be created or written."""
 
     code = "internal"
 

@@ -4,12 +4,12 @@
 
     vm-online vm=web1 life=4711-889123 qemu=7.2.22: the monitor answers
 
-Under systemd the line bears its priority (``<4>``, sd-daemon(3)) and no stamp, as the journal has
-its own. What repeats often is logged a few times, then counted.
+Under systemd a line starts with its priority (``<4>``, sd-daemon(3)) and has no time stamp, because the
+journal adds one. Frequent repeats are logged a few times, then counted.
 
-Much of what is logged comes from outside: names of VMs, errors of QEMUs, topics. No character of it
-controls a terminal or ends a line, and a line that is not the first of its message, as in a traceback,
-never looks like one: it bears the priority of its message, or is indented.
+Names of VMs, errors of QEMU and topics are untrusted. None of their characters controls a terminal or
+ends a line. The further lines of a message, as in a traceback, cannot be taken for a message: they start
+with the priority of their message, or are indented.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Final, TextIO
 
 LOG: Final = logging.getLogger("qmpballoon")
 
-_REPEATS: Final = 3  # of one word about one VM ...
-_WINDOW_S: Final = 60.0  # ... in so long; the rest is counted, and its last line told afterwards
+_REPEATS: Final = 3  # of one word about one VM
+_WINDOW_S: Final = 60.0  # the rest of this time is counted, and its last line logged at its end
 _MOST_KEYS: Final = 4096
 _PRIORITIES: Final = {
     logging.DEBUG: 7,
@@ -38,39 +38,39 @@ _PRIORITIES: Final = {
 
 
 @dataclass(slots=True)
-class _Heard:
-    """One word about one VM within a window; the newest line that was withheld is told when it is over."""
+class _Repeat:
+    """The repeats of one word about one VM within a window, with the newest line."""
 
     began_s: float
     count: int = 0
     withheld: int = 0
     level: int = 0
-    line: tuple[str, str] = ("", "")  # word with its fields; the sentence
+    line: tuple[str, str] = ("", "")  # word with its fields, sentence
 
 
 class _Repeats:
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], _Heard] = {}
+        self._seen: dict[tuple[str, str], _Repeat] = {}
 
-    def heard(self, word: str, about: str) -> _Heard:
-        """Return what is remembered of this word about this VM, its newest line counted."""
+    def count(self, word: str, about: str) -> _Repeat:
+        """Count one more line of this word about this VM, and return its repeats."""
         now_s = time.monotonic()
-        heard = self._seen.pop((word, about), None)
-        if heard is None or now_s - heard.began_s > _WINDOW_S:
-            heard = _Heard(now_s, withheld=heard.withheld if heard else 0)
-        heard.count += 1
-        self._seen[word, about] = heard
+        repeat = self._seen.pop((word, about), None)
+        if repeat is None or now_s - repeat.began_s > _WINDOW_S:
+            repeat = _Repeat(now_s, withheld=repeat.withheld if repeat else 0)
+        repeat.count += 1
+        self._seen[word, about] = repeat
         if len(self._seen) > _MOST_KEYS:
             self._seen.pop(next(iter(self._seen)))
-        return heard
+        return repeat
 
-    def overdue(self) -> Iterator[_Heard]:
-        """Return those whose window is over and whose newest line was not told; each has a new window now."""
+    def overdue(self) -> Iterator[_Repeat]:
+        """Yield those whose window is over and whose newest line was withheld; start their next window."""
         now_s = time.monotonic()
-        for heard in self._seen.values():
-            if heard.withheld and now_s - heard.began_s > _WINDOW_S:
-                heard.began_s, heard.count = now_s, _REPEATS
-                yield heard
+        for repeat in self._seen.values():
+            if repeat.withheld and now_s - repeat.began_s > _WINDOW_S:
+                repeat.began_s, repeat.count = now_s, _REPEATS
+                yield repeat
 
 
 _repeats: Final = _Repeats()
@@ -79,43 +79,43 @@ _repeats: Final = _Repeats()
 def say(word: str, sentence: str = "", *, level: int = logging.INFO, **fields: object) -> None:
     """Log ``word key=value ...: sentence``; fields that are None are left out.
 
-    The same word about the same VM or broker is said three times a minute; the rest is counted, and the
-    last of it told by ``catch_up``, so that the log ends with how things are.
+    The same word about the same VM or broker is logged three times a minute. The rest is counted, and
+    `log_withheld` logs the last of it, so that the log ends with the current state.
     """
     if not LOG.isEnabledFor(level):
         return
     parts = [word, *(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)]
-    heard = _repeats.heard(word, _about(fields))
-    heard.level, heard.line = level, (" ".join(parts), one_line(sentence))
-    if heard.count > _REPEATS:
-        heard.withheld += 1
+    repeat = _repeats.count(word, _about(fields))
+    repeat.level, repeat.line = level, (" ".join(parts), one_line(sentence))
+    if repeat.count > _REPEATS:
+        repeat.withheld += 1
     else:
-        _tell(heard)
+        _emit(repeat)
 
 
-def catch_up() -> None:
-    """Log what was withheld last of each thing that happened too often a minute ago; call it now and then."""
-    for heard in _repeats.overdue():
-        heard.withheld -= 1  # this one
-        _tell(heard)
+def log_withheld() -> None:
+    """Log the last withheld line of each word and VM whose minute is over; call it regularly."""
+    for repeat in _repeats.overdue():
+        repeat.withheld -= 1  # this line is logged now
+        _emit(repeat)
 
 
-def _tell(heard: _Heard) -> None:
-    line, sentence = heard.line
-    withheld = f" withheld={heard.withheld}" if heard.withheld else ""
-    heard.withheld = 0
-    LOG.log(heard.level, "%s%s%s", line, withheld, f": {sentence}" if sentence else "")
+def _emit(repeat: _Repeat) -> None:
+    line, sentence = repeat.line
+    withheld = f" withheld={repeat.withheld}" if repeat.withheld else ""
+    repeat.withheld = 0
+    LOG.log(repeat.level, "%s%s%s", line, withheld, f": {sentence}" if sentence else "")
 
 
 def one_line(text: object) -> str:
-    """Return the text with each character that is not printable, a line end among them, as a ``?``."""
+    """Return the text with ``?`` for each character that is not printable, line ends included."""
     return "".join(character if character.isprintable() else "?" for character in str(text))
 
 
 def set_up(*, verbose: bool = False, stream: TextIO | None = None) -> None:
-    """Send what is logged to stderr, in the form that suits its reader.
+    """Log to stderr: with priorities under systemd, else with time stamps.
 
-    So is what asyncio logs, and the error that ends the program if it is none of ours.
+    Includes what asyncio logs, and an unexpected exception that ends the program.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Priorities() if "JOURNAL_STREAM" in os.environ else _Stamps())
@@ -131,10 +131,10 @@ def _crashed(kind: type[BaseException], error: BaseException, traceback: Traceba
 
 
 class _Lines(logging.Formatter):
-    """Formats a message of one or more lines, where untrusted text cannot start a line of its own."""
+    """Formats a message of one or more lines; untrusted text in it cannot start a new message."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        if record.name != LOG.name:  # it has no stable word of its own
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the name in logging
+        if record.name != LOG.name:  # it has no stable word
             record.message = f"{record.name}: {record.message}"
         return super().formatMessage(record)
 
@@ -144,7 +144,7 @@ class _Lines(logging.Formatter):
         return first + f"\n{other}".join(lines)
 
     def before(self, record: logging.LogRecord) -> tuple[str, str]:
-        """Return what stands before the first line and before each other."""
+        """Return the prefixes of the first line and of each further line."""
         return "", "  "
 
 
@@ -161,7 +161,7 @@ class _Stamps(_Lines):
 
 
 def _about(fields: Mapping[str, object]) -> str:
-    """Return what a line is about, as far as its repeats are counted apart."""
+    """Return the VM, socket or broker of a line; repeats are counted for each."""
     return next((str(fields[key]) for key in ("vm", "socket", "url") if fields.get(key)), "")
 
 

@@ -1,8 +1,8 @@
-"""Readers of values from outside: configuration files, requests and traces are read by these. Pure.
+"""Readers that validate values of configuration files, requests and traces. Pure.
 
-A reader takes what TOML, JSON, msgpack or a command line gave and returns the checked value, or raises
-Wrong with a reason that says what would be right. A reason never has control characters or more than
-a few dozen characters of the value.
+A reader takes a value from TOML, JSON, msgpack or a command line and returns the checked value, or raises
+Wrong with a reason that names what is valid. A reason never has control characters or more than a few
+dozen characters of the value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BARE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong, and where; ``code`` is the error word of a request that has it."""
+    """One problem and its place; ``code`` is the error word if a request has it."""
 
     path: Path
     reason: str
@@ -35,7 +35,7 @@ class Fault:
 
 
 class Wrong(Exception):
-    """A value that is not taken; ``inside`` has the faults of its parts, with paths below the value."""
+    """An invalid value; ``inside`` has the faults of its parts, with paths below the value."""
 
     def __init__(self, reason: str, inside: Iterable[Fault] = (), *, code: Code = "malformed") -> None:
         self.reason = reason
@@ -44,14 +44,14 @@ class Wrong(Exception):
         super().__init__(reason)
 
     def below(self, path: Path) -> list[Fault]:
-        """Return what is wrong as faults of a value at ``path``."""
+        """Return the faults of a value at ``path``."""
         if not self.inside:
             return [Fault(path, self.reason, self.code)]
         return [Fault((*path, *fault.path), fault.reason, fault.code) for fault in self.inside]
 
 
 class Reading:
-    """Collects what is wrong with a document while its values are read."""
+    """Collects the faults of a document while its values are read."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
@@ -59,12 +59,12 @@ class Reading:
         self.bad: set[Path] = set()
 
     def wrong(self, path: Path, reason: str) -> None:
-        """Note what is wrong."""
+        """Add a fault."""
         self.faults.append(Fault(path, reason))
         self.bad.add(path)
 
     def value(self, value: object, path: Path, read: Reader) -> Any:
-        """Return the checked value, or None after noting what is wrong with it."""
+        """Return the checked value, or add its faults and return None."""
         try:
             checked = read(value)
         except Wrong as wrong:
@@ -76,7 +76,7 @@ class Reading:
         return checked
 
     def table(self, content: Mapping[str, object], path: Path, known: Mapping[str, Reader]) -> dict[str, Any]:
-        """Return the values of an object that are right, by key."""
+        """Return the valid values of an object, by key; add the faults of the others."""
         checked: dict[str, Any] = {}
         for name, value in content.items():
             if name in known:
@@ -88,12 +88,12 @@ class Reading:
         return checked
 
     def unknown(self, path: Path, name: str, known: Collection[str]) -> None:
-        """Note a key that is not known."""
+        """Add a fault for an unknown key."""
         self.wrong(path, unknown_key(name, known))
 
 
 def dotted(path: Path) -> str:
-    """Return a path as people write it, as ``vm.match[1].floor``; odd keys are quoted and cut."""
+    """Return a path as text, such as ``vm.match[1].floor``; other keys than bare ones are quoted and cut."""
     written = ""
     for segment in path:
         if isinstance(segment, int):
@@ -106,19 +106,19 @@ def dotted(path: Path) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], *, quote: str = "") -> str:
-    """Return ``; did you mean x?`` for a word that is near a known one, else nothing."""
+    """Return ``; did you mean x?`` for a word that is similar to a known one, else an empty text."""
     near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6) if len(word) <= 64 else []
     return f"; did you mean {quote}{near[0]}{quote}?" if near else ""
 
 
 def unknown_key(name: str, known: Collection[str], *, what: str = "key", quote: str = "") -> str:
-    """Return the reason for a key that is not known: the one that was meant, or all that are known."""
+    """Return the reason for an unknown key: the similar known one, or all known ones."""
     guess = did_you_mean(name, known, quote=quote)
     return f"unknown {what}{guess}" if guess else f"unknown {what}; known are {', '.join(known)}"
 
 
 def _quoted(text: str) -> str:
-    """Return a text in quotes, cut where it is long: one unprintable character is up to ten in quotes."""
+    """Return a text in quotes, cut if it is long: one unprintable character takes up to ten in quotes."""
     whole = repr(text)
     if len(text) <= 48 and len(whole) <= LONGEST_QUOTED:
         return whole
@@ -153,7 +153,7 @@ def flag(value: object) -> bool:
 
 
 def number(low: float, high: float, unit: str = "", *, or_zero: bool = False) -> Reader:
-    """Return a reader of numbers from ``low`` to ``high``; ``or_zero``: 0 is taken as well."""
+    """Return a reader of numbers from ``low`` to ``high``; ``or_zero``: 0 is accepted as well."""
     what = f"a number of {unit}" if unit else "a number"
     wanted = f"must be {'0 or ' if or_zero else ''}{what} from {low:g} to {high:.17g}"
 
@@ -168,7 +168,7 @@ def number(low: float, high: float, unit: str = "", *, or_zero: bool = False) ->
 
 
 def whole(low: int, high: int, unit: str = "") -> Reader:
-    """Return a reader of whole numbers from ``low`` to ``high``; 2.0 is taken because it is whole."""
+    """Return a reader of whole numbers from ``low`` to ``high``; 2.0 is accepted because it is whole."""
     what = f"a whole number of {unit}" if unit else "a whole number"
     wanted = f"must be {what} from {low} to {high}"
 
@@ -187,7 +187,7 @@ def whole(low: int, high: int, unit: str = "") -> Reader:
 
 
 def word(*known: str, quote: str = "") -> Reader:
-    """Return a reader of one word out of a fixed list; ``quote`` stands around each in the reason."""
+    """Return a reader of one word out of a fixed list; ``quote`` is put around each in the reason."""
     listed = ", ".join(f"{quote}{each}{quote}" for each in known)
 
     def read(value: object) -> str:
@@ -233,7 +233,7 @@ def parts(of: Iterable[tuple[str | int, object, Reader]]) -> list[Any]:
     """Return several parts of one value, each of which has a key or index, a value and a reader.
 
     Raises:
-        Wrong: has all that is wrong with any of them.
+        Wrong: has the faults of all of them.
     """
     good: list[Any] = []
     inside: list[Fault] = []
@@ -253,7 +253,7 @@ _TCP: Final = re.compile(
 
 
 def refused_address(text: str) -> str | None:
-    """Return why a text typed as a monitor's path is no path of a socket; None if it may be one."""
+    """Return why a typed text is not the path of a monitor's socket; None if it may be one."""
     more = "give QEMU a unix socket as well: -qmp unix:/run/qmpballoon/NAME.qmp,server=on,wait=off"
     if text.startswith("unix:"):
         return f"must be the path alone: {text[5:].partition(',')[0][:200]}"

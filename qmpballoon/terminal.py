@@ -1,4 +1,4 @@
-"""Text, tables, colour and progress for a person at a terminal; plain lines for everybody else."""
+"""Text, tables, colour and progress for a terminal; plain lines without one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from qmpballoon.log import one_line
 from qmpballoon.units import format_size
 
 _COLOURS: Final = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
-_SIZES: Final = ("actual", "from", "to")  # details of events that are bytes when they are numbers
-_QUIET_S: Final = 1.0  # what takes no longer needs no progress
-_TICK_S: Final = 0.5
+_SIZES: Final = ("actual", "from", "to")  # details of events that are bytes if they are numbers
+_PROGRESS_AFTER_S: Final = 1.0  # shorter operations show no progress
+_PROGRESS_EVERY_S: Final = 0.5
 
 
 def clean(text: object) -> str:
@@ -26,10 +26,10 @@ def clean(text: object) -> str:
     return one_line(text)
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Print an error: each line of ``message`` as ``qmpballoon: LINE`` on stderr.
 
-    What is to be one line, and may hold text of a stranger, comes through ``clean``.
+    A message that must be one line, and may contain untrusted text, is passed through ``clean`` first.
     """
     for line in message.split("\n"):
         print(f"qmpballoon: {clean(line)}", file=sys.stderr, flush=True)
@@ -41,7 +41,7 @@ def print_json(document: object) -> None:
 
 
 def has_colour(stream: TextIO) -> bool:
-    """Tell whether colour is wanted there: a terminal, and NO_COLOR is not set (no-color.org)."""
+    """Tell whether to use colour: the stream is a terminal, and NO_COLOR is not set (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
@@ -53,7 +53,7 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
 
 
 def phrases(details: Mapping[str, object]) -> list[str]:
-    """Return the details of an event for a person: ``actual 128 MiB``; a message alone stands for itself."""
+    """Return the details of an event as text: ``actual 128 MiB``; of a message alone, just the message."""
     if set(details) == {"message"}:
         return [str(details["message"])]
     return [
@@ -64,7 +64,7 @@ def phrases(details: Mapping[str, object]) -> list[str]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
-    """Return the lines of a table; columns are right-aligned but for those in ``left``."""
+    """Return the lines of a table; columns are right-aligned except those in ``left``."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     return [
         "  ".join(
@@ -77,39 +77,39 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequenc
 
 @asynccontextmanager
 async def progress(line: Callable[[float], Awaitable[str]]) -> AsyncIterator[None]:
-    """Show ``line(elapsed_s)``, drawn again and again, on a terminal's stderr while the body runs.
+    """Show ``line(elapsed_s)`` on a terminal's stderr, updated twice a second, while the body runs.
 
-    Nothing is shown in the first second, and nothing stays. A ``line`` that raises QmpBalloonError ends
-    the progress, not the body.
+    Nothing is shown in the first second, and the line is removed at the end. If ``line`` raises
+    QmpBalloonError, the progress ends and the body goes on.
     """
     if not sys.stderr.isatty():
         yield
         return
-    ticking = asyncio.create_task(_tick(line), name="progress")
+    ticking = asyncio.create_task(_draw_progress(line), name="progress")
     try:
         yield
     finally:
         ticking.cancel()
-        await asyncio.wait((ticking,), timeout=_QUIET_S)
+        await asyncio.wait((ticking,), timeout=_PROGRESS_AFTER_S)
         clear_progress()
 
 
 def clear_progress() -> None:
-    """Make room for a line where progress may stand."""
+    """Remove the progress line, if stderr is a terminal, so that another line can be printed."""
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-async def _tick(line: Callable[[float], Awaitable[str]]) -> None:
+async def _draw_progress(line: Callable[[float], Awaitable[str]]) -> None:
     began_s = time.monotonic()
-    wait_s = _QUIET_S
+    wait_s = _PROGRESS_AFTER_S
     while True:
         await asyncio.sleep(wait_s)
-        wait_s = _TICK_S
+        wait_s = _PROGRESS_EVERY_S
         try:
             text = clean(await line(time.monotonic() - began_s))
         except QmpBalloonError:
-            return  # the body meets it too, and says it
+            return  # the body gets the error too, and reports it
         print(f"\r\x1b[K{text[: _columns() - 1]}", end="", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The TLS context for a broker, made of files; what is wrong with a file is told by its name."""
+"""The TLS context for a broker, made from files; an error names its file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def client_context(ca_file: str | None, cert_file: str | None, key_file: str | N
     Without ``ca_file`` the certificates of the system are trusted.
 
     Raises:
-        ConfigurationError: a file cannot be read, or holds something else; the source is the file.
+        ConfigurationError: a file cannot be read or used; the source is the file.
     """
     for wrong in unreadable(ca_file, cert_file, key_file):
         raise wrong
@@ -28,7 +28,7 @@ def client_context(ca_file: str | None, cert_file: str | None, key_file: str | N
         raise _wrong(ca_file or "certificates of the system", "ca_file", "used", error) from None
     if cert_file is not None:
         try:
-            # A password, or OpenSSL would ask for the one of an encrypted key at the terminal.
+            # Without a password OpenSSL asks at the terminal for that of an encrypted key.
             context.load_cert_chain(cert_file, key_file, password="")
         except (OSError, ssl.SSLError) as error:
             reason = "used" if key_file is None else f"used with the key {key_file}"
@@ -39,7 +39,7 @@ def client_context(ca_file: str | None, cert_file: str | None, key_file: str | N
 def unreadable(
     ca_file: str | None, cert_file: str | None, key_file: str | None
 ) -> Iterator[ConfigurationError]:
-    """Yield an error for each of the files that cannot be read."""
+    """Yield an error for each file that cannot be read."""
     for key, path in (("ca_file", ca_file), ("cert_file", cert_file), ("key_file", key_file)):
         if path is not None:
             try:

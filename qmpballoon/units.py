@@ -1,7 +1,7 @@
-"""Sizes: what a person types, what QEMU rounds to, and when a target counts as reached.
+"""Sizes: parsing, formatting and rounding.
 
-Sizes are bytes everywhere inside the program. Only text that a person types has units, and it has
-one grammar in the command line, the configuration, the Python API and MQTT payloads alike.
+Sizes are bytes everywhere inside the program. Only typed text has units, with the same grammar in the
+command line, the configuration, the Python API and MQTT payloads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KIB: Final = 1024
 MIB: Final = 1024**2
 GIB: Final = 1024**3
 PAGE: Final = 4 * KIB  # QEMU rounds balloon targets up to VIRTIO_BALLOON_PFN_SHIFT pages
-MAX_SIZE: Final = 2**53  # the largest whole number that every JSON reader keeps exact
+MAX_SIZE: Final = 2**53  # the largest integer that every JSON parser keeps exact
 
 _FACTORS: Final = {
     "": 1,
@@ -46,12 +46,12 @@ _SHORT: Final = {
     "t": "TiB",
     "T": "TiB",
 }
-_LONGEST_TEXT: Final = 64  # longer text is refused; bounds the cost of hostile input
+_LONGEST_TEXT: Final = 64  # longer text is refused; bounds the cost of untrusted input
 
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """A size as written: bytes, or a share of a whole that is not known yet (``50%``)."""
+    """A size as typed: bytes, or a share of a whole that is not known yet (``50%``)."""
 
     number: Fraction  # bytes, or a fraction of the whole: 1/2 for "50%"
     relative: bool
@@ -61,7 +61,7 @@ class Amount:
         """Return the bytes; a share needs the ``whole`` in bytes.
 
         Raises:
-            InvalidSize: a share, and the whole is not known here.
+            InvalidSize: a share, and ``whole`` is None.
             OutOfRange: zero, negative or more than 2**53 bytes.
         """
         if not self.relative:
@@ -75,10 +75,10 @@ class Amount:
 
 
 def parse_amount(size: Size | float) -> Amount:
-    """Read a size as typed, without knowing what a percentage refers to.
+    """Parse a size as typed; a percentage stays relative.
 
     Raises:
-        InvalidSize: not of the grammar; the message hints at what was meant.
+        InvalidSize: not of the grammar; the message has a hint.
         OutOfRange: zero, negative or more than 2**53 bytes.
     """
     if isinstance(size, bool) or not isinstance(size, int | float | str):
@@ -109,10 +109,10 @@ def parse_amount(size: Size | float) -> Amount:
 def parse_size(size: Size, *, whole: int | None = None) -> int:
     """Return bytes for a size such as ``512MiB``, ``1.5GiB``, ``500MB``, ``50%`` or ``268435456``.
 
-    ``whole`` is what a percentage refers to, in bytes; without it a percentage is refused.
+    ``whole`` is the size that a percentage refers to, in bytes; without it a percentage is refused.
 
     Raises:
-        InvalidSize: not of the grammar (``512M`` is refused with a hint), or a percentage of nothing.
+        InvalidSize: not of the grammar (``512M`` is refused with a hint), or a percentage without ``whole``.
         OutOfRange: zero, negative or more than 2**53 bytes.
     """
     return parse_amount(size).of(whole)

@@ -24,7 +24,7 @@ from qmpballoon.agent.spec import boot_time_s
 from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpError
-from qmpballoon.log import catch_up, say
+from qmpballoon.log import log_withheld, say
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, utc_now
 from qmpballoon.model.tolerance import is_reached
@@ -125,7 +125,7 @@ class Governor:
             self._monitor.judge(snapshot, lent=self._state.lent)
             self._context.feed.host_changed(self.host(snapshot))
             self._context.feed.sampled()
-            catch_up()
+            log_withheld()
 
     def snapshot(self) -> Snapshot:
         """Return the host now, its guests charged as the guard judged them at the last tick."""

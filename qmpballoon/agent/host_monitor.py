@@ -99,7 +99,7 @@ class HostMonitor:
                 "no monitor or broker can be connected to and no state saved: raise the limit (LimitNOFILE= "
                 "in a systemd unit)",
                 level=logging.ERROR,
-                most=descriptors.most(),
+                most=descriptors.limit(),
             )
         elif self._exhausted and not exhausted:
             say("descriptors-left", "there are some again")

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         terminal.print_json({"file": arguments.file, "ok": False, "problems": problems})
         return WRONG_USAGE
     for unusable in unusable_files(configuration.mqtt):
-        terminal.complain(
+        terminal.print_error(
             terminal.clean(f"warning: {unusable}")
         )  # the agent may run as somebody who can read it
     if arguments.json:

@@ -45,9 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     except asyncio.CancelledError:  # by SIGTERM
         return INTERRUPTED
     except LabError as error:
-        terminal.complain(str(error))
+        terminal.print_error(str(error))
         return FAILED
     except BrokerGone as error:
-        terminal.complain(terminal.clean(f"the demo's broker went away: {error}"))
+        terminal.print_error(terminal.clean(f"the demo's broker went away: {error}"))
         return FAILED
     return DONE

@@ -24,7 +24,7 @@ from qmpballoon.errors import (
     Unreachable,
 )
 from qmpballoon.readers import did_you_mean
-from qmpballoon.terminal import clean, complain
+from qmpballoon.terminal import clean, print_error
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -118,10 +118,10 @@ def _run(typed: list[str]) -> int:
     try:
         return _module(arguments.verb).run(arguments)
     except ConfigurationError as error:
-        complain("\n".join(clean(line) for line in error.lines))
+        print_error("\n".join(clean(line) for line in error.lines))
         return exit_code(error)
     except QmpBalloonError as error:
-        complain(clean(error))
+        print_error(clean(error))
         return exit_code(error)
 
 
@@ -177,7 +177,7 @@ class _Parser(argparse.ArgumentParser):
             word = message.split("'")[1]
             meant = did_you_mean(word, _VERBS) or f"; there are {', '.join(_VERBS)}"
             message = f"there is no verb {word!r}{meant}"
-        complain(f"{clean(message)} (see {self.prog} --help)")
+        print_error(f"{clean(message)} (see {self.prog} --help)")
         sys.exit(WRONG_USAGE)
 
 

@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     code = DONE
     for outcome in outcomes:
         if outcome.error:
-            terminal.complain(terminal.clean(_complaint(outcome)))
+            terminal.print_error(terminal.clean(_complaint(outcome)))
             code = max(code, exit_code(outcome.error))
         elif not arguments.json:
             print(terminal.clean(outcome.as_line()))

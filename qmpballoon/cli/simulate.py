@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     traces = list(_traces(arguments.traces, seeds))
     for trace, _ in traces:
         for problem in trace.unknown:
-            terminal.complain(terminal.clean(f"warning: {trace.name}: {problem}"))
+            terminal.print_error(terminal.clean(f"warning: {trace.name}: {problem}"))
     if arguments.why is not None:
         _check_vm(arguments.why, [trace for trace, _ in traces])
     jobs = [
@@ -191,7 +191,7 @@ def _played(jobs: Sequence[_Job]) -> list[Run]:
                 progress.show(f"{len(done)} of {len(jobs)} runs")
         finally:
             # After ^C it does not wait for runs that go on. When all are done it does: Python 3.11 may
-            # complain of a bad descriptor when it exits while the pool's thread ends.
+            # print_error of a bad descriptor when it exits while the pool's thread ends.
             pool.shutdown(wait=len(done) == len(jobs), cancel_futures=True)
             progress.show("")
     return [done[place] for place in range(len(jobs))]

@@ -42,12 +42,12 @@ async def test_the_example_of_the_package_works(sockets_dir: Path) -> None:
         assert (vm.name, vm.qemu, vm.pid) == ("web1", "7.2.22", os.getpid())
 
 
-async def test_the_name_is_qemus_own_where_it_has_one(sockets_dir: Path) -> None:
+async def test_the_name_is_that_of_qemu_if_it_has_one(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "web1.qmp", machine=MachineSpec(name="db 1")) as (_, vm):
         assert vm.name == "db 1"
 
 
-async def test_a_state_has_what_the_contract_names(sockets_dir: Path) -> None:
+async def test_a_state_has_the_fields_of_the_contract(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp") as (qemu, vm):
         state = await vm.state()
         assert (state.run_state, state.size, state.actual, state.target) == (
@@ -65,7 +65,7 @@ async def test_a_state_has_what_the_contract_names(sockets_dir: Path) -> None:
         assert after.balloon == qemu.guest.balloon == 56 * MIB
 
 
-async def test_what_a_guest_holds_is_what_it_had_when_its_figures_came(sockets_dir: Path) -> None:
+async def test_held_is_computed_from_one_sample(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp") as (_, vm):
         state = await vm.state()
         assert state.guest is not None
@@ -80,10 +80,10 @@ async def test_what_a_guest_holds_is_what_it_had_when_its_figures_came(sockets_d
 
 
 @pytest.mark.parametrize(("moved", "known"), [(0, True), (1, True), (-2, True), (3, False), (-100, False)])
-async def test_of_a_balloon_that_moves_around_the_figures_nothing_is_computed(
+async def test_held_is_unknown_while_the_balloon_moves(
     moved: int, known: bool, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The actual of the moment after was taken with the available of the moment before.
+    # An actual read after the move must not be combined with an available from before it.
     async with opened(sockets_dir / "a.qmp") as (_, vm):
         actuals = iter([200 * MIB, (200 + moved) * MIB])
 
@@ -98,7 +98,7 @@ async def test_of_a_balloon_that_moves_around_the_figures_nothing_is_computed(
         assert state.held == (max(0, state.actual - state.guest.available) if known else None)
 
 
-async def test_figures_that_do_not_come_leave_no_guest(sockets_dir: Path) -> None:
+async def test_without_statistics_guest_is_none(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp", guest=GuestSpec(statistics=False)) as (_, vm):
         assert (await vm.state(fresh_s=0.05)).guest is None
         assert (await vm.state(fresh_s=0)).guest is None
@@ -110,7 +110,7 @@ async def test_a_guest_without_a_driver_is_not_waited_for(sockets_dir: Path) -> 
             assert (await vm.state(fresh_s=3600)).guest is None
 
 
-async def test_two_states_at_once_are_two_states(sockets_dir: Path) -> None:
+async def test_two_concurrent_calls_of_state_each_return_one(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp") as (qemu, vm):
         first, second = await asyncio.gather(vm.state(), vm.state())
         assert first.guest is not None
@@ -135,7 +135,7 @@ async def test_ready_waits_for_the_driver_to_come_up(sockets_dir: Path) -> None:
         ({"machine": MachineSpec(stopped=True)}, "the VM is prelaunch, not running"),
     ],
 )
-async def test_not_ready_says_what_is_missing(how: dict[str, Any], missing: str, sockets_dir: Path) -> None:
+async def test_not_ready_names_what_is_missing(how: dict[str, Any], missing: str, sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp", **how) as (_, vm):
         with pytest.raises(qmpballoon.NotReady, match=missing) as caught:
             await vm.ready(timeout_s=0.5)
@@ -177,7 +177,7 @@ async def test_a_bad_size_is_refused_and_nothing_is_sent(
         assert (await vm.state(fresh_s=0)).target is None
 
 
-async def test_a_target_that_is_not_reached_says_where_it_stands(sockets_dir: Path) -> None:
+async def test_not_reached_has_target_and_state(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp", guest=GuestSpec(behaviour=Behaviour.STUCK)) as (qemu, vm):
         with pytest.raises(qmpballoon.NotReached, match=r"after 0\.02 s") as caught:
             await vm.set_target("128MiB", wait_s=0.02)
@@ -185,7 +185,7 @@ async def test_a_target_that_is_not_reached_says_where_it_stands(sockets_dir: Pa
         assert caught.value.state.actual == 256 * MIB
         assert caught.value.code == "not-reached"
         assert isinstance(caught.value, TimeoutError)
-        assert qemu.guest.target == 128 * MIB  # it stays
+        assert qemu.guest.target == 128 * MIB  # the target stays
 
 
 async def test_a_vm_without_a_balloon(sockets_dir: Path) -> None:
@@ -196,7 +196,7 @@ async def test_a_vm_without_a_balloon(sockets_dir: Path) -> None:
             assert caught.value.code == "no-balloon"
 
 
-async def test_what_qemu_refuses_is_an_error_with_its_words(sockets_dir: Path) -> None:
+async def test_an_error_of_qemu_has_its_class_and_description(sockets_dir: Path) -> None:
     faults = Faults(refuse=frozenset({"balloon"}))
     async with opened(sockets_dir / "a.qmp", faults=faults) as (qemu, vm):
         with pytest.raises(qmpballoon.QmpError) as caught:
@@ -223,7 +223,7 @@ async def test_a_wait_for_a_condition(sockets_dir: Path) -> None:
 # ── events ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_events_are_there_from_connect_on_and_end_with_the_connection(sockets_dir: Path) -> None:
+async def test_events_are_kept_from_connect_on_and_end_with_the_connection(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp") as (qemu, vm):
         await vm.set_target("128MiB", wait_s=5)
         words = []
@@ -261,7 +261,7 @@ async def test_two_readers_each_get_every_event(sockets_dir: Path) -> None:
         assert first.event == "balloon-change"
 
 
-# ── connecting and leaving ───────────────────────────────────────────────────────────────────────
+# ── connecting and closing ───────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("found", [0, 5])
@@ -270,7 +270,7 @@ async def test_closing_restores_the_interval_and_leaves_the_balloon(found: int, 
         qemu.guest.set_polling_interval(found)
         async with qmpballoon.connect(qemu.path) as vm:
             states = []
-            for _ in range(20):  # each begins while the one before is somewhere on its way
+            for _ in range(20):  # each starts while the previous one is running
                 states.append(asyncio.create_task(vm.state()))
                 await asyncio.sleep(0)
             await asyncio.gather(*states)
@@ -280,7 +280,7 @@ async def test_closing_restores_the_interval_and_leaves_the_balloon(found: int, 
         assert qemu.guest.target == 128 * MIB
 
 
-async def test_a_connection_that_saw_nothing_sets_nothing(sockets_dir: Path) -> None:
+async def test_a_connection_that_read_no_state_sets_no_interval(sockets_dir: Path) -> None:
     faults = Faults(silent_to=frozenset({"qom-set"}))
     async with (
         SimulatedQemu(sockets_dir / "a.qmp", faults=faults) as qemu,
@@ -343,7 +343,7 @@ async def test_a_process_that_never_sends_a_greeting_is_unreachable(sockets_dir:
                 pass
 
 
-async def test_what_does_not_speak_qmp_is_a_loss(sockets_dir: Path) -> None:
+async def test_a_peer_that_does_not_speak_qmp_is_connection_lost(sockets_dir: Path) -> None:
     async def talk(line: Line) -> None:
         await line.send(b"220 mail.example.org ESMTP\r\n")
 
@@ -372,7 +372,7 @@ async def test_a_connection_that_fails_at_once_leaves_nothing_behind(
         assert len(asyncio.all_tasks()) == len(tasks)
 
 
-async def test_a_killed_qemu_is_lost_and_closing_raises_nothing(sockets_dir: Path) -> None:
+async def test_a_killed_qemu_is_connection_lost_and_closing_raises_nothing(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp", guest=GuestSpec(behaviour=Behaviour.STUCK)) as (qemu, vm):
         waiting = asyncio.create_task(vm.set_target("128MiB", wait_s=60))
         async with asyncio.timeout(PATIENCE_S):
@@ -385,7 +385,7 @@ async def test_a_killed_qemu_is_lost_and_closing_raises_nothing(sockets_dir: Pat
             await vm.state()
 
 
-async def test_the_error_of_the_user_comes_out_as_it_is(sockets_dir: Path) -> None:
+async def test_an_error_of_the_user_is_raised_unchanged(sockets_dir: Path) -> None:
     async with SimulatedQemu(sockets_dir / "a.qmp") as qemu:
 
         async def fail() -> None:
@@ -398,6 +398,6 @@ async def test_the_error_of_the_user_comes_out_as_it_is(sockets_dir: Path) -> No
         assert qemu.guest.polling_interval_s == 0
 
 
-def test_sizes_are_parsed_as_everywhere() -> None:
+def test_sizes_are_parsed_by_parse_size() -> None:
     assert qmpballoon.parse_size("1.5GiB") == GIB * 3 // 2
     assert qmpballoon.parse_size("50%", whole=10) == 5

@@ -1,4 +1,4 @@
-"""What works with no descriptor left, and what is said of it."""
+"""What works with no descriptor left, and what is logged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from qmpballoon.qmp.monitor import open_monitor, socket_table
 
 @contextmanager
 def none_left() -> Iterator[None]:
-    """Take all descriptors that this process may have, but for one in reserve if there is."""
+    """Open all descriptors that this process may have, except one in reserve, if any."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     with ExitStack() as stack:
@@ -48,7 +48,7 @@ def none_left() -> Iterator[None]:
 def reserve() -> Iterator[None]:
     descriptors.keep_reserve()
     yield
-    descriptors.give_up_reserve()
+    descriptors.release_reserve()
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_with_one_in_reserve_all_of_proc_can_be_read() -> None:
         assert bool(socket_table("").bound) == bool(table.bound)
 
 
-def test_a_process_that_cannot_be_looked_at_has_not_ended() -> None:
+def test_a_process_that_cannot_be_read_has_not_ended() -> None:
     life = life_of(os.getpid())
     assert life is not None
     assert has_ended(replace(life, started=life.started - 1))
@@ -94,12 +94,12 @@ def test_a_process_that_cannot_be_looked_at_has_not_ended() -> None:
         child.wait()
         assert has_ended(Life(child.pid, 1))
         with none_left():
-            assert life_of(os.getpid()) is None, "this test is about what /proc does not tell"
+            assert life_of(os.getpid()) is None, "precondition: /proc cannot be read"
             assert not has_ended(life)
             assert has_ended(Life(child.pid, 1))
 
 
-def test_the_reserve_comes_back_and_leaks_nothing(manager: socket.socket) -> None:
+def test_the_reserve_is_restored_and_nothing_leaks(manager: socket.socket) -> None:
     before = len(os.listdir("/proc/self/fd"))
     descriptors.keep_reserve()
     descriptors.keep_reserve()
@@ -109,12 +109,12 @@ def test_the_reserve_comes_back_and_leaks_nothing(manager: socket.socket) -> Non
             systemd.notify("READY=1")
             assert not descriptors.are_left()
     assert len(os.listdir("/proc/self/fd")) == before + 1
-    descriptors.give_up_reserve()
+    descriptors.release_reserve()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.usefixtures("reserve")
-def test_another_error_is_raised_and_not_tried_twice() -> None:
+def test_another_error_is_raised_without_a_second_attempt() -> None:
     tries = []
 
     def denied() -> None:
@@ -126,7 +126,7 @@ def test_another_error_is_raised_and_not_tried_twice() -> None:
     assert tries == [1]
 
 
-async def test_a_socket_that_is_there_stays_though_its_directory_cannot_be_listed(sockets_dir: Path) -> None:
+async def test_an_existing_socket_stays_if_its_directory_cannot_be_listed(sockets_dir: Path) -> None:
     watch = SocketWatch([f"{sockets_dir}/*.qmp"])
     with ExitStack() as stack:
         for name in ("b", "a", "gone"):
@@ -135,7 +135,7 @@ async def test_a_socket_that_is_there_stays_though_its_directory_cannot_be_liste
         known = watch.scan({})
         (sockets_dir / "gone.qmp").unlink()
         with none_left():
-            assert scan(watch.globs) == {}, "this test is about a directory that looks empty"
+            assert scan(watch.globs) == {}, "precondition: the directory looks empty"
             found = watch.scan(known)
             assert [os.path.basename(path) for path in found] == ["a.qmp", "b.qmp"]
             assert found.items() < known.items()
@@ -164,7 +164,7 @@ async def test_a_state_file_that_cannot_be_opened_now_is_not_moved_aside(
         with pytest.raises(StateUnusable, match="Too many open files"):
             Store(tmp_path, "edge-7")
     assert (tmp_path / "edge-7.json").read_text() == text
-    again = Store(tmp_path, "edge-7")  # the lock was given up
+    again = Store(tmp_path, "edge-7")  # the lock was released
     assert json.loads(text)["sockets"].keys() == again.sockets.keys()
     await again.close()
 
@@ -185,7 +185,7 @@ def test_exhausted_and_recovered_descriptors_are_each_logged_once(
     assert words == ["descriptors-exhausted", "descriptors-left"]
 
 
-def test_the_budget_stays_when_the_size_of_the_host_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_stays_if_the_size_of_the_host_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = HostMonitor(Feed())
     monitor.look(HostSettings())
     before = (monitor.budget, monitor.reserve)

@@ -1,4 +1,4 @@
-"""The error tree: its classes, words and sentences."""
+"""The error tree: its classes, words and messages."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_errors_can_be_caught_as_the_builtin_that_fits(kind: type, base: type) -
 @pytest.mark.parametrize(
     "kind", [errors.Unreachable, errors.MonitorBusy, errors.ConnectionLost, errors.NoBalloon]
 )
-def test_a_plain_error_says_what_it_was_given(kind: type[errors.QmpBalloonError]) -> None:
+def test_a_plain_error_has_the_message_it_was_given(kind: type[errors.QmpBalloonError]) -> None:
     assert str(kind("the socket /run/a.qmp is not there")) == "the socket /run/a.qmp is not there"
 
 
@@ -74,14 +74,14 @@ def test_an_error_of_qemu_keeps_its_facts() -> None:
     assert str(error) == "QEMU refused balloon: Parameter 'target' expects a size (GenericError)"
 
 
-def test_a_target_that_was_not_reached_is_told_with_both_figures() -> None:
+def test_not_reached_names_target_and_actual() -> None:
     state = VmState(run_state="running", size=300, actual=200, target=100, guest=None)
     error = errors.NotReached(100, state, 2.5)
     assert (error.target, error.state) == (100, state)
     assert all(fact in str(error) for fact in ("200 bytes", "100", "2.5 s"))
 
 
-def test_a_refused_request_bears_the_word_it_was_given() -> None:
+def test_a_refused_request_has_the_word_it_was_given() -> None:
     error = errors.RequestRefused("superseded", "a newer target came")
     assert (error.code, str(error)) == ("superseded", "a newer target came")
     assert errors.RequestRefused.code == "internal"
@@ -96,7 +96,7 @@ def test_a_refused_request_bears_the_word_it_was_given() -> None:
         (errors.Problem(None, "", "is wrong"), "is wrong"),
     ],
 )
-def test_a_problem_says_its_place_as_far_as_it_is_known(problem: errors.Problem, sentence: str) -> None:
+def test_a_problem_names_its_place_as_far_as_it_is_known(problem: errors.Problem, sentence: str) -> None:
     assert str(problem) == sentence
 
 
@@ -135,8 +135,8 @@ def test_there_is_an_example_of_every_error() -> None:
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("way", ["copied", "pickled"])
-def test_an_error_crosses_processes_whole(error: errors.QmpBalloonError, way: str) -> None:
-    # It was rebuilt by handing its sentence to a constructor that takes facts, which raised TypeError.
+def test_an_error_is_copied_and_pickled_completely(error: errors.QmpBalloonError, way: str) -> None:
+    # Exception.__reduce__ passes the message to a constructor that takes facts: TypeError.
     other = copy.copy(error) if way == "copied" else pickle.loads(pickle.dumps(error))
     assert type(other) is type(error)
     assert (str(other), other.args, other.code) == (str(error), error.args, error.code)
@@ -145,17 +145,17 @@ def test_an_error_crosses_processes_whole(error: errors.QmpBalloonError, way: st
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-def test_the_sentence_is_the_only_argument_also_of_one_that_is_an_oserror(
+def test_the_message_is_the_only_argument_even_of_an_oserror(
     error: errors.QmpBalloonError,
 ) -> None:
-    # OSError takes two or three arguments for errno, strerror and a file name, and would print those.
+    # OSError takes two or three arguments as errno, strerror and a file name, and prints those.
     assert error.args == (str(error),)
     if isinstance(error, OSError):
         assert (error.errno, error.strerror, error.filename) == (None, None, None)
 
 
 async def test_not_reached_is_not_caught_as_a_timeout() -> None:
-    # NotReached is a TimeoutError: a probe that raised it late was reported as a wait that had expired.
+    # NotReached is a TimeoutError: raised late by the probe, it must not be reported as an expired wait.
     late = errors.NotReached(100, STATE, 2.5)
 
     async def probe() -> bool:

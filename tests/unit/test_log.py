@@ -1,4 +1,4 @@
-"""One line for each thing that happened."""
+"""The log: one line per event."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 
 from qmpballoon import log as log_module
 from qmpballoon.errors import QmpError
-from qmpballoon.log import LOG, catch_up, say, set_up
+from qmpballoon.log import LOG, log_withheld, say, set_up
 
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What was logged, as on a terminal; the log is as before afterwards."""
+    """The log as on a terminal; restores the loggers afterwards."""
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     monkeypatch.setattr(log_module, "_repeats", log_module._Repeats())
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
@@ -74,7 +74,7 @@ def test_untrusted_text_forges_no_log_line(
 
 
 @pytest.mark.parametrize("journal", [False, True])
-def test_the_lines_of_a_traceback_are_no_lines_of_their_own(
+def test_the_lines_of_a_traceback_are_not_messages(
     journal: bool, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if journal:
@@ -91,7 +91,9 @@ def test_the_lines_of_a_traceback_are_no_lines_of_their_own(
     assert all(line.startswith("<3>" if journal else "  ") for line in others)
 
 
-def test_what_ends_the_program_is_logged_as_well(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_that_ends_the_program_is_logged(
+    log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", "8:1")
     set_up(stream=log)
     error = ValueError("one\n<7>two")
@@ -127,14 +129,14 @@ def test_the_last_state_is_logged(log: io.StringIO, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     for word in ("ok", "stale", "ok", "stale", "ok"):
         say("health", "as seen", vm="a", now=word)
-    catch_up()
+    log_withheld()
     assert log.getvalue().splitlines()[-1].endswith("health vm=a now=ok: as seen")
     assert log.getvalue().count("health") == 3
     now_s += 61
-    catch_up()
+    log_withheld()
     assert log.getvalue().splitlines()[-1].endswith("health vm=a now=ok withheld=1: as seen")
     now_s += 61
-    catch_up()
+    log_withheld()
     assert log.getvalue().count("health") == 4
 
 
@@ -146,18 +148,18 @@ def test_an_endless_repeat_is_logged_three_times_a_minute(
     for _ in range(600):
         now_s += 1
         say("session-lost", vm="a")
-        catch_up()
+        log_withheld()
     assert log.getvalue().count("session-lost") <= 3 * (600 // 60 + 1)
 
 
-def test_what_is_remembered_of_repeats_is_bounded(log: io.StringIO) -> None:
+def test_the_memory_for_repeats_is_bounded(log: io.StringIO) -> None:
     for number in range(log_module._MOST_KEYS + 50):
-        log_module._repeats.heard("word", str(number))
+        log_module._repeats.count("word", str(number))
     assert len(log_module._repeats._seen) == log_module._MOST_KEYS
     assert log.getvalue() == ""
 
 
-def test_debug_lines_are_there_when_asked_for(log: io.StringIO) -> None:
+def test_debug_lines_are_logged_when_verbose(log: io.StringIO) -> None:
     say("detail", level=logging.DEBUG)
     assert log.getvalue() == ""
     set_up(verbose=True, stream=log)

@@ -1,4 +1,4 @@
-"""Readers of values from outside: what they take, and what they say of the rest."""
+"""Readers: which values they accept, and their reasons for the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qmpballoon.units import parse_amount
         (readers.amount, 512, parse_amount(512)),
     ],
 )
-def test_a_good_value_is_taken_in_its_own_type(read: Reader, value: object, checked: object) -> None:
+def test_a_valid_value_is_returned_in_its_type(read: Reader, value: object, checked: object) -> None:
     found = read(value)
     assert (found, type(found)) == (checked, type(checked))
 
@@ -87,7 +87,7 @@ def test_a_good_value_is_taken_in_its_own_type(read: Reader, value: object, chec
         (readers.amount, {}, "malformed", 'must be a size like "512MiB" or "50%", not a table'),
     ],
 )
-def test_a_wrong_value_is_refused_with_what_would_be_right(
+def test_an_invalid_value_is_refused_with_what_is_valid(
     read: Reader, value: object, code: Code, reason: str
 ) -> None:
     with pytest.raises(Wrong) as caught:
@@ -95,7 +95,7 @@ def test_a_wrong_value_is_refused_with_what_would_be_right(
     assert (caught.value.reason, caught.value.code) == (reason, code)
 
 
-def test_a_table_gives_what_is_right_and_keeps_all_faults_with_their_paths() -> None:
+def test_a_table_returns_the_valid_values_and_keeps_all_faults_with_their_paths() -> None:
     def rows(value: object) -> list[int]:
         assert isinstance(value, list)
         return parts((place, each, readers.whole(0, 9)) for place, each in enumerate(value))
@@ -125,7 +125,7 @@ def test_a_table_gives_what_is_right_and_keeps_all_faults_with_their_paths() -> 
         (("a b", 0, "\n"), r"'a b'[0].'\n'"),
     ],
 )
-def test_a_path_is_written_as_people_write_it(path: readers.Path, written: str) -> None:
+def test_a_path_is_written_with_dots_and_brackets(path: readers.Path, written: str) -> None:
     assert dotted(path) == written
 
 
@@ -133,5 +133,5 @@ def test_a_path_is_written_as_people_write_it(path: readers.Path, written: str) 
     ("word", "hint"),
     [("FLOR", "; did you mean floor?"), ("zzz", ""), ("floor" * 100, ""), ("", "")],
 )
-def test_a_near_word_is_what_was_meant(word: str, hint: str) -> None:
+def test_a_similar_word_is_suggested(word: str, hint: str) -> None:
     assert did_you_mean(word, ["floor", "ceiling"]) == hint

@@ -1,4 +1,4 @@
-"""Text for a person: nothing that a terminal would obey, colour only where it is wanted."""
+"""Text for a terminal: no control characters, colour only where it is wanted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_control_characters_are_removed_from_untrusted_text() -> None:
 def test_each_line_of_an_error_starts_with_the_program_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    terminal.complain("a\nb\x1b[0m")
+    terminal.print_error("a\nb\x1b[0m")
     assert capsys.readouterr() == ("", "qmpballoon: a\nqmpballoon: b?[0m\n")
 
 
@@ -42,28 +42,28 @@ def test_a_table_aligns_figures_right_and_names_left() -> None:
     ]
 
 
-def test_the_sizes_in_an_event_are_written_for_people() -> None:
+def test_the_sizes_in_an_event_have_units() -> None:
     details = {"from": 2**20, "to": 2**21, "why": "manual", "policy": None}
     assert terminal.phrases(details) == ["from 1 MiB", "to 2 MiB", "why manual"]
     assert terminal.phrases({"from": "ok", "to": "paused"}) == ["from ok", "to paused"]
     assert terminal.phrases({"message": "gone"}) == ["gone"]
 
 
-async def test_nothing_of_the_progress_is_shown_where_stderr_is_no_terminal(
+async def test_no_progress_is_shown_if_stderr_is_no_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async def line(elapsed_s: float) -> str:
-        raise AssertionError("nobody asked for it")
+        raise AssertionError("the line is not needed")
 
     async with terminal.progress(line):
         pass
     assert capsys.readouterr().err == ""
 
 
-async def test_progress_leaves_a_terminal_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_progress_restores_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = _Terminal()
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr(terminal, "_QUIET_S", 0.01)
+    monkeypatch.setattr(terminal, "_PROGRESS_AFTER_S", 0.01)
     shown = asyncio.Event()
 
     async def line(elapsed_s: float) -> str:

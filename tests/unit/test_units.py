@@ -1,4 +1,4 @@
-"""Sizes as typed, as rounded by QEMU, as shown to people."""
+"""Sizes: parsing, rounding, formatting."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from qmpballoon.units import (
         (1, 1),
     ],
 )
-def test_a_size_as_typed_is_these_bytes(typed: Size | float, size: int) -> None:
+def test_a_typed_size_is_these_bytes(typed: Size | float, size: int) -> None:
     assert parse_amount(typed).of(None) == size
 
 
@@ -109,7 +109,7 @@ def test_a_value_that_is_neither_text_nor_whole_is_no_size(value: object) -> Non
         pytest.param(-(10**5000), id="minus-many-digits"),
     ],
 )
-def test_a_well_written_size_out_of_range_is_refused_as_such(typed: Size) -> None:
+def test_a_valid_size_out_of_range_is_refused_as_such(typed: Size) -> None:
     with pytest.raises(OutOfRange) as caught:
         parse_size(typed, whole=GIB)
     assert caught.value.code == "out-of-range"
@@ -128,7 +128,7 @@ def test_a_well_written_size_out_of_range_is_refused_as_such(typed: Size) -> Non
         ("a lot", "write a size like 512MiB, 1.5GiB, 500MB, 50% or a number of bytes"),
     ],
 )
-def test_the_refusal_hints_at_what_was_meant(typed: str, hint: str) -> None:
+def test_the_refusal_has_a_hint(typed: str, hint: str) -> None:
     with pytest.raises(InvalidSize) as caught:
         parse_size(typed)
     assert caught.value.hint == hint

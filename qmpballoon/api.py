@@ -103,7 +103,7 @@ class Vm:
         return VmState(run_state, size, actual, resizer.asked, sampled.aged(time.monotonic()), sampled.held)
 
     async def driver_up(self) -> bool | None:
-        """Tell whether the guest's balloon driver is up; None if this QEMU cannot report it (``qmp.commands``).
+        """Tell whether the guest's balloon driver is up; None if QEMU cannot report it (``qmp.commands``).
 
         Raises:
             NoBalloon: the VM has no balloon device.

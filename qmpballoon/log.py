@@ -25,8 +25,8 @@ from typing import Final, TextIO
 
 LOG: Final = logging.getLogger("qmpballoon")
 
-_REPEATS: Final = 3  # of one word about one VM
-_WINDOW_S: Final = 60.0  # the rest of this time is counted, and its last line logged at its end
+_REPEATS: Final = 3  # lines of one word about one VM are logged
+_WINDOW_S: Final = 60.0  # in this time; the others are counted, and the last one logged at its end
 _MOST_KEYS: Final = 4096
 _PRIORITIES: Final = {
     logging.DEBUG: 7,

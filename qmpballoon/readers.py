@@ -187,7 +187,7 @@ def whole(low: int, high: int, unit: str = "") -> Reader:
 
 
 def word(*known: str, quote: str = "") -> Reader:
-    """Return a reader of one word out of a fixed list; ``quote`` is put around each in the reason."""
+    """Return a reader of one word of a fixed list; ``quote`` is put around each in the reason."""
     listed = ", ".join(f"{quote}{each}{quote}" for each in known)
 
     def read(value: object) -> str:

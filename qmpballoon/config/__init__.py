@@ -1,9 +1,9 @@
-"""The configuration: a TOML file, and the command line over it, into one frozen, checked tree.
+"""The configuration: a TOML file, overridden by the command line, as one frozen, checked tree.
 
-``tree`` has every table and key with its default, range and meaning; ``values`` the checks of single
-values; ``cross_checks`` those of several together; ``reader`` makes the tree of a text; ``toml_lines``
-finds the lines of its keys; ``printed`` draws the default file; ``matching`` says what is in force for
-one VM; ``environment`` is the only one that touches the environment and the file system.
+``tree`` has every table and key with its default, range and meaning. ``values`` checks single values,
+``cross_checks`` several together. ``reader`` makes the tree from a text, ``toml_lines`` finds the lines
+of its keys. ``printed`` makes the default file. ``matching`` returns the settings in force for one VM.
+Only ``environment`` reads the environment and the file system.
 """
 
 from qmpballoon.config.environment import (

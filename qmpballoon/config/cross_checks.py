@@ -20,7 +20,7 @@ class Contradiction:
 
 
 def contradictions(config: Configuration) -> Iterator[Contradiction]:
-    """Yield all contradictions of a configuration whose single values are right."""
+    """Yield all contradictions of a configuration whose single values are valid."""
     yield from _of_mqtt(config.mqtt)
     vm_keys: dict[str, Path] = {key: ("vm", key) for pair in _PAIRS for key in pair}
     for low, high, reason in _disorder(config.vm):
@@ -30,10 +30,12 @@ def contradictions(config: Configuration) -> Iterator[Contradiction]:
         here = dict(match.settings)
         for low, high, reason in _disorder(replace(config.vm, **here)):
             own = [key for key in (low, high) if key in here]
-            borrowed = [key for key in (low, high) if key not in here]
-            if own and not any(setters[key] for key in borrowed):  # another match may change what is borrowed
+            inherited = [key for key in (low, high) if key not in here]
+            if own and not any(
+                setters[key] for key in inherited
+            ):  # another match may change an inherited key
                 paths: list[Path] = [("vm", "match", index, key) for key in own]
-                yield Contradiction((*paths, *(vm_keys[key] for key in borrowed)), reason)
+                yield Contradiction((*paths, *(vm_keys[key] for key in inherited)), reason)
 
 
 def _of_mqtt(mqtt: MqttSettings) -> Iterator[Contradiction]:
@@ -67,7 +69,7 @@ _PAIRS = (("floor", "ceiling"), ("fast_interval_s", "stats_interval_s"))
 
 
 def _disorder(settings: VmSettings) -> Iterator[tuple[str, str, str]]:
-    """Yield the pairs whose first is above its second; a share and a size cannot be compared."""
+    """Yield the pairs whose first value is above the second; a share and a size cannot be compared."""
     for low, high in _PAIRS:
         lower, upper = getattr(settings, low), getattr(settings, high)
         if isinstance(lower, Amount):

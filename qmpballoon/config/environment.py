@@ -14,14 +14,14 @@ from qmpballoon.config.tree import MqttSettings
 from qmpballoon.errors import ConfigurationError, Problem
 from qmpballoon.tls import client_context, unreadable
 
-LARGEST_FILE: Final = 256 * 1024  # far more than any real configuration; keeps hostile files cheap
+LARGEST_FILE: Final = 256 * 1024  # far more than any real configuration; bounds the cost of other files
 LONGEST_PASSWORD: Final = 65535  # bytes: MQTT's own limit
 CREDENTIAL: Final = "mqtt-password"
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The defaults that depend on the machine and on who runs the program."""
+    """The defaults that depend on the machine and on the user."""
 
     host: str
     state_dir: str
@@ -31,7 +31,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class MqttFiles:
-    """What stood in the files that ``[mqtt]`` names; it tells whether one of them has changed since."""
+    """The content of the files that ``[mqtt]`` names, to detect changes."""
 
     password: str | None = field(default=None, repr=False)
     digests: tuple[bytes, ...] = ()  # of the files for TLS
@@ -51,9 +51,9 @@ def surroundings_here() -> Surroundings:
 def surroundings_from(
     environment: Mapping[str, str], *, host: str, home: str, is_root: bool, exists: Callable[[str], bool]
 ) -> Surroundings:
-    """Return the surroundings that an environment means; pure but for ``exists``.
+    """Return the surroundings for an environment; pure except ``exists``.
 
-    ``$XDG_*`` that are not absolute are ignored, as the XDG base directory specification says.
+    ``$XDG_*`` that are not absolute are ignored, as the XDG base directory specification requires.
     """
     state_dir = environment.get("STATE_DIRECTORY", "").split(":")[0]
     if not state_dir.startswith("/"):
@@ -89,7 +89,7 @@ def read_text(path: str) -> str:
 
 
 def read_password(mqtt: MqttSettings) -> str | None:
-    """Return the password out of its file, without one trailing line end; None without a user name.
+    """Return the password from its file, without one trailing line end; None without a user name.
 
     Raises:
         ConfigurationError: the file cannot be read, is empty, too long or not UTF-8.
@@ -113,14 +113,14 @@ def read_password(mqtt: MqttSettings) -> str | None:
 
 
 def read_mqtt_files(mqtt: MqttSettings) -> MqttFiles:
-    """Return what stands in the files that ``[mqtt]`` names; without TLS its files do not count.
+    """Return the content of the files that ``[mqtt]`` names; those for TLS only if TLS is used.
 
     Raises:
         ConfigurationError: one of them cannot be read or used; the source is the file.
     """
     for wrong in unusable_files(mqtt):
         raise wrong
-    paths = (mqtt.ca_file, mqtt.cert_file, mqtt.key_file) if _has_tls(mqtt) else ()
+    paths = (mqtt.ca_file, mqtt.cert_file, mqtt.key_file) if _uses_tls(mqtt) else ()
     return MqttFiles(read_password(mqtt), tuple(_digest(path) for path in paths if path is not None))
 
 
@@ -130,7 +130,7 @@ def unusable_files(mqtt: MqttSettings) -> Iterator[ConfigurationError]:
         read_password(mqtt)
     except ConfigurationError as error:
         yield error
-    if _has_tls(mqtt):
+    if _uses_tls(mqtt):
         files = (mqtt.ca_file, mqtt.cert_file, mqtt.key_file)
         missing = list(unreadable(*files))
         yield from missing
@@ -149,12 +149,12 @@ def _digest(path: str) -> bytes:
         raise ConfigurationError(path, [Problem(None, "mqtt", f"cannot be read: {error.strerror}")]) from None
 
 
-def _has_tls(mqtt: MqttSettings) -> bool:
+def _uses_tls(mqtt: MqttSettings) -> bool:
     return any(url.tls for url in mqtt.url)
 
 
 def absolute(path: str) -> str:
-    """Return a path as typed at a command line made absolute, from the current directory."""
+    """Return a path that was typed at the command line as an absolute path."""
     return os.path.abspath(path) if path else path
 
 

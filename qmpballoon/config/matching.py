@@ -1,4 +1,4 @@
-"""What is in force for one VM, and what a changed file means to a running agent. Pure."""
+"""The settings in force for one VM, and what a running agent takes over from a changed file. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qmpballoon.config.tree import Configuration, VmMatch, VmSettings
 _NEEDS_RESTART: Final = (
     ("agent", "host"),  # the names of all topics, and of the lock
     ("agent", "state_dir"),  # locked and loaded once
-    ("mqtt", "base_topic"),  # retained topics would stay behind under the old one
+    ("mqtt", "base_topic"),  # retained topics would remain under the old one
 )
 
 
 def vm_settings(config: Configuration, *, name: str, socket: str) -> VmSettings:
-    """Return what the file says of a VM: ``[vm]``, then each match that fits, in file order.
+    """Return the file's settings for a VM: ``[vm]``, then each match that fits, in file order.
 
-    ``name`` is the VM's name as QEMU has it, never the renamed one; ``socket`` the path of its monitor.
+    ``name`` is QEMU's name of the VM, never the renamed one; ``socket`` the path of its monitor.
     """
     settings = config.vm
     for match in _fitting(config, name, socket):
@@ -42,7 +42,7 @@ def restart_needed(old: Configuration, new: Configuration) -> tuple[str, ...]:
 
 
 def reloaded(running: Configuration, new: Configuration) -> Configuration:
-    """Return what a running agent takes over of a new file: all but the keys that need a restart."""
+    """Return what a running agent takes over from a new file: all but the keys that need a restart."""
     for table, key in _NEEDS_RESTART:
         kept = getattr(getattr(running, table), key)
         new = replace(new, **{table: replace(getattr(new, table), **{key: kept})})

@@ -1,4 +1,4 @@
-"""The complete, commented file that ``--print-default-config`` prints, drawn from the tree. Pure."""
+"""The complete, commented file that ``--print-default-config`` prints, made from the tree. Pure."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _MATCH = """\
 def default_text(surroundings: Surroundings | None = None) -> str:
     """Return the default file; ``surroundings`` None: those of this process.
 
-    Lines that start with ``#key = `` are settings; with the ``#`` removed they say the defaults. Keys
-    that have no default stand in an example, after ``# ``.
+    Lines that start with ``#key = `` are settings; without the ``#`` they set the defaults. Keys without
+    a default are examples, after ``# ``.
     """
     base = defaults(surroundings)
     lines = [_HEAD]

@@ -1,4 +1,4 @@
-"""TOML text, or values typed at a command line, into the tree. What is not pure is in ``environment``."""
+"""Makes the tree from TOML text or from values of the command line. Impure parts are in ``environment``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load(path: str | os.PathLike[str], *, surroundings: Surroundings | None = No
     """Read and check a file; ``surroundings`` None: those of this process.
 
     Raises:
-        ConfigurationError: it cannot be read, or something is wrong with it; has all problems.
+        ConfigurationError: it cannot be read, or is invalid; has all problems.
     """
     name = os.fspath(path)
     return parse(read_text(name), source=name, surroundings=surroundings)
@@ -61,20 +61,20 @@ def defaults(surroundings: Surroundings | None = None) -> Configuration:
 def parse(
     text: str, source: str = "configuration", *, surroundings: Surroundings | None = None
 ) -> Configuration:
-    """Read and check the text of a file. Pure where ``surroundings`` are given.
+    """Read and check the text of a file. Pure if ``surroundings`` are given.
 
     Raises:
-        ConfigurationError: something is wrong with it; has all problems, each with its line and key.
+        ConfigurationError: it is invalid; has all problems, each with its line and key.
     """
     try:
-        lines = key_lines(text)  # first, as it refuses what tomllib cannot handle
+        lines = key_lines(text)  # first: it refuses keys that exhaust tomllib's memory
         document = tomllib.loads(text)
     except KeyTooLong as error:
         reason = f"a dotted key has more than {LONGEST_KEY} parts"
         raise ConfigurationError(source, [Problem(error.line, "", reason)]) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(source, [_syntax_problem(text, str(error))]) from None
-    except (ValueError, RecursionError):  # thousands of digits or of brackets
+    except (ValueError, RecursionError):  # thousands of digits or brackets
         problem = Problem(None, "", "a number in it has too many digits, or values are nested too deeply")
         raise ConfigurationError(source, [problem]) from None
     reading = _Reading()
@@ -124,13 +124,13 @@ def override(
     budget: str | None = None,
     reserve: str | None = None,
 ) -> Configuration:
-    """Return the configuration with what was typed at the command line; None: as it was.
+    """Return the configuration with the options of the command line; None: unchanged.
 
-    An empty sequence of ``sockets`` or ``broker`` counts as not typed. Relative paths are taken from
+    An empty sequence of ``sockets`` or ``broker`` means unchanged, too. Relative paths are relative to
     the current directory.
 
     Raises:
-        ConfigurationError: something typed is wrong; the keys are options, as ``--budget``.
+        ConfigurationError: an option is invalid; the keys are options, such as ``--budget``.
     """
     given = locals()
     typed = {option: given[option] for option in _OPTIONS if given[option] not in (None, (), [])}
@@ -158,7 +158,7 @@ def override(
 
 
 def _absolute(pattern: str) -> str:
-    """Return a typed glob made absolute; an address that is no path stays, to be refused as typed."""
+    """Return a typed glob as an absolute one; an address that is no path is unchanged, to be refused."""
     is_path = os.path.lexists(pattern) or refused_address(pattern) is None
     return absolute(pattern) if is_path else pattern
 
@@ -167,11 +167,11 @@ class _Reading(Reading):
     """Reads the tables of the file."""
 
     def unknown(self, path: Path, name: str, known: Collection[str]) -> None:
-        """Note a key that is not known, and where it belongs."""
+        """Add a fault for an unknown key, with the table where it belongs."""
         self.wrong(path, _unknown(name, known))
 
     def contradictions_of(self, config: Configuration) -> None:
-        """Note what is invalid together, among the values that are valid alone."""
+        """Add a fault for each contradiction of values that are valid alone."""
         for found in contradictions(config):
             written = [path for path in found.keys if path in self.good]
             if written and not self.bad.intersection(found.keys):
@@ -219,7 +219,7 @@ def _is_table(content: object) -> bool:
 
 
 def _unknown(name: str, known: Collection[str], what: str = "key") -> str:
-    """Say that a key is unknown, and where it belongs or what was meant."""
+    """Return the reason for an unknown key: where it belongs, or a similar known one."""
     if homes := [f"[{table}]" for table, record in TABLES.items() if name in keys(record)]:
         return f"unknown {what} here: it belongs in {' or '.join(homes)}"
     if not did_you_mean(name, known):
@@ -230,7 +230,7 @@ def _unknown(name: str, known: Collection[str], what: str = "key") -> str:
 
 
 def _syntax_problem(text: str, message: str) -> Problem:
-    """Read the line out of tomllib's message, which ends in "(at line 3, column 5)"."""
+    """Take the line from tomllib's message, which ends in "(at line 3, column 5)"."""
     found = _PLACE.search(message)
     if found is None:
         return Problem(None, "", f"not TOML: {message[:200]}")

@@ -1,7 +1,7 @@
-"""Where a key stands in a TOML text: ``tomllib`` gives values without positions. Pure.
+"""Finds the lines of keys in a TOML text: ``tomllib`` gives values without positions. Pure.
 
-The text is scanned once for keys; values are only skipped over. What the scanner does not understand
-ends the scan, so a key has its right line or none.
+The text is scanned once for keys; values are skipped. The scan ends at a syntax that the scanner does not
+know, so a key has its correct line or none.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ class KeyTooLong(Exception):
         super().__init__(f"line {line}: a dotted key has more than {LONGEST_KEY} parts")
 
 
-class _Lost(Exception):
-    """The scanner does not understand what follows."""
+class _UnknownSyntax(Exception):
+    """The scanner does not know the syntax that follows."""
 
 
 def key_lines(text: str) -> dict[Path, int]:
     """Return the line, counted from 1, of every key, table and array element that was found.
 
     A path is the keys from the root, with the index in arrays: ``("vm", "match", 0, "floor")``. A table
-    that is mentioned several times has the line of its first mention. A text that is not TOML has
-    lines up to where it stops being understood.
+    that is named several times has the line of the first one. A text that is not TOML has lines up to
+    the first unknown syntax.
 
     Raises:
-        KeyTooLong: a dotted key has more than LONGEST_KEY segments; nothing else is ever raised.
+        KeyTooLong: a dotted key has more than LONGEST_KEY segments; nothing else is raised.
     """
     scanner = _Scanner(text)
-    with contextlib.suppress(_Lost, RecursionError):
+    with contextlib.suppress(_UnknownSyntax, RecursionError):
         scanner.document()
     return scanner.lines
 
 
 def key_line(lines: dict[Path, int], path: Path) -> int | None:
-    """Return the line of ``path``, or of the nearest table or array around it; None if not known."""
+    """Return the line of ``path``, or of the innermost table or array around it; None if unknown."""
     for length in range(len(path), 0, -1):
         if path[:length] in lines:
             return lines[path[:length]]
@@ -111,7 +111,7 @@ class _Scanner:
         self._value(path)
 
     def _segments(self) -> list[tuple[str, int]]:
-        """Read a dotted key: its segments, each with its line."""
+        """Read a dotted key; return its segments, each with its line."""
         found: list[tuple[str, int]] = []
         while True:
             line = self._line_here()
@@ -156,7 +156,7 @@ class _Scanner:
         if self.text.startswith(",", self.at):
             self.at += 1
         elif not self.text.startswith(bracket, self.at):
-            raise _Lost
+            raise _UnknownSyntax
 
     def _skip(self, pattern: re.Pattern[str]) -> None:
         found = pattern.match(self.text, self.at)
@@ -165,7 +165,7 @@ class _Scanner:
     def _expect(self, pattern: re.Pattern[str]) -> str:
         found = pattern.match(self.text, self.at)
         if found is None:
-            raise _Lost
+            raise _UnknownSyntax
         self.at = found.end()
         return found[0]
 
@@ -183,5 +183,5 @@ def _unquoted(written: str) -> str:
     try:
         (segment,) = tomllib.loads(f"{written} = 0")
     except ValueError:
-        raise _Lost from None
+        raise _UnknownSyntax from None
     return segment

@@ -1,6 +1,6 @@
 """The tree of the configuration: every table and key once, with its default, range and meaning.
 
-The reader and the printed default file are driven by this tree, so neither can drift from it.
+The reader and the printed default file are made from this tree, so they always agree with it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ PayloadFormat: TypeAlias = Literal["json", "msgpack"]
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is known of one key beside its name, type and default."""
+    """The reader and description of one key."""
 
     read: Reader
-    about: str  # what it does, for the printed file
+    about: str  # its meaning, for the printed file
     example: str | None = None  # in TOML, for a key that has no default
 
 
@@ -38,7 +38,7 @@ def _key(read: Reader, about: str, default: Any, example: str | None = None) -> 
 
 
 def _machine_key(read: Reader, about: str) -> Any:
-    """Make a key whose default depends on the machine: the record does not know it."""
+    """Make a key whose default depends on the machine, so the record has none."""
     return field(metadata={"key": Key(read, about)})
 
 
@@ -78,7 +78,7 @@ class DiscoverySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MqttSettings:
-    """``[mqtt]``. ``url`` empty: no MQTT. ``password_file`` counts only with a ``username``."""
+    """``[mqtt]``. ``url`` empty: no MQTT. ``password_file`` is used only with a ``username``."""
 
     url: tuple[BrokerUrl, ...] = _key(
         values.several(values.broker_url, "broker URLs", least=1, or_one=True),
@@ -136,7 +136,7 @@ class MqttSettings:
 
     @property
     def enabled(self) -> bool:
-        """Tell whether there is a broker to talk to."""
+        """Whether a broker is configured."""
         return bool(self.url)
 
 
@@ -175,7 +175,7 @@ class PolicySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmSettings:
-    """``[vm]``, or what is in force for one VM. Percentages are of the VM's size."""
+    """``[vm]``, or the settings in force for one VM. Percentages are of the VM's size."""
 
     floor: Amount = _key(
         values.share_or_size,
@@ -212,7 +212,7 @@ class VmSettings:
     def limits(self, size: int) -> tuple[int, int]:
         """Return floor and ceiling in bytes for a VM of ``size`` bytes: floor <= ceiling <= size.
 
-        A floor that turns out above the ceiling ("1GiB" of a VM of 512 MiB) is lowered to it.
+        A floor above the ceiling ("1GiB" of a VM of 512 MiB) is lowered to the ceiling.
         """
         ceiling = min(size, self.ceiling.of(size))
         return min(ceiling, self.floor.of(size)), ceiling
@@ -220,7 +220,7 @@ class VmSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmMatch:
-    """The part of ``[[vm.match]]`` that is its own; what it shares with ``[vm]`` is in ``settings``."""
+    """The keys that only ``[[vm.match]]`` has; those that it shares with ``[vm]`` are in ``settings``."""
 
     name: str | None = _key(
         values.glob,
@@ -231,12 +231,12 @@ class VmMatch:
     socket: str | None = _key(values.match_socket_glob, "Glob on the socket's path.", None, '"/run/db/*.qmp"')
     rename: str | None = _key(text(255), "Call the VM so.", None, '"db1"')
     settings: tuple[tuple[str, Any], ...] = ()
-    """Names and values of those keys of VmSettings that this match sets."""
+    """Names and values of the keys of VmSettings that this match sets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """The whole, checked configuration. ``source`` says where it came from."""
+    """The whole, checked configuration. ``source`` is its file, or ``defaults``."""
 
     agent: AgentSettings
     discovery: DiscoverySettings

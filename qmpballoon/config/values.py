@@ -1,6 +1,6 @@
-"""Readers of what only a configuration has: URLs, globs, topics, budgets. Pure.
+"""Readers of values that only a configuration has: URLs, globs, topics, budgets. Pure.
 
-They are readers as those of `qmpballoon.readers`, and never put a secret into a reason.
+They work like those of `qmpballoon.readers`, and never put a secret into a reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _URL: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class BrokerUrl:
-    """Where a broker listens. ``host`` has no brackets; ``path`` is empty unless it is a WebSocket."""
+    """Where a broker listens. ``host`` has no brackets; ``path`` is empty except for a WebSocket."""
 
     scheme: str  # mqtt mqtts ws wss
     host: str
@@ -34,12 +34,12 @@ class BrokerUrl:
 
     @property
     def tls(self) -> bool:
-        """Tell whether the connection is encrypted."""
+        """Whether the connection is encrypted."""
         return self.scheme in ("mqtts", "wss")
 
     @property
     def websocket(self) -> bool:
-        """Tell whether MQTT goes through a WebSocket."""
+        """Whether MQTT uses a WebSocket."""
         return self.scheme in ("ws", "wss")
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class CgroupBudget:
 
 
 def word(*known: str) -> Reader:
-    """Return a reader of one word out of a fixed list, which TOML wants in quotes."""
+    """Return a reader of one word of a fixed list; TOML needs it in quotes."""
     read_word = readers.word(*known, quote='"')
 
     def read(value: object) -> str:
@@ -78,9 +78,9 @@ def path(value: object) -> str:
 
 
 def topic(value: object) -> str:
-    """Read MQTT topic levels that other levels can follow.
+    """Read MQTT topic levels to which others can be appended.
 
-    Spaces are refused because NATS drops a client that uses one.
+    Spaces are refused because NATS disconnects a client that uses one.
     """
     written: str = text(200)(value)
     if any(character in "+#" or character.isspace() for character in written):
@@ -93,7 +93,7 @@ def topic(value: object) -> str:
 
 
 def response_filter(value: object) -> str:
-    """Read an MQTT filter of topics that answers may go to."""
+    """Read an MQTT filter of response topics."""
     written: str = text(200)(value)
     levels = written.split("/")
     if any("#" in level and level != "#" for level in levels) or "#" in levels[:-1]:
@@ -110,7 +110,7 @@ def share_or_size(value: object) -> Amount:
     typed = amount(value)
     if typed.relative and not Fraction(1, 1000) <= typed.number <= 1:
         raise Wrong(f"must be from 0.1% to 100%, not {shown(value)}")
-    if not typed.relative and typed.number < MIB:  # a slip: 512 instead of "512MiB"
+    if not typed.relative and typed.number < MIB:  # probably 512 instead of "512MiB"
         raise Wrong(f'must be at least 1MiB, not {shown(value)}: a bare number is bytes, write "512MiB"')
     return typed
 
@@ -133,7 +133,7 @@ def glob(value: object) -> str:
     at = 0
     while (at := pattern.find("[", at)) >= 0:
         first = at + 2 if pattern[at + 1 : at + 2] == "!" else at + 1
-        at = pattern.find("]", first + 1)  # a ] that comes first stands for itself
+        at = pattern.find("]", first + 1)  # a ] in the first place is literal
         if at < 0:
             raise Wrong(f"the [ is never closed in {shown(value)}; [[] stands for the character itself")
     return pattern
@@ -150,7 +150,7 @@ def socket_glob(value: object) -> str:
 
 
 def match_socket_glob(value: object) -> str:
-    """Read a shell pattern that is held against absolute socket paths."""
+    """Read a shell pattern that is compared with absolute socket paths."""
     pattern = glob(value)
     if pattern[0] not in "/*?[":
         raise Wrong(f'is held against absolute paths: start with / or write "*/{pattern}"')
@@ -177,7 +177,7 @@ def broker_url(value: object) -> BrokerUrl:
     """Read ``mqtt://host``, ``mqtts://[::1]:8883``, ``wss://host/path`` and the like."""
     if not isinstance(value, str):
         raise Wrong(f'must be a URL in quotes like "mqtt://localhost", not {shown(value)}')
-    if "@" in value:  # the value is not repeated: it may have a password
+    if "@" in value:  # the value is not in the reason: it may have a password
         raise Wrong("user and password do not belong in the URL: use username and password_file")
     found = _URL.fullmatch(value) if len(value) <= LONGEST_TEXT else None
     if found is None:

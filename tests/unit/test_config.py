@@ -1,4 +1,4 @@
-"""Configuration files that are right: defaults, values, matches, the printed file."""
+"""Valid configuration files: defaults, values, matches, the printed file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_empty_file_gives_the_documented_defaults() -> None:
     assert found.matches == ()
 
 
-def test_the_defaults_have_the_types_that_they_say() -> None:
+def test_the_defaults_have_their_declared_types() -> None:
     found = read("")
     assert type(found.mqtt.heartbeat_s) is float
     assert type(found.vm.grace_s) is float
@@ -61,7 +61,7 @@ def test_the_defaults_have_the_types_that_they_say() -> None:
     assert type(found.vm.shares) is int
 
 
-def test_every_default_is_taken_by_its_own_reader() -> None:
+def test_every_default_is_accepted_by_its_reader() -> None:
     found = read("")
     checked = 0
     for table, record in TABLES.items():
@@ -81,7 +81,7 @@ def test_the_tree_cannot_be_changed() -> None:
     assert hash(found) == hash(read(""))
 
 
-def test_the_example_file_is_read_as_its_comments_say() -> None:
+def test_the_example_file_has_the_values_of_its_comments() -> None:
     found = config.load(EXAMPLE, surroundings=replace(HERE, host="other"))
     assert found.source == str(EXAMPLE)
     assert found.agent.host == "edge-7"
@@ -117,12 +117,12 @@ def test_broker_urls_have_their_usual_ports(written: str, url: BrokerUrl) -> Non
     assert url.websocket == (url.scheme in ("ws", "wss"))
 
 
-def test_several_brokers_keep_their_order_and_lose_doubles() -> None:
+def test_several_brokers_keep_their_order_without_duplicates() -> None:
     urls = read('[mqtt]\nurl = ["mqtt://b", "mqtt://a", "mqtt://b:1883"]').mqtt.url
     assert [url.host for url in urls] == ["b", "a"]
 
 
-def test_whole_numbers_stand_for_numbers_and_whole_decimals_for_whole_numbers() -> None:
+def test_integers_are_accepted_as_numbers_and_whole_decimals_as_integers() -> None:
     vm = read("[vm]\ngrace_s = 5\nstats_interval_s = 4.0\nfast_interval_s = 0").vm
     assert (vm.grace_s, vm.stats_interval_s, vm.fast_interval_s) == (5.0, 4, 0.0)
     assert (type(vm.grace_s), type(vm.stats_interval_s)) == (float, int)
@@ -144,7 +144,7 @@ def test_a_budget_is_a_share_a_size_or_a_cgroup(written: str, budget: config.Bud
     assert str(found) in written.replace("/sys/fs/cgroup", "")
 
 
-def test_a_systemd_credential_is_the_password_where_no_file_is_named() -> None:
+def test_a_systemd_credential_is_the_password_if_no_file_is_named() -> None:
     here = replace(HERE, password_file="/run/credentials/x/mqtt-password")
     assert read('[mqtt]\nusername = "a"', here).mqtt.password_file == "/run/credentials/x/mqtt-password"
     assert read('[mqtt]\nusername = "a"\npassword_file = "/b"', here).mqtt.password_file == "/b"
@@ -182,7 +182,7 @@ def test_all_matches_that_fit_apply_in_file_order() -> None:
     assert (by_socket.shares, str(by_socket.floor), by_socket.mode) == (3000, "25%", None)
 
 
-def test_a_vm_that_nothing_fits_has_the_settings_of_all() -> None:
+def test_a_vm_without_a_match_has_the_settings_of_vm() -> None:
     assert config.vm_settings(MATCHES, name="DB-1", socket="/run/x.qmp") == MATCHES.vm
 
 
@@ -199,7 +199,7 @@ def test_limits_are_ordered_and_never_above_the_size_of_the_vm() -> None:
     assert read('[vm]\nfloor = "0.1%"').vm.limits(MIB) == (1049, MIB)
 
 
-def test_the_printed_file_says_the_defaults_as_it_stands_and_with_every_setting_uncommented() -> None:
+def test_the_printed_file_has_the_defaults_with_and_without_comment_characters() -> None:
     for here in (HERE, replace(HERE, password_file="/run/credentials/x/mqtt-password")):
         printed = config.default_text(here)
         uncommented = re.sub(r"^#(?=\S)", "", printed, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The defaults that come from the machine."""
+"""The defaults that depend on the machine."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_changed_mqtt_file_is_detected_by_its_content(tmp_path: Path) -> None:
     assert config.read_mqtt_files(mqtt) != before
 
 
-def test_files_for_tls_do_not_count_without_it() -> None:
+def test_files_for_tls_are_ignored_without_tls() -> None:
     mqtt = config.override(
         config.parse("[mqtt]\nurl = 'mqtts://b'\nca_file = '/no/ca'", surroundings=surroundings({})),
         broker="mqtt://b",

@@ -1,4 +1,4 @@
-"""Configurations that are wrong: all problems at once, each with its line, key and what would be right."""
+"""Invalid configurations: all problems at once, each with its line, key and what is valid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def only_problem(text: str) -> Problem:
     return problem
 
 
-def test_all_problems_are_told_at_once_in_the_order_of_the_lines() -> None:
+def test_all_problems_are_reported_at_once_in_the_order_of_the_lines() -> None:
     found = problems(
         '[vm]\nfloor = "512M"\nshares = "many"\n[agent]\nflor = 1\n[mqtt]\n'
         'url = "localhost"\nheartbeat_s = 0\n\n[[vm.match]]\nname = "a"\nceiling = "0%"\n[polcy]\n'
@@ -68,7 +68,7 @@ def test_check_config_prints_file_line_key_and_reason() -> None:
         ("\ufeffa = 1", 1, "not TOML: "),
     ],
 )
-def test_text_that_is_not_toml_is_told_with_its_line(text: str, line: int | None, reason: str) -> None:
+def test_text_that_is_not_toml_is_reported_with_its_line(text: str, line: int | None, reason: str) -> None:
     problem = only_problem(text)
     assert (problem.line, problem.key) == (line, "")
     assert reason in problem.reason
@@ -89,14 +89,14 @@ def test_text_that_is_not_toml_is_told_with_its_line(text: str, line: int | None
         ('[agent]\n"a\\nb" = 1', "agent.'a\\nb'", "unknown key; known are host, state_dir, on_exit"),
     ],
 )
-def test_unknown_names_are_told_with_what_was_meant(text: str, key: str, reason: str) -> None:
+def test_unknown_names_are_reported_with_a_suggestion(text: str, key: str, reason: str) -> None:
     problem = only_problem(text)
     assert (problem.key, problem.reason) == (key, reason)
 
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("value", ["true", "[true]", "{a = 1}", "1979-05-27", "nan", "-1", '""', '"\\u0000"'])
-def test_no_key_takes_a_value_of_a_wrong_type_or_range(table: str, value: str) -> None:
+def test_no_key_accepts_a_value_of_a_wrong_type_or_range(table: str, value: str) -> None:
     record = [name for name in keys(TABLES[table]) if not (value == "true" and name == "samples")]
     text = f"[{table}]\n" + "".join(f"{name} = {value}\n" for name in record)
     found = problems(text)
@@ -171,7 +171,7 @@ def test_no_key_takes_a_value_of_a_wrong_type_or_range(table: str, value: str) -
         ("[[vm.match]]\nsocket = 'a.qmp'", 'is held against absolute paths: start with / or write "*/a.qmp"'),
     ],
 )
-def test_a_wrong_value_is_told_with_what_would_be_right(text: str, reason: str) -> None:
+def test_an_invalid_value_is_reported_with_what_is_valid(text: str, reason: str) -> None:
     assert only_problem(text).reason == reason
 
 
@@ -186,22 +186,22 @@ def test_a_wrong_value_is_told_with_what_would_be_right(text: str, reason: str) 
         ("manual", '[[vm.match]]\nname = "*"\nmode = "Manual"'),
     ],
 )
-def test_an_unknown_word_is_told_with_the_nearest_one(word: str, text: str) -> None:
+def test_an_unknown_word_is_reported_with_the_nearest_one(word: str, text: str) -> None:
     assert only_problem(text).reason.endswith(f'did you mean "{word}"?')
 
 
 @pytest.mark.parametrize("pattern", ["[]]", "[!]]x", "a[b]c[d]", "[[]", "*?", "]"])
-def test_a_good_glob_is_taken(pattern: str) -> None:
+def test_a_valid_glob_is_accepted(pattern: str) -> None:
     found = config.parse(f"[[vm.match]]\nname = '{pattern}'", surroundings=HERE)
     assert found.matches[0].name == pattern
 
 
 @pytest.mark.parametrize("pattern", ["", "[", "[]", "[!]", "a[b]c[d", "a**", "a\\u0000"])
-def test_a_bad_glob_is_refused(pattern: str) -> None:
+def test_an_invalid_glob_is_refused(pattern: str) -> None:
     assert only_problem(f'[[vm.match]]\nname = "{pattern}"').key == "vm.match[0].name"
 
 
-def test_each_wrong_element_of_an_array_has_its_own_line() -> None:
+def test_each_invalid_element_of_an_array_has_its_line() -> None:
     found = problems('[discovery]\nsockets = [\n  "/ok/*.qmp",\n  "run/*.qmp",  # relative\n  5,\n]')
     assert [(each.line, each.key) for each in found] == [
         (4, "discovery.sockets[1]"),
@@ -227,18 +227,18 @@ def test_each_wrong_element_of_an_array_has_its_own_line() -> None:
         ("mqtt://[]", "what stands in brackets must be an IPv6 address"),
     ],
 )
-def test_a_wrong_url_is_told_with_what_would_be_right(url: str, reason: str) -> None:
+def test_an_invalid_url_is_reported_with_what_is_valid(url: str, reason: str) -> None:
     assert only_problem(f'[mqtt]\nurl = "{url}"').reason == reason
 
 
 @pytest.mark.parametrize(
     "url", ["mqtt://", "mqtt:///x", "mqtt://h:", "mqtt://a b", "mqtt://::1", "mqtt://h:99999999", "://h"]
 )
-def test_what_is_no_url_is_told_with_an_example(url: str) -> None:
+def test_text_that_is_no_url_is_reported_with_an_example(url: str) -> None:
     assert only_problem(f'[mqtt]\nurl = "{url}"').reason.startswith('must be a URL like "mqtt://localhost"')
 
 
-def test_a_password_in_the_url_is_refused_and_never_repeated() -> None:
+def test_a_password_in_the_url_is_refused_and_not_printed() -> None:
     problem = only_problem('[mqtt]\nurl = "mqtt://user:sesame@broker"')
     assert "password_file" in problem.reason
     assert "sesame" not in str(problem)
@@ -310,12 +310,12 @@ def test_a_match_may_rely_on_another_match_for_the_other_limit() -> None:
     assert str(config.vm_settings(found, name="ab", socket="/x").floor) == "60%"
 
 
-def test_a_wrong_value_is_not_told_a_second_time_as_a_contradiction() -> None:
+def test_an_invalid_value_is_not_reported_again_as_a_contradiction() -> None:
     assert only_problem('[vm]\nceiling = "10%"\nfloor = "5O%"').key == "vm.floor"
     assert only_problem('[mqtt]\nusername = "a"\npassword_file = 5').key == "mqtt.password_file"
 
 
-def test_a_file_that_is_not_there_is_told_by_its_name(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         config.load(tmp_path / "none.toml", surroundings=HERE)
     assert str(caught.value) == f"{tmp_path}/none.toml: cannot be read: No such file or directory"
@@ -369,23 +369,23 @@ def test_the_command_line_overrides_the_file() -> None:
     assert (found.policy.overload, found.vm) == (BASE.policy.overload, BASE.vm)
 
 
-def test_a_payload_typed_is_checked_like_one_in_the_file() -> None:
+def test_the_payload_option_is_checked_like_the_key() -> None:
     assert config.override(BASE, payload="msgpack").mqtt.payload == "msgpack"
     with pytest.raises(ConfigurationError, match="--payload: must be one of"):
         config.override(BASE, payload="xml")
 
 
 @pytest.mark.parametrize("name", ["home_assistant = true", 'discovery_prefix = "homeassistant"'])
-def test_what_is_not_built_yet_is_not_offered(name: str) -> None:
+def test_keys_of_missing_features_are_unknown(name: str) -> None:
     assert only_problem(f"[mqtt]\n{name}").reason.startswith("unknown key")
     assert name.split()[0] not in config.default_text(HERE)
 
 
-def test_nothing_typed_changes_nothing() -> None:
+def test_without_options_nothing_changes() -> None:
     assert config.override(BASE, sockets=[], broker=()) == BASE
 
 
-def test_paths_typed_relative_count_from_the_current_directory(
+def test_relative_paths_are_relative_to_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -394,7 +394,7 @@ def test_paths_typed_relative_count_from_the_current_directory(
     assert found.agent.state_dir == f"{tmp_path}/s"
 
 
-def test_everything_wrong_at_the_command_line_is_told_with_its_option() -> None:
+def test_all_problems_of_the_command_line_are_reported_with_their_options() -> None:
     with pytest.raises(ConfigurationError) as caught:
         config.override(BASE, host="", sockets=["/a["], broker="x", policy="fair", budget="5G", username="u")
     assert caught.value.source == "command line"
@@ -402,7 +402,7 @@ def test_everything_wrong_at_the_command_line_is_told_with_its_option() -> None:
     assert [problem.key for problem in caught.value.problems] == expected
 
 
-def test_a_file_made_for_tls_may_be_overridden_with_a_plain_broker() -> None:
+def test_a_file_with_tls_may_be_overridden_with_a_plain_broker() -> None:
     with_tls = replace(BASE, mqtt=replace(BASE.mqtt, ca_file="/ca.pem"))
     assert config.override(with_tls, broker="mqtt://localhost").mqtt.ca_file == "/ca.pem"
     with pytest.raises(ConfigurationError, match="--ca-file: means an encrypted connection"):
@@ -439,9 +439,7 @@ def test_a_password_is_the_file_without_one_line_end(tmp_path: Path, content: by
         (None, "cannot be read: No such file or directory"),
     ],
 )
-def test_a_password_file_that_cannot_serve_is_told(
-    tmp_path: Path, content: bytes | None, reason: str
-) -> None:
+def test_an_unusable_password_file_is_reported(tmp_path: Path, content: bytes | None, reason: str) -> None:
     file = tmp_path / "p"
     if content is not None:
         file.write_bytes(content)

@@ -82,7 +82,7 @@ def paths_in(value: object, path: Path = ()) -> set[Path]:
         (("vm", "match", 1, "list", 1, "a"), 30),
     ],
 )
-def test_a_key_is_found_whatever_stands_around_it(path: Path, line: int) -> None:
+def test_a_key_is_found_in_any_context(path: Path, line: int) -> None:
     assert key_lines(TRICKY)[path] == line
 
 
@@ -90,7 +90,7 @@ def test_every_key_and_element_of_a_document_is_found() -> None:
     assert set(key_lines(TRICKY)) == paths_in(tomllib.loads(TRICKY))
 
 
-def test_dos_line_ends_and_odd_separators_do_not_shift_the_lines() -> None:
+def test_crlf_and_unicode_separators_do_not_shift_the_lines() -> None:
     assert key_lines("a = 1\r\n# \x85 \u2028\r\nb = 2\r\n") == {("a",): 1, ("b",): 3}
 
 
@@ -101,7 +101,7 @@ def test_an_escaped_key_is_found_under_its_real_name() -> None:
 @pytest.mark.parametrize(
     "text", ["a = 1\nb ? 2\nc = 3", 'a = 1\n"b = 2', "a = 1\n[x", "a = 1\nb = [1 2]", "a = 1\nb = = 1"]
 )
-def test_the_scan_ends_where_the_text_is_no_toml(text: str) -> None:
+def test_the_scan_ends_at_invalid_toml(text: str) -> None:
     lines = key_lines(text)
     assert lines[("a",)] == 1
     assert ("c",) not in lines
@@ -118,7 +118,7 @@ def test_a_key_of_too_many_segments_is_refused_and_one_less_is_not() -> None:
         key_lines("x = 1\n" + "a." * LONGEST_KEY + "a = 1")
 
 
-def test_a_path_that_is_not_there_has_the_line_of_what_is_around_it_or_none() -> None:
+def test_a_missing_path_has_the_line_of_its_table_or_none() -> None:
     lines = key_lines("[a]\nb = 1\n")
     assert key_line(lines, ("a", "b")) == 2
     assert key_line(lines, ("a", "c")) == 1

@@ -2,12 +2,12 @@
 
 ::
 
-    program    the parser, which verb runs, what an error becomes on stderr and as an exit code
-    sockets    which monitors are meant by what was typed
-    terminal   text, tables, colour and progress for a person
+    program    the parser, the choice of the verb, the message and exit code of an error
+    arguments  readers of typed values
+    sockets    which monitors a typed path or glob names
 
-A verb's module is imported when that verb is asked for, so ``--help`` is quick whatever a verb needs.
-The one-shot verbs stand on :mod:`qmpballoon.api`; what they do, a library user can do with it.
+A verb's module is imported only when the verb is used, so ``--help`` is fast.
+The one-shot verbs are built on :mod:`qmpballoon.api`; a program can do the same with it.
 """
 
 from qmpballoon.cli.program import main

@@ -1,4 +1,4 @@
-"""``agent``: the daemon, from a configuration file and what was typed over it."""
+"""``agent``: the daemon, from a configuration file and options that override it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from qmpballoon import log
 from qmpballoon.cli.program import DONE
-from qmpballoon.cli.sockets import wrong_path
+from qmpballoon.cli.sockets import refused_path
 from qmpballoon.config import (
     COMMAND_LINE,
     MODES,
@@ -23,13 +23,13 @@ from qmpballoon.errors import ConfigurationError, Problem
 
 EXAMPLES: Final = """\
 examples:
-  qmpballoon agent '/run/qmpballoon/*.qmp'                        rule without MQTT
+  qmpballoon agent '/run/qmpballoon/*.qmp'                        control VMs without MQTT
   qmpballoon agent --broker mqtt://localhost --mode observe       see what it would do, move nothing
   qmpballoon agent -c /etc/qmpballoon.toml -v
   qmpballoon agent --print-default-config > qmpballoon.toml
 
-What is typed overrides the file. SIGHUP reads the file again; SIGTERM ends the agent with 0, Ctrl-C with
-130, and both leave the balloons as they stand unless on_exit says otherwise. A second Ctrl-C ends it at
+Options override the file. SIGHUP reads the file again; SIGTERM ends the agent with 0, Ctrl-C with
+130, and both leave the balloons as they are unless on_exit is set. A second Ctrl-C ends it at
 once. A broker that is down never stops it. A monitor serves one client: give QEMU a -qmp of its own for
 the agent.
 """
@@ -48,17 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--print-default-config", action="store_true", help="print a complete, commented file and exit"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
-    ruling = parser.add_argument_group("ruling")
-    ruling.add_argument("--policy", choices=POLICIES, help="what decides (default: fairshare)")
-    ruling.add_argument(
+    policy = parser.add_argument_group("policy and host")
+    policy.add_argument("--policy", choices=POLICIES, help="what decides (default: fairshare)")
+    policy.add_argument(
         "--mode", choices=MODES, help="observe decides and publishes, moves nothing (default: auto)"
     )
-    ruling.add_argument(
+    policy.add_argument(
         "--budget", metavar="SIZE", help="what all VMs together may hold: a size, 80%% or cgroup:PATH"
     )
-    ruling.add_argument("--reserve", metavar="SIZE", help="host memory that stays free (default: 512MiB)")
-    ruling.add_argument("--host", metavar="NAME", help="name of this host in topics (default: host name)")
-    ruling.add_argument(
+    policy.add_argument("--reserve", metavar="SIZE", help="host memory that stays free (default: 512MiB)")
+    policy.add_argument("--host", metavar="NAME", help="name of this host in topics (default: host name)")
+    policy.add_argument(
         "--state-dir", metavar="DIR", help="where names, limits and targets survive a restart"
     )
     mqtt = parser.add_argument_group("MQTT")
@@ -76,24 +76,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it and return the exit code."""
+    """Run the verb and return the exit code."""
     if arguments.print_default_config:
         print(default_text(), end="")
         return DONE
     configuration = configured(arguments)
-    from qmpballoon.agent.app import run as rule  # after the options are right: it brings MQTT and the rest
+    from qmpballoon.agent.app import run as run_agent  # after the options are checked: it imports MQTT
     from qmpballoon.agent.event_loop import loop_factory
 
     log.set_up(verbose=arguments.verbose)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(rule(configuration, reload=lambda: configured(arguments)))
+        return runner.run(run_agent(configuration, reload=lambda: configured(arguments)))
 
 
 def configured(arguments: argparse.Namespace) -> Configuration:
-    """Return the configuration of the file, if one was named, with what was typed over it.
+    """Return the configuration of the file, if one is given, with the options that override it.
 
     Raises:
-        ConfigurationError: something is wrong in the file, or in what was typed; has all of it.
+        ConfigurationError: the file or an option is invalid; has all problems.
     """
     configuration = load(arguments.config) if arguments.config else defaults()
     configuration = override(
@@ -113,9 +113,9 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         reserve=arguments.reserve,
     )
     problems = [
-        Problem(None, "discovery.sockets", why)
+        Problem(None, "discovery.sockets", reason)
         for pattern in configuration.discovery.sockets
-        if (why := wrong_path(pattern)) is not None
+        if (reason := refused_path(pattern)) is not None
     ]
     if problems:
         raise ConfigurationError(arguments.config or COMMAND_LINE, problems)

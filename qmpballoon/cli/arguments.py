@@ -1,4 +1,4 @@
-"""Values that are typed at the command line, each with an error that says what is right."""
+"""Readers of typed values; an error says what is valid."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seconds(text: str) -> float:
 
 
 def size(text: str) -> Amount:
-    """Read a size as typed; a percentage stays one until the VM's size is known."""
+    """Read a size as typed; a percentage is resolved when the VM's size is known."""
     try:
         return parse_amount(text)
     except (InvalidSize, OutOfRange) as error:

@@ -1,4 +1,4 @@
-"""``check-config``: all errors of a configuration file at once, or what it puts in force."""
+"""``check-config``: all errors of a configuration file at once, or its settings."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ examples:
   qmpballoon check-config /etc/qmpballoon.toml --json | jq -r '.problems[] | "\\(.line): \\(.reason)"'
   qmpballoon agent --print-default-config > qmpballoon.toml      to start from
 
-Exit code 0: the file can be used. 2: it cannot; each error has its line, its key and what would be right.
-A password, certificate or key file that cannot be read or used here is told on stderr and is no error: the
-agent may run elsewhere, or as somebody else.
+Exit code 0: the file can be used. 2: it cannot; each error has its line, its key and what is valid.
+A password, certificate or key file that cannot be read or used here is a warning on stderr, no error: the
+agent may run on another machine or as another user.
 """
 
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it and return the exit code."""
+    """Run the verb and return the exit code."""
     try:
         configuration = load(arguments.file)
     except ConfigurationError as error:
@@ -45,15 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
         terminal.print_json({"file": arguments.file, "ok": False, "problems": problems})
         return WRONG_USAGE
     for unusable in unusable_files(configuration.mqtt):
-        terminal.print_error(
-            terminal.clean(f"warning: {unusable}")
-        )  # the agent may run as somebody who can read it
+        terminal.print_error(terminal.clean(f"warning: {unusable}"))  # the agent may run as another user
     if arguments.json:
         terminal.print_json({"file": arguments.file, "ok": True, "problems": []})
         return DONE
     print(f"{terminal.clean(arguments.file)}: ok")
-    for subject, said in _in_force(configuration):
-        print(terminal.clean(f"  {subject:<9} {said}"))
+    for subject, setting in _in_force(configuration):
+        print(terminal.clean(f"  {subject:<9} {setting}"))
     return DONE
 
 
@@ -74,10 +72,10 @@ def _in_force(configuration: Configuration) -> Iterator[tuple[str, str]]:
         f"floor {vm.floor}, ceiling {vm.ceiling}, shares {vm.shares}, stats every {vm.stats_interval_s} s",
     )
     for match in configuration.matches:
-        who = " and ".join(glob for glob in (match.name, match.socket) if glob)
+        globs = " and ".join(glob for glob in (match.name, match.socket) if glob)
         what = [f"{key} {value}" for key, value in match.settings]
         what += [f"renamed {match.rename}"] if match.rename else []
-        yield "", f"{who}: {', '.join(what) or 'nothing of its own'}"
+        yield "", f"{globs}: {', '.join(what) or 'nothing of its own'}"
 
 
 def _budget(configuration: Configuration) -> str:

@@ -1,4 +1,4 @@
-"""``demo``: a short story with figures, played by real guests, a real broker and the agent."""
+"""``demo``: a short demonstration with figures: real guests, a real broker and the agent."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from qmpballoon.cli.program import DONE, FAILED, INTERRUPTED
 
 EXAMPLES: Final = """\
 examples:
-  qmpballoon demo              the story, two to three minutes; ends by itself
+  qmpballoon demo              two to three minutes; ends by itself
   qmpballoon demo --for 300    stays five minutes more, to try it with mosquitto_sub and mosquitto_pub
 
 Five guests with changing needs share 62 % of what they could use: first the agent moves memory between
-them by itself, then each has an equal part, and the difference is told. Drawn live in a terminal (NO_COLOR
-is respected), told line by line elsewhere.
+them, then each has an equal part, and the results are compared. A live picture in a terminal (NO_COLOR is
+respected), otherwise line by line.
 
 Needs QEMU and mosquitto, no KVM and no root. The guests are emulated and small. The first run downloads
-a kernel (some 30 MB). All of it lives in a directory under /tmp and is gone at the end, also after Ctrl-C.
+a kernel (some 30 MB). All files are in a directory under /tmp, which is removed at the end, even after
+Ctrl-C.
 """
 
 
@@ -36,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it and return the exit code."""
-    from qmpballoon.lab.demo.run import BrokerGone, run_demo  # brings MQTT: not for --help
+    """Run the verb and return the exit code."""
+    from qmpballoon.lab.demo.run import BrokerGone, run_demo  # imports MQTT: not for --help
     from qmpballoon.lab.require import LabError
 
     try:
         asyncio.run(run_demo(arguments.stay_s))
-    except asyncio.CancelledError:  # by SIGTERM
+    except asyncio.CancelledError:  # SIGTERM
         return INTERRUPTED
     except LabError as error:
         terminal.print_error(str(error))

@@ -1,4 +1,4 @@
-"""The parser, which verb runs, and what an error becomes: one line on stderr and an exit code."""
+"""The parser, the choice of the verb, and errors: one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ NOT_IN_TIME: Final = 4
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
 _VERBS: Final = {
-    "agent": "Rule this host's VMs, seen and steered over MQTT.",
-    "status": "Show how large each VM is and what its guest says.",
+    "agent": "Control this host's VMs, with state and requests over MQTT.",
+    "status": "Show the size of each VM and the statistics of its guest.",
     "set": "Set the balloon target of a VM.",
     "watch": "Stream the events and figures of VMs until interrupted.",
     "simulate": "Run policies on workload traces in the simulator: figures, reasons, a drawing.",
     "check-config": "Check a configuration file, or show what it puts in force.",
-    "demo": "Show it all at work, with real guests and a real broker.",
+    "demo": "Demonstrate everything with real guests and a real broker.",
 }
 _EPILOG: Final = """\
 examples:
-  qmpballoon status                                what the VMs under /run/qmpballoon do
+  qmpballoon status                                the VMs under /run/qmpballoon
   qmpballoon set /run/qmpballoon/web1.qmp 256MiB --wait
   qmpballoon agent --broker mqtt://localhost
-  qmpballoon demo                                  see everything work, with real guests
+  qmpballoon demo                                  a demonstration with real guests
 
-A VM is seen through a QMP socket; give QEMU one for this program alone:
+A VM is reached through a QMP socket; give QEMU one for this program alone:
   -device virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on
   -qmp unix:/run/qmpballoon/NAME.qmp,server=on,wait=off
 
@@ -65,7 +65,7 @@ shell completion:
 
 
 class Verb(Protocol):
-    """What the module of a verb offers."""
+    """The interface of a verb's module."""
 
     EXAMPLES: str
 
@@ -73,30 +73,30 @@ class Verb(Protocol):
         """Declare the verb's arguments."""
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do it and return the exit code."""
+        """Run the verb and return the exit code."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (None: that of this process) and return its exit code."""
     typed = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of VMs may be of any alphabet
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of VMs may have any characters
     try:
         code = _run(typed)
         sys.stdout.flush()
     except BrokenPipeError:
-        return _reader_left()
+        return _stdout_closed()
     except BaseExceptionGroup as group:
         if group.split(BrokenPipeError)[1] is not None:
             raise
-        return _reader_left()
+        return _stdout_closed()
     except KeyboardInterrupt:
         return INTERRUPTED
     return code
 
 
 def exit_code(error: QmpBalloonError) -> int:
-    """Return the exit code that an error means."""
+    """Return the exit code of an error."""
     match error:
         case ConfigurationError() | InvalidSize() | OutOfRange() | AnotherAgentRuns():
             return WRONG_USAGE
@@ -111,10 +111,10 @@ def exit_code(error: QmpBalloonError) -> int:
 def _run(typed: list[str]) -> int:
     verb = next((word for word in typed if not word.startswith("-")), None)
     try:
-        arguments = _parser(filled=(verb,) if verb in _VERBS else ()).parse_args(typed)
-    except SystemExit as over:  # argparse's way to end after --help or a mistake
+        arguments = _parser(with_arguments=(verb,) if verb in _VERBS else ()).parse_args(typed)
+    except SystemExit as ended:  # raised by argparse after --help or an error
         sys.stdout.flush()
-        return over.code if isinstance(over.code, int) else FAILED
+        return ended.code if isinstance(ended.code, int) else FAILED
     try:
         return _module(arguments.verb).run(arguments)
     except ConfigurationError as error:
@@ -129,11 +129,11 @@ def _module(verb: str) -> Verb:
     return cast(Verb, importlib.import_module(f"qmpballoon.cli.{verb.replace('-', '_')}"))
 
 
-def _parser(*, filled: Sequence[str | None]) -> argparse.ArgumentParser:
-    """Return the parser with all verbs, and the arguments of those that are ``filled``."""
+def _parser(*, with_arguments: Sequence[str | None]) -> argparse.ArgumentParser:
+    """Return the parser with all verbs; only those in ``with_arguments`` have their arguments."""
     parser = _Parser(
         prog="qmpballoon",
-        description="Moves memory between QEMU guests over their monitors, seen and steered over MQTT.",
+        description="Moves memory between QEMU guests over their monitors; state and requests over MQTT.",
         epilog=_EPILOG,
         formatter_class=_Help,
     )
@@ -147,7 +147,7 @@ def _parser(*, filled: Sequence[str | None]) -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
     for verb, sentence in _VERBS.items():
-        module = _module(verb) if verb in filled else None
+        module = _module(verb) if verb in with_arguments else None
         below = verbs.add_parser(
             verb,
             help=sentence[0].lower() + sentence[1:].rstrip("."),
@@ -161,14 +161,14 @@ def _parser(*, filled: Sequence[str | None]) -> argparse.ArgumentParser:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Leaves the examples as they are written, and the options on one line each where it is wide enough."""
+    """Prints the examples as they are, and each option on one line if the terminal is wide enough."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns - 2))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Prints an error on one line."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required: VERB"):
@@ -195,7 +195,7 @@ class _PrintCompletion(argparse.Action):
     ) -> NoReturn:
         import shtab
 
-        complete = _parser(filled=tuple(_VERBS))
+        complete = _parser(with_arguments=tuple(_VERBS))
         for action in _actions(complete):
             if "SOCKET" in str(action.metavar) or "FILE" in str(action.metavar):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
@@ -213,8 +213,8 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
                 yield from _actions(below)
 
 
-def _reader_left() -> int:
-    """Ignore that the reader of stdout has gone, also at the interpreter's last flush."""
+def _stdout_closed() -> int:
+    """Ignore that stdout was closed by its reader, even at the interpreter's last flush."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

@@ -1,4 +1,4 @@
-"""``set``: sets a balloon target; refuses one below which the guest starts to kill."""
+"""``set``: sets a balloon target; refuses one at which the guest may start to kill."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from qmpballoon.units import MIB, Amount, format_size, round_up_to_page
 
 EXAMPLES: Final = """\
 examples:
-  qmpballoon set /run/qmpballoon/web1.qmp 256MiB           ask and return
-  qmpballoon set /run/qmpballoon/web1.qmp 50% --wait       return when it is there, exit 4 after 30 s
+  qmpballoon set /run/qmpballoon/web1.qmp 256MiB           set it and return
+  qmpballoon set /run/qmpballoon/web1.qmp 50% --wait       return when it is reached, exit 4 after 30 s
   qmpballoon set '/run/qmpballoon/test-*.qmp' 100% --wait=60
 
 SIZE is what the guest keeps: 512MiB, 1.5GiB, 500MB (1000s), 50% of the VM's size, or bytes.
-To shrink below what the guest holds (its actual minus what it has available) plus 24 MiB costs it
-swap, stalls or its life: that needs --force, as does shrinking a guest that sends no statistics.
+To shrink below what the guest holds (its actual minus what it has available) plus 24 MiB causes
+swap, stalls or kills: that needs --force, as does shrinking a guest that sends no statistics.
 Growing is always allowed.
 """
 
-MARGIN: Final = 24 * MIB  # a guest without swap was killed at about 5 MiB available; this is a step away
+MARGIN: Final = 24 * MIB  # a guest without swap started to kill at about 5 MiB available
 _CONNECT_S: Final = 5.0
 _FRESH_S: Final = 1.5
-_LOOKS: Final = 10
-_LOOK_AGAIN_S: Final = 0.1
+_MOST_READS: Final = 10
+_READ_AGAIN_S: Final = 0.1
 
 
 class Refused(QmpBalloonError):
-    """The guest may not survive this target; ``least`` is the smallest that is taken, None if unknown."""
+    """The target is too small for the guest; ``least`` is the smallest that is accepted, None if unknown."""
 
     code = "not-allowed"
 
@@ -51,19 +51,19 @@ class Refused(QmpBalloonError):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one VM."""
+    """The result for one VM."""
 
     name: str
     socket: str
     before: VmState | None = None
     after: VmState | None = None
     target: int | None = None
-    reached: bool | None = None  # None: nobody waited
+    reached: bool | None = None  # None: without --wait
     took_s: float | None = None
     error: QmpBalloonError | None = None
 
     def as_json(self) -> dict[str, object]:
-        """Return the outcome as the object that is printed; sizes in bytes."""
+        """Return the outcome as the printed object; sizes in bytes."""
         error: dict[str, object] | None = None
         if self.error:
             error = {"code": self.error.code, "message": str(self.error)}
@@ -84,7 +84,7 @@ class Outcome:
         }
 
     def as_line(self) -> str:
-        """Return the outcome of a success as a line for a person."""
+        """Return a successful outcome as a line of text."""
         assert self.before is not None
         move = f"{self.name}: {format_size(self.before.actual)} -> {format_size(self.target)}"
         if self.after is None:
@@ -106,12 +106,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="return when the guest is that size, exit 4 if not within S seconds (default: 30)",
     )
-    parser.add_argument("--force", action="store_true", help="also where it may cost the guest's life")
+    parser.add_argument("--force", action="store_true", help="even if the guest may start to swap or kill")
     parser.add_argument("--json", action="store_true", help="print a list of objects, sizes in bytes")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it and return the exit code."""
+    """Run the verb and return the exit code."""
     paths = [found.path for found in find_sockets([arguments.socket])]
     outcomes = asyncio.run(_set_all(paths, arguments.size, arguments.wait, force=arguments.force))
     if arguments.json:
@@ -119,27 +119,27 @@ def run(arguments: argparse.Namespace) -> int:
     code = DONE
     for outcome in outcomes:
         if outcome.error:
-            terminal.print_error(terminal.clean(_complaint(outcome)))
+            terminal.print_error(terminal.clean(_error_line(outcome)))
             code = max(code, exit_code(outcome.error))
         elif not arguments.json:
             print(terminal.clean(outcome.as_line()))
     return code
 
 
-def refuse_danger(state: VmState, target: int) -> None:
-    """Check that the guest is likely to survive this target.
+def check_target(state: VmState, target: int) -> None:
+    """Check that a target that shrinks the guest leaves it what it holds plus a margin.
 
     Raises:
-        Refused: it shrinks the guest to less than it holds plus a margin, or nobody knows what it holds.
+        Refused: it does not, or what the guest holds is unknown.
     """
     if target >= state.actual:
         return
     if state.held is None:
         moving = state.guest is not None and state.guest.available is not None
-        why = "its balloon is moving" if moving else "the guest sends no fresh statistics"
+        reason = "its balloon is moving" if moving else "the guest sends no fresh statistics"
         raise Refused(
             None,
-            f"not set: {why}, so nobody knows how far it can shrink; --force sets it all the same",
+            f"not set: {reason}, so nobody knows how far it can shrink; --force sets it all the same",
         )
     least = min(state.actual, state.held + MARGIN)
     if target < least:
@@ -158,9 +158,9 @@ async def _set_all(
 
     async def line(elapsed_s: float) -> str:
         now = [f"{vm.name} is at {format_size((await vm.state(fresh_s=0)).actual)}" for vm in waiting]
-        return f"{elapsed_s:.0f} s, to {amount}: {', '.join(now)}" if now else "looking at the VM"
+        return f"{elapsed_s:.0f} s, to {amount}: {', '.join(now)}" if now else "reading the VM"
 
-    async def turn(path: str) -> Outcome:
+    async def set_one(path: str) -> Outcome:
         try:
             async with connected(path, timeout_s=_CONNECT_S) as vm:
                 return await _set_one(vm, path, amount, wait_s, force=force, waiting=waiting)
@@ -168,14 +168,14 @@ async def _set_all(
             return Outcome(Path(path).stem, path, error=error)
 
     async with terminal.progress(line), asyncio.TaskGroup() as group:
-        tasks = [group.create_task(turn(path), name=f"set {path}") for path in paths]
+        tasks = [group.create_task(set_one(path), name=f"set {path}") for path in paths]
     return [task.result() for task in tasks]
 
 
 async def _set_one(
     vm: Vm, path: str, amount: Amount, wait_s: float | None, *, force: bool, waiting: list[Vm]
 ) -> Outcome:
-    before = await _looked_at(vm)
+    before = await _steady_state(vm)
     target = round_up_to_page(amount.of(before.size))
     began_s = time.monotonic()
     try:
@@ -185,7 +185,7 @@ async def _set_one(
                 "a balloon cannot add memory"
             )
         if not force:
-            refuse_danger(before, target)
+            check_target(before, target)
         if wait_s is None:
             await vm.set_target(target)
             return Outcome(vm.name, path, before, target=target)
@@ -203,17 +203,17 @@ async def _set_one(
     return Outcome(vm.name, path, before, after, target, reached=True, took_s=took_s)
 
 
-async def _looked_at(vm: Vm) -> VmState:
-    """Return the state; if the balloon moved too fast around the sample, a later one of the next moments."""
-    for _ in range(_LOOKS - 1):
+async def _steady_state(vm: Vm) -> VmState:
+    """Return the state; read it again if the balloon moved too fast around the sample."""
+    for _ in range(_MOST_READS - 1):
         state = await vm.state(fresh_s=_FRESH_S)
         if state.held is not None or state.guest is None:
             return state
-        await asyncio.sleep(_LOOK_AGAIN_S)
+        await asyncio.sleep(_READ_AGAIN_S)
     return await vm.state(fresh_s=_FRESH_S)
 
 
-def _complaint(outcome: Outcome) -> str:
+def _error_line(outcome: Outcome) -> str:
     match outcome.error:
         case NotReached() as error:
             return (

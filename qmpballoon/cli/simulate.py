@@ -34,7 +34,7 @@ examples:
   qmpballoon simulate all --seed 1 --seed 2 --seed 3 --json > figures.json
 
 built-in traces: {", ".join(BUILT_IN)}; all plays each
-policies: {", ".join(SIMULATED)}; peers are played bare, guarded-NAME puts one into the guard
+policies: {", ".join(SIMULATED)}; policies of other programs run bare, guarded-NAME adds the guard
 
 A trace file is JSON: a host with its budget, VMs, and rows of [time, anonymous bytes, page cache bytes].
 The columns: kills by the guests' own kernels (and VMs that had one), VM-seconds starved, MiB·s over
@@ -42,7 +42,7 @@ budget, demanded memory that was not had, memory lent beyond an equal split, reg
 division (means), moves per VM and hour and of these reversals within 120 s, seconds a starvation lasted,
 and decisions against the rules (below a floor, over a ceiling, shrunk on stale figures).
 """
-_QUIET_S: Final = 1.0
+_PROGRESS_AFTER_S: Final = 1.0
 _SEEDS: Final = (1, 2, 3)
 _LARGEST_SEED: Final = 2**31
 _NOT_IN_A_FILE_NAME: Final = re.compile(r"[^\w.-]")
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         action="append",
         type=_policy,
-        help="play this one; repeatable; default: all",
+        help="play this policy; repeatable; default: all",
     )
     parser.add_argument(
         "--seed",
@@ -67,22 +67,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of built-in traces and sampling; repeatable; default 1 2 3, with --why or --plot 1",
     )
     parser.add_argument(
-        "--why", metavar="VM", help="tell what was decided about this VM and why, line by line"
+        "--why", metavar="VM", help="print the decisions about this VM and their reasons, line by line"
     )
     parser.add_argument(
-        "--plot", metavar="FILE.svg", help="draw each run; of several the names go into the file names"
+        "--plot",
+        metavar="FILE.svg",
+        help="draw each run; with several, the file names contain trace and policy",
     )
     parser.add_argument(
         "--kernel",
         choices=tuple(KERNELS),
         default=HARSHEST.release,
-        help="of the guests: what theirs does when memory is short; default: %(default)s",
+        help="kernel of the guests, for its behaviour when memory is short; default: %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one list")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it and return the exit code."""
+    """Run the verb and return the exit code."""
     closely = arguments.why is not None or arguments.plot is not None
     seeds = arguments.seed or (_SEEDS[:1] if closely else _SEEDS)
     traces = list(_traces(arguments.traces, seeds))
@@ -112,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Job:
-    """One trace under one policy; goes to another process and comes back as a run."""
+    """One trace under one policy; can be called in another process and returns a run."""
 
     def __init__(self, trace: Trace, host: Host, policy: str, record: bool) -> None:
         self.trace, self.host, self.policy, self.record = trace, host, policy, record
@@ -129,27 +131,27 @@ class _Job:
 
 
 def why(run: Run, vm: VmId) -> Iterator[str]:
-    """Yield a line for each event of a VM: moves, holds, kills; for a person."""
+    """Yield a line of text for each event of a VM: moves, holds, kills."""
     kills = [(at_s, "killed: the guest's kernel ran out of memory") for at_s in run.kills[vm]]
-    told = [(step.at_s, _told(step)) for step in run.steps if step.vm == vm]
+    moves = [(step.at_s, _step_line(step)) for step in run.steps if step.vm == vm]
     yield f"{vm} in {run.trace.name} under {run.policy}"
-    if not kills and not told:
+    if not kills and not moves:
         yield "  nothing was decided about it"
-    for at_s, said in sorted([*kills, *told]):
-        yield f"  {at_s:8.1f} s  {said}"
+    for at_s, text in sorted([*kills, *moves]):
+        yield f"  {at_s:8.1f} s  {text}"
 
 
-def _told(step: Step) -> str:
-    knew = "no figures"
+def _step_line(step: Step) -> str:
+    figures = "no figures"
     if step.held is not None and step.available is not None:
-        knew = (
+        figures = (
             f"held {format_size(step.held)}, {format_size(step.available)} available "
             f"{max(0.0, step.sample_age_s or 0.0):.1f} s before"
         )
     if step.target is None:
-        return f"stays at {format_size(step.actual)}  {step.why}  ({knew})"
+        return f"stays at {format_size(step.actual)}  {step.why}  ({figures})"
     verb = "grow" if step.target > step.actual else "shrink"
-    return f"{verb} {format_size(step.actual)} -> {format_size(step.target)}  {step.why}  ({knew})"
+    return f"{verb} {format_size(step.actual)} -> {format_size(step.target)}  {step.why}  ({figures})"
 
 
 def _traces(names: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[Trace, int]]:
@@ -174,7 +176,7 @@ def _check_vm(name: str, traces: Sequence[Trace]) -> None:
 
 
 def _played(jobs: Sequence[_Job]) -> list[Run]:
-    """Play all, in parallel if there is more than one; progress goes to stderr."""
+    """Play all, in parallel if there are several; progress goes to stderr."""
     progress = _Progress()
     if len(jobs) == 1:
         run = jobs[0](lambda at_s: progress.show(f"{at_s:.0f} of {jobs[0].trace.duration_s:.0f} s played"))
@@ -182,7 +184,7 @@ def _played(jobs: Sequence[_Job]) -> list[Run]:
         return [run]
     done: dict[int, Run] = {}
     workers = min(len(jobs), os.cpu_count() or 1)
-    ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # ^C is for this process, which ends the others
+    ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # this process handles ^C and ends the others
     with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=ignore_interrupts) as pool:
         futures = {pool.submit(job): place for place, job in enumerate(jobs)}
         try:
@@ -190,8 +192,8 @@ def _played(jobs: Sequence[_Job]) -> list[Run]:
                 done[futures[future]] = future.result()
                 progress.show(f"{len(done)} of {len(jobs)} runs")
         finally:
-            # After ^C it does not wait for runs that go on. When all are done it does: Python 3.11 may
-            # print_error of a bad descriptor when it exits while the pool's thread ends.
+            # After ^C do not wait for the other runs. When all are done, wait: Python 3.11 may report a bad
+            # descriptor if it exits while the pool's thread ends.
             pool.shutdown(wait=len(done) == len(jobs), cancel_futures=True)
             progress.show("")
     return [done[place] for place in range(len(jobs))]
@@ -205,15 +207,15 @@ class _Progress:
 
     def show(self, text: str) -> None:
         passed_s = time.monotonic() - self.began_s
-        if sys.stderr.isatty() and passed_s >= _QUIET_S:
+        if sys.stderr.isatty() and passed_s >= _PROGRESS_AFTER_S:
             line = f"{text}, {passed_s:.0f} s" if text else ""
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def _plot(path: Path, runs: Sequence[Run]) -> None:
     for one in runs:
-        called = _NOT_IN_A_FILE_NAME.sub("_", one.trace.name)[:_LONGEST_PART]
-        here = path if len(runs) == 1 else path.parent / f"{path.stem}-{called}-{one.policy}{path.suffix}"
+        name = _NOT_IN_A_FILE_NAME.sub("_", one.trace.name)[:_LONGEST_PART]
+        here = path if len(runs) == 1 else path.parent / f"{path.stem}-{name}-{one.policy}{path.suffix}"
         try:
             here.write_text(draw(one), encoding="utf-8")
         except OSError as error:
@@ -239,7 +241,7 @@ def _table(runs: Sequence[Run]) -> list[str]:
 
 
 def _grouped(runs: Sequence[Run]) -> Iterator[tuple[str, str, list[Run]]]:
-    """Yield the runs of one kind of trace and one policy together; seeds are added up."""
+    """Yield the runs of one kind of trace and one policy together, all seeds in one group."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for one in runs:
         kind, _, seed = one.trace.name.rpartition("-")

@@ -1,4 +1,4 @@
-"""Which monitors are meant by what was typed, and whether anybody listens there."""
+"""Which monitors a typed path or glob names, and whether a process listens there."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ ARGUMENT_HELP: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A socket, and whether it was typed as such or only matched a glob."""
+    """A socket, and whether its path was typed or matched a glob."""
 
     path: str
     is_named: bool
 
 
 def find_sockets(typed: Sequence[str]) -> list[Found]:
-    """Return the sockets that were typed, globs expanded, sorted; nothing typed means the defaults.
+    """Return the sockets of typed paths and globs, sorted; without any, those of the default globs.
 
-    A path that exists is itself, whatever characters it has. Of a glob only sockets are taken.
+    An existing path is never a glob. A glob matches sockets only.
 
     Raises:
         Unreachable: there is none.
-        ConfigurationError: what was typed is a directory or no path.
+        ConfigurationError: a typed text is a directory or no path.
     """
     patterns = typed or surroundings_here().sockets
-    problems = [Problem(None, "SOCKET", why) for each in typed if (why := wrong_path(each)) is not None]
+    problems = [Problem(None, "SOCKET", why) for each in typed if (why := refused_path(each)) is not None]
     if problems:
         raise ConfigurationError(COMMAND_LINE, problems)
     found: dict[str, bool] = {}
@@ -59,18 +59,18 @@ def find_sockets(typed: Sequence[str]) -> list[Found]:
     return [Found(path, found[path]) for path in sorted(found)]
 
 
-def wrong_path(typed: str) -> str | None:
-    """Return why this is no socket and no glob of some; None if it may be."""
+def refused_path(typed: str) -> str | None:
+    """Return why a typed text is no socket and no glob; None if it may be one."""
     if os.path.isdir(typed):
         return f"{typed} is a directory; name its sockets: '{os.path.join(typed, '*.qmp')}'"
     return None if os.path.lexists(typed) else refused_address(typed)
 
 
-def somebody_listens(path: str) -> bool:
+def is_listening(path: str) -> bool:
     """Tell whether a process listens on the socket, without connecting to it.
 
-    A datagram connect to a stream socket is refused by type where one is bound, and before that where
-    none is (unix(7): EPROTOTYPE, ECONNREFUSED).
+    A datagram connect fails with EPROTOTYPE if a stream socket is bound there, and with ECONNREFUSED if
+    none is (unix(7)).
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
@@ -81,13 +81,13 @@ def somebody_listens(path: str) -> bool:
 
 @asynccontextmanager
 async def connected(path: str, *, timeout_s: float) -> AsyncIterator[Vm]:
-    """Open a monitor as :func:`qmpballoon.connect` does, but do not wait for one that is not there."""
-    async with connect(path, timeout_s=timeout_s if somebody_listens(path) else 0.0) as vm:
+    """Open a monitor as :func:`qmpballoon.connect` does, but do not wait if no process listens."""
+    async with connect(path, timeout_s=timeout_s if is_listening(path) else 0.0) as vm:
         yield vm
 
 
 def _is_socket(path: str) -> bool:
     try:
         return stat.S_ISSOCK(os.stat(path).st_mode)
-    except OSError:  # gone meanwhile
+    except OSError:  # removed meanwhile
         return False

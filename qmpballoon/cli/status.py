@@ -1,4 +1,4 @@
-"""``status``: how large each VM is and what its guest says, asked once over QMP."""
+"""``status``: the size of each VM and the statistics of its guest, queried once over QMP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qmpballoon import terminal
 from qmpballoon.api import Vm
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import CANNOT_REACH, DONE
-from qmpballoon.cli.sockets import ARGUMENT_HELP, Found, connected, find_sockets, somebody_listens
+from qmpballoon.cli.sockets import ARGUMENT_HELP, Found, connected, find_sockets, is_listening
 from qmpballoon.errors import ConnectionLost, MonitorBusy, NoBalloon, QmpBalloonError
 from qmpballoon.model.facts import BootFacts, Seen, VmFacts
 from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, health_of
@@ -31,20 +31,20 @@ examples:
   qmpballoon status web1.qmp '/run/db/*.qmp'    these
   qmpballoon status --json | jq '.[] | select(.health != "ok")'
 
-ACTUAL is what the guest has left of SIZE; the balloon holds the rest. AVAILABLE, FREE and CACHES
-are the guest's own figures, AGE how old they are, RSS what QEMU holds of the host's memory.
-A monitor serves one client: of a VM that an agent holds, HEALTH is busy.
+ACTUAL is the part of SIZE that the guest has; the balloon holds the rest. AVAILABLE, FREE and CACHES
+are reported by the guest, AGE is their age, RSS the host memory that QEMU uses.
+A monitor serves one client: while an agent is connected to it, HEALTH is busy.
 """
 
 _AT_ONCE: Final = 32
-_FRESH_S: Final = 1.5  # a calm guest, whose figures stay the same, takes until the next whole second
-_UNREACHED: Final = ("offline", "unresponsive", "busy")
+_FRESH_S: Final = 1.5  # statistics that do not change are seen as fresh only after the next whole second
+_NOT_REACHED: Final = ("offline", "unresponsive", "busy")
 _HEADER: Final = ("NAME", "SIZE", "ACTUAL", "AVAILABLE", "FREE", "CACHES", "RSS", "AGE", "HEALTH")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one look at a VM told; ``error`` says why it did not tell all."""
+    """The result of one query of a VM; ``error`` is why parts are missing."""
 
     found: Found
     name: str
@@ -56,7 +56,7 @@ class Report:
     error: QmpBalloonError | None = None
 
     def as_json(self) -> dict[str, object]:
-        """Return the report with the keys of the VM object, as far as one look tells them."""
+        """Return the report with the keys of the VM object that one query can fill."""
         state = self.state
         return {
             "name": self.name,
@@ -70,7 +70,7 @@ class Report:
         }
 
     def as_row(self) -> tuple[str, ...]:
-        """Return the cells of the table, but for colour."""
+        """Return the cells of the table, without colour."""
         state, guest = self.state, self.state.guest if self.state else None
         health = self.health
         if state and state.run_state not in ("running", health):
@@ -89,7 +89,7 @@ class Report:
 
 
 def state_as_json(state: VmState | None) -> dict[str, object]:
-    """Return a state with the keys of the VM object; null is what is not known."""
+    """Return a state with the keys of the VM object; unknown values are null."""
     guest = state.guest if state else None
     return {
         "run_state": state.run_state if state else None,
@@ -103,7 +103,7 @@ def state_as_json(state: VmState | None) -> dict[str, object]:
 
 
 def guest_as_json(guest: GuestStats | None) -> dict[str, object]:
-    """Return a guest's figures; all are null when there are none."""
+    """Return a guest's statistics; all null without any."""
     if guest is None:
         return dict.fromkeys(field.name for field in fields(GuestStats))
     return {**asdict(guest), "age_s": round(guest.age_s, 3)}
@@ -123,26 +123,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it and return the exit code."""
-    reports = asyncio.run(look_at_all(find_sockets(arguments.sockets), timeout_s=arguments.timeout))
+    """Run the verb and return the exit code."""
+    reports = asyncio.run(query_all(find_sockets(arguments.sockets), timeout_s=arguments.timeout))
     if arguments.json:
         terminal.print_json([report.as_json() for report in reports])
     else:
         _print_table(reports)
-    unreached = [report for report in reports if report.health in _UNREACHED]
+    unreached = [report for report in reports if report.health in _NOT_REACHED]
     named = any(report.found.is_named for report in unreached)
     return CANNOT_REACH if named or len(unreached) == len(reports) else DONE
 
 
-async def look_at_all(sockets: Sequence[Found], *, timeout_s: float) -> list[Report]:
-    """Look at all of them, some at a time, and return the reports in the order of their names."""
-    turn = asyncio.Semaphore(_AT_ONCE)
+async def query_all(sockets: Sequence[Found], *, timeout_s: float) -> list[Report]:
+    """Query all of them, a bounded number at a time, and return the reports in the order of names."""
+    slots = asyncio.Semaphore(_AT_ONCE)
     answered = 0
 
-    async def look(found: Found) -> Report:
+    async def query_one(found: Found) -> Report:
         nonlocal answered
-        async with turn:
-            report = await look_at(found, timeout_s=timeout_s)
+        async with slots:
+            report = await query(found, timeout_s=timeout_s)
         answered += 1
         return report
 
@@ -150,12 +150,12 @@ async def look_at_all(sockets: Sequence[Found], *, timeout_s: float) -> list[Rep
         return f"{answered} of {len(sockets)} VMs answered"
 
     async with terminal.progress(line), asyncio.TaskGroup() as group:
-        looks = [group.create_task(look(found), name=f"status of {found.path}") for found in sockets]
-    return sorted((task.result() for task in looks), key=lambda report: (report.name, report.found.path))
+        queries = [group.create_task(query_one(found), name=f"status of {found.path}") for found in sockets]
+    return sorted((task.result() for task in queries), key=lambda report: (report.name, report.found.path))
 
 
-async def look_at(found: Found, *, timeout_s: float) -> Report:
-    """Look at one VM; never raises what a VM can cause."""
+async def query(found: Found, *, timeout_s: float) -> Report:
+    """Query one VM; errors are in the report."""
     name, pid, qemu, rss = Path(found.path).stem, None, None, None
     try:
         try:
@@ -166,17 +166,17 @@ async def look_at(found: Found, *, timeout_s: float) -> Report:
                 name, pid, qemu = vm.name, vm.pid, vm.qemu
                 rss = rss_of(vm.pid) if vm.pid else None
                 state = await vm.state(fresh_s=_FRESH_S)
-                return Report(found, name, await health_of_one(vm, state), pid, qemu, state, rss)
+                return Report(found, name, await health_of_state(vm, state), pid, qemu, state, rss)
         except TimeoutError as error:
             if isinstance(error, QmpBalloonError):
                 raise
             raise ConnectionLost(f"{found.path}: QEMU did not answer within {timeout_s:g} s") from None
     except QmpBalloonError as error:
-        return Report(found, name, health_after(error, found.path), pid, qemu, None, rss, error)
+        return Report(found, name, health_of_error(error, found.path), pid, qemu, None, rss, error)
 
 
-async def health_of_one(vm: Vm, state: VmState) -> str:
-    """Return the first health word that one look at a VM that answers tells."""
+async def health_of_state(vm: Vm, state: VmState) -> str:
+    """Return the health word for one state of a VM whose monitor answers."""
     life, now_s, driver = life_of(vm.pid) if vm.pid else None, time.monotonic(), await vm.driver_up()
     seen = Seen(
         run_state=state.run_state,
@@ -190,15 +190,15 @@ async def health_of_one(vm: Vm, state: VmState) -> str:
     return health_of(VmFacts(id=VmId(vm.name), seen=seen, boot=boot), now_s)
 
 
-def health_after(error: QmpBalloonError, path: str) -> str:
-    """Return the health word of a VM that could not be looked at."""
+def health_of_error(error: QmpBalloonError, path: str) -> str:
+    """Return the health word of a VM that could not be queried."""
     match error:
         case MonitorBusy():
             return "busy"
         case NoBalloon():
             return "no-balloon"
         case _:
-            return "unresponsive" if somebody_listens(path) else "offline"
+            return "unresponsive" if is_listening(path) else "offline"
 
 
 def _print_table(reports: Sequence[Report]) -> None:
@@ -219,4 +219,4 @@ def _print_table(reports: Sequence[Report]) -> None:
 
 
 def _colour(health: str) -> str:
-    return "green" if health == "ok" else "red" if health in _UNREACHED else "yellow"
+    return "green" if health == "ok" else "red" if health in _NOT_REACHED else "yellow"

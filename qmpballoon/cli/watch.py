@@ -1,11 +1,11 @@
-"""``watch``: streams the events and figures of VMs until interrupted; a lost VM is waited for."""
+"""``watch``: streams the events and figures of VMs until interrupted; reconnects to a lost VM."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -27,15 +27,12 @@ examples:
   qmpballoon watch '/run/qmpballoon/*.qmp' --interval 0.2
   qmpballoon watch --json | jq -c 'select(.event != "stats")'
 
-Ends with Ctrl-C. While it watches it holds the monitors: nobody else gets in.
+Ends with Ctrl-C. It holds the monitors meanwhile: no other client can connect.
 """
 
 _CONNECT_S: Final = 5.0
 _FIRST_RETRY_S: Final = 0.25
 _LAST_RETRY_S: Final = 4.0
-
-Tell = Callable[[str, datetime, Mapping[str, object]], None]
-"""Called with what happened, when, and its details."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it; ends only by an interruption."""
+    """Run the verb; only an interruption ends it."""
     sockets = find_sockets(arguments.sockets)
     asyncio.run(_watch_all(sockets, arguments.interval, as_json=arguments.json))
     return DONE
@@ -63,7 +60,7 @@ async def _watch_all(sockets: Sequence[Found], interval_s: float, *, as_json: bo
 
 
 class _Watch:
-    """One VM, through any number of its lives."""
+    """One VM, over any number of connections."""
 
     def __init__(self, path: str, interval_s: float, *, as_json: bool, width: int) -> None:
         self._path = path
@@ -79,7 +76,7 @@ class _Watch:
             try:
                 async with connected(self._path, timeout_s=_CONNECT_S) as vm:
                     self._name, self._problem, retry_s = vm.name, None, _FIRST_RETRY_S
-                    self._tell("online", {"qemu": vm.qemu, "pid": vm.pid})
+                    self._print_event("online", {"qemu": vm.qemu, "pid": vm.pid})
                     await self._until_lost(vm)
             except QmpBalloonError as error:
                 self._report_problem(error)
@@ -94,7 +91,7 @@ class _Watch:
                 await self._events(vm)
         except* (ConnectionLost, QmpError) as group_error:
             lost = _first(group_error)
-        # Where a loss and an interrupt meet, the group raises the loss alone (CPython 3.11).
+        # If a loss and an interrupt coincide, the group raises the loss alone (CPython 3.11).
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise asyncio.CancelledError
         if lost is not None:
@@ -102,7 +99,7 @@ class _Watch:
 
     async def _events(self, vm: Vm) -> None:
         async for event in vm.events():
-            self._tell(event.event, event.data, event.ts)
+            self._print_event(event.event, event.data, event.ts)
 
     async def _figures(self, vm: Vm) -> None:
         while True:
@@ -110,18 +107,20 @@ class _Watch:
             try:
                 state = await vm.state(fresh_s=max(1.0, self._interval_s))
             except NoBalloon as error:
-                self._tell("no-balloon", {"message": str(error)})
+                self._print_event("no-balloon", {"message": str(error)})
                 return
-            self._tell("stats", {**state_as_json(state), "rss": rss_of(vm.pid) if vm.pid else None}, of=state)
+            self._print_event(
+                "stats", {**state_as_json(state), "rss": rss_of(vm.pid) if vm.pid else None}, of=state
+            )
             await asyncio.sleep(max(0.0, began_s + self._interval_s - time.monotonic()))
 
     def _report_problem(self, error: QmpBalloonError) -> None:
         word = "busy" if error.code == "busy" else "offline"
         if (problem := f"{word} {error}") != self._problem:
             self._problem = problem
-            self._tell(word, {"message": str(error)})
+            self._print_event(word, {"message": str(error)})
 
-    def _tell(
+    def _print_event(
         self,
         word: str,
         details: Mapping[str, object],
@@ -137,9 +136,9 @@ class _Watch:
             return
         name = terminal.clean(self._name).ljust(self._width)
         stamp = terminal.coloured(f"{ts.astimezone():%H:%M:%S}.{ts.microsecond // 1000:03d}", "dim")
-        said = _figures_line(of, details.get("rss")) if of else "  ".join(terminal.phrases(details))
-        happening = terminal.coloured(terminal.clean(word).ljust(14), _COLOURS.get(word, "bold"))
-        print(f"{stamp}  {name}  {happening}  {terminal.clean(said)}".rstrip(), flush=True)
+        text = _figures_line(of, details.get("rss")) if of else "  ".join(terminal.phrases(details))
+        event = terminal.coloured(terminal.clean(word).ljust(14), _COLOURS.get(word, "bold"))
+        print(f"{stamp}  {name}  {event}  {terminal.clean(text)}".rstrip(), flush=True)
 
 
 _COLOURS: Final = {"stats": "dim", "online": "green", "offline": "red", "busy": "red", "no-balloon": "yellow"}

@@ -1,4 +1,4 @@
-"""`check-config`, and how `agent` makes its configuration of a file and of what was typed."""
+"""`check-config`, and the configuration of `agent` from a file and options."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def typed(*argv: str) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def test_a_good_file_is_ok_and_what_it_puts_in_force_is_shown(file: Path, capsys: Capture) -> None:
+def test_a_valid_file_is_ok_and_its_settings_are_shown(file: Path, capsys: Capture) -> None:
     assert main(["check-config", str(file)]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith(f"{file}: ok\n")
-    for said in ("edge-7", "mqtt://b:1883", "mode observe", "db-*: floor 1GiB"):
-        assert said in captured.out
+    for output in ("edge-7", "mqtt://b:1883", "mode observe", "db-*: floor 1GiB"):
+        assert output in captured.out
     assert captured.err == ""
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_files_that_the_agent_could_not_read_here_are_all_named_and_are_no_error(
+def test_unusable_mqtt_files_are_warnings(
     file: Path, capsys: Capture, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     junk = tmp_path / "junk.pem"
@@ -70,7 +70,7 @@ def test_files_that_the_agent_could_not_read_here_are_all_named_and_are_no_error
     assert f"{junk}: mqtt.ca_file: cannot be used: no certificate" in capsys.readouterr().err
 
 
-def test_all_errors_of_a_file_are_told_with_line_and_key(file: Path, capsys: Capture) -> None:
+def test_all_errors_of_a_file_are_printed_with_line_and_key(file: Path, capsys: Capture) -> None:
     file.write_text(BAD)
     assert main(["check-config", str(file)]) == 2
     captured = capsys.readouterr()
@@ -105,7 +105,7 @@ def test_the_default_file_can_be_used(capsys: Capture) -> None:
     assert parse(capsys.readouterr().out).policy.mode == "auto"
 
 
-def test_what_is_typed_overrides_the_file(file: Path, tmp_path: Path) -> None:
+def test_options_override_the_file(file: Path, tmp_path: Path) -> None:
     words = ["-c", str(file), "/run/a/*.qmp", "--host", "edge-8", "--mode", "manual", "--budget", "2GiB"]
     words += ["--broker", "mqtt://x", "--broker", "mqtts://y", "--state-dir", str(tmp_path)]
     configuration = agent.configured(typed(*words))
@@ -115,26 +115,26 @@ def test_what_is_typed_overrides_the_file(file: Path, tmp_path: Path) -> None:
     assert configuration.policy.mode == "manual"
     assert str(configuration.host.budget) == "2GiB"
     assert [str(url) for url in configuration.mqtt.url] == ["mqtt://x:1883", "mqtts://y:8883"]
-    assert configuration.matches, "what was not typed stays as in the file"
+    assert configuration.matches, "other settings stay as in the file"
 
 
-def test_what_is_not_typed_stays_as_in_the_file(file: Path) -> None:
+def test_without_an_option_the_setting_of_the_file_stays(file: Path) -> None:
     assert agent.configured(typed("-c", str(file))).policy.mode == "observe"
 
 
-def test_the_payload_may_be_typed() -> None:
+def test_the_payload_is_an_option() -> None:
     assert agent.configured(typed("--broker", "mqtt://x", "--payload", "msgpack")).mqtt.payload == "msgpack"
     assert agent.configured(typed("--broker", "mqtt://x")).mqtt.payload == "json"
 
 
-def test_every_mistake_on_the_command_line_is_told_at_once(capsys: Capture) -> None:
+def test_all_errors_of_the_command_line_are_printed_at_once(capsys: Capture) -> None:
     assert main(["agent", "--broker", "x", "--budget", "12M"]) == 2
-    said = capsys.readouterr().err
-    assert "--broker: " in said
-    assert "--budget: " in said
+    output = capsys.readouterr().err
+    assert "--broker: " in output
+    assert "--budget: " in output
 
 
-def test_the_agent_runs_with_the_configuration_and_its_exit_code_is_ours(
+def test_the_agent_runs_with_the_configuration_and_reloads_it(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Configuration] = []
@@ -165,7 +165,7 @@ def test_a_second_agent_of_the_same_name_is_exit_2(monkeypatch: pytest.MonkeyPat
     assert "another agent named 'edge-7' runs" in capsys.readouterr().err
 
 
-def test_an_agent_does_not_start_on_a_cgroup_that_is_not_there() -> None:
+def test_an_agent_does_not_start_with_a_missing_cgroup() -> None:
     configuration = agent.configured(typed("--budget", "cgroup:/no/such/group"))
     with pytest.raises(ConfigurationError, match=r"host.budget: there is no cgroup .*/no/such/group"):
         qmpballoon.agent.app.check_usable(configuration)

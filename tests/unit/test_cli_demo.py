@@ -1,4 +1,4 @@
-"""The demo's picture, its story and its accounts: pure, so no guest is needed."""
+"""The demo's picture, its workload and its results: pure, so no guest is needed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_picture_fits_a_terminal_of_any_size(columns: int, rows: int) -> None:
     assert unpainted(lines[0]) == f"a title{' ' * max(1, columns - 16)}3 of 54 s"[:columns]
 
 
-def test_bars_are_in_proportion_to_what_a_guest_holds_has_and_could_have() -> None:
+def test_bars_are_in_proportion_to_held_actual_and_size() -> None:
     text = drawn(replace(PICTURE, guests=(look(actual=96, available=48),)), 4 + 32 + 20 + 13, 24)
     bar = re.search(r"web +(█*)(▒*)(·*) +(\d+) +(\d+) +(\d+)  (.*)", "\n".join(text))
     assert bar
@@ -90,7 +90,7 @@ def test_bars_are_in_proportion_to_what_a_guest_holds_has_and_could_have() -> No
     assert bar.groups()[3:] == ("48", "96", "192", "give")
 
 
-def test_the_budget_is_marked_on_the_sum_and_red_only_when_it_is_broken() -> None:
+def test_the_budget_is_marked_on_the_sum_and_red_only_if_exceeded() -> None:
     def mark(budget: int) -> str:
         lines = drawn(replace(PICTURE, budget=budget * MIB), 80, 24, paint=paint)
         (line,) = (line for line in lines if unpainted(line).startswith("all"))
@@ -101,7 +101,7 @@ def test_the_budget_is_marked_on_the_sum_and_red_only_when_it_is_broken() -> Non
     assert (mark(300), mark(200)) == ("green", "red")
 
 
-def test_a_guest_that_is_nearly_out_of_memory_is_red_and_an_offline_one_is_named_so() -> None:
+def test_a_guest_nearly_out_of_memory_is_red_and_an_offline_one_is_labelled() -> None:
     picture = replace(PICTURE, guests=(*PICTURE.guests, replace(look("mail"), health="offline")))
     lines = {unpainted(line)[:4].strip(): line for line in drawn(picture, 80, 24, paint=paint)}
     assert "\x1b[green]" in lines["web"]
@@ -110,13 +110,13 @@ def test_a_guest_that_is_nearly_out_of_memory_is_red_and_an_offline_one_is_named
     assert "give" not in lines["mail"]
 
 
-def test_a_guest_of_which_nothing_is_known_has_no_figures() -> None:
+def test_an_unknown_guest_has_no_figures() -> None:
     unknown = GuestLook("web", None, None, None, "unknown", None)
     lines = drawn(replace(PICTURE, guests=(unknown,)), 80, 24)
     assert re.search(r"^web +- +- +-  unknown$", "\n".join(lines), re.MULTILINE)
 
 
-def test_control_characters_do_not_get_into_the_picture() -> None:
+def test_control_characters_are_not_drawn() -> None:
     picture = replace(
         PICTURE,
         title="t\x1b[2J",
@@ -127,7 +127,7 @@ def test_control_characters_do_not_get_into_the_picture() -> None:
     assert all(character.isprintable() for line in drawn(picture, 80, 24) for character in line)
 
 
-def test_the_newest_of_the_log_is_kept_where_there_is_little_room() -> None:
+def test_the_newest_log_entries_are_kept_if_there_is_little_space() -> None:
     picture = replace(PICTURE, log=tuple(Happening(at, f"thing {at}.") for at in range(40)))
     text = "\n".join(drawn(picture, 80, 14))
     assert "thing 39." in text
@@ -138,7 +138,7 @@ def test_a_picture_can_be_drawn_in_ascii() -> None:
     assert all(line.isascii() for line in drawn(PICTURE, 80, 24, glyphs=ASCII))
 
 
-def test_moves_of_one_guest_in_one_direction_soon_after_each_other_are_one() -> None:
+def test_moves_of_one_guest_in_one_direction_within_a_short_time_are_merged() -> None:
     moves = [
         move(1.0, 100, 120),
         move(1.1, 90, 80, "give", vm="db"),
@@ -163,8 +163,8 @@ def test_a_known_reason_is_explained() -> None:
 
 def test_a_moves_line_names_the_growing_and_the_shrinking_guests() -> None:
     moves = [move(1, 90, 80, "give", vm="db"), move(1, 70, 60, "give", vm="mail"), move(1, 100, 120)]
-    told = moves_line(moves, ", ".join)
-    assert told == "web 100 -> 120 MiB (grow); db 90 -> 80, mail 70 -> 60 MiB (give)"
+    text = moves_line(moves, ", ".join)
+    assert text == "web 100 -> 120 MiB (grow); db 90 -> 80, mail 70 -> 60 MiB (give)"
 
 
 def test_the_screen_is_restored_when_drawing_fails() -> None:
@@ -222,7 +222,7 @@ def test_an_outcome_counts_what_was_held_as_wanted_and_what_was_lent() -> None:
         0.5, [EQUAL_PART + 20 * MIB, EQUAL_PART - 40 * MIB], [10 * MIB, 90 * MIB], [20 * MIB, 60 * MIB]
     )
     outcome.add(9.0, [EQUAL_PART] * 2, [0, 0], [20 * MIB, 60 * MIB])
-    assert outcome.seconds == 1.5, "of a gap between two samples one second counts"
+    assert outcome.seconds == 1.5, "a gap between two samples counts as one second"
     assert outcome.work == 0.5 * 70 * MIB
     assert outcome.wanted == 1.5 * 80 * MIB
     assert (outcome.most_lent, outcome.most) == (20 * MIB, 2 * EQUAL_PART)
@@ -233,10 +233,10 @@ def test_an_outcome_counts_what_was_held_as_wanted_and_what_was_lent() -> None:
 def test_a_comparison_states_both_results_whichever_is_better() -> None:
     better = Outcome(work=9.996, wanted=10, seconds=2, lent=80 * MIB, most_lent=50 * MIB)
     worse = Outcome(work=5, wanted=10, kills=2)
-    told = compared(better, worse)
-    assert "moved by need, no work was killed and 99 % of" in told, "not 100: some of it was missing"
-    assert "split equally, work was killed twice and 50 % was held" in told
-    assert "2.00 times the work, with 40 MiB on average (at most 50) lent" in told
-    told = compared(worse, better)
-    assert "moved by need, work was killed twice" in told
-    assert "0.50 times the work" in told
+    text = compared(better, worse)
+    assert "moved by need, no work was killed and 99 % of" in text, "not 100: some of it was missing"
+    assert "split equally, work was killed twice and 50 % was held" in text
+    assert "2.00 times the work, with 40 MiB on average (at most 50) lent" in text
+    text = compared(worse, better)
+    assert "moved by need, work was killed twice" in text
+    assert "0.50 times the work" in text

@@ -1,4 +1,4 @@
-"""`status`, `set` and `watch`, run as a user runs them, against simulated QEMUs on real sockets."""
+"""`status`, `set` and `watch` as commands, against simulated QEMUs on real sockets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ VM_KEYS = {
 
 
 async def command(*argv: str) -> int:
-    """Run the command line beside this loop, which runs the simulated QEMUs."""
+    """Run the command line in a thread; this loop runs the simulated QEMUs."""
     async with asyncio.timeout(WAIT_S):
         return await asyncio.to_thread(main, argv)
 
@@ -85,7 +85,7 @@ async def test_status_as_json_has_every_key_and_bytes(sockets_dir: Path, capsys:
     assert vm["guest"]["age_s"] >= 0
 
 
-async def test_bad_vms_have_rows_and_reasons_and_do_not_hide_the_good_one(
+async def test_failing_vms_have_rows_and_reasons_and_the_good_one_is_shown(
     sockets_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status, "_FRESH_S", 0.2)
@@ -138,7 +138,7 @@ async def test_status_distinguishes_no_driver_from_no_statistics(
     assert health["bare"] == "no-driver"
 
 
-async def test_a_named_vm_that_is_not_there_is_exit_3_and_one_of_a_glob_is_not(
+async def test_a_named_vm_that_is_offline_is_exit_3_and_one_of_a_glob_is_not(
     sockets_dir: Path, capsys: Capture
 ) -> None:
     async with a_qemu(sockets_dir, "web"), a_qemu(sockets_dir, "gone") as gone:
@@ -152,22 +152,22 @@ async def test_a_named_vm_that_is_not_there_is_exit_3_and_one_of_a_glob_is_not(
 async def test_a_name_from_a_vm_cannot_move_the_cursor(sockets_dir: Path, capsys: Capture) -> None:
     async with a_qemu(sockets_dir, machine=MachineSpec(name="we\x1b[2Jb")) as qemu:
         await command("status", str(qemu.path))
-    said = capsys.readouterr().out
-    assert "we?[2Jb" in said
-    assert "\x1b" not in said
+    output = capsys.readouterr().out
+    assert "we?[2Jb" in output
+    assert "\x1b" not in output
 
 
 # ---- set ----
 
 
-async def test_set_asks_for_the_target_and_says_so(sockets_dir: Path, capsys: Capture) -> None:
+async def test_set_sends_the_target_and_prints_it(sockets_dir: Path, capsys: Capture) -> None:
     async with a_qemu(sockets_dir) as qemu:
         assert await command("set", str(qemu.path), "50%") == 0
         assert qemu.guest.target == 128 * MIB
     assert capsys.readouterr() == ("web: 256 MiB -> 128 MiB asked for\n", "")
 
 
-async def test_set_with_wait_returns_when_the_guest_is_there(sockets_dir: Path, capsys: Capture) -> None:
+async def test_set_with_wait_returns_when_the_target_is_reached(sockets_dir: Path, capsys: Capture) -> None:
     async with a_qemu(sockets_dir) as qemu:
         assert await command("set", str(qemu.path), "160MiB", "--wait", "10", "--json") == 0
         assert qemu.guest.actual == 160 * MIB
@@ -181,8 +181,8 @@ async def test_set_that_is_not_reached_in_time_is_exit_4(sockets_dir: Path, caps
     async with a_qemu(sockets_dir, guest=GuestSpec(behaviour=Behaviour.STUCK)) as qemu:
         assert await command("set", str(qemu.path), "160MiB", "--wait", "0.2") == 4
         assert qemu.guest.target == 160 * MIB
-    said = capsys.readouterr().err
-    assert said == "qmpballoon: web: it is at 256 MiB and did not reach 160 MiB in time; the target stays\n"
+    output = capsys.readouterr().err
+    assert output == "qmpballoon: web: it is at 256 MiB and did not reach 160 MiB in time; the target stays\n"
 
 
 async def test_a_size_below_what_the_guest_holds_is_refused_with_the_least_safe_one(
@@ -201,10 +201,10 @@ async def test_a_size_below_what_the_guest_holds_is_refused_with_the_least_safe_
         assert qemu.guest.target == -(-least // 4096) * 4096
 
 
-async def test_a_balloon_that_moves_meanwhile_does_not_make_a_size_look_safe(
+async def test_a_balloon_that_moves_meanwhile_does_not_make_an_unsafe_size_safe(
     sockets_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It inflated right after the figures had come; what they said was left was taken off what it had then.
+    # The balloon inflates right after the sample: do not subtract its available from the new actual.
     async with a_qemu(sockets_dir, guest=GuestSpec(inflate_bytes_per_s=1e15)) as qemu:
         refresh = Sampler.refresh
         moved: list[int] = []
@@ -226,10 +226,10 @@ async def test_a_balloon_that_moves_meanwhile_does_not_make_a_size_look_safe(
         assert abs(refused["error"]["least"] - (holds + 24 * MIB)) < MIB
 
 
-async def test_a_balloon_that_never_stands_still_is_not_moved_without_force(
+async def test_a_balloon_that_keeps_moving_is_not_set_without_force(
     sockets_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_set, "_LOOK_AGAIN_S", 0.001)
+    monkeypatch.setattr(cli_set, "_READ_AGAIN_S", 0.001)
     query_actual, calls = balloon.query_actual, itertools.count()
 
     async def moving(session: Session) -> int:
@@ -261,7 +261,7 @@ async def test_a_guest_without_statistics_is_not_shrunk_but_may_grow(
         assert qemu.guest.actual == 256 * MIB
 
 
-async def test_more_than_the_vm_has_is_wrong_usage(sockets_dir: Path, capsys: Capture) -> None:
+async def test_more_than_the_size_of_the_vm_is_wrong_usage(sockets_dir: Path, capsys: Capture) -> None:
     async with a_qemu(sockets_dir) as qemu:
         assert await command("set", str(qemu.path), "1GiB", "--force") == 2
     assert "1GiB is more than the VM's 256 MiB" in capsys.readouterr().err
@@ -277,7 +277,7 @@ async def test_a_glob_sets_all_and_exits_with_the_worst(sockets_dir: Path, capsy
     assert "nobody listens on this socket" in captured.err
 
 
-async def test_setting_a_vm_that_is_not_there_says_what_to_do(sockets_dir: Path, capsys: Capture) -> None:
+async def test_setting_a_missing_vm_prints_what_to_do(sockets_dir: Path, capsys: Capture) -> None:
     assert await command("set", f"{sockets_dir}/x.qmp", "200MiB") == 3
     assert "no such socket; is the VM running, with -qmp unix:" in capsys.readouterr().err
 
@@ -302,7 +302,7 @@ class Lines:
 
 
 def watching(*paths: Path, as_json: bool = True) -> asyncio.Task[None]:
-    """Run `watch` in this loop, to be cancelled as Ctrl-C does."""
+    """Run `watch` in this loop; cancel the task as Ctrl-C does."""
     sockets = [Found(str(path), is_named=True) for path in paths]
     return asyncio.create_task(watch._watch_all(sockets, 0.05, as_json=as_json), name="watch")
 
@@ -320,12 +320,12 @@ def events_of(lines: list[str]) -> list[str]:
 async def test_watch_streams_events_and_figures_of_several_vms(sockets_dir: Path, capsys: Capture) -> None:
     async with a_qemu(sockets_dir, "a") as a, a_qemu(sockets_dir, "b") as b:
         task, lines = watching(a.path, b.path), Lines(capsys)
-        await lines.until(lambda said: events_of(said).count("stats") > 4)
+        await lines.until(lambda output: events_of(output).count("stats") > 4)
         a.guest.set_target(200 * MIB)
         a.settle()
-        said = await lines.until(lambda said: "balloon-change" in events_of(said))
+        output = await lines.until(lambda output: "balloon-change" in events_of(output))
         await stopped(task)
-    seen = [json.loads(line) for line in said]
+    seen = [json.loads(line) for line in output]
     assert {row["name"] for row in seen} == {"a", "b"}
     assert all(set(row) == {"ts", "name", "socket", "event", "data"} for row in seen)
     change = next(row for row in seen if row["event"] == "balloon-change")
@@ -334,42 +334,38 @@ async def test_watch_streams_events_and_figures_of_several_vms(sockets_dir: Path
     assert set(stats["data"]) == VM_KEYS - {"name", "socket", "pid", "qemu"}
 
 
-async def test_a_lost_vm_is_reported_once_and_attached_again(sockets_dir: Path, capsys: Capture) -> None:
+async def test_a_lost_vm_is_reported_once_and_reconnected(sockets_dir: Path, capsys: Capture) -> None:
     lines = Lines(capsys)
     async with a_qemu(sockets_dir) as qemu:
         task = watching(qemu.path)
-        await lines.until(lambda said: "stats" in events_of(said))
+        await lines.until(lambda output: "stats" in events_of(output))
         qemu.die()
-        await lines.until(lambda said: "offline" in events_of(said))
+        await lines.until(lambda output: "offline" in events_of(output))
     async with a_qemu(sockets_dir):
-        said = await lines.until(lambda said: events_of(said).count("online") == 2)
+        output = await lines.until(lambda output: events_of(output).count("online") == 2)
         await stopped(task)
-    reasons = [json.loads(line)["data"]["message"] for line in said if '"offline"' in line]
-    assert len(reasons) == len(set(reasons)), "each reason is told once"
+    reasons = [json.loads(line)["data"]["message"] for line in output if '"offline"' in line]
+    assert len(reasons) == len(set(reasons)), "each reason is printed once"
 
 
-async def test_watch_goes_on_with_the_events_of_a_vm_without_balloon(
-    sockets_dir: Path, capsys: Capture
-) -> None:
+async def test_watch_streams_the_events_of_a_vm_without_balloon(sockets_dir: Path, capsys: Capture) -> None:
     async with a_qemu(sockets_dir, machine=MachineSpec(name="bare", device=None)) as qemu:
         task, lines = watching(qemu.path, as_json=False), Lines(capsys)
-        await lines.until(lambda said: any("no-balloon" in line for line in said))
+        await lines.until(lambda output: any("no-balloon" in line for line in output))
         qemu.machine.execute("stop", {})
         qemu.settle()
-        said = await lines.until(lambda said: any(" stopped" in line for line in said))
+        output = await lines.until(lambda output: any(" stopped" in line for line in output))
         await stopped(task)
-    assert not [line for line in said if " stats " in line]
+    assert not [line for line in output if " stats " in line]
 
 
-async def test_the_lines_of_watch_are_for_people_unless_json_is_asked_for(
-    sockets_dir: Path, capsys: Capture
-) -> None:
+async def test_watch_prints_text_without_json(sockets_dir: Path, capsys: Capture) -> None:
     async with a_qemu(sockets_dir) as qemu:
         task, lines = watching(qemu.path, as_json=False), Lines(capsys)
-        said = await lines.until(lambda said: any(" stats " in line for line in said))
+        output = await lines.until(lambda output: any(" stats " in line for line in output))
         await stopped(task)
-    assert "online" in said[0]
-    assert "actual  256 MiB of 256 MiB" in next(line for line in said if " stats " in line)
+    assert "online" in output[0]
+    assert "actual  256 MiB of 256 MiB" in next(line for line in output if " stats " in line)
 
 
 @pytest.mark.parametrize(
@@ -384,9 +380,9 @@ async def test_the_lines_of_watch_are_for_people_unless_json_is_asked_for(
     ],
 )
 @pytest.mark.parametrize("verb", [["status"], ["watch"], ["agent"]])
-async def test_what_is_no_socket_path_is_refused_with_what_to_type(
+async def test_text_that_is_no_socket_path_is_refused_with_a_hint(
     verb: list[str], typed: str, reason: str, capsys: Capture
 ) -> None:
     assert await command(*verb, typed) == 2
-    complaint = capsys.readouterr().err
-    assert reason in complaint
+    error = capsys.readouterr().err
+    assert reason in error

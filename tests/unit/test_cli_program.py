@@ -37,16 +37,16 @@ def test_the_help_of_every_verb_has_a_sentence_and_examples(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([verb, "--help"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith(f"usage: qmpballoon {verb}")
-    assert f"\n  qmpballoon {verb}" in said.partition("examples:")[2]
+    output = capsys.readouterr().out
+    assert output.startswith(f"usage: qmpballoon {verb}")
+    assert f"\n  qmpballoon {verb}" in output.partition("examples:")[2]
 
 
 def test_the_help_names_every_verb_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"\n    {verb} " in said for verb in VERBS)
-    assert all(f"{code} " in said.partition("exit codes:")[2] for code in (0, 1, 2, 3, 4, 130))
+    output = capsys.readouterr().out
+    assert all(f"\n    {verb} " in output for verb in VERBS)
+    assert all(f"{code} " in output.partition("exit codes:")[2] for code in (0, 1, 2, 3, 4, 130))
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +54,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"qmpballoon {__version__}\n"
 
 
-def test_no_help_brings_in_mqtt_or_another_heavy_module() -> None:
+def test_no_help_imports_mqtt_or_another_heavy_module() -> None:
     code = (
         "import sys; from qmpballoon.cli import main\n"
         f"for verb in {VERBS!r}: main([verb, '--help'])\n"
@@ -66,7 +66,7 @@ def test_no_help_brings_in_mqtt_or_another_heavy_module() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "output"),
     [
         ([], "say what to do: agent, status"),
         (["stauts"], "there is no verb 'stauts'; did you mean status?"),
@@ -81,14 +81,14 @@ def test_no_help_brings_in_mqtt_or_another_heavy_module() -> None:
     ],
 )
 def test_a_mistyped_command_is_one_line_on_stderr_and_exit_2(
-    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    argv: list[str], output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("qmpballoon: ")
     assert captured.err.count("\n") == 1
-    assert said in captured.err
+    assert output in captured.err
 
 
 _STATE = VmState("running", 2, 1, None, None)
@@ -116,13 +116,13 @@ def test_every_error_has_its_exit_code(error: QmpBalloonError, code: int) -> Non
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
-def test_the_completion_knows_every_verb(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_completion_has_every_verb(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--print-completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(verb in script for verb in VERBS)
 
 
-def test_the_bash_completion_offers_files_where_sockets_and_files_belong(
+def test_the_bash_completion_completes_sockets_and_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["--print-completion", "bash"])
@@ -160,10 +160,10 @@ def test_a_demo_without_its_programs_names_the_packages(
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     assert main(["demo"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("qmpballoon: not installed: ")
-    assert "apt-get install" in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("qmpballoon: not installed: ")
+    assert "apt-get install" in output
+    assert output.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -179,6 +179,6 @@ def test_untrusted_text_cannot_forge_a_second_error_line(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(argv) != 0
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1
-    assert "a?qmpballoon: all is well?[2J" in said
+    output = capsys.readouterr().err
+    assert len(output.splitlines()) == 1
+    assert "a?qmpballoon: all is well?[2J" in output

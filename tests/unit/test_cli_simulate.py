@@ -36,7 +36,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture
 def trace(tmp_path: Path) -> str:
-    """A minute in which b outgrows its part of the budget."""
+    """A minute in which b needs more than its part of the budget."""
     vms = [
         {"name": "a", "size": 512 * MIB, "demand": [[0, 50 * MIB, 0]]},
         {"name": "b", "size": 512 * MIB, "demand": [[0, 50 * MIB, 0], [10, 50 * MIB, 0], [50, 300 * MIB, 0]]},
@@ -81,26 +81,24 @@ def test_several_traces_end_in_a_row_for_all(trace: str, capsys: pytest.CaptureF
     assert int(rows[2][2]) == int(rows[0][2]) + int(rows[1][2])
 
 
-def test_why_tells_what_was_decided_about_a_vm_line_by_line(
+def test_why_prints_the_decisions_about_a_vm_line_by_line(
     trace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["simulate", trace, "--policy", "qubes", "--policy", "fixed", "--why", "b"]) == 0
-    said = capsys.readouterr().out
-    assert "b in tight under qubes" in said
-    assert " s  grow " in said
-    assert "below-preference" in said
-    assert "MiB available 0.0 s before)" in said
-    assert "killed: the guest's kernel ran out of memory" in said.partition("under fixed")[2]
+    output = capsys.readouterr().out
+    assert "b in tight under qubes" in output
+    assert " s  grow " in output
+    assert "below-preference" in output
+    assert "MiB available 0.0 s before)" in output
+    assert "killed: the guest's kernel ran out of memory" in output.partition("under fixed")[2]
 
 
-def test_why_of_an_unknown_vm_names_those_that_there_are(
-    trace: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_why_of_an_unknown_vm_names_the_known_ones(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", trace, "--why", "c"]) == 2
     assert "tight has no VM 'c'; it has a, b" in capsys.readouterr().err
 
 
-def test_a_run_is_drawn_with_all_that_a_reader_needs(trace: str, tmp_path: Path) -> None:
+def test_a_drawing_has_title_legend_and_figures(trace: str, tmp_path: Path) -> None:
     path = tmp_path / "out.svg"
     assert main(["simulate", trace, "--policy", "fixed", "--plot", str(path)]) == 0
     root = ElementTree.fromstring(path.read_text())
@@ -115,13 +113,13 @@ def test_a_run_is_drawn_with_all_that_a_reader_needs(trace: str, tmp_path: Path)
     assert len(kills) >= 2  # the legend's, and those of b
 
 
-def test_drawings_of_several_runs_get_names_of_their_own(trace: str, tmp_path: Path) -> None:
+def test_drawings_of_several_runs_have_different_names(trace: str, tmp_path: Path) -> None:
     path = tmp_path / "out.svg"
     assert main(["simulate", trace, "--policy", "fixed", "--policy", "mom", "--plot", str(path)]) == 0
     assert {entry.name for entry in tmp_path.glob("*.svg")} == {"out-tight-fixed.svg", "out-tight-mom.svg"}
 
 
-def test_a_drawing_that_cannot_be_written_is_an_error_in_words(
+def test_a_drawing_that_cannot_be_written_is_an_error_message(
     trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["simulate", trace, "--policy", "fixed", "--plot", str(tmp_path / "no" / "out.svg")]) == 1
@@ -137,7 +135,7 @@ def test_a_drawing_of_many_vms_shows_those_with_problems_and_states_it() -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "output"),
     [
         (["nonsense"], "no file, and no built-in trace: these are equilibrium"),
         (["./nonsense.json"], "cannot be read: No such file"),
@@ -148,10 +146,10 @@ def test_a_drawing_of_many_vms_shows_those_with_problems_and_states_it() -> None
     ],
 )
 def test_wrong_usage_is_a_readable_error(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["simulate", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert output in capsys.readouterr().err
 
 
 def test_a_broken_trace_file_is_wrong_usage_with_each_place(
@@ -160,15 +158,13 @@ def test_a_broken_trace_file_is_wrong_usage_with_each_place(
     path = tmp_path / "broken.json"
     path.write_text('{"duration_s": -1, "host": {"budget": "1GiB"}, "vms": [{"name": "a"}]}')
     assert main(["simulate", str(path)]) == 2
-    said = capsys.readouterr().err
-    assert "duration_s: must be a number from" in said
-    assert "host.budget: must be a whole number of bytes" in said
-    assert "vms[0].size: is missing" in said
+    output = capsys.readouterr().err
+    assert "duration_s: must be a number from" in output
+    assert "host.budget: must be a whole number of bytes" in output
+    assert "vms[0].size: is missing" in output
 
 
-def test_a_key_that_is_not_known_is_told_and_ignored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_key_is_reported_and_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vm = {"name": "a", "size": 512 * MIB, "flor": 1, "demand": [[0, MIB, 0]]}
     path = tmp_path / "odd.json"
     path.write_text(json.dumps({"duration_s": 5, "host": {"budget": 600 * MIB}, "vms": [vm]}))
@@ -176,7 +172,7 @@ def test_a_key_that_is_not_known_is_told_and_ignored(
     assert "vms[0].flor: is not known and ignored; did you mean floor?" in capsys.readouterr().err
 
 
-def test_odd_names_are_drawn_and_make_no_paths(trace: str, tmp_path: Path) -> None:
+def test_unsafe_names_are_drawn_and_make_no_paths(trace: str, tmp_path: Path) -> None:
     document = json.loads(Path(trace).read_text()) | {"name": "../a\x00\ud800", "duration_s": 1}
     document["vms"][0]["name"] = "<x>\x07/\ud800"
     Path(trace).write_text(json.dumps(document))
@@ -194,7 +190,7 @@ def test_control_characters_in_a_trace_name_are_removed(
     document = json.loads(Path(trace).read_text())
     (tmp_path / "bad.json").write_text(json.dumps({**document, "name": "a\x1b[2J\nall 0", "of": "no key"}))
     assert main(["simulate", str(tmp_path / "bad.json"), "--policy", "fixed"]) == 0
-    said = capsys.readouterr()
-    assert "\x1b" not in said.out + said.err
-    assert "a?[2J?all 0" in said.out
-    assert len(said.err.splitlines()) == 1
+    output = capsys.readouterr()
+    assert "\x1b" not in output.out + output.err
+    assert "a?[2J?all 0" in output.out
+    assert len(output.err.splitlines()) == 1

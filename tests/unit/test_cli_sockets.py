@@ -1,4 +1,4 @@
-"""Which monitors are meant by what was typed."""
+"""Which monitors a typed path or glob names."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from qmpballoon.cli.sockets import Found, find_sockets, somebody_listens
+from qmpballoon.cli.sockets import Found, find_sockets, is_listening
 from qmpballoon.errors import Unreachable
 
 
 @pytest.fixture
 def sockets(sockets_dir: Path) -> Iterator[Path]:
-    """A directory with two sockets that listen, one that nobody listens on any more, and a file."""
+    """A directory with two sockets that listen, one that no longer does, and a file."""
     with ExitStack() as stack:
         for name in ("b.qmp", "a.qmp", "stale.sock"):
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -27,17 +27,17 @@ def sockets(sockets_dir: Path) -> Iterator[Path]:
         yield sockets_dir
 
 
-def test_a_glob_finds_sockets_alone_in_sorted_order(sockets: Path) -> None:
+def test_a_glob_finds_only_sockets_in_sorted_order(sockets: Path) -> None:
     found = find_sockets([f"{sockets}/*.qmp"])
     assert found == [Found(f"{sockets}/{name}", is_named=False) for name in ("a.qmp", "b.qmp")]
 
 
-def test_a_named_socket_is_taken_as_it_is_and_once(sockets: Path) -> None:
+def test_a_typed_socket_is_returned_once(sockets: Path) -> None:
     found = find_sockets([f"{sockets}/b.qmp", f"{sockets}/*.qmp", f"{sockets}/b.qmp"])
     assert found == [Found(f"{sockets}/a.qmp", is_named=False), Found(f"{sockets}/b.qmp", is_named=True)]
 
 
-def test_a_path_that_is_not_there_stays_named(sockets_dir: Path) -> None:
+def test_a_missing_path_is_returned_as_typed(sockets_dir: Path) -> None:
     assert find_sockets([f"{sockets_dir}/x.qmp"]) == [Found(f"{sockets_dir}/x.qmp", is_named=True)]
 
 
@@ -47,7 +47,7 @@ def test_a_path_that_exists_is_no_glob(sockets_dir: Path) -> None:
     assert find_sockets([str(odd)]) == [Found(str(odd), is_named=True)]
 
 
-def test_nothing_typed_means_the_default_globs(sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_paths_the_default_globs_are_used(sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(sockets_dir))
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     (sockets_dir / "qmpballoon").mkdir()
@@ -63,8 +63,8 @@ def test_no_sockets_found_names_the_qemu_options(sockets_dir: Path) -> None:
 
 
 def test_a_listener_is_detected_without_a_connection(sockets: Path) -> None:
-    assert somebody_listens(f"{sockets}/a.qmp")
-    assert not somebody_listens(f"{sockets}/stale.sock")
-    assert not somebody_listens(f"{sockets}/missing.qmp")
-    assert not somebody_listens(f"{sockets}/file.qmp")
-    assert not somebody_listens("/" + "x" * 200)
+    assert is_listening(f"{sockets}/a.qmp")
+    assert not is_listening(f"{sockets}/stale.sock")
+    assert not is_listening(f"{sockets}/missing.qmp")
+    assert not is_listening(f"{sockets}/file.qmp")
+    assert not is_listening("/" + "x" * 200)

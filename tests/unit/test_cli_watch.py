@@ -1,4 +1,4 @@
-"""`watch`: a loss and an interrupt at once."""
+"""`watch`: a loss and an interrupt at the same time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qmpballoon.errors import ConnectionLost
 from qmpballoon.model.records import Event, VmState
 
 
-class Losing:
+class LosingVm:
     """A VM whose connection is lost when ``lost`` is set."""
 
     path = "/run/a.qmp"
@@ -33,18 +33,18 @@ class Losing:
 
 
 @pytest.mark.parametrize("turns", range(8))
-async def test_a_loss_in_the_moment_of_an_interrupt_does_not_hide_it(turns: int) -> None:
-    vm = Losing()
+async def test_a_loss_at_the_time_of_an_interrupt_does_not_hide_it(turns: int) -> None:
+    vm = LosingVm()
     watch = _Watch(vm.path, 1.0, as_json=True, width=1)
     task = asyncio.create_task(watch._until_lost(cast("Vm", vm)), name="watch")
     for _ in range(3):
         await asyncio.sleep(0)
     vm.lost.set()
-    for _ in range(turns):  # every moment of the loss, one turn of the loop after the other
+    for _ in range(turns):  # one iteration of the loop more per case
         await asyncio.sleep(0)
-    was_over = task.done()
+    had_ended = task.done()
     task.cancel()
     await asyncio.wait({task})
-    assert task.cancelled() is not was_over
-    if was_over:
+    assert task.cancelled() is not had_ended
+    if had_ended:
         assert isinstance(task.exception(), ConnectionLost)

@@ -54,7 +54,7 @@ class AgentSettings:
     )
     on_exit: str = _key(
         values.word("keep", "release"),
-        '"keep" leaves every balloon as it stands;\n'
+        '"keep" leaves every balloon as it is;\n'
         '"release": a clean stop grows the automatic VMs as far as the reserve allows.',
         "keep",
     )
@@ -120,10 +120,12 @@ class MqttSettings:
     payload: PayloadFormat = _key(
         values.word(*get_args(PayloadFormat)), '"json" or "msgpack"; requests are taken in both.', "json"
     )
-    heartbeat_s: float = _key(number(1, 3600), "Every state goes out at least this often. 1 to 3600.", 60.0)
+    heartbeat_s: float = _key(
+        number(1, 3600), "Every state is published at least this often. 1 to 3600.", 60.0
+    )
     min_interval_s: float = _key(
         number(0, 3600),
-        "Least time between two states of one VM; the last value always goes out. 0 to heartbeat_s.",
+        "Least time between two states of one VM; the last value is always published. 0 to heartbeat_s.",
         1.0,
     )
     samples: bool = _key(flag, "Publish every tick's figures of all VMs, for recorders.", False)

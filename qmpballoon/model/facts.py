@@ -1,4 +1,4 @@
-"""The facts of one VM at one moment, frozen by their only owner, and the published status. Pure.
+"""The facts of one VM at one time, frozen by their only owner, and the published status. Pure.
 
 Health (`qmpballoon.model.health`), what a policy sees (`qmpballoon.policy.guests`) and what is published
 (`status_of`) are functions of these facts, so they cannot disagree.
@@ -18,7 +18,7 @@ Connection = Literal["offline", "unresponsive", "busy", "up"]
 
 
 class BootFacts(NamedTuple):
-    """How far the guest's boot has come."""
+    """The progress of the guest's boot."""
 
     booted_at_s: float = 0.0  # the start of its life or the last reset, whichever is later
     fresh_since_s: float | None = None  # time of the first sample after that
@@ -43,7 +43,7 @@ class Seen(NamedTuple):
 
 
 class VmFacts(NamedTuple):
-    """One VM at one moment."""
+    """One VM at one time."""
 
     id: VmId
     name: str = ""  # from QEMU or the configuration

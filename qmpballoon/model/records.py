@@ -41,9 +41,9 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def rfc3339(moment: datetime) -> str:
+def rfc3339(time: datetime) -> str:
     """Return a stamp such as ``2026-11-23T08:31:05.123Z``."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ STATISTICS: Final = tuple(entry.name for entry in fields(GuestStats) if entry.na
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A guest's statistics at one moment, and ``actual`` at that moment.
+    """A guest's statistics at one time, and ``actual`` at that time.
 
     ``actual`` is None if it was not read, or if the balloon moved too much around the sample to combine the
     two. ``held`` is what the guest cannot give without reclaim or kills, in bytes, with and without
@@ -124,7 +124,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class VmState:
-    """A VM as seen at one moment over its monitor.
+    """The state of a VM at one time, read over its monitor.
 
     ``run_state`` is QMP's word; ``size`` is ``actual`` with an empty balloon; ``actual`` is the memory that
     the guest has; ``target`` the last target set over this connection.

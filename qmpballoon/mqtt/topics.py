@@ -75,7 +75,7 @@ class Topics:
         self._response_topics: Final = tuple(response_topics)
 
     def availability(self, vm: str) -> str:
-        """Return the topic that tells whether the VM's monitor answers."""
+        """Return the topic of the VM's availability: whether its monitor answers."""
         return f"{self._vm_prefix}{vm}/availability"
 
     def state(self, vm: str) -> str:

@@ -1,4 +1,4 @@
-"""Configuration: any text is a configuration or a ConfigurationError; lines are right or not given."""
+"""Configuration: any text is a configuration or a ConfigurationError; lines are correct or absent."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_any_text_is_a_configuration_or_refused_with_all_its_problems(text: str)
 
 
 @given(TREES)
-def test_any_tree_is_a_configuration_or_refused_with_lines_that_bear_the_key(tree: dict[str, Any]) -> None:
+def test_any_tree_is_a_configuration_or_refused_with_lines_that_contain_the_key(tree: dict[str, Any]) -> None:
     text = written(tree)
     assert json.dumps(tomllib.loads(text), sort_keys=True) == json.dumps(tree, sort_keys=True)
     answer = parsed(text)
@@ -218,7 +218,7 @@ def test_any_tree_is_a_configuration_or_refused_with_lines_that_bear_the_key(tre
 
 
 @given(TEXTS)
-def test_the_locator_never_raises_and_its_lines_bear_the_key(text: str) -> None:
+def test_the_scan_never_raises_and_its_lines_contain_the_key(text: str) -> None:
     lines = text.split("\n")
     for path, line in key_lines(text).items():
         assert 1 <= line <= len(lines)
@@ -250,7 +250,7 @@ def test_a_path_is_printed_on_one_short_line(path: list[str | int]) -> None:
 
 
 @given(st.text(), st.lists(st.text(), max_size=3), st.text(), st.text(), st.text())
-def test_whatever_is_typed_overrides_or_is_refused(
+def test_any_option_overrides_or_is_refused(
     host: str, sockets: list[str], broker: str, policy: str, budget: str
 ) -> None:
     base = config.parse("", surroundings=HERE)

@@ -1,4 +1,4 @@
-"""Readers: any value is taken in its range, or refused with one short, printable sentence."""
+"""Readers: any value is accepted in its range, or refused with one short, printable sentence."""
 
 from __future__ import annotations
 

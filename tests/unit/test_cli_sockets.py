@@ -42,9 +42,9 @@ def test_a_missing_path_is_returned_as_typed(sockets_dir: Path) -> None:
 
 
 def test_a_path_that_exists_is_no_glob(sockets_dir: Path) -> None:
-    odd = sockets_dir / "[a].qmp"
-    odd.write_text("")
-    assert find_sockets([str(odd)]) == [Found(str(odd), is_named=True)]
+    path = sockets_dir / "[a].qmp"
+    path.write_text("")
+    assert find_sockets([str(path)]) == [Found(str(path), is_named=True)]
 
 
 def test_without_paths_the_default_globs_are_used(sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
+from qmpballoon.agent import arrival
 from qmpballoon.agent.context import Context
-from qmpballoon.agent.registry import Registry
+from qmpballoon.agent.registry import Answering, Registry
 from qmpballoon.agent.vm import Identity, ManagedVm
 from qmpballoon.config import vm_settings
 from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError, Unreachable
@@ -23,11 +25,9 @@ from qmpballoon.log import say
 from qmpballoon.model.facts import Connection
 from qmpballoon.model.records import Life
 from qmpballoon.procfs import is_stopped, life_of
-from qmpballoon.qmp.balloon import query_run_state
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
 from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, socket_table, was_accepted
-from qmpballoon.qmp.process import PRECONFIG, machine_is_there, qemu_pid
 
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
@@ -35,14 +35,8 @@ FIRST_OTHER_RETRY_S: Final = 10.0  # of a socket that is no QMP monitor: a conso
 LAST_OTHER_RETRY_S: Final = 300.0
 HELD_FOR_S: Final = 10.0  # after a session of this length the back-off is reset
 LOOK_AT_SILENCE_S: Final = 1.0
-LOOKS_AT_TWIN: Final = 10
-_LONGEST_NAME: Final = 255  # longest name taken from QEMU: it is part of every message
+SECOND_WAITS_S: Final = 5.0  # where no process tells: for the monitor that served the VM to answer again
 _OTHER: Final = "it is a console, a guest agent or another protocol; keep it out of the globs of monitors"
-_NOT_THE_VM: Final = {
-    "inmigrate": "the destination of a migration of",
-    "postmigrate": "the source of a finished migration of",
-}
-_NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 
 class Connector:
@@ -60,6 +54,9 @@ class Connector:
         self._bound: frozenset[bytes] = frozenset()
         self._unclosed: frozenset[bytes] = frozenset()  # of hung sessions: QEMU has not seen their end yet
         self._parked = False
+        self._second_of: str | None = (
+            None  # the path of the first one, by an earlier session; only where no process tells
+        )
         self._retry_s = FIRST_RETRY_S
         self._other_retry_s: float | None = None  # None: it may be a QMP monitor
         self._problem: str | None = None  # why the last attempt failed; logged once
@@ -132,14 +129,18 @@ class Connector:
             self._is_no_monitor(str(reason))
         except (ConnectionLost, QmpError) as reason:
             self._lost(str(reason))
+        except arrival.SecondMonitor as second:
+            self._second_of = second.path
         finally:
             monitor.connection.close()
+        if self._second_of is not None:
+            await self._park(partial(self._is_served_at, self._second_of), look_again_s=SECOND_WAITS_S)
 
     async def _with(self, monitor: OpenMonitor, before: SocketTable) -> None:
         life = life_of(monitor.pid) if monitor.pid else None
         if life is not None and self._registry.is_served_before(self, life):
             monitor.connection.close()
-            await self._park(life)
+            await self._park(partial(self._registry.is_served_by_another, self, life))
             return
         self._bound = before.bound
         vm: ManagedVm | None = None
@@ -160,24 +161,20 @@ class Connector:
             session = await self._in_line(greeting, monitor, life, before, settings.qmp_timeout_s)
             self._other_retry_s = self._problem = None
             began_s = time.monotonic()
-            await self._until_machine_is_there(session)
-            if life is not None and await qemu_pid(session) != life.pid:
-                say(
-                    "qemu-unknown",
-                    "the process behind the socket does not have the VM's memory (a proxy?): its RSS and its "
-                    "end say nothing about the VM",
-                    socket=self.path,
-                    pid=life.pid,
-                )
-                life = None
+            await arrival.until_machine_is_there(session, self._report)
+            life = await arrival.life_behind(session, life)
             if life is not None and not self._registry.may_serve(self, life):
                 return  # the socket that comes first has greeted meanwhile
-            self.identity = await _identify(session, stem=self._registry.stem_of(self.path, life))
-            await self._until_arrived(session, self.identity)
-            vm = self._registry.answered(self.path, self.identity, life)
+            identity = await arrival.identify(session, stem=self._registry.stem_of(self.path, life))
+            await arrival.until_arrived(session, identity, self._registry, self._report)
+            self._take_up_second(identity)
+            monitor_here = Answering(self, session, identity.reported, has_life=life is not None)
+            await arrival.check_it_is_first(monitor_here, self._registry)
+            self.identity = identity
+            vm = self._registry.answered(self.path, identity, life)
             session.request_timeout_s = vm.spec.settings.qmp_timeout_s
             say("vm-online", vm=vm.id, life=life, qemu=session.version, socket=self.path)
-            reason = await vm.serve(session, life, self.identity)
+            reason = await vm.serve(session, life, identity)
             if time.monotonic() - began_s > HELD_FOR_S:
                 self._retry_s = FIRST_RETRY_S
             raise reason
@@ -191,37 +188,18 @@ class Connector:
                     self._silent("unresponsive", monitor.pid)
                 await session.close()
 
-    async def _until_machine_is_there(self, session: Session) -> None:
-        while not await machine_is_there(session):
-            if self._problem != PRECONFIG:
-                self._problem = PRECONFIG
-                say("qemu-preconfig", PRECONFIG, socket=self.path)
-            await asyncio.sleep(LOOK_AT_SILENCE_S)
-        self._problem = None
+    def _report(self, problem: str | None) -> None:
+        self._problem = problem
 
-    async def _until_arrived(self, session: Session, identity: Identity) -> None:
-        """Wait while this QEMU is one end of a migration whose other end is the VM on this host."""
-        looks_left = 0  # at a twin that runs as well, after this one was seen to arrive
-        while (twin := self._registry.twin(self.path, identity)) is not None:
-            state = await query_run_state(session)
-            if state in _NOT_THE_VM:
-                looks_left = LOOKS_AT_TWIN
-                self._problem = f"{_NOT_THE_VM[state]} {twin.id}"
-            elif twin.has_left or (looks_left and twin.connection != "up"):
-                say(
-                    "vm-migrated",
-                    "another process on this host is its QEMU now",
-                    vm=twin.id,
-                    socket=self.path,
-                )
-                self._registry.take_over(twin, self.path)
-                break
-            elif not looks_left:
-                break  # two VMs of one name, perhaps a clone of the other
-            else:
-                looks_left -= 1
-            await asyncio.sleep(LOOK_AT_SILENCE_S)
-        self._problem = None
+    def _take_up_second(self, identity: Identity) -> None:
+        """Serve the VM whose second monitor this was, if its first one does not answer any more."""
+        first, self._second_of = self._second_of, None
+        vm = None if first is None else self._registry.at(first)
+        if vm is None or self._registry.at(self.path) is not None:
+            return
+        before = vm.run.identity
+        if vm.connection != "up" and before is not None and before.reported == identity.reported:
+            self._registry.take_over(vm, self.path)
 
     async def _in_line(
         self,
@@ -286,15 +264,21 @@ class Connector:
         # A socket that QEMU bound under another name (a relative path, a link) is in no row.
         return "unresponsive" if table.listening or self._unclosed else "busy"
 
-    async def _park(self, life: Life) -> None:
-        """Wait while another socket serves this life."""
+    def _is_served_at(self, path: str) -> bool:
+        vm = self._registry.at(path)
+        return self._registry.answers_at(path) or (vm is not None and vm.silent_for_s < SECOND_WAITS_S)
+
+    async def _park(self, is_served: Callable[[], bool], *, look_again_s: float | None = None) -> None:
+        """Wait while another socket serves this QEMU."""
         self._parked = True
         try:
-            while self._mark is not None and self._registry.is_served_by_another(self, life):
+            while self._mark is not None and is_served():
                 changed = asyncio.create_task(self._registry.lives_changed.wait(), name=f"parked {self.path}")
                 stirred = asyncio.create_task(self._stirred.wait(), name=f"parked {self.path}")
                 try:
-                    await asyncio.wait((changed, stirred), return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(
+                        (changed, stirred), timeout=look_again_s, return_when=asyncio.FIRST_COMPLETED
+                    )
                 finally:
                     changed.cancel()
                     stirred.cancel()
@@ -323,12 +307,3 @@ class Connector:
 
 class _NoMonitor(Exception):
     """What is behind the socket does not speak QMP."""
-
-
-async def _identify(session: Session, *, stem: str) -> Identity:
-    name, uuid = await session.vm_name() or stem, await session.request("query-uuid")
-    number = uuid.get("UUID") if isinstance(uuid, dict) else None
-    return Identity(
-        name=name[:_LONGEST_NAME],
-        uuid=number[:64] if isinstance(number, str) and number != _NO_UUID else None,
-    )

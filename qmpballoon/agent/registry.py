@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from qmpballoon.log import say
 from qmpballoon.model.names import LONGEST_NAME, VmId, safe_name
 from qmpballoon.model.records import Life
 from qmpballoon.procfs import life_of
+from qmpballoon.qmp.client import Session
 
 
 class Serving(Protocol):
@@ -33,6 +35,21 @@ class Serving(Protocol):
         """Close the connection and connect again."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Answering:
+    """A monitor that answers, from its identification until its session ends."""
+
+    connector: Serving
+    session: Session
+    reported: tuple[str | None, str | None]  # `Identity.reported`
+    has_life: bool  # its process is known
+
+    @property
+    def rank(self) -> tuple[bool, str]:
+        """Of two monitors of one QEMU the lower one serves the VM."""
+        return not self.has_life, self.connector.path
+
+
 class Registry:
     """The VMs, their names, and which connector serves which life."""
 
@@ -42,7 +59,11 @@ class Registry:
         self._by_id: dict[VmId, ManagedVm] = {}
         self._by_path: dict[str, ManagedVm] = {}
         self._by_life: dict[str, ManagedVm] = {}  # also lives that an earlier run of the agent knew
+        self._by_identity: dict[Identity, dict[ManagedVm, None]] = {}
+        self._identities: dict[ManagedVm, Identity] = {}
         self._serving: dict[Life, Serving] = {}
+        self._answering: dict[str, Answering] = {}  # by path
+        self._alike: dict[tuple[str | None, str | None], _Alike] = {}  # the same, by what they report
         self._stems: dict[Life, str] = {}  # the names of QEMUs without -name: from their first socket
 
     def __iter__(self) -> Iterator[ManagedVm]:
@@ -75,7 +96,16 @@ class Registry:
         vm = self.named(path, identity)
         if life is not None:
             self._by_life[str(life)] = vm
+        self._forget_identity(vm)
+        self._identities[vm] = identity
+        self._by_identity.setdefault(identity, {})[vm] = None
         return vm
+
+    def _forget_identity(self, vm: ManagedVm) -> None:
+        if (identity := self._identities.pop(vm, None)) is not None:
+            del self._by_identity[identity][vm]
+            if not self._by_identity[identity]:
+                del self._by_identity[identity]
 
     def named(self, path: str, identity: Identity) -> ManagedVm:
         """Return the VM at this socket under the name that the configuration in force gives it."""
@@ -105,20 +135,29 @@ class Registry:
         """Return the VM at another path whose QEMU has this name and UUID; None if this path has a VM."""
         if path in self._by_path:
             return None
-        same = (vm for vm in self if (vm.qemu_name, vm.run.uuid) == (identity.name, identity.uuid))
-        return next(same, None)
+        return next(iter(self._by_identity.get(identity, ())), None)
 
     def take_over(self, vm: ManagedVm, path: str) -> None:
-        """Move a VM to the QEMU at another path: it was migrated there, or upgraded alive."""
-        for holder in tuple(self._serving.values()):
-            if holder.path == vm.path:
-                holder.kick()
+        """Move a VM to the monitor at another path: its QEMU was migrated there, or it is a better one.
+
+        A VM that was known there is dropped: the two are one.
+        """
+        if (answering := self._answering.get(vm.path)) is not None:
+            answering.connector.kick()
+        self.is_no_vm(path)
         self._move_to(vm, path)
+
+    def is_no_vm(self, path: str) -> None:
+        """Drop the VM that was known at this socket, if any: it is another monitor of a known VM."""
+        if (vm := self.at(path)) is not None:
+            say("vm-same", "it is another monitor of a VM that is known already", vm=vm.id, socket=path)
+            self.drop(vm)
 
     def drop(self, vm: ManagedVm) -> None:
         """Forget a VM: it leaves the lists, and its retained topics are cleared."""
         del self._by_id[vm.id], self._by_path[vm.path]
         self._by_life = {life: other for life, other in self._by_life.items() if other is not vm}
+        self._forget_identity(vm)
         self._context.store.know(vm.path, None)
         vm.fell_silent("offline")
         vm.retired = True  # a request or a session that ends later must not bring it back
@@ -161,10 +200,27 @@ class Registry:
 
     def gave_up(self, connector: Serving) -> None:
         """Note that the connector no longer serves any life."""
+        if (answering := self._answering.pop(connector.path, None)) is not None:
+            self._alike[answering.reported].leave(answering)
+            if not self._alike[answering.reported].monitors:
+                del self._alike[answering.reported]
         for life in [life for life, holder in self._serving.items() if holder is connector]:
             del self._serving[life]
         self.lives_changed.set()
         self.lives_changed = asyncio.Event()
+
+    # ── monitors ─────────────────────────────────────────────────────────────────────────────────
+
+    def enter(self, monitor: Answering) -> _Alike:
+        """Note that a monitor answers; return all those that report the same, this one among them."""
+        self._answering[monitor.connector.path] = monitor
+        alike = self._alike.setdefault(monitor.reported, _Alike())
+        alike.enter(monitor)
+        return alike
+
+    def answers_at(self, path: str) -> bool:
+        """Tell whether the monitor at this path answers."""
+        return path in self._answering
 
     def forget_ended_lives(self) -> None:
         """Drop the entries of processes that have ended."""
@@ -211,3 +267,26 @@ class Registry:
         del self._by_path[vm.path]
         vm.path = path
         self._by_path[path] = vm
+
+
+@dataclass(slots=True)
+class _Alike:
+    """The monitors that answer and report the same name and UUID. Those with a known process are apart."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # held to find out whether two are of one QEMU
+    monitors: dict[bool, dict[Answering, None]] = field(default_factory=dict)  # by ``has_life``
+
+    def enter(self, monitor: Answering) -> None:
+        """Add a monitor."""
+        self.monitors.setdefault(monitor.has_life, {})[monitor] = None
+
+    def leave(self, monitor: Answering) -> None:
+        """Remove a monitor."""
+        del self.monitors[monitor.has_life][monitor]
+        if not self.monitors[monitor.has_life]:
+            del self.monitors[monitor.has_life]
+
+    def others(self, monitor: Answering) -> Iterator[Answering]:
+        """Iterate over those that may be of the same QEMU: two known processes are two QEMUs."""
+        for has_life in (False,) if monitor.has_life else (False, True):
+            yield from (other for other in self.monitors.get(has_life, ()) if other is not monitor)

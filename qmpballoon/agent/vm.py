@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
@@ -55,6 +55,7 @@ _PUBLISHED: Final = frozenset(
 _ALTERS: Final = _PUBLISHED | {"MIGRATION", "DEVICE_DELETED", "MEMORY_DEVICE_SIZE_CHANGE", "ACPI_DEVICE_OST"}
 
 
+_MOVED: Final = 2 * MIB
 ENDED_AFTER_S: Final = 30.0  # of silence, where no process tells whether the QEMU has ended
 
 _SERIALS: Final = count(1)
@@ -66,6 +67,12 @@ class Identity:
 
     name: str  # QEMU's -name, or the socket's file stem
     uuid: str | None
+    is_named: bool = True  # False: QEMU has no -name
+
+    @property
+    def reported(self) -> tuple[str | None, str | None]:
+        """The name and UUID that all monitors of one QEMU report; None: it has none."""
+        return self.name if self.is_named else None, self.uuid
 
 
 @dataclass(slots=True)
@@ -74,10 +81,12 @@ class Run:
 
     life: Life | None
     boot: Boot
-    uuid: str | None = None
+    identity: Identity | None = None
     qemu: str | None = None  # version
     size: int | None = None
     target: int | None = None  # last sent
+    halted_at: int | None = None  # actual when the guest was stopped; it could not move since
+    may_be_replugged: bool = False  # the agent was away, and has not seen its balloon since
     why: str | None = None  # the word of the last decision
     judged: str | None = None  # untrusted, uncooperative or stuck: the guard's word
     serial: int = field(default_factory=lambda: next(_SERIALS))  # changes with each target that is asked for
@@ -100,7 +109,6 @@ class ManagedVm:
     def __init__(self, vm: VmId, name: str, path: str, settings: VmSettings, context: Context) -> None:
         self.id = vm
         self.name = name
-        self.qemu_name: str | None = None  # as QEMU reported it last
         self.path = path
         self.spec = VmSpec(vm, settings, context)
         self.retired = False  # it was dropped, or the agent stops: nothing more is published
@@ -142,6 +150,17 @@ class ManagedVm:
     def connection(self) -> Connection:
         """How the connection is: ``up``, or why it is not."""
         return "up" if self._silence is None else self._silence.why
+
+    @property
+    def silent_for_s(self) -> float:
+        """For how many seconds no session has served it; 0 while one does."""
+        return 0.0 if self._silence is None else self._context.clock() - self._silence.since_s
+
+    async def rearm(self) -> None:
+        """Set the polling interval of its statistics again, which another client may have changed."""
+        if self._session is not None:
+            with suppress(ConnectionLost, QmpError):
+                await self._session.rearm()
 
     @property
     def has_left(self) -> bool:
@@ -193,7 +212,7 @@ class ManagedVm:
             life=run.life,
             gone=run.gone,
             boot=run.boot.facts,
-            uuid=run.uuid,
+            uuid=run.identity.uuid if run.identity else None,
             qemu=run.qemu,
             size=run.size,
             rss=silence.rss if silence else session.rss if session else None,
@@ -255,8 +274,7 @@ class ManagedVm:
         """Keep the VM's state up to date from a new session until it is lost; return why it was."""
         if life is None or life != self.run.life:
             self._take_up(life)
-        self.qemu_name = identity.name
-        self.run.uuid, self.run.qemu = identity.uuid, session.version
+        self.run.identity, self.run.qemu = identity, session.version
         serving = self._session = VmSession(
             session,
             life.pid if life else None,
@@ -321,13 +339,16 @@ class ManagedVm:
                 return
             if self._session is not None:
                 self._balloon_changed(self._session, actual)
+        elif name == "STOP" and self._session is not None:
+            self.run.halted_at = self._session.actual
+            self._look_soon()
         elif name in _ALTERS:
             if (
                 name == "DEVICE_DELETED"
                 and self._session
                 and self._session.was_unplugged(details.get("path"))
             ):
-                self._target_was_forgotten()
+                self._target_was_forgotten("the balloon was unplugged")
             self._look_soon()
         if name in _PUBLISHED and not self.retired:
             self._context.feed.vm_event(self.id, translated(name, details))
@@ -348,7 +369,7 @@ class ManagedVm:
         young = ((age_of(life) or 0.0) if life else 0.0) < BOOT_S
         self._begin(life, needs_grace=young and not known)
         if known:
-            self.run.target = kept.sent
+            self.run.target, self.run.may_be_replugged = kept.sent, True
         else:
             self._context.store.keep(self.id, life=str(life) if life else None, sent=None)
 
@@ -417,16 +438,37 @@ class ManagedVm:
         was_up, resizer = session.driver_up, session.resizer
         await session.look()
         if session.resizer is not resizer and resizer is not None:
-            self._target_was_forgotten()
+            self._target_was_forgotten("the balloon was unplugged")
         self._note_driver(session, was_up)
         before, self.run.size = self.run.size, session.size
         if before is not None and session.size is not None and session.actual is not None:
             self._note_plugged(session.size - before, session.actual)
+        if session.run_state == "running" and session.driver_up and session.actual is not None:
+            await self._note_other_target(session, session.actual)
 
-    def _target_was_forgotten(self) -> None:
-        """Note that QEMU's target ended with its balloon device: one that is plugged again starts empty."""
+    async def _note_other_target(self, session: VmSession, actual: int) -> None:
+        """Detect that QEMU's target is not ours any more, where no event tells.
+
+        A saved state that is loaded (loadvm) brings its own target, with no event but STOP and RESUME: actual
+        is farther from our target afterwards, and no guest moves its balloon while it is stopped. A balloon
+        that was plugged again while the agent was away is empty.
+        """
+        run, target = self.run, self.run.target
+        halted_at, may_be_replugged = run.halted_at, run.may_be_replugged
+        run.halted_at, run.may_be_replugged = None, False
+        if target is None or session.size is None:
+            return
+        is_empty = actual >= session.size - _MOVED > target
+        if may_be_replugged and is_empty:
+            self._target_was_forgotten("the balloon is empty after the agent was away")
+        elif halted_at is not None and abs(actual - target) > abs(halted_at - target) + _MOVED:
+            self._target_was_forgotten("the balloon changed while the guest was stopped (loadvm?)")
+            await session.rearm()  # the figures are from before
+
+    def _target_was_forgotten(self, reason: str) -> None:
+        """Note that QEMU does not have our target any more."""
         if self.run.target is not None:
-            say("target-forgotten", "the balloon was unplugged", vm=self.id, was=self.run.target)
+            say("target-forgotten", reason, vm=self.id, was=self.run.target)
         self.run.target = None
         self._context.store.keep(self.id, lazily=True, sent=None)
 
@@ -455,6 +497,7 @@ class ManagedVm:
     def _was_reset(self) -> bool:
         """Note a reset: the driver is gone and its figures are old; return False if the event is a repeat."""
         is_news = self.run.boot.was_reset(self._context.clock())
+        self.run.halted_at = None
         self._schedule.forget_samples(self.spec.settings)
         if self._session is not None:
             self._session.was_reset()

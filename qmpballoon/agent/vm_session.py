@@ -194,6 +194,11 @@ class VmSession:
         """Read the resident memory of the QEMU process."""
         self.rss = self._resident.read() if self._resident else None
 
+    async def rearm(self) -> None:
+        """Set the polling interval again, which another client may have changed."""
+        if self._device is not None and self._device.sampler is not None:
+            await self._device.sampler.rearm()
+
     def close(self) -> None:
         """Let go of the QEMU process: the session is over."""
         if self._resident:

@@ -28,6 +28,7 @@ _CONTAINERS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
 DEFLATE_ON_OOM: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"  # features, by QEMU's names
 STATS_QUEUE: Final = "VIRTIO_BALLOON_F_STATS_VQ"
 
+_INTERVAL: Final = "guest-stats-polling-interval"
 _LEAST_MEMORY: Final = MIB
 
 _FIRST_LOOK_AFTER_S: Final = 0.003  # fresh figures come after 3 ms, 9 at worst
@@ -177,6 +178,25 @@ async def offers_deflate_on_oom(session: Session, device: BalloonDevice) -> bool
         return False  # QEMU before 2.4
 
 
+async def polling_interval(session: Session, device: BalloonDevice) -> int:
+    """Return how often QEMU asks the guest for statistics, in whole seconds; 0: never.
+
+    Raises:
+        QmpError: the device has no statistics (QEMU before 1.5).
+        ConnectionLost: the session ended meanwhile.
+    """
+    return _bytes(session, await _property(session, device, _INTERVAL))
+
+
+async def set_polling_interval(session: Session, device: BalloonDevice, interval_s: int) -> None:
+    """Set how often QEMU asks the guest for statistics, in whole seconds; errors as in `polling_interval`."""
+    await session.request("qom-set", {"path": device.path, "property": _INTERVAL, "value": interval_s})
+
+
+async def _property(session: Session, device: BalloonDevice, name: str) -> object:
+    return await session.request("qom-get", {"path": device.path, "property": name})
+
+
 class VirtioBalloon:
     """The balloon as a `qmpballoon.qmp.resizer.Resizer`."""
 
@@ -253,15 +273,15 @@ class Sampler:
             ConnectionLost: the session ended meanwhile.
         """
         self._last = await self._read()
-        self.found_s = _bytes(self._session, await self._get("guest-stats-polling-interval"))
+        self.found_s = await polling_interval(self._session, self._device)
         self._armed_s, self._interval_s = self.found_s, interval_s
-        await self._arm()
+        await self.rearm()
 
     async def change_interval(self, interval_s: int) -> None:
         """Set the polling interval in whole seconds; nothing is sent if it is set already."""
         if interval_s != self._interval_s:
             self._interval_s = interval_s
-            await self._arm()
+            await self.rearm()
 
     async def stop(self) -> None:
         """Restore the polling interval that was found on connecting."""
@@ -297,7 +317,7 @@ class Sampler:
         before = self.sample
         deadline_s = self._clock() + timeout_s
         for ask_again_after_s in chain(_ASK_AGAIN_AFTER_S, repeat(_ASK_AGAIN_AFTER_S[-1])):
-            await self._arm()
+            await self.rearm()
             again_s = min(self._clock() + ask_again_after_s, deadline_s)
             while True:
                 await asyncio.sleep(max(_FIRST_LOOK_AFTER_S, ask_again_after_s / 5))
@@ -310,26 +330,19 @@ class Sampler:
                 break
         return False
 
-    async def _arm(self) -> None:
+    async def rearm(self) -> None:
+        """Set the interval, by way of 0: QEMU asks the guest now."""
         if self._armed_s != 0:
             await self._set_interval(0)
         await self._set_interval(self._interval_s)
 
     async def _set_interval(self, interval_s: int) -> None:
-        arguments = {
-            "path": self._device.path,
-            "property": "guest-stats-polling-interval",
-            "value": interval_s,
-        }
         self._armed_s = None  # after a cancellation the interval in QEMU is unknown
-        await self._session.request("qom-set", arguments)
+        await set_polling_interval(self._session, self._device, interval_s)
         self._armed_s = interval_s
 
-    async def _get(self, name: str) -> object:
-        return await self._session.request("qom-get", {"path": self._device.path, "property": name})
-
     async def _read(self) -> tuple[int, GuestStats]:
-        answer = _fields(self._session, await self._get("guest-stats"))
+        answer = _fields(self._session, await _property(self._session, self._device, "guest-stats"))
         return (
             _bytes(self._session, answer.get("last-update")),
             parse_stats(_fields(self._session, answer.get("stats"))),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
 from typing import Final
 
-from qmpballoon.errors import QmpError
+from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.procfs import can_hold
-from qmpballoon.qmp.balloon import memory_size
+from qmpballoon.qmp.balloon import find_balloon, memory_size, polling_interval, set_polling_interval
 from qmpballoon.qmp.client import Session
 
 _BEFORE_MACHINE: Final = ("'preconfig'", "machine initialization")
 PRECONFIG: Final = "QEMU waits for x-exit-preconfig; nothing is known of the VM before that"
+
+_MARKS: Final = range(100_000, 1_000_000)  # polling intervals, in seconds, that nobody uses
 
 
 async def machine_is_there(session: Session) -> bool:
@@ -45,3 +49,28 @@ async def qemu_pid(session: Session) -> int | None:
     except QmpError:  # not known: no process can be ruled out, none is believed
         return None
     return session.peer_pid if can_hold(session.peer_pid, size) else None
+
+
+async def is_same_qemu(session: Session, other: Session) -> bool:
+    """Tell whether two monitors are of one QEMU: a value that is set over one is read over the other.
+
+    Where no process is known, nothing else proves it: name, UUID and all ids may be equal in two containers.
+    The value is the polling interval of the balloon's statistics; it is restored. ``other`` may have to set
+    its own again, as it may change it in the same moment.
+
+    Raises:
+        ConnectionLost: ``session`` ended meanwhile.
+    """
+    try:
+        device = await find_balloon(session)
+        found_s = await polling_interval(session, device)
+    except (NoBalloon, QmpError):
+        return False
+    mark = random.choice(_MARKS)
+    try:
+        await set_polling_interval(session, device, mark)
+        with suppress(ConnectionLost, QmpError):
+            return await polling_interval(other, device) == mark
+        return False
+    finally:
+        await set_polling_interval(session, device, found_s)

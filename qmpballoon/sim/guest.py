@@ -223,6 +223,12 @@ class SimulatedGuest:
         self._released = False
         self._start_moving()
 
+    def load_balloon(self, actual: int) -> None:
+        """Take the balloon of a saved state of ``actual`` bytes, with the target that it has reached."""
+        self.balloon = self._steps_from = self._told_balloon = self.wanted_balloon = self.size - actual
+        self._start_moving()
+        self._in_use = self.balloon + self.anonymous
+
     def set_demand(self, anonymous: int, cache: int = 0) -> None:
         """Set the workload's demand for anonymous memory and page cache, in bytes, from now on."""
         self._anonymous, self._cache = anonymous, cache

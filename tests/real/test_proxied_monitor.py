@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from agent_process import AgentWatch, StartAgent
+from agent_process import AgentWatch, StartAgent, until
 
 from qmpballoon.api import connect
 from qmpballoon.lab.broker import LabBroker
-from qmpballoon.lab.guest import GuestLook, LabGuest
+from qmpballoon.lab.guest import GuestLook
 from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.process import Program
 from qmpballoon.lab.waiting import eventually
@@ -47,14 +47,12 @@ asyncio.run(main(sys.argv[1:]))
 
 @pytest.fixture
 def proxied(sockets_dir: Path) -> Iterator[Any]:
-    """Start one process that serves the monitors of all these guests, as a multiplexer does."""
+    """Start one process that serves all these monitors, as a multiplexer does."""
     started: list[Program] = []
 
-    async def start(*guests: LabGuest) -> list[Path]:
-        fronts = [sockets_dir / f"{guest.name}.proxy" for guest in guests]
-        pairs = [
-            str(path) for front, guest in zip(fronts, guests, strict=True) for path in (front, guest.socket)
-        ]
+    async def start(*monitors: Path) -> list[Path]:
+        fronts = [sockets_dir / f"{monitor.stem}.proxy" for monitor in monitors]
+        pairs = [str(path) for pair in zip(fronts, monitors, strict=True) for path in pair]
         started.append(Program([sys.executable, "-c", PROXY, *pairs], log=sockets_dir / "proxy.log"))
 
         async def there() -> bool:
@@ -76,7 +74,7 @@ async def test_guests_behind_a_proxy_are_served_by_their_own_figures(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent, sockets_dir: Path, proxied: Any
 ) -> None:
     first, second = await asyncio.gather(lab.guest("first", memory=SIZE), lab.guest("second", memory=SIZE))
-    await proxied(first, second)
+    await proxied(first.socket, second.socket)
     start_agent(
         broker,
         policy={"mode": "auto"},
@@ -104,9 +102,28 @@ async def test_guests_behind_a_proxy_are_served_by_their_own_figures(
 
 async def test_one_vm_behind_a_proxy_has_no_pid(lab: Lab, proxied: Any) -> None:
     guest = await lab.guest("web")
-    (front,) = await proxied(guest)
+    (front,) = await proxied(guest.socket)
     async with connect(front) as vm:
         assert vm.pid is None
         assert (await vm.state()).size == guest.memory
     async with connect(guest.socket) as vm:
         assert vm.pid == guest.pid
+
+
+async def test_two_proxied_monitors_of_one_qemu_are_one_vm(
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent, sockets_dir: Path, proxied: Any
+) -> None:
+    second = sockets_dir / "z-second.qmp"
+    guest = await lab.guest("web", arguments=("-qmp", f"unix:{second},server=on,wait=off"))
+    await proxied(guest.socket)
+    await proxied(second)
+    agent = start_agent(broker, discovery={"sockets": [f"{sockets_dir}/*.proxy"]})
+    await watch.until_health("web", "ok")
+    await until(
+        lambda: (host := watch.last_json("host")) and host["vms"]["total"] == 1 and not host["unidentified"],
+        what="one VM",
+    )
+    state = await watch.until_health("web", "ok")
+    assert (state["socket"], state["life"]) == ("web.proxy", None)
+    assert watch.last_json("host")["used"] == state["actual"]
+    assert not agent.logged("session-lost")

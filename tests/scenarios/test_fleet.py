@@ -13,6 +13,7 @@ import pytest
 from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
 from scripted_peer import Line, peer, session_with
 
+from qmpballoon.agent import arrival as arrival_module
 from qmpballoon.agent import connector as connector_module
 from qmpballoon.config import DiscoverySettings, VmMatch
 from qmpballoon.errors import Unreachable
@@ -218,6 +219,79 @@ async def test_the_first_socket_takes_the_vm_back(
         assert harness.ids == {"web"}
 
 
+# Where no process tells: behind proxies, or in another pid namespace.
+
+
+def behind_proxies(qemus: Qemus, *names: str) -> Kernel:
+    """Return a kernel that knows another process behind each of these monitors, none of them a QEMU."""
+    kernel = Kernel()
+    for name in names:
+        kernel.proxy(kernel.new_life(qemus.path(name)))
+    return kernel
+
+
+@pytest.mark.parametrize(("qemu_name", "vm"), [("web", "web"), (None, "a")])
+async def test_two_monitors_of_one_qemu_are_one_vm_where_no_process_tells(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, qemu_name: str | None, vm: str
+) -> None:
+    kernel = behind_proxies(qemus, "a", "b")
+    qemu = await qemus.start("a", "b", machine=MachineSpec(name=qemu_name))
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health(vm, "ok")
+        await harness.until(lambda: harness.ids == {vm} and harness.vm(vm).path == os.fspath(qemus.path("a")))
+        await harness.until(lambda: len(qemu._connections) == 1)
+        record = await harness.until_health(vm, "ok")
+        assert (record.life, harness.supervisor.unidentified) == (None, ())
+        assert harness.governor.host().used == record.actual
+        assert qemu.machine.guest.polling_interval_s == QUICK.stats_interval_s
+
+
+async def test_two_qemus_that_report_the_same_are_two_vms_where_no_process_tells(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = behind_proxies(qemus, "a", "b")
+    for name in ("a", "b"):
+        await qemus.start(name, machine=named("web"))
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("web", "ok")
+        await harness.until_health("web-2", "ok")
+
+
+async def test_the_second_monitor_takes_over_where_no_process_tells_and_gives_the_vm_back(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connector_module, "SECOND_WAITS_S", 0.05)
+    kernel = behind_proxies(qemus, "a", "b")
+    qemu = await qemus.start("a", "b", machine=named("web"))
+    hidden = sockets_dir / "a.hidden"
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until(lambda: harness.ids == {"web"} and len(qemu._connections) == 1)
+        await harness.until_health("web", "ok")
+        await harness.ask("web", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+        qemus.path("a").rename(hidden)
+        qemu.drop_clients()
+        await harness.until(lambda: harness.vm("web").path == os.fspath(qemus.path("b")))
+        assert (await harness.until_health("web", "ok")).mode == "manual"
+
+        hidden.rename(qemus.path("a"))
+        await harness.until(lambda: harness.vm("web").path == os.fspath(qemus.path("a")))
+        assert (await harness.until_health("web", "ok")).mode == "manual"
+        await harness.until(lambda: len(qemu._connections) == 1)
+        assert (harness.ids, harness.gone) == ({"web"}, [])
+
+
+async def test_a_monitor_whose_process_is_known_is_preferred_to_one_behind_a_proxy(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = behind_proxies(qemus, "a")
+    life = kernel.new_life(qemus.path("b"))
+    qemu = await qemus.start("a", "b", machine=named("web"))
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until(lambda: len(qemu._connections) == 1 and harness.ids == {"web"})
+        await harness.until(lambda: harness.vm("web").path == os.fspath(qemus.path("b")))
+        assert (await harness.until_health("web", "ok")).life == life
+
+
 async def test_a_killed_qemu_is_offline_and_a_new_one_is_a_new_life(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,7 +395,7 @@ async def test_a_qemu_that_shuts_down_says_so_and_is_offline(
 async def test_a_vm_that_is_migrated_to_another_qemu_on_this_host_keeps_its_name_and_mode(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connector_module, "LOOK_AT_SILENCE_S", 0.01)
+    monkeypatch.setattr(arrival_module, "LOOK_AGAIN_S", 0.01)
     spec = MachineSpec(name="web", uuid="9b1f6a0e-3d53-4a0e-8c3e-0123456789ab")
     source = await qemus.start("a", machine=spec)
     async with running_agent(sockets_dir, monkeypatch) as harness:
@@ -349,7 +423,7 @@ async def test_a_vm_that_is_migrated_to_another_qemu_on_this_host_keeps_its_name
 async def test_a_clone_that_runs_beside_its_original_is_a_vm_of_its_own(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connector_module, "LOOK_AT_SILENCE_S", 0.01)
+    monkeypatch.setattr(arrival_module, "LOOK_AGAIN_S", 0.01)
     await qemus.start("a", machine=named("web"))
     async with running_agent(sockets_dir, monkeypatch) as harness:
         await harness.until_health("web", "ok")

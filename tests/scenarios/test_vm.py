@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -281,6 +282,55 @@ async def test_plugged_memory_is_seen(
         qemu.plug(64 * MIB)
         assert (await harness.ask("a", "get"))["size"] == 320 * MIB
         assert harness.record("a").limits.ceiling == 320 * MIB
+
+
+async def test_a_loaded_state_brings_its_own_target_and_the_manual_one_is_sent_again(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "qmpballoon")
+    qemu = await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+        assert qemu.guest.target == 200 * MIB
+        qemu.load_state(240 * MIB)
+        await harness.until(lambda: qemu.guest.target == 200 * MIB)
+        await harness.until(lambda: harness.record("a").is_at(200 * MIB))
+        assert harness.record("a").mode == "manual"
+        assert not {"stuck", "uncooperative", "untrusted"} & set(harness.healths)
+    assert len([line for line in caplog.messages if "target-forgotten" in line]) == 1
+
+
+async def test_a_guest_that_is_stopped_and_continued_keeps_its_target(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "qmpballoon")
+    qemu = await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=200 * MIB)  # stopped while it moves
+        qemu.execute("stop", {})
+        await harness.until_health("a", "paused")
+        qemu.execute("cont", {})
+        await harness.until_health("a", "ok")
+        await harness.until(lambda: harness.record("a").is_at(200 * MIB))
+        assert harness.record("a").target == 200 * MIB
+    assert "target-forgotten" not in caplog.text
+
+
+async def test_a_balloon_that_was_replugged_while_the_agent_was_away_gets_the_manual_target_again(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    qemu = await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch, kernel, governed=True) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+    qemu.guest.set_target(256 * MIB)
+    qemu.load_state(256 * MIB)
+    async with running_agent(sockets_dir, monkeypatch, kernel, governed=True) as harness:
+        await harness.until(lambda: qemu.guest.target == 200 * MIB)
+        await harness.until(lambda: harness.record("a").is_at(200 * MIB))
 
 
 async def test_somebody_elses_target_is_seen_in_actual(

@@ -39,7 +39,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "__init__": "",
     "agent": """
         . boot event_loop feed holds store systemd vm_session context host_monitor limits spec vm actuator
-        registry connector supervisor governor service app
+        registry arrival connector supervisor governor service app
     """,
     "sim": """
         . kernels qemu qemu.dialect qemu.faults qemu.stream guest qemu.machine trace figures qemu.messages

@@ -187,6 +187,13 @@ class SimulatedMachine:
         self.guest.plug(size)
         self._seen_actual = self.guest.actual
 
+    def load_state(self, actual: int) -> None:
+        """Load a saved state as loadvm does; QEMU sends no BALLOON_CHANGE for it."""
+        self._emit("STOP")
+        self.guest.load_balloon(actual)
+        self._seen_actual = self.guest.actual
+        self._emit("RESUME")
+
     def _emit(self, event: str, details: Mapping[str, Json] | None = None, at_s: float | None = None) -> None:
         seconds, microseconds = divmod(round((at_s or self.guest.wall_s()) * 1_000_000), 1_000_000)
         stamp = {"seconds": seconds, "microseconds": microseconds}

@@ -141,6 +141,11 @@ class SimulatedQemu:
         self._map(size)
         self.settle()
 
+    def load_state(self, actual: int) -> None:
+        """Load a saved state in which the guest has reached a target of ``actual`` bytes."""
+        self.machine.load_state(actual)
+        self.settle()
+
     def drop_clients(self) -> None:
         """Disconnect all clients and continue to run."""
         for connection in tuple(self._connections):

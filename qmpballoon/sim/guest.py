@@ -116,7 +116,7 @@ class SimulatedGuest:
         self.figures: GuestStats | None = None  # what the driver last reported
         self.oom_kills = 0  # since it was powered on first, resets included
         self._kills_before_boot = 0
-        self._told_balloon = 0  # what the driver last wrote into the device; a reset does not clear it
+        self._reported_balloon = 0  # what the driver last wrote into the device; a reset does not clear it
         self._steps_from = 0  # the balloon at the driver's last step, 0 after a reset
         self._anonymous = 0
         self._cache = 0
@@ -138,7 +138,7 @@ class SimulatedGuest:
     @property
     def actual(self) -> int:
         """The size minus the balloon as the driver last told it."""
-        return self.size - self._told_balloon
+        return self.size - self._reported_balloon
 
     @property
     def target(self) -> int:
@@ -361,10 +361,10 @@ class SimulatedGuest:
         if moved == abs(missing) or abs(since_step) >= STEP:
             rest = 0 if moved == abs(missing) else abs(since_step) % STEP
             self._steps_from = self.balloon - (rest if since_step > 0 else -rest)
-            self._told_balloon = self._steps_from
+            self._reported_balloon = self._steps_from
 
     def _jump(self, balloon: int) -> None:
-        self.balloon = self._steps_from = self._told_balloon = balloon
+        self.balloon = self._steps_from = self._reported_balloon = balloon
         self._start_moving()
 
     def _serve_demand(self) -> None:

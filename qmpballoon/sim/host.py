@@ -33,7 +33,7 @@ START_MARGIN: Final = 16 * MIB
 LARGEST_RESERVE: Final = 512 * MIB
 
 
-class AccountsBroken(AssertionError):
+class InvariantViolated(AssertionError):
     """The simulator or a policy reached an impossible state: a defect of this program."""
 
 
@@ -101,7 +101,7 @@ def play(
     """Run the whole trace; ``progress`` is called with the virtual time now and then.
 
     Raises:
-        AccountsBroken: a target that is no size, an account that does not add up.
+        InvariantViolated: a target that is no size, an account that does not add up.
     """
     playing = _Playing(trace, policy, host or Host(), record)
     steps = round(trace.duration_s / FINE_S)
@@ -213,7 +213,7 @@ class _Playing:
         seen = {guest.id: guest for guest in guests}
         for name, decision in decisions.items():
             if name not in seen:
-                raise AccountsBroken(f"{self.policy.name} decided about {name!r}, which is not there")
+                raise InvariantViolated(f"{self.policy.name} decided about {name!r}, which is not there")
             self._do(seen[name], decision, now_s)
 
     def _do(self, guest: GuestSnapshot, decision: Decision, now_s: float) -> None:
@@ -223,7 +223,7 @@ class _Playing:
             self.last_why[guest.id] = decision.why
             return
         if type(decision.target) is not int or not 0 < decision.target <= 2 * guest.size:
-            raise AccountsBroken(f"{self.policy.name} asked for {decision.target!r} bytes of {guest.id}")
+            raise InvariantViolated(f"{self.policy.name} asked for {decision.target!r} bytes of {guest.id}")
         broken = self._against_rules(guest, decision, now_s)
         if broken is not None:
             self.against_rules.append(f"{now_s:.1f} s: {guest.id} {broken} ({decision.why})")
@@ -260,7 +260,7 @@ class _Playing:
     def _check_accounts(self, snapshot: Snapshot) -> None:
         charged = sum([vm.charge for vm in self.vms])
         if snapshot.charged != charged:
-            raise AccountsBroken(f"the snapshot charges {snapshot.charged}, the simulator {charged}")
+            raise InvariantViolated(f"the snapshot charges {snapshot.charged}, the simulator {charged}")
 
     def _check(self, vm: SimulatedVm) -> None:
         """Check that a guest that may have changed cannot hold more than it is charged.
@@ -269,9 +269,9 @@ class _Playing:
         """
         guest, has = vm.guest, vm.has
         if not 0 <= guest.balloon <= guest.size or guest.available > has:
-            raise AccountsBroken(f"{vm.name}: a balloon of {guest.balloon} in {guest.size} bytes")
+            raise InvariantViolated(f"{vm.name}: a balloon of {guest.balloon} in {guest.size} bytes")
         if has > vm.charge + STEP and not vm.vm.resets_at_s:
-            raise AccountsBroken(f"{vm.name} could hold {has} bytes and is charged {vm.charge}")
+            raise InvariantViolated(f"{vm.name} could hold {has} bytes and is charged {vm.charge}")
 
     def _measure(self, now_s: float) -> None:
         for vm in self.vms:

@@ -11,7 +11,7 @@ from policy_bench.recording import Recording, Sample
 from qmpballoon.units import MIB
 
 STARVED: Final = 0.06  # of actual available, or less
-QEMU_ITSELF: Final = 44 * MIB  # resident beside a guest's memory; measured with lab guests
+QEMU_OVERHEAD: Final = 44 * MIB  # resident beside a guest's memory; measured with lab guests
 LONGEST_GAP_S: Final = 1.0  # between two samples; longer gaps are not counted
 REST_BEGINS_S: Final = 8.0  # after the last change of a demand, while memory is still moving
 _GRID_S: Final = 0.2
@@ -87,7 +87,7 @@ def _sums(recording: Recording) -> Sequence[tuple[int, int]]:
     return [
         (
             sum(_may_use(sample, recording.size) for sample in samples if sample is not None),
-            sum(max(0, sample.rss - QEMU_ITSELF) for sample in samples if sample is not None),
+            sum(max(0, sample.rss - QEMU_OVERHEAD) for sample in samples if sample is not None),
         )
         for samples in seen
     ]

@@ -60,9 +60,9 @@ def test_a_sample_is_never_later_than_the_calm_interval_nor_sooner_than_the_fast
             schedule.target_sent()
         elif what == "forget":
             schedule.forget_samples(sampling)
-        if schedule.is_look_due:
+        if schedule.is_full_poll_due:
             assert schedule.pause_s(sampling, hurried=what == "hurried") == 0.0
-            schedule.looked()
+            schedule.defer_full_poll()
         every_s = schedule.sample_every_s(sampling, hurried=what == "hurried")
         assert fast_s <= every_s <= calm_s
         assert 0.0 < schedule.pause_s(sampling, hurried=what == "hurried") <= every_s

@@ -168,7 +168,7 @@ def test_a_guest_with_nothing_left_to_give_gets_its_target_set_back_and_no_strik
     state, _ = guard.step(guard.start(), a_host(guest, now_s=0.0))
     state, decisions = guard.step(state, a_host(at(guest, 6.0), now_s=6.0))
     assert decisions == {"a": SetTarget(1024 * MIB, "nothing-left")}
-    assert state.cooperation[guest.id].strikes == 0
+    assert state.cooperation[guest.id].stuck_count == 0
     assert state.judgements[guest.id].health is None
 
 
@@ -224,7 +224,7 @@ def test_strikes_double_the_back_off_and_make_a_guest_uncooperative() -> None:
         decision = decisions[guest.id]
         target = decision.target if isinstance(decision, SetTarget) else target
         health.add(state.judgements[guest.id].health)
-        strikes.add(state.cooperation[guest.id].strikes)
+        strikes.add(state.cooperation[guest.id].stuck_count)
     assert health == {None, "stuck", "uncooperative"}
     assert max(strikes) in (3, 4, 5)
 

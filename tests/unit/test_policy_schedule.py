@@ -9,7 +9,7 @@ import pytest
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import GuestStats, Sample
 from qmpballoon.policy.schedule import (
-    LOOK_EVERY_S,
+    FULL_POLL_EVERY_S,
     MOVING_FOR_S,
     WATCHED_EVERY_S,
     TickSchedule,
@@ -121,7 +121,7 @@ def clock() -> Clock:
 @pytest.fixture
 def vm(clock: Clock) -> VmSchedule:
     schedule = VmSchedule(CALM, clock)
-    schedule.looked()
+    schedule.defer_full_poll()
     return schedule
 
 
@@ -133,14 +133,14 @@ def test_a_calm_vm_is_polled_at_its_interval_and_an_urgent_one_fast(vm: VmSchedu
 
 
 def test_the_full_poll_is_on_time_and_does_not_wait_for_a_sample(vm: VmSchedule, clock: Clock) -> None:
-    assert not vm.is_look_due
-    clock.now_s += LOOK_EVERY_S - 0.5
+    assert not vm.is_full_poll_due
+    clock.now_s += FULL_POLL_EVERY_S - 0.5
     assert vm.pause_s(CALM, hurried=False) == pytest.approx(0.5)
-    vm.look_soon()
-    assert vm.is_look_due
+    vm.request_full_poll()
+    assert vm.is_full_poll_due
     assert vm.pause_s(CALM, hurried=False) == 0.0
-    vm.looked()
-    assert not vm.is_look_due
+    vm.defer_full_poll()
+    assert not vm.is_full_poll_due
 
 
 def test_a_vm_with_a_waiting_request_is_polled_most_often(vm: VmSchedule) -> None:

@@ -11,7 +11,7 @@ from qmpballoon.model.names import VmId
 from qmpballoon.policy.registry import simulated
 from qmpballoon.policy.snapshot import Decisions, SetTarget, Snapshot
 from qmpballoon.sim.guest import Behaviour
-from qmpballoon.sim.host import AccountsBroken, Host, Run, play, starts
+from qmpballoon.sim.host import Host, InvariantViolated, Run, play, starts
 from qmpballoon.sim.trace import Demand, Trace, TraceVm
 from qmpballoon.sim.traces import built_in
 from qmpballoon.units import MIB
@@ -206,12 +206,12 @@ def test_decisions_against_the_rules_are_noted() -> None:
 
 @pytest.mark.parametrize("target", [float("nan"), 0, -1, 2**50, 3.0 * MIB, None])
 def test_a_target_that_is_no_size_ends_the_run(target: int) -> None:
-    with pytest.raises(AccountsBroken, match="scripted asked for"):
+    with pytest.raises(InvariantViolated, match="scripted asked for"):
         play(a_trace(a_vm((0, 50, 0))), Scripted(once(1.0, target)))
 
 
 def test_a_decision_about_an_unknown_vm_ends_the_run() -> None:
-    with pytest.raises(AccountsBroken, match="not there"):
+    with pytest.raises(InvariantViolated, match="not there"):
         play(
             a_trace(a_vm((0, 50, 0))),
             Scripted(lambda snapshot: {"ghost": SetTarget(MIB, "x")}),  # type: ignore[dict-item]

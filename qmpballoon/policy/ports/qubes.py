@@ -25,7 +25,7 @@ from qmpballoon.units import MIB
 
 CACHE_FACTOR: Final = 1.3
 KEPT_FREE: Final = 50 * MIB
-LEAST_GIFT: Final = 10 * MIB  # the smallest amount that is asked of a donor
+LEAST_DONATION: Final = 10 * MIB  # the smallest amount that is asked of a donor
 LEAST_TRANSFER: Final = 150 * MIB
 LEAST_GROWTH: Final = 15 * MIB  # of a VM below its preference
 DONORS_HAVE_S: Final = 0.5
@@ -139,7 +139,7 @@ def _when_short(domains: Mapping[VmId, Domain], free: int) -> dict[VmId, int]:
         spare = domain.actual - domain.preference
         if spare <= 0 and domain.actual < domain.maximum:
             takers[vm] = domain
-        elif spare >= LEAST_GIFT:
+        elif spare >= LEAST_DONATION:
             # The original subtracts what a donor gives, although adding it would be expected; that is kept.
             there -= spare
             targets[vm] = domain.preference

@@ -31,7 +31,7 @@ class Dialect:
     statistics: tuple[str, ...]  # names, in QEMU's order
     has_singlestep: bool  # in query-status
     error_positions: bool  # prefix of JSON errors: line and column in the whole input of the client
-    told_after_reply: frozenset[str]  # commands whose events come after their reply
+    events_after_reply: frozenset[str]  # commands whose events come after their reply
     virtio_status: VirtioStatus
     virtio_device: str  # what x-query-virtio-status calls what it takes
     offered_transports: tuple[str, ...]
@@ -82,7 +82,7 @@ _5_2: Final = Dialect(
     statistics=_STATISTICS,
     has_singlestep=True,
     error_positions=False,
-    told_after_reply=frozenset({"system_reset", "quit"}),
+    events_after_reply=frozenset({"system_reset", "quit"}),
     virtio_status=VirtioStatus.UNKNOWN,
     virtio_device="VirtIODevice",
     offered_transports=_TRANSPORTS,
@@ -91,7 +91,7 @@ _7_2: Final = replace(
     _5_2,
     unknown_capability="Parameter 'null' does not accept value '{}'",
     statistics_read_only="Property 'virtio-balloon-device.guest-stats' is not writable",
-    told_after_reply=frozenset(),
+    events_after_reply=frozenset(),
     virtio_status=VirtioStatus.ANSWERED,
 )
 _10_0: Final = replace(

@@ -171,7 +171,7 @@ class SimulatedQemu:
         if command == "x-simulate":
             return self._simulate(arguments)
         result = self.machine.execute(command, arguments)
-        if command not in self.dialect.told_after_reply:
+        if command not in self.dialect.events_after_reply:
             self.settle()
         return result
 
@@ -314,7 +314,7 @@ class _Connection(asyncio.Protocol):
         if isinstance(request, dict) and "id" in request:
             reply = {"id": request["id"], **reply} if "error" in reply else {**reply, "id": request["id"]}
         self._reply(command, reply)
-        if command in self.qemu.dialect.told_after_reply:
+        if command in self.qemu.dialect.events_after_reply:
             self.qemu.settle()
         self.qemu.end_if_exited()
 

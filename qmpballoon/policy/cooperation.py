@@ -66,9 +66,7 @@ class Cooperation:
     contradicted_until_s: float = 0.0
     foreign_until_s: float = 0.0
     settled: int | None = None  # actual when the last target was reached
-    rss_check: tuple[float, int, int] | None = (
-        None  # time, actual and RSS before a shrink of which RSS must show
-    )
+    rss_check: tuple[float, int, int] | None = None  # time, actual and RSS before a shrink; RSS must follow
     untrusted: bool = False
     refuted_since_s: float | None = None  # since when RSS is less than the held memory that it reports
     stuck_growing: bool = False  # the balloon was last stuck while growing
@@ -238,9 +236,8 @@ def _is_foreign(state: Cooperation, guest: GuestSnapshot) -> bool:
 def _checked_by_rss(state: Cooperation, guest: GuestSnapshot, now_s: float) -> Cooperation:
     """Set ``untrusted`` if RSS did not fall after the guest gave memory; clear it when RSS fits actual."""
     if guest.rss is None or not guest.rss_is_complete:
-        return (
-            replace(state, rss_check=None, untrusted=False) if state.rss_check or state.untrusted else state
-        )
+        is_clear = state.rss_check is None and not state.untrusted
+        return state if is_clear else replace(state, rss_check=None, untrusted=False)
     over = guest.rss - QEMU_OVERHEAD - guest.actual
     if state.untrusted and over <= 0:
         return replace(state, untrusted=False)

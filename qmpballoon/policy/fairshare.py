@@ -42,9 +42,7 @@ BOOTS_WITHIN_S: Final = 20.0  # a guest without a driver for longer counts as ha
 SOON: Final = 64 * MIB  # what a guest delivers in half a second
 SHRINK_PAUSE_S: Final = 1.0  # before a guest is shrunk again
 CALM_S: Final = 2.0  # between two rounds of shrinks if no need is urgent
-BURST_MARGIN: Final = (
-    16 * MIB
-)  # beyond MARGIN: 0.6 s of a burst of 40 MiB/s, until it is detected and relieved
+BURST_MARGIN: Final = 16 * MIB  # beyond MARGIN: 0.6 s of a burst of 40 MiB/s, until it is relieved
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ class _Known:
 
     @property
     def lowest(self) -> int:
-        """The lesser of actual and target, in bytes."""
+        """The smaller of actual and target, in bytes."""
         return min(self.guest.actual, self.guest.target or self.guest.actual)
 
     @property
@@ -240,10 +238,8 @@ def shrinks(
     surplus = {
         vm: size
         for vm, size in surplus.items()
-        if size
-        >= max(
-            known[vm].least_shrink_now(snapshot.now_s, over=over, is_urgent=is_urgent), known[vm].over_ceiling
-        )
+        if size >= known[vm].over_ceiling
+        and size >= known[vm].least_shrink_now(snapshot.now_s, over=over, is_urgent=is_urgent)
     }
     rested = all(snapshot.now_s - known[vm].guest.guard.asked_at_s >= CALM_S for vm in surplus)
     if not surplus or not (is_urgent or rested):

@@ -47,7 +47,7 @@ def drawing(recording: Recording) -> str:
                 relief_p50_s=None,
                 relief_max_s=None,
             ),
-            against_rules=[],
+            violations=[],
             steps=[
                 Step(one.at_s, VmId(one.vm), one.was or 0, one.now, one.why, None, None, None)
                 for one in recording.decisions

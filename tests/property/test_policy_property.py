@@ -221,7 +221,7 @@ def watched(trace: Trace, *, overload: str = "guests") -> tuple[Watched, Run]:
 @given(traces())
 def test_in_a_closed_loop_no_rule_is_broken_and_every_reason_is_a_documented_one(trace: Trace) -> None:
     policy, run = watched(trace)
-    assert run.against_rules == []
+    assert run.violations == []
     assert {decision.why for _, decisions in policy.ticks for decision in decisions.values()} <= WORDS.keys()
 
 

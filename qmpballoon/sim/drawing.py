@@ -42,7 +42,7 @@ _LINES: Final = (
 
 
 def draw(run: Run) -> str:
-    """Return the SVG document of a recorded run. At most 24 VMs are drawn: those with the most kills and moves."""
+    """Return the SVG document of a recorded run. At most 24 VMs are drawn, by kills and moves."""
     names = _shown(run)
     left_out = len(run.points) - len(names)
     height = _HEAD + _HOST_HEIGHT + _GAP + len(names) * (_VM_HEIGHT + _GAP) + 12

@@ -127,7 +127,7 @@ class SimulatedGuest:
         self._moved_from = 0
         self._moves_since_s = now_s
         self._listed = 0.0  # freed bytes that are not counted as available, at _listed_at_s
-        self._lists_take = 0.0  # capacity of the lists in bytes, at _listed_at_s
+        self._list_capacity = 0.0  # capacity of the lists in bytes, at _listed_at_s
         self._listed_at_s = now_s
         self._in_use = 0  # by the balloon and the workload, when last computed
         self._released = False  # by deflate-on-oom; the driver waits for a new target
@@ -253,7 +253,7 @@ class SimulatedGuest:
         """Reboot: the balloon is empty at once, and ``actual`` is wrong until the driver moves."""
         self.driver_loaded = False
         self.balloon = self._steps_from = self._in_use = 0
-        self._listed = self._lists_take = 0.0
+        self._listed = self._list_capacity = 0.0
         self._sample_at_s = _NEVER
         self._workload_at_s = _NEVER
         self._powered_at_s = self._clock_s
@@ -383,18 +383,18 @@ class SimulatedGuest:
     def _update_lists(self) -> None:
         in_use = self.balloon + self.anonymous
         taken, self._in_use = in_use - self._in_use, in_use
-        if taken and self.spec.kernel.lists_take:
-            listed, capacity = self._listed_now(), self._lists_take * self._lists_keep()
-            most = self.spec.kernel.lists_take * self.size
-            self._lists_take = min(most, capacity + max(0, taken))
-            self._listed = min(self._lists_take, max(0.0, listed - taken))  # allocated first
+        if taken and self.spec.kernel.list_capacity:
+            listed, capacity = self._listed_now(), self._list_capacity * self._list_capacity_kept()
+            most = self.spec.kernel.list_capacity * self.size
+            self._list_capacity = min(most, capacity + max(0, taken))
+            self._listed = min(self._list_capacity, max(0.0, listed - taken))  # allocated first
             self._listed_at_s = self._clock_s
 
     def _listed_now(self) -> int:
-        return int(min(self._listed, self._lists_take * self._lists_keep())) if self._listed else 0
+        return int(min(self._listed, self._list_capacity * self._list_capacity_kept())) if self._listed else 0
 
-    def _lists_keep(self) -> float:
-        return float(self.spec.kernel.lists_keep ** (self._clock_s - self._listed_at_s))
+    def _list_capacity_kept(self) -> float:
+        return float(self.spec.kernel.list_capacity_kept ** (self._clock_s - self._listed_at_s))
 
     def _ask_for_statistics(self) -> None:
         if self._can_sample() and self._sample_at_s == _NEVER:

@@ -29,8 +29,8 @@ class GuestKernel:
     oom_kills_at: int  # available memory at which it kills
     deflate_on_oom_keeps: int  # available memory that deflate-on-oom restores
     counts_reclaim: bool  # reports ``stat-oom-kills`` and the five other counters of reclaim
-    lists_take: float = 0.0  # the most that the lists may hold, as a part of the size
-    lists_keep: float = 1.0  # of that capacity per second
+    list_capacity: float = 0.0  # the most that the lists may hold, as a part of the size
+    list_capacity_kept: float = 1.0  # of that capacity per second
 
 
 KERNEL_6_1: Final = GuestKernel(
@@ -50,8 +50,8 @@ KERNEL_6_12: Final = GuestKernel(
     oom_kills_at=0,
     deflate_on_oom_keeps=0,
     counts_reclaim=True,
-    lists_take=0.085,
-    lists_keep=0.93,
+    list_capacity=0.085,
+    list_capacity_kept=0.93,
 )
 HARSHEST: Final = KERNEL_6_12  # causes more kills and more moves under every policy that uses statistics
 KERNELS: Final = {kernel.release: kernel for kernel in (KERNEL_6_1, KERNEL_6_12)}

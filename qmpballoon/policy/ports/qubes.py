@@ -206,7 +206,7 @@ def _takes_part(guest: GuestSnapshot) -> bool:
 
 
 def _domain(guest: GuestSnapshot) -> Domain:
-    """Return the VM for the computation; used memory excludes page cache, as in the reports of Qubes guests."""
+    """Return the VM for the computation; used memory excludes page cache, as Qubes guests report it."""
     sample, used = guest.sample, None
     if sample is not None and sample.actual is not None:
         free, caches = sample.stats.free, sample.stats.caches

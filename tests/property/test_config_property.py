@@ -1,4 +1,4 @@
-"""Configuration: any text is a configuration or a ConfigurationError; lines are right or not given."""
+"""Configuration: any text is a configuration or a ConfigurationError; reported lines have the key."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def toml_key(name: str) -> str:
 
 
 def toml(value: object) -> str:
-    """Write a value as inline TOML."""
+    """Return a value as inline TOML."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{toml_key(key)} = {toml(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
@@ -150,7 +150,7 @@ def toml(value: object) -> str:
 
 
 def written(tree: dict[str, Any]) -> str:
-    """Write a tree as people do: tables and arrays of tables, a key a line."""
+    """Return a tree as usual TOML: tables and arrays of tables, one key a line."""
     lines: list[str] = []
     lines += [f"{toml_key(name)} = {toml(content)}" for name, content in tree.items() if name == "unknown"]
     for name, content in tree.items():
@@ -205,7 +205,7 @@ def test_any_text_is_a_configuration_or_refused_with_all_its_problems(text: str)
 
 
 @given(TREES)
-def test_any_tree_is_a_configuration_or_refused_with_lines_that_bear_the_key(tree: dict[str, Any]) -> None:
+def test_any_tree_is_a_configuration_or_refused_with_lines_that_have_the_key(tree: dict[str, Any]) -> None:
     text = written(tree)
     assert json.dumps(tomllib.loads(text), sort_keys=True) == json.dumps(tree, sort_keys=True)
     answer = parsed(text)
@@ -218,7 +218,7 @@ def test_any_tree_is_a_configuration_or_refused_with_lines_that_bear_the_key(tre
 
 
 @given(TEXTS)
-def test_the_locator_never_raises_and_its_lines_bear_the_key(text: str) -> None:
+def test_the_locator_never_raises_and_its_lines_have_the_key(text: str) -> None:
     lines = text.split("\n")
     for path, line in key_lines(text).items():
         assert 1 <= line <= len(lines)
@@ -250,7 +250,7 @@ def test_a_path_is_printed_on_one_short_line(path: list[str | int]) -> None:
 
 
 @given(st.text(), st.lists(st.text(), max_size=3), st.text(), st.text(), st.text())
-def test_whatever_is_typed_overrides_or_is_refused(
+def test_any_option_overrides_the_configuration_or_is_refused(
     host: str, sockets: list[str], broker: str, policy: str, budget: str
 ) -> None:
     base = config.parse("", surroundings=HERE)

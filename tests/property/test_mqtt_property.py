@@ -1,4 +1,4 @@
-"""Whatever comes in: a value, or a documented error, and nothing else."""
+"""Any input is a value or a documented error."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ FILTERS = st.just("#") | st.lists(LEVELS | st.just("+"), min_size=1, max_size=4)
 
 
 @given(st.sampled_from(["qmpballoon", "site", "site/a"]), st.lists(FILTERS, max_size=3), TOPIC_NAMES)
-def test_no_answer_goes_to_a_forbidden_topic_whatever_is_asked_and_allowed(
+def test_no_answer_goes_to_a_forbidden_topic_for_any_request_and_any_allow_list(
     base: str, filters: list[str], requested: str
 ) -> None:
     topics = Topics(base, "edge-7", filters)
@@ -89,7 +89,7 @@ def test_no_answer_goes_to_a_forbidden_topic_whatever_is_asked_and_allowed(
 
 
 @given(st.text())
-def test_an_answer_never_goes_below_the_base_but_to_its_own_place(requested: str) -> None:
+def test_an_answer_below_the_base_topic_goes_to_its_own_topic_only(requested: str) -> None:
     topic = TOPICS.response("web1", "get", requested)
     assert is_publishable(topic)
     assert topic == TOPICS.response("web1", "get") or not topic.startswith("qmpballoon/")
@@ -116,7 +116,7 @@ def depth(value: object) -> int:
 
 
 @given(st.dictionaries(st.text(max_size=8).filter(lambda key: key != "transaction"), JSON, max_size=4))
-def test_any_object_comes_back_as_it_was_sent(arguments: dict[str, object]) -> None:
+def test_any_object_is_decoded_as_it_was_encoded(arguments: dict[str, object]) -> None:
     if depth(arguments) > DEEPEST or any(number == float("inf") for number in _numbers(arguments)):
         return
     assert decode_request(encode(arguments, "json")) == Content(None, arguments)
@@ -149,7 +149,7 @@ def test_any_arguments_are_read_or_refused_with_a_stable_word(
 
 
 async def _never(request: Request) -> object:
-    raise AssertionError(f"{request} was begun without a group")
+    raise AssertionError(f"{request} was started without a task group")
 
 
 @given(

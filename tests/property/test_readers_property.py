@@ -1,4 +1,4 @@
-"""Readers: any value is taken in its range, or refused with one short, printable sentence."""
+"""Readers: any value is accepted in its range, or refused with one short, printable sentence."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ READERS = {
 
 
 def outcome(read: Reader, value: object) -> tuple[object, str]:
-    """Return what was read, or why not."""
+    """Return the value, or the reason of the refusal."""
     try:
         return read(value), ""
     except Wrong as wrong:

@@ -27,11 +27,11 @@ class Figures:
     oom_kills: int
     crashes: int
     vms_killed: int
-    work_mib_s: int  # memory held as wanted, over time
+    work_mib_s: int  # wanted memory that was held, over time
     work_percent: float  # of what was wanted
     starved_s: float
     over_budget_mib_s: int
-    over_budget_longest_s: float  # the longest time on end more than 1 % over
+    over_budget_longest_s: float  # the longest period more than 1 % over
     over_budget_rss_mib_s: int
     used_percent: float  # of the budget, on average
     commands: int
@@ -81,7 +81,7 @@ def figures(recording: Recording) -> Figures:
 
 
 def _sums(recording: Recording) -> Sequence[tuple[int, int]]:
-    """Return the sums of what guests may use, and of their QEMUs' resident memory, over time."""
+    """Return the sums of usable memory and of the QEMUs' resident memory, over time."""
     moments = [index * _GRID_S for index in range(1, int(recording.seconds / _GRID_S) + 1)]
     seen = [[recording.at(vm, moment) for vm in recording.samples] for moment in moments]
     return [

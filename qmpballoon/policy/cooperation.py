@@ -80,7 +80,7 @@ class Judgement:
     may_shrink: bool = True
     may_grow: bool = True
     set_back: bool = False  # set target = actual, because the balloon does not reach its target
-    proportional: bool = False  # no usable figures: share by limits alone
+    proportional: bool = False  # no usable figures: its size follows from limits only
     probe: bool = False  # shrink by PROBE at most, to see whether it moves again
     emergency_only: bool = False  # grow in an emergency only, by PROBE at most: earlier grows were not taken
     charge: int | None = None  # in place of the usual one

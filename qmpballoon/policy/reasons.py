@@ -79,8 +79,8 @@ WORDS: Final[Mapping[str, Word]] = {
         "No balloon driver is up, so the guest is charged with its whole size and left at its ceiling.",
         "If it lasts, load the balloon driver in the guest.",
     ),
-    "paused": Word("The guest does not run, so its balloon is left alone.", "Resume it if it should run."),
-    "migrating": Word("The guest is being migrated, so its balloon is left alone.", _NOTHING),
+    "paused": Word("The guest does not run, so its balloon is not moved.", "Resume it if it should run."),
+    "migrating": Word("The guest is being migrated, so its balloon is not moved.", _NOTHING),
     "silent": Word("QEMU does not answer on its monitor.", "Check the QEMU process."),
     "foreign-hand": Word(
         "Another controller moved the balloon, so it is not moved for a minute.",

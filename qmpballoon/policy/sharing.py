@@ -48,7 +48,7 @@ def split(amount: int, claims: Sequence[Claim]) -> list[int]:
 
 
 def water_fill(requested: Mapping[K, int], shares: Mapping[K, int], total: int) -> dict[K, int]:
-    """Return how much each gets of ``total``: at most what it asks for, at the same level per share for all.
+    """Return the part of ``total`` for each: at most its request, at the same level per share for all.
 
     Requested amounts and ``total`` are in bytes; negative values count as zero.
     """

@@ -81,7 +81,7 @@ class GuestSpec:
     deflate_on_oom: bool = False
     free_page_reporting: bool = False
     behaviour: Behaviour = Behaviour.IDEAL
-    limit: int = 0  # LIMITED: the least ``actual`` it goes to
+    limit: int = 0  # LIMITED: its least ``actual``
 
     @property
     def unseen(self) -> int:
@@ -268,7 +268,7 @@ class SimulatedGuest:
         self._start_moving()
 
     def set_polling_interval(self, interval_s: int) -> None:
-        """Ask for statistics every so many seconds, 0 for never; from 0 to another value asks at once."""
+        """Set the interval of statistics in seconds, 0: never; a change from 0 requests a sample at once."""
         if interval_s == self.polling_interval_s:
             return
         was_off = self.polling_interval_s == 0

@@ -74,7 +74,7 @@ def equilibrium(seed: int) -> Trace:
     vms = [_vm(f"idle{n}", 1024, _Path(random.uniform(90, 160), 40)) for n in range(1, 6)]
     path = _Path(380, 20).until(random.uniform(20, 40)).ramp(840, mib_per_s=random.uniform(4, 12))
     vms.append(_vm("starving", 1024, path))
-    return _trace("equilibrium", "One guest starves beside five idle ones, the budget is all given out.", vms)
+    return _trace("equilibrium", "One guest starves beside five idle ones; the budget is used up.", vms)
 
 
 def bursts(seed: int) -> Trace:
@@ -180,12 +180,12 @@ def broken(seed: int) -> Trace:
             path.ramp(random.uniform(120, 200), mib_per_s=200).hold(random.uniform(40, 120))
         vms.append(_vm(f"busy{n + 1}", 1024, path))
     return _trace(
-        "broken", "Six guests with six kinds of broken balloons beside four busy ones.", vms, budget=0.65
+        "broken", "Six guests with six kinds of faulty balloons beside four busy ones.", vms, budget=0.65
     )
 
 
 def liars(seed: int) -> Trace:
-    """Guests that report all or no memory as available, beside honest ones that need it."""
+    """Guests that report all or no memory as available, beside guests that need it."""
     random = Random(seed)
     vms = [
         replace(_vm("greedy1", 1024, _Path(120, 20)), behaviour=Behaviour.CLAIMS_ALL),
@@ -199,7 +199,9 @@ def liars(seed: int) -> Trace:
             path.ramp(random.uniform(150, 220), mib_per_s=200).hold(random.uniform(60, 150))
         vms.append(_vm(f"honest{n + 1}", 1024, path))
     return _trace(
-        "liars", "Two guests that claim to hold all, one that claims to be free, five honest ones.", vms
+        "liars",
+        "Two guests report no available memory, one reports all as available, five report correctly.",
+        vms,
     )
 
 
@@ -220,9 +222,7 @@ def file_servers(seed: int) -> Trace:
             path.ramp(random.uniform(450, 600), mib_per_s=random.uniform(10, 30)).hold(40)
             path.ramp(random.uniform(150, 220), mib_per_s=150).hold(random.uniform(50, 120))
         vms.append(_vm(f"app{n + 1}", 1024, path))
-    return _trace(
-        "file-servers", "Four guests like large page caches, four others need memory now and then.", vms
-    )
+    return _trace("file-servers", "Four guests use large page caches, four others have bursts.", vms)
 
 
 def unequal(seed: int) -> Trace:

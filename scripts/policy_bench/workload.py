@@ -26,7 +26,7 @@ _GRID_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From ``at_s`` on the workload wants ``mib``, and grows to it at ``mib_per_s``."""
+    """From ``at_s`` on the demand is ``mib``, reached at ``mib_per_s``."""
 
     at_s: float
     mib: int

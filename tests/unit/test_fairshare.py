@@ -84,12 +84,12 @@ def test_a_trend_that_uses_up_available_memory_within_three_seconds_is_an_emerge
 
 
 def test_held_memory_is_capped_by_rss() -> None:
-    liar = a_guest(size=1024, available=0, rss=200 * MIB)
-    past = observe(None, liar, 100.0, RULES)
+    refuted = a_guest(size=1024, available=0, rss=200 * MIB)
+    past = observe(None, refuted, 100.0, RULES)
     assert past is not None
     assert past.held == int(200 * MIB * 1.03) + 8 * MIB
-    assert estimate(past, liar, 100.0, RULES).emergency is False
-    uncapped = observe(None, liar, 100.0, replace(RULES, corroborate=False))
+    assert estimate(past, refuted, 100.0, RULES).emergency is False
+    uncapped = observe(None, refuted, 100.0, replace(RULES, corroborate=False))
     assert uncapped is not None
     assert uncapped.held == 1024 * MIB
 

@@ -49,7 +49,7 @@ def a_trace(*vms: TraceVm, duration_s: float = 30.0, budget: int = 1024 * MIB) -
 
 
 def once(at_s: float, target: int, name: str = "a") -> Steps:
-    """Return a script that asks for ``target`` once."""
+    """Return a script that sets ``target`` once."""
     asked: list[float] = []
 
     def decide(snapshot: Snapshot) -> Decisions:

@@ -26,7 +26,7 @@ KEPT_FREE: Final = 10 * MIB  # of the host: 9 MiB of low memory and 1 MiB agains
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A VM as the computation sees it, in bytes."""
+    """The input of the computation about a VM, in bytes."""
 
     minimum: int
     maximum: int

@@ -29,7 +29,7 @@ ENOUGH_FREE: Final = 0.25  # of the minimum
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A VM as the computation sees it, in bytes; ``free`` is None when the guest does not report it."""
+    """The input of the computation about a VM, in bytes; ``free`` None: the guest does not report it."""
 
     balloon: int  # what it has: QMP's actual
     minimum: int

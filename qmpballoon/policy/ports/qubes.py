@@ -34,7 +34,7 @@ ROUNDING: Final = 0.999
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A VM as the computation sees it, in bytes; ``used`` is None without figures: it is left out."""
+    """The input of the computation about a VM, in bytes; ``used`` None: no figures, it is left out."""
 
     used: int | None
     minimum: int

@@ -1,4 +1,4 @@
-# Every target sets up what it needs by itself, also on a bare Debian machine; see scripts/setup.
+# Every target installs what it needs, also on a bare Debian machine; see scripts/setup.
 
 PYTHON_BIN = .venv/bin
 PYTEST_ARGS ?=
@@ -19,10 +19,10 @@ test: check ## everything that check does, then scenarios, real guests and a rea
 	@scripts/setup dev lab
 	$(PYTHON_BIN)/pytest -n 3 --dist worksteal tests --ignore=tests/unit --ignore=tests/property $(PYTEST_ARGS)
 
-test-python: ## unit and property tests under Python 3.11, 3.12 and 3.13, as far as they are here
+test-python: ## unit and property tests under Python 3.11, 3.12 and 3.13, as far as they are installed
 	@scripts/test-python
 
-test-qemu: ## contract, health, API and targets with QEMU 5.2, 10.0 and 11.1, which scripts/fetch-qemu brings
+test-qemu: ## contract, health, API and targets with QEMU 5.2, 10.0 and 11.1, which scripts/fetch-qemu downloads
 	@scripts/setup dev lab
 	@set -e; directories=$$(scripts/fetch-qemu all); for bin in $$directories; do \
 	    $$bin/qemu-system-x86_64 --version | sed -n 1p; \
@@ -45,6 +45,6 @@ bench-policy: ## every policy on eight real guests, 25 minutes; BENCH_ARGS="--ra
 	@scripts/setup run lab
 	@$(PYTHON_BIN)/python scripts/bench_policy.py $(BENCH_ARGS)
 
-clean: ## remove .venv and all that tools left here; the guest image stays in its cache
+clean: ## remove .venv and the files of tools; the guest image stays in its cache
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Ask an agent for something over MQTT and print its answer, as any orchestrator would.
+"""Send one request to an agent over MQTT and print its response.
 
 python examples/request.py localhost 1883 qmpballoon/edge-7/vm/web1 set-target '{"target": "50%"}'
 """
@@ -18,18 +18,18 @@ async def request(
     transaction = uuid.uuid4().hex
     async with aiomqtt.Client(host, port, protocol=aiomqtt.ProtocolVersion.V5) as client:
         await client.subscribe(f"{topic}/response/{verb}", qos=1)
-        question = json.dumps({"transaction": transaction, **arguments})
-        await client.publish(f"{topic}/request/{verb}", question, qos=1)
+        payload = json.dumps({"transaction": transaction, **arguments})
+        await client.publish(f"{topic}/request/{verb}", payload, qos=1)
         async with asyncio.timeout(float(str(arguments.get("wait_s", 0))) + 10):
             async for message in client.messages:
-                answer = json.loads(message.payload)
-                if answer["transaction"] == transaction:
-                    return dict(answer)
+                response = json.loads(message.payload)
+                if response["transaction"] == transaction:
+                    return dict(response)
     raise ConnectionError("the broker closed the connection")
 
 
 if __name__ == "__main__":
     host, port, topic, verb, *rest = sys.argv[1:]
-    answer = asyncio.run(request(host, int(port), topic, verb, json.loads(rest[0]) if rest else {}))
-    print(json.dumps(answer, indent=2))
-    sys.exit(0 if answer["status"] == "ok" else 1)
+    response = asyncio.run(request(host, int(port), topic, verb, json.loads(rest[0]) if rest else {}))
+    print(json.dumps(response, indent=2))
+    sys.exit(0 if response["status"] == "ok" else 1)

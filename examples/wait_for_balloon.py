@@ -1,4 +1,4 @@
-"""Shrink a VM to half of its size, wait until it is there, and give the memory back.
+"""Shrink a VM to half of its size, wait until the target is reached, and grow it again.
 
 python examples/wait_for_balloon.py /run/qmpballoon/web1.qmp
 """
@@ -10,7 +10,7 @@ import qmpballoon
 
 
 async def main(socket: str) -> None:
-    """Do it with the VM behind one socket."""
+    """Shrink and grow the VM behind one socket."""
     async with qmpballoon.connect(socket) as vm:
         await vm.ready(timeout_s=30)
         target = await vm.set_target("50%", wait_s=10)

@@ -1,7 +1,7 @@
 """The agent's cost as ratios: ``make bench``, or ``scripts/bench.py --help``.
 
-Each figure is compared with a minimal counterpart on the same machine in the same minute, in turns. Absolute
-figures differ between machines; the ratios are comparable.
+Each figure is compared with a minimal counterpart on the same machine in alternating turns. Absolute figures
+differ between machines; the ratios are comparable.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MEMORY: Final = "/dev/shm"
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much is measured."""
+    """The number and duration of measurements."""
 
     vms: tuple[int, ...]
     rounds: int
@@ -83,9 +83,9 @@ async def measured(extent: Extent) -> Figures:
         directory = Path(name)
         scenes = []
         for count in extent.vms:
-            _tell(f"{count} simulated VMs: the bare client, the agent, the agent with MQTT, in turns ...")
+            _report(f"{count} simulated VMs: the bare client, the agent, the agent with MQTT, in turns ...")
             scenes.append(await scene(directory, count, rounds=extent.rounds, window_s=extent.window_s))
-        _tell("an agent without VMs; targets over MQTT and over QMP, in turns ...")
+        _report("an agent without VMs; targets over MQTT and over QMP, in turns ...")
         idle = await idle_memory(directory)
         answers = await latency(directory, extent.requests)
     in_memory = None
@@ -96,17 +96,17 @@ async def measured(extent: Extent) -> Figures:
 
 
 def table(figures: Figures) -> str:
-    """Return the figures for a reader, each with what it is compared with."""
+    """Return the figures as text, each with its counterpart."""
     lines = [figures.machine, ""]
     lines.append(f"processor time per sample of a VM, one a second ({figures.extent.window_s:g} s per turn)")
     lines.append(f"  {'VMs':>5}  {'bare client':>12}  {'agent':>16}  {'agent with MQTT':>18}")
     for seen in figures.scenes:
         sampling = seen.sampling
         bare = median(sampling.bare_us)
-        alone, both = median(sampling.agent_us), median(sampling.agent_mqtt_us)
+        agent, mqtt = median(sampling.agent_us), median(sampling.agent_mqtt_us)
         lines.append(
-            f"  {sampling.vms:>5}  {bare:>9.0f} µs  {alone:>7.0f} µs {alone / bare:>4.1f} x"
-            f"  {both:>9.0f} µs {both / bare:>4.1f} x   {_verdict(both / bare <= MOST_TIMES_BARE, '4 x')}"
+            f"  {sampling.vms:>5}  {bare:>9.0f} µs  {agent:>7.0f} µs {agent / bare:>4.1f} x"
+            f"  {mqtt:>9.0f} µs {mqtt / bare:>4.1f} x   {_verdict(mqtt / bare <= MOST_TIMES_BARE, '4 x')}"
         )
     lines += ["", "memory of the agent with MQTT"]
     lines.append(f"  {'VMs':>5}  {'RSS':>9}  {'PSS':>9}  {'per VM':>9}")
@@ -144,7 +144,7 @@ def _latency_lines(where: str, seen: Latency) -> list[str]:
     return [
         f"  state_dir {where}: over QMP {_ms(seen.direct_s)}, over MQTT {_ms(seen.mqtt_s)}, "
         f"{added_s * 1e3:.2f} ms added   {_verdict(added_s <= MOST_ADDED_S, '5 ms')}",
-        f"  (a message to oneself over the same broker: {_ms(seen.echo_s)})",
+        f"  (a message to the same client over this broker: {_ms(seen.echo_s)})",
     ]
 
 
@@ -161,7 +161,7 @@ def _verdict(reached: bool, aim: str) -> str:
     return f"aim {aim}: {'reached' if reached else 'MISSED'}"
 
 
-def _tell(sentence: str) -> None:
+def _report(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
@@ -169,7 +169,7 @@ def main() -> int:
     """Run the benchmark; return its exit code: 1 if it could not be run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 30 s, 100 VMs only, one short turn each")
-    parser.add_argument("--json", action="store_true", help="every single value, as one JSON document")
+    parser.add_argument("--json", action="store_true", help="all values, as one JSON document")
     options = parser.parse_args()
     try:
         figures = asyncio.run(measured(QUICK if options.quick else FULL))

@@ -1,8 +1,8 @@
 """The baseline: an asyncio client that only polls ``guest-stats`` of many QEMUs.
 
 It has no time-outs, events, reconnects or state. It measures the least cost of a poll on asyncio with uvloop
-and the standard library's JSON. ``python scripts/bench_bare.py INTERVAL_S SOCKET …`` prints ``polling`` once
-every socket answered, and ends on SIGTERM.
+and the standard library's JSON. ``python scripts/bench_bare.py INTERVAL_S SOCKET …`` prints ``polling`` when
+all sockets have answered, and ends on SIGTERM.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class BareClient(asyncio.Protocol):
         await self.request("qmp_capabilities")
 
     async def request(self, command: str, **arguments: object) -> Any:
-        """Execute a QMP command and return what it returns; KeyError if it was refused."""
+        """Execute a QMP command and return its result; KeyError if it was refused."""
         assert self.transport is not None
         self._reply = asyncio.get_running_loop().create_future()
         self.transport.write(json.dumps({"execute": command, "arguments": arguments, "id": 1}).encode())
@@ -59,7 +59,7 @@ class BareClient(asyncio.Protocol):
 
 
 async def connected(path: str) -> BareClient:
-    """Return a client that may send requests."""
+    """Return a client after the negotiation."""
     _, client = await asyncio.get_running_loop().create_unix_connection(BareClient, path)
     await client.negotiate()
     return client

@@ -1,4 +1,4 @@
-"""The measurements: each function runs one scene and returns plain figures."""
+"""The measurements: each function runs one scene and returns its figures."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ import bench_bare
 from bench_processes import (
     AGENT_HOST,
     INTERVAL_S,
-    PATIENCE_S,
     QMPBALLOON,
+    TIMEOUT_S,
     BenchError,
     Memory,
     Process,
     agent,
     bare_client,
+    is_healthy,
     is_started,
-    is_well,
     simulated_qemus,
 )
 
@@ -37,9 +37,9 @@ from qmpballoon.units import MIB
 
 TOPICS: Final = Topics("qmpballoon", AGENT_HOST)
 # The first samples and messages of a VM are part of attaching. The half second puts the ends of the window
-# between two polls of VMs that were attached together; otherwise its number of polls may vary by one.
+# between two polls of VMs that were attached together; otherwise the number of polls may vary by one.
 _SETTLE_S: Final = 2.5 * INTERVAL_S
-_SLOPPY: Final = 0.9  # with fewer samples than this part of those due the figure is invalid
+_LEAST_SAMPLED: Final = 0.9  # with a smaller part of the due samples the figure is invalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Attaching:
-    """Seconds from the agent's start: until it runs, and until every VM is online on MQTT; and its cost."""
+    """Seconds from the agent's start until it runs, and until every VM is online on MQTT; and its cost."""
 
     vms: int
     started_s: float
@@ -74,7 +74,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds of each round: a message to oneself over the broker, a target over MQTT, one over QMP."""
+    """Seconds of each round: an echo over the broker, a target over MQTT, one over QMP."""
 
     echo_s: list[float]
     mqtt_s: list[float]
@@ -116,7 +116,7 @@ async def _agent_turn(
             online_s = await _all_online(broker, len(paths))
             cpu_s = process.cpu_s() - cpu_at_start_s
             attaching = Attaching(len(paths), started_s - began_s, online_s - began_s, cpu_s)
-        await process.logged(is_well, times=len(paths))
+        await process.logged(is_healthy, times=len(paths))
         cost_us = await _cost_of_a_sample_us(process, len(paths), window_s)
         return cost_us, process.memory(), attaching
 
@@ -131,8 +131,8 @@ async def _cost_of_a_sample_us(process: Process, vms: int, window_s: float) -> f
         time.monotonic() - began_s,
     )
     samples = vms * lasted_s / INTERVAL_S  # samples taken; each request is one write
-    if wrote < _SLOPPY * samples:
-        raise BenchError(f"{wrote} requests in {lasted_s:.1f} s, where {samples:.0f} samples were to be had")
+    if wrote < _LEAST_SAMPLED * samples:
+        raise BenchError(f"{wrote} requests in {lasted_s:.1f} s, where {samples:.0f} samples were due")
     return spent_s / samples * 1e6
 
 
@@ -141,7 +141,7 @@ async def idle_memory(directory: Path) -> Memory:
     async with LabBroker(directory, name="idle") as broker, agent(directory, [], broker.url) as process:
         await process.logged(is_started)
         async with _listening(broker, TOPICS.status) as client:
-            await _heard(client, b"online")
+            await _wait_for_payload(client, b"online")
         await asyncio.sleep(_SETTLE_S)
         return process.memory()
 
@@ -154,7 +154,7 @@ async def latency(directory: Path, count: int) -> Latency:
         LabBroker(directory, name="latency") as broker,
         agent(directory, [served], broker.url) as process,
     ):
-        await process.logged(is_well)
+        await process.logged(is_healthy)
         await _all_online(broker, 1)
         qemu = await bench_bare.connected(direct)
         vm = Path(served).stem
@@ -188,7 +188,7 @@ def start_times(count: int) -> tuple[list[float], list[float]]:
 
 def _seconds_of(command: list[str]) -> float:
     began_s = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE_S)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
     return time.perf_counter() - began_s
 
 
@@ -204,10 +204,10 @@ async def _listening(broker: LabBroker, topic: str) -> AsyncGenerator[aiomqtt.Cl
 
 
 async def _all_online(broker: LabBroker, count: int) -> float:
-    """Return the moment on the monotonic clock at which this many VMs were online on MQTT."""
+    """Return the monotonic time at which this many VMs were online on MQTT."""
     online: set[str] = set()
     try:
-        async with asyncio.timeout(PATIENCE_S), _listening(broker, TOPICS.availability("+")) as client:
+        async with asyncio.timeout(TIMEOUT_S), _listening(broker, TOPICS.availability("+")) as client:
             async for message in client.messages:
                 if message.payload == b"online":
                     online.add(message.topic.value)
@@ -215,21 +215,21 @@ async def _all_online(broker: LabBroker, count: int) -> float:
                     return time.monotonic()
     except TimeoutError:
         pass
-    raise BenchError(f"{len(online)} of {count} VMs are online after {PATIENCE_S:g} s")
+    raise BenchError(f"{len(online)} of {count} VMs are online after {TIMEOUT_S:g} s")
 
 
-async def _heard(client: aiomqtt.Client, payload: bytes) -> None:
+async def _wait_for_payload(client: aiomqtt.Client, payload: bytes) -> None:
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             async for message in client.messages:
                 if message.payload == payload:
                     return
     except TimeoutError:
-        raise BenchError(f"{payload!r} was not received within {PATIENCE_S:g} s") from None
+        raise BenchError(f"{payload!r} was not received within {TIMEOUT_S:g} s") from None
 
 
 async def _round_trip(client: aiomqtt.Client, topic: str, payload: bytes) -> float:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         began_s = time.perf_counter()
         publishing = asyncio.create_task(client.publish(topic, payload, qos=1), name="publish")
         message = await anext(aiter(client.messages))

@@ -1,9 +1,9 @@
 """Comparison of policies on real guests: ``make bench-policy``, or ``scripts/bench_policy.py --help``.
 
 Eight real QEMUs run the same script under each policy, one after another. The budget is 61 % of the sum of
-their sizes, which is enough at every moment for a policy that knows the future. ``static`` runs without an
+their sizes, which is enough at every moment for a clairvoyant policy. ``static`` runs without an
 agent: each guest gets the same size once. The other policies run in the agent with its guard, so emergencies
-are relieved under each of them, even if the original has no such function.
+are relieved under each of them, even if the original lacks that function.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "--policies", default=",".join(POLICIES), help="comma-separated (default: %(default)s)"
     )
     parser.add_argument(
-        "--no-static", action="store_true", help="without the run that has no agent; no ratios then"
+        "--no-static", action="store_true", help="omit the run without an agent; there are no ratios then"
     )
     parser.add_argument("--deflate-on-oom", choices=DEFLATE, default="both")
     parser.add_argument("--rate", type=int, default=20, metavar="MIB_PER_S", help="growth (default: 20)")

@@ -1,4 +1,4 @@
-"""The processes of the benchmark: simulated QEMUs, the agent, the bare client, each with meters."""
+"""The processes of the benchmark and their meters: simulated QEMUs, the agent, the bare client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qmpballoon.sim.qemu.command import numbered
 
 AGENT_HOST: Final = "bench"
 INTERVAL_S: Final = 1  # QEMU's minimum, for many samples in a short time
-PATIENCE_S: Final = 60.0
+TIMEOUT_S: Final = 60.0
 QMPBALLOON: Final = Path(sys.executable).with_name("qmpballoon")
 
 _BARE: Final = Path(__file__).with_name("bench_bare.py")
@@ -31,7 +31,7 @@ class BenchError(Exception):
 
 
 class Process:
-    """A child process whose lines (stdout and stderr) are read at once, each with its time."""
+    """A child process; it records each line of stdout and stderr with its time."""
 
     def __init__(self, process: asyncio.subprocess.Process, started_s: float) -> None:
         self.pid = process.pid
@@ -49,17 +49,17 @@ class Process:
             self._more.set()
 
     async def logged(self, condition: Callable[[str], bool], *, times: int = 1) -> float:
-        """Wait until this many lines fit; return the time of the last on the monotonic clock.
+        """Wait until this many lines match; return the monotonic time of the last one.
 
         Raises:
-            BenchError: the process ended, or they did not come in time.
+            BenchError: the process ended, or the time-out passed.
         """
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 while True:
-                    fitting = [moment_s for moment_s, line in self.lines if condition(line)]
-                    if len(fitting) >= times:
-                        return fitting[times - 1]
+                    matching = [moment_s for moment_s, line in self.lines if condition(line)]
+                    if len(matching) >= times:
+                        return matching[times - 1]
                     if self._reader.done():
                         raise BenchError(f"{self.pid} ended too early{self._tail()}")
                     self._more.clear()
@@ -67,7 +67,7 @@ class Process:
                     await asyncio.wait((more, self._reader), return_when=asyncio.FIRST_COMPLETED)
                     more.cancel()
         except TimeoutError:
-            raise BenchError(f"{self.pid} did not get there in {PATIENCE_S:g} s{self._tail()}") from None
+            raise BenchError(f"{self.pid} did not log the line in {TIMEOUT_S:g} s{self._tail()}") from None
 
     async def terminate(self) -> None:
         """End it by SIGTERM, and read the rest of its output."""
@@ -112,7 +112,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Resident bytes: all, and with each shared page counted by its share."""
+    """Resident bytes (RSS), and with each shared page divided by its users (PSS)."""
 
     rss: int
     pss: int
@@ -150,7 +150,7 @@ async def simulated_qemus(directory: Path, count: int) -> AsyncGenerator[list[st
 
 @asynccontextmanager
 async def bare_client(paths: Sequence[str]) -> AsyncGenerator[Process, None]:
-    """Run the bare client; yield it once it polls all of them."""
+    """Run the bare client; yield it when it polls all sockets."""
     async with _running(sys.executable, _BARE, str(INTERVAL_S), *paths) as process:
         await process.logged(lambda line: line == "polling")
         yield process
@@ -160,7 +160,7 @@ async def bare_client(paths: Sequence[str]) -> AsyncGenerator[Process, None]:
 async def agent(
     directory: Path, paths: Sequence[str], broker_url: str | None
 ) -> AsyncGenerator[Process, None]:
-    """Run the agent for these sockets; yield it at once, before it has attached.
+    """Run the agent for these sockets; yield it before it has attached.
 
     Its configuration is the default except for the interval, a budget that is enough for all, and no grace
     time, so that the VMs are calm after their first sample.
@@ -180,10 +180,10 @@ async def agent(
 
 
 def is_started(line: str) -> bool:
-    """Tell whether this log line says that the agent is imported and configured."""
+    """Tell whether this log line reports that the agent is imported and configured."""
     return " agent-started " in line
 
 
-def is_well(line: str) -> bool:
-    """Tell whether this log line says that a VM has sent its figures."""
+def is_healthy(line: str) -> bool:
+    """Tell whether this log line reports that a VM is ``ok``."""
     return " health " in line and line.endswith("now=ok")

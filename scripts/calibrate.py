@@ -1,8 +1,8 @@
-"""Comparison of real guests with simulated ones: ``scripts/calibrate.py``; ``--json`` for programs.
+"""Comparison of real guests with simulated ones: ``scripts/calibrate.py [--json]``.
 
 The same scripts run on a real guest and on a `qmpballoon.sim.guest.SimulatedGuest`: growth until the kernel
-kills, a target below what can be given, a shrink and its release, a reset. A simulator that is more forgiving
-than real guests makes unsafe policies look safe, so run this script after every change of the simulator.
+kills, a target below what can be given, a shrink and its release, a reset. If simulated guests survive longer
+than real ones, unsafe policies look safe, so run this script after every change of the simulator.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from qmpballoon.sim.kernels import kernel_like
 from qmpballoon.units import MIB
 
 SIZE: Final = 224 * MIB
-SQUEEZED: Final = 128 * MIB  # where the growth begins
+SQUEEZED: Final = 128 * MIB  # actual at the start of growth
 RATES_MIB_PER_S: Final = (8, 20, 40)
-LET_GO: Final = 100 * MIB
+RELEASED: Final = 100 * MIB
 LATER_S: Final = 5.0
-LOOK_EVERY_S: Final = 0.01
-AT_ONCE: Final = 3  # real guests
+SAMPLE_EVERY_S: Final = 0.01
+PARALLEL_GUESTS: Final = 3  # real ones
 _SIMULATED_STEP_S: Final = 0.002
-_END_S: Final = 40.0  # of any scene
+_TIMEOUT_S: Final = 40.0  # of any scene
 _SETTLED_S: Final = 3.0  # without progress; guests are slow on a busy machine
 
 
@@ -72,11 +72,11 @@ class Subject(Protocol):
         ...
 
     def held_at_kill(self) -> int:
-        """Return what the workload held when it was last killed; 0 if only samples show it."""
+        """Return the bytes that the workload held at its last kill; 0 if only samples show it."""
         ...
 
     async def reset_until_driver(self) -> float:
-        """Reset it; return the seconds until its driver is there again."""
+        """Reset it; return the seconds until its driver is up again."""
         ...
 
 
@@ -88,13 +88,13 @@ class Real:
 
     async def look(self) -> Look:
         """Return its figures now; ``actual`` is read later and may not match while the balloon moves."""
-        memory, looked = await self.guest.guest_memory(), await self.guest.look()
+        memory, sample = await self.guest.guest_memory(), await self.guest.look()
         return Look(
             await self.guest.monitor.actual(),
             memory.total,
-            looked.available,
-            looked.held,
-            looked.kills,
+            sample.available,
+            sample.held,
+            sample.kills,
         )
 
     def now_s(self) -> float:
@@ -119,7 +119,7 @@ class Real:
         return int(killed[-1]) * 1024 if killed else 0
 
     async def reset_until_driver(self) -> float:
-        """Reset it by QEMU; return the seconds until it takes commands, its driver just loaded."""
+        """Reset it by QEMU; return the seconds until it takes commands, with its driver loaded."""
         begun_s, boots = time.monotonic(), self.guest.boots
         await self.guest.monitor.execute("system_reset")
         await self.guest.booted(boots=max(1, boots) + 1)
@@ -127,7 +127,7 @@ class Real:
 
 
 class Simulated:
-    """A simulated guest; growth is fed to it in small steps."""
+    """A simulated guest; its workload grows in small steps."""
 
     def __init__(self, guest: SimulatedGuest) -> None:
         self.guest = guest
@@ -163,14 +163,14 @@ class Simulated:
         self._growth = (self._clock_s, self.guest.anonymous, mib * MIB, mib_per_s * MIB)
 
     def held_at_kill(self) -> int:
-        """Return 0: looks are as dense as wanted on a virtual clock."""
+        """Return 0: on a virtual clock samples are dense enough."""
         return 0
 
     async def reset_until_driver(self) -> float:
         """Reset it; return the seconds until its driver is loaded."""
         begun_s = self._clock_s
         self.guest.reset()
-        while not self.guest.driver_loaded and self._clock_s < begun_s + _END_S:
+        while not self.guest.driver_loaded and self._clock_s < begun_s + _TIMEOUT_S:
             await self.pause(0.05)
         return self._clock_s - begun_s
 
@@ -179,13 +179,13 @@ class Simulated:
 
 
 async def at_rest(subject: Subject) -> dict[str, float]:
-    """What a guest with an empty balloon and no workload has."""
-    look = await subject.look()  # the balloon stands still: ``actual`` belongs to the rest
+    """A guest with an empty balloon and no workload."""
+    look = await subject.look()  # the balloon does not move, so ``actual`` fits the rest
     return {"base": (look.actual - look.available) / MIB, "unseen": (look.actual - look.total) / MIB}
 
 
 async def squeezed(subject: Subject) -> dict[str, float]:
-    """A target below what it can give, then the way back: where it stops, and how fast it moves."""
+    """A shrink, a grow, and a target that it cannot reach: its rates, and where inflation stops."""
     inflate_s = await _moved(subject, SQUEEZED)
     inflated = SIZE - SQUEEZED
     deflate_s = await _moved(subject, SIZE)
@@ -203,9 +203,9 @@ def starved(mib_per_s: int) -> Callable[[Subject], Awaitable[dict[str, float]]]:
     """Return a scene: growth from a squeezed balloon until the kernel kills."""
 
     async def scene(subject: Subject) -> dict[str, float]:
-        looks = await _grown_to_death(subject, mib_per_s)
+        looks = await _grown_until_killed(subject, mib_per_s)
         thinnest, held = min(looks, key=lambda look: look.available), _most_held(subject, looks)
-        available = thinnest.available - (held - thinnest.held)  # of what was held after that look
+        available = thinnest.available - (held - thinnest.held)  # what was held after that sample
         return {
             f"available before the kill at {mib_per_s} MiB/s": available / MIB,
             f"held before the kill at {mib_per_s} MiB/s": held / MIB,
@@ -215,8 +215,8 @@ def starved(mib_per_s: int) -> Callable[[Subject], Awaitable[dict[str, float]]]:
 
 
 async def starved_with_deflate_on_oom(subject: Subject) -> dict[str, float]:
-    """The same where the driver gives memory back: it is killed when the balloon is empty, and not before."""
-    looks = await _grown_to_death(subject, 20)
+    """The same with deflate-on-oom: the kernel kills only when the balloon is empty."""
+    looks = await _grown_until_killed(subject, 20)
     return {
         "held before the kill with deflate-on-oom": _most_held(subject, looks) / MIB,
         "balloon at the kill with deflate-on-oom": (SIZE - max(one.actual for one in looks)) / MIB,
@@ -224,61 +224,61 @@ async def starved_with_deflate_on_oom(subject: Subject) -> dict[str, float]:
 
 
 async def kept_by_deflate_on_oom(subject: Subject) -> dict[str, float]:
-    """What stays available while deflate-on-oom feeds a growth."""
+    """Available memory that deflate-on-oom keeps during growth."""
     await _moved(subject, SQUEEZED)
     await subject.grow(100, 20)
     least, end_s = SIZE, subject.now_s() + 12
     while (look := await subject.look()).held < 100 * MIB and subject.now_s() < end_s:
         least = min(least, look.available)
-        await subject.pause(LOOK_EVERY_S)
+        await subject.pause(SAMPLE_EVERY_S)
     return {"available kept by deflate-on-oom": least / MIB, "kills with deflate-on-oom": float(look.kills)}
 
 
-async def let_go(subject: Subject) -> dict[str, float]:
-    """A workload that ends: how much of its memory is not seen as available, at once and later."""
+async def released(subject: Subject) -> dict[str, float]:
+    """A workload that frees its memory: the part that is not counted as available, at once and later."""
     before = await subject.look()
-    await _held(subject, LET_GO // MIB)
+    await _held(subject, RELEASED // MIB)
     await _held(subject, 0)
     at_once = await subject.look()
     await subject.pause(LATER_S)
     later = await subject.look()
     return {
-        f"not seen of {LET_GO // MIB} MiB let go": (before.available - at_once.available) / MIB,
-        f"not seen {LATER_S:g} s later": (before.available - later.available) / MIB,
+        f"not counted of {RELEASED // MIB} MiB released": (before.available - at_once.available) / MIB,
+        f"not counted {LATER_S:g} s later": (before.available - later.available) / MIB,
     }
 
 
 async def reset(subject: Subject) -> dict[str, float]:
-    """A reset: how long until its driver is there."""
+    """A reset: the time until its driver is up."""
     return {"boots in": await subject.reset_until_driver()}
 
 
 async def _held(subject: Subject, mib: int) -> None:
-    """Let the workload hold this much, as fast as it can."""
+    """Let the workload hold this much as fast as possible."""
     await subject.grow(mib, 1000)
-    end_s = subject.now_s() + _END_S
+    end_s = subject.now_s() + _TIMEOUT_S
     while (await subject.look()).held != mib * MIB:
         if subject.now_s() > end_s:
             raise LabError(f"the workload does not hold {mib} MiB")
-        await subject.pause(LOOK_EVERY_S)
+        await subject.pause(SAMPLE_EVERY_S)
 
 
 async def _moved(subject: Subject, target: int) -> float:
-    """Move the balloon; return the seconds that it took."""
+    """Move the balloon; return the duration in seconds."""
     begun_s = subject.now_s()
     await subject.set_target(target)
     while abs((await subject.look()).actual - target) > MIB:
-        if subject.now_s() > begun_s + _END_S:
+        if subject.now_s() > begun_s + _TIMEOUT_S:
             raise LabError(f"the balloon did not reach {target // MIB} MiB")
-        await subject.pause(LOOK_EVERY_S / 5)
+        await subject.pause(SAMPLE_EVERY_S / 5)
     return subject.now_s() - begun_s
 
 
 async def _still(subject: Subject) -> Look:
-    """Wait until the balloon makes no progress; return the figures then."""
+    """Wait until the balloon makes no progress; return the last sample."""
     look, since_s = await subject.look(), subject.now_s()
     while subject.now_s() < since_s + _SETTLED_S:
-        await subject.pause(LOOK_EVERY_S)
+        await subject.pause(SAMPLE_EVERY_S)
         before, look = look, await subject.look()
         if abs(look.actual - before.actual) >= MIB // 4:
             since_s = subject.now_s()
@@ -290,20 +290,20 @@ def _most_held(subject: Subject, looks: list[Look]) -> int:
     return max(subject.held_at_kill(), *(look.held for look in looks))
 
 
-async def _grown_to_death(subject: Subject, mib_per_s: int) -> list[Look]:
-    """Let the workload grow until it is killed; return the samples before the kill was known.
+async def _grown_until_killed(subject: Subject, mib_per_s: int) -> list[Look]:
+    """Let the workload grow until it is killed; return the samples before the kill is reported.
 
-    The last sample already shows the workload gone, because its parent is notified a moment later.
+    In the last one the workload has ended already, because its parent is notified slightly later.
     """
     await _moved(subject, SQUEEZED)
     looks = [await subject.look()]
     await subject.grow(SIZE // MIB, mib_per_s)
-    end_s = subject.now_s() + _END_S
+    end_s = subject.now_s() + _TIMEOUT_S
     while not (look := await subject.look()).kills:
         looks.append(look)
         if subject.now_s() > end_s:
-            raise LabError(f"nothing was killed; the last look was {look}")
-        await subject.pause(LOOK_EVERY_S)
+            raise LabError(f"no process was killed; the last sample is {look}")
+        await subject.pause(SAMPLE_EVERY_S)
     return looks
 
 
@@ -312,7 +312,7 @@ async def _grown_to_death(subject: Subject, mib_per_s: int) -> list[Look]:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One figure of both. ``tolerance`` is in its unit; None: a time, which depends on the machine."""
+    """One figure of both guests. ``tolerance`` is in its unit; None: a time, which depends on the machine."""
 
     figure: str
     real: float
@@ -333,7 +333,7 @@ SCENES: Final[tuple[tuple[Scene, bool], ...]] = (
     *((starved(rate), False) for rate in RATES_MIB_PER_S),
     (starved_with_deflate_on_oom, True),
     (kept_by_deflate_on_oom, True),
-    (let_go, False),
+    (released, False),
     (reset, False),
 )
 """Each scene, and whether its guest has deflate-on-oom."""
@@ -349,7 +349,7 @@ _TOLERANCES_MIB: Final = {
     "balloon at": 8.0,
     "available kept": 4.0,
     "kills with": 0.0,
-    "not seen": 6.0,
+    "not counted": 6.0,
 }
 
 
@@ -357,17 +357,17 @@ async def compared() -> list[Compared]:
     """Run all scenes on both and return the figures.
 
     Raises:
-        LabError: the real guests cannot be started, or did not follow the script.
+        LabError: the real guests cannot be started or do not follow the script.
     """
-    image = await asyncio.to_thread(guest_image, _tell)
+    image = await asyncio.to_thread(guest_image, _report)
     kernel = kernel_like(image.release)
-    _tell(f"guests of Linux {image.release} beside simulated ones of {kernel.release}")
-    async with Lab(progress=_tell) as room:
-        few = asyncio.Semaphore(AT_ONCE)
+    _report(f"guests of Linux {image.release} beside simulated ones of {kernel.release}")
+    async with Lab(progress=_report) as lab:
+        slots = asyncio.Semaphore(PARALLEL_GUESTS)
 
         async def play(scene: Scene, deflate_on_oom: bool) -> list[Compared]:
-            async with few:
-                guest = await room.guest(memory=SIZE, balloon=BalloonDevice(deflate_on_oom=deflate_on_oom))
+            async with slots:
+                guest = await lab.guest(memory=SIZE, balloon=BalloonDevice(deflate_on_oom=deflate_on_oom))
                 real = await scene(Real(guest))
                 await guest.close()
             spec = GuestSpec(
@@ -381,7 +381,7 @@ async def compared() -> list[Compared]:
     return [one for done in plays for one in done.result()]
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     print(line, file=sys.stderr)
 
 
@@ -392,7 +392,7 @@ def _tolerance(figure: str) -> float | None:
 
 
 def main() -> int:
-    """Compare, print, and return the exit code: 1 if a figure is off."""
+    """Compare, print, and return the exit code: 1 if a figure exceeds its tolerance."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

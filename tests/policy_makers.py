@@ -1,4 +1,4 @@
-"""Short ways to write the snapshots that policy tests are about."""
+"""Builders of snapshots for policy tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def a_guest(
     target: int | None = None,
     **more: Any,
 ) -> GuestSnapshot:
-    """Return a guest whose sizes are given in MiB; ``available`` None: it never sent figures."""
+    """Return a guest whose sizes are given in MiB; ``available`` None: it has sent no figures."""
     actual = size if actual is None else actual
     sample = None
     if available is not None:

@@ -49,7 +49,7 @@ class Connector:
         self._mark: SocketMark | None = mark
         self._context = context
         self._registry = registry
-        self._stirred = asyncio.Event()
+        self._wakeup = asyncio.Event()
         self._connection: asyncio.Task[None] | None = None
         self._bound: frozenset[bytes] = frozenset()
         self._unclosed: frozenset[bytes] = frozenset()  # of hung sessions: QEMU has not seen their end yet
@@ -81,7 +81,7 @@ class Connector:
             if another_file or socket_table(self.path).bound != self._bound:
                 say("socket-replaced", "the path has another socket now", socket=self.path)
                 self.kick()
-        self._stirred.set()
+        self._wakeup.set()
 
     def kick(self) -> None:
         """Close the connection and connect again."""
@@ -92,7 +92,7 @@ class Connector:
         """Serve the socket until it is gone and its last session is over."""
         try:
             while self._mark is not None:
-                self._stirred.clear()
+                self._wakeup.clear()
                 self._connection = asyncio.create_task(self._connect_once(), name=f"connection {self.path}")
                 try:
                     await asyncio.wait((self._connection,))
@@ -104,7 +104,7 @@ class Connector:
                     self._connection = None
                     self._registry.gave_up(self)
                     if (vm := self._registry.at(self.path)) is not None and vm.connection == "up":
-                        vm.fell_silent("offline")
+                        vm.mark_unreachable("offline")
                 await self._back_off()
         finally:
             self.is_over = True
@@ -158,7 +158,7 @@ class Connector:
         )
         session: Session | None = None
         try:
-            session = await self._in_line(greeting, monitor, life, before, settings.qmp_timeout_s)
+            session = await self._wait_for_greeting(greeting, monitor, life, before, settings.qmp_timeout_s)
             self._other_retry_s = self._problem = None
             began_s = time.monotonic()
             await arrival.until_machine_is_there(session, self._report)
@@ -201,7 +201,7 @@ class Connector:
         if vm.connection != "up" and before is not None and before.reported == identity.reported:
             self._registry.take_over(vm, self.path)
 
-    async def _in_line(
+    async def _wait_for_greeting(
         self,
         greeting: asyncio.Task[Session],
         monitor: OpenMonitor,
@@ -274,15 +274,15 @@ class Connector:
         try:
             while self._mark is not None and is_served():
                 changed = asyncio.create_task(self._registry.lives_changed.wait(), name=f"parked {self.path}")
-                stirred = asyncio.create_task(self._stirred.wait(), name=f"parked {self.path}")
+                wakeup = asyncio.create_task(self._wakeup.wait(), name=f"parked {self.path}")
                 try:
                     await asyncio.wait(
-                        (changed, stirred), timeout=look_again_s, return_when=asyncio.FIRST_COMPLETED
+                        (changed, wakeup), timeout=look_again_s, return_when=asyncio.FIRST_COMPLETED
                     )
                 finally:
                     changed.cancel()
-                    stirred.cancel()
-                self._stirred.clear()
+                    wakeup.cancel()
+                self._wakeup.clear()
         finally:
             self._parked = False
 
@@ -293,12 +293,12 @@ class Connector:
         self._retry_s = min(LAST_RETRY_S, self._retry_s * 2)
         with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await self._stirred.wait()
+                await self._wakeup.wait()
 
     def _silent(self, how: Connection, pid: int | None = None) -> None:
         vm = self._registry.at(self.path)
         if vm is not None and (vm.connection != how or pid is not None):
-            vm.fell_silent(how, pid)
+            vm.mark_unreachable(how, pid)
 
     def _lost(self, reason: str) -> None:
         vm = self._registry.at(self.path)

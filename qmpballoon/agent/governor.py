@@ -102,7 +102,7 @@ class Governor:
         self._age_samples_by_sleep()
         for vm in self._registry:
             vm.renew_mode()
-            vm.look_at_life()
+            vm.check_life()
         whole = now_s - self._host_at_s >= self._context.ticks.calm_s / 2
         if whole:
             self._monitor.look(self._context.configuration.host, self._charges)
@@ -120,7 +120,7 @@ class Governor:
         if whole:
             self._host_at_s = now_s
             self.holds.expire(now_s)
-            self._supervisor.forget_the_gone()
+            self._supervisor.forget_absent_vms()
             snapshot = as_charged(snapshot, self._state)
             self._monitor.judge(snapshot, lent=self._state.lent)
             self._context.feed.host_changed(self.host(snapshot))

@@ -159,7 +159,7 @@ class Registry:
         self._by_life = {life: other for life, other in self._by_life.items() if other is not vm}
         self._forget_identity(vm)
         self._context.store.know(vm.path, None)
-        vm.fell_silent("offline")
+        vm.mark_unreachable("offline")
         vm.retired = True  # a request or a session that ends later must not bring it back
         self._context.feed.vm_gone(vm.id)
 

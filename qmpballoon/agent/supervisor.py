@@ -70,7 +70,7 @@ class Supervisor:
                 connector.socket_is(None)
                 connector.kick()
 
-    def forget_the_gone(self) -> None:
+    def forget_absent_vms(self) -> None:
         """Drop the VMs that have had no socket and no process for ``forget_after_s``."""
         self._registry.forget_ended_lives()
         now_s, after_s = self._context.clock(), self._context.configuration.discovery.forget_after_s

@@ -228,7 +228,7 @@ class ManagedVm:
 
     # ── what the connector, the actuator and the governor say ────────────────────────────────────
 
-    def fell_silent(self, how: Connection, pid: int | None = None) -> None:
+    def mark_unreachable(self, how: Connection, pid: int | None = None) -> None:
         """Note that no session serves this VM, and why."""
         life, now_s = self.run.life, self._context.clock()
         is_qemu = pid is not None and (life.pid == pid if life else self.run.size is None)
@@ -237,7 +237,7 @@ class ManagedVm:
         self._has_just_ended()
         self.touch()
 
-    def look_at_life(self) -> None:
+    def check_life(self) -> None:
         """Check whether the life's process has ended, while no session would report it."""
         if self._has_just_ended():
             self.touch()
@@ -374,7 +374,7 @@ class ManagedVm:
             self._context.store.keep(self.id, life=str(life) if life else None, sent=None)
 
     async def _turns(self, session: VmSession) -> None:
-        self._schedule.looked()
+        self._schedule.defer_full_poll()
         await self._look(session)
         self._silence = None
         self.touch()
@@ -399,8 +399,8 @@ class ManagedVm:
 
     async def _polled(self, session: VmSession) -> None:
         settings, health = self.spec.settings, self.status.health
-        if self._schedule.is_look_due:
-            self._schedule.looked()
+        if self._schedule.is_full_poll_due:
+            self._schedule.defer_full_poll()
             await self._look(session)
         else:
             session.look_at_process()
@@ -517,7 +517,7 @@ class ManagedVm:
     # ── predicates ───────────────────────────────────────────────────────────────────────────────
 
     def _look_soon(self) -> None:
-        self._schedule.look_soon()
+        self._schedule.request_full_poll()
         self._wake.set()
 
     def _serving(self) -> VmSession:

@@ -83,7 +83,7 @@ class VmSession:
         self.sample: Sample | None = None  # with what actual was at its moment
         self.rss: int | None = None
         self.stats_interval_s = stats_interval_s  # may change while it lasts
-        self._rss_tells = True
+        self._rss_is_complete = True
         self._device: _Device | None = None
         self._driver = _Driver(clock())
         self._clock = clock
@@ -131,7 +131,7 @@ class VmSession:
             deflates_on_oom=self.deflates_on_oom,
             ever_reported=sampler is not None and sampler.ever_reported,
             sample=self.sample,
-            rss_tells=self._rss_tells,
+            rss_is_complete=self._rss_is_complete,
         )
 
     # ── looks ────────────────────────────────────────────────────────────────────────────────────
@@ -151,7 +151,7 @@ class VmSession:
                 return
             await self.look_at_driver()
         if self._resident is not None:
-            self._rss_tells = self._resident.look_closely() <= _LITTLE
+            self._rss_is_complete = self._resident.look_closely() <= _LITTLE
         self.look_at_process()
 
     async def _find_device(self) -> None:

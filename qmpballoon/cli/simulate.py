@@ -272,7 +272,7 @@ def _cells(runs: Sequence[Run]) -> tuple[str, ...]:
         f"{mean([one.reversals_per_vm_h for one in found]):.0f}",
         f"{mean(medians):.1f}" if medians else "-",
         f"{max(longest):.1f}" if longest else "-",
-        str(sum(len(one.against_rules) for one in runs)),
+        str(sum(len(one.violations) for one in runs)),
     )
 
 

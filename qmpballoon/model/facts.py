@@ -39,7 +39,7 @@ class Seen(NamedTuple):
     deflates_on_oom: bool = False
     ever_reported: bool = True  # the guest sent statistics since QEMU started or it was reset
     sample: Sample | None = None  # the newest of this connection
-    rss_tells: bool = True  # False: much of the QEMU's memory is swapped out
+    rss_is_complete: bool = True  # False: much of the QEMU's memory is swapped out
 
 
 class VmFacts(NamedTuple):

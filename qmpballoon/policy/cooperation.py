@@ -30,7 +30,7 @@ RSS_FOLLOWS_WITHIN_S: Final = 15.0
 REFUTED_FOR_S: Final = 15.0  # a claim that RSS refutes for this long is reported
 RSS_FOLLOWS: Final = 0.3  # of what the guest gave
 RSS_CHECK_FROM: Final = 32 * MIB  # bytes given; smaller changes of RSS are noise
-QEMU_ITSELF: Final = 128 * MIB  # resident beside the guest's memory: devices, caches, TCG's translations
+QEMU_OVERHEAD: Final = 128 * MIB  # resident beside the guest's memory: devices, caches, TCG's translations
 LATE_TICK_S: Final = 10.0
 
 
@@ -41,12 +41,12 @@ class Safeties:
     staleness: bool = True
     grace: bool = True
     stuck_balloons: bool = True
-    contradiction: bool = True  # by RSS
+    contradiction: bool = True  # RSS contradicts a guest's figures
     foreign_control: bool = True
-    hands_off: bool = True  # of paused and migrating guests
+    pause_and_migration: bool = True  # paused and migrating guests are not moved
     late_ticks: bool = True
     emergencies: bool = True
-    accounts: bool = True  # shrinks land before ordinary grows
+    enforce_budget: bool = True  # ordinary grows wait for the shrinks that free their memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +57,18 @@ class Cooperation:
     booted_at_s: float
     size: int = 0
     target: int | None = None
-    asked_at_s: float = 0.0  # when the target was seen to change
+    asked_at_s: float = 0.0  # when the target last changed
     progress_at_s: float = 0.0  # when actual last came nearer to it
     best: int = 0  # the nearest that actual came to the target
     stuck_since_s: float | None = None
-    strikes: int = 0
+    stuck_count: int = 0  # times that it was found stuck without progress between
     backs_off_until_s: float = 0.0
     contradicted_until_s: float = 0.0
     foreign_until_s: float = 0.0
     settled: int | None = None  # actual when the last target was reached
-    gave: tuple[float, int, int] | None = None  # when, actual and RSS before a shrink that RSS must follow
+    rss_check: tuple[float, int, int] | None = None  # time, actual and RSS before a shrink; RSS must follow
     untrusted: bool = False
-    refuted_since_s: float | None = None  # since when its QEMU has less resident than it reports to hold
+    refuted_since_s: float | None = None  # since when RSS is less than the held memory that it reports
     stuck_growing: bool = False  # the balloon was last stuck while growing
 
 
@@ -76,16 +76,16 @@ class Cooperation:
 class Judgement:
     """What a guest's state allows. ``health`` None: the guard found no fault."""
 
-    why: str | None = None  # the reason of a hold, None if it may be moved as the policy wants
+    why: str | None = None  # the reason of a hold; None: it may be moved as the policy decides
     may_shrink: bool = True
     may_grow: bool = True
-    set_back: bool = False  # set target = actual: the balloon will not reach its target
-    proportional: bool = False  # no usable figures: share by limits alone
+    set_back: bool = False  # set target = actual, because the balloon does not reach its target
+    proportional: bool = False  # no usable figures: its size follows from limits only
     probe: bool = False  # shrink by PROBE at most, to see whether it moves again
-    emergency_only: bool = False  # grows in an emergency only, by PROBE at most: earlier grows were not taken
+    emergency_only: bool = False  # grow in an emergency only, by PROBE at most: earlier grows were not taken
     charge: int | None = None  # in place of the usual one
     health: str | None = None  # untrusted, uncooperative, stuck
-    refuted: bool = False  # RSS refutes its claim for some time: the claim is capped, the guest may be moved
+    refuted: bool = False  # RSS has refuted its held memory for some time: held is capped, it may be moved
 
 
 FREE: Final = Judgement()
@@ -102,7 +102,7 @@ def judge(
     stale_before_s: float,
     safeties: Safeties,
 ) -> tuple[Cooperation, Judgement]:
-    """Return what is remembered of the guest after this tick, and what may be done with it now."""
+    """Return the guest's next state, and what may be done with it now."""
     if state is None or (state.life, state.booted_at_s) != (guest.life, guest.booted_at_s):
         state = _new_state(guest, now_s)
     state = _updated(state, guest, now_s, safeties)
@@ -119,11 +119,11 @@ def judge(
 def _judged(
     state: Cooperation, guest: GuestSnapshot, now_s: float, stale_before_s: float, safeties: Safeties
 ) -> tuple[Cooperation, Judgement]:
-    hands_off = _hands_off(guest, safeties)
-    if hands_off is not None:
+    immovable = _immovable(guest, safeties)
+    if immovable is not None:
         if not guest.driver_up:  # the driver was unloaded; the balloon was not stuck
-            return _new_state(guest, now_s, untrusted=state.untrusted), hands_off
-        return replace(state, progress_at_s=now_s, stuck_since_s=None, settled=None), hands_off
+            return _new_state(guest, now_s, untrusted=state.untrusted), immovable
+        return replace(state, progress_at_s=now_s, stuck_since_s=None, settled=None), immovable
     if state.foreign_until_s > now_s:
         return state, Judgement("foreign-hand", may_shrink=False, may_grow=False)
     if safeties.stuck_balloons and _makes_no_progress(state, guest, now_s):
@@ -133,7 +133,7 @@ def _judged(
     if state.contradicted_until_s > now_s:
         return state, _CONTRADICTED
     by_figures = _by_figures(guest, now_s, stale_before_s, safeties)
-    backs_off = state.backs_off_until_s > now_s or state.strikes > 0
+    backs_off = state.backs_off_until_s > now_s or state.stuck_count > 0
     return state, _backing_off(state, now_s) if backs_off and by_figures.may_shrink else by_figures
 
 
@@ -150,12 +150,12 @@ def _new_state(guest: GuestSnapshot, now_s: float, *, untrusted: bool = False) -
     )
 
 
-def _hands_off(guest: GuestSnapshot, safeties: Safeties) -> Judgement | None:
+def _immovable(guest: GuestSnapshot, safeties: Safeties) -> Judgement | None:
     if not guest.answers:
         return Judgement("silent", may_shrink=False, may_grow=False)
-    if safeties.hands_off and guest.migrating:
+    if safeties.pause_and_migration and guest.migrating:
         return Judgement("migrating", may_shrink=False, may_grow=False)
-    if safeties.hands_off and guest.run_state != "running":
+    if safeties.pause_and_migration and guest.run_state != "running":
         return Judgement("paused", may_shrink=False, may_grow=False)
     if not guest.driver_up:
         return Judgement("booting", may_shrink=False, may_grow=False)
@@ -172,7 +172,7 @@ def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safet
     if not safeties.staleness:
         return FREE
     late = safeties.late_ticks and guest.sample is not None and guest.sample.seen_at_s < stale_before_s
-    if late and now_s - stale_before_s < LONG_STALE_S:  # the agent was late, not the guest
+    if late and now_s - stale_before_s < LONG_STALE_S:  # the delay was the agent's, not the guest's
         return Judgement("stale", may_shrink=False)
     if age_s is None or age_s > LONG_STALE_S:
         return Judgement("long-stale", may_shrink=False, proportional=True)
@@ -184,14 +184,14 @@ def _updated(state: Cooperation, guest: GuestSnapshot, now_s: float, safeties: S
     if guest.size != state.size:  # memory was plugged or unplugged: actual and QEMU's target follow
         state = replace(state, size=guest.size, settled=None, foreign_until_s=0.0)
     if guest.target != state.target:
-        gave = state.gave
+        rss_check = state.rss_check
         if (
-            gave is None  # a new check would postpone the pending one without end
+            rss_check is None  # a new check would postpone the pending one indefinitely
             and guest.target is not None
             and guest.actual - guest.target >= RSS_CHECK_FROM
             and guest.rss is not None
         ):
-            gave = (now_s, guest.actual, guest.rss)
+            rss_check = (now_s, guest.actual, guest.rss)
         state = replace(
             state,
             target=guest.target,
@@ -199,7 +199,7 @@ def _updated(state: Cooperation, guest: GuestSnapshot, now_s: float, safeties: S
             progress_at_s=now_s,
             best=guest.actual,
             settled=None,
-            gave=gave,
+            rss_check=rss_check,
         )
     elif guest.target is not None:
         near, before = abs(guest.actual - guest.target), abs(state.best - guest.target)
@@ -209,7 +209,7 @@ def _updated(state: Cooperation, guest: GuestSnapshot, now_s: float, safeties: S
                 best=guest.actual,
                 progress_at_s=now_s,
                 stuck_since_s=None,
-                strikes=0,
+                stuck_count=0,
                 backs_off_until_s=0.0,
                 stuck_growing=False,
             )
@@ -235,23 +235,24 @@ def _is_foreign(state: Cooperation, guest: GuestSnapshot) -> bool:
 
 def _checked_by_rss(state: Cooperation, guest: GuestSnapshot, now_s: float) -> Cooperation:
     """Set ``untrusted`` if RSS did not fall after the guest gave memory; clear it when RSS fits actual."""
-    if guest.rss is None or not guest.rss_tells:
-        return replace(state, gave=None, untrusted=False) if state.gave or state.untrusted else state
-    over = guest.rss - QEMU_ITSELF - guest.actual
+    if guest.rss is None or not guest.rss_is_complete:
+        is_clear = state.rss_check is None and not state.untrusted
+        return state if is_clear else replace(state, rss_check=None, untrusted=False)
+    over = guest.rss - QEMU_OVERHEAD - guest.actual
     if state.untrusted and over <= 0:
         return replace(state, untrusted=False)
-    if state.gave is None:
+    if state.rss_check is None:
         return state
-    at_s, actual, rss = state.gave
+    at_s, actual, rss = state.rss_check
     if now_s - at_s < RSS_FOLLOWS_WITHIN_S:
         return state
     given, freed = actual - guest.actual, rss - guest.rss
     contradicted = given >= RSS_CHECK_FROM and freed < RSS_FOLLOWS * given and over > 0
-    return replace(state, gave=None, untrusted=state.untrusted or contradicted)
+    return replace(state, rss_check=None, untrusted=state.untrusted or contradicted)
 
 
 def _charge_by_rss(guest: GuestSnapshot) -> int | None:
-    return None if guest.rss is None else max(guest.charge, min(guest.size, guest.rss - QEMU_ITSELF))
+    return None if guest.rss is None else max(guest.charge, min(guest.size, guest.rss - QEMU_OVERHEAD))
 
 
 def _makes_no_progress(state: Cooperation, guest: GuestSnapshot, now_s: float) -> bool:
@@ -275,8 +276,8 @@ def _stuck(state: Cooperation, guest: GuestSnapshot, now_s: float) -> tuple[Coop
     state = replace(
         state,
         stuck_since_s=state.progress_at_s if state.stuck_since_s is None else state.stuck_since_s,
-        strikes=min(state.strikes + 1, 10),
-        backs_off_until_s=now_s + min(LAST_BACK_OFF_S, FIRST_BACK_OFF_S * 2**state.strikes),
+        stuck_count=min(state.stuck_count + 1, 10),
+        backs_off_until_s=now_s + min(LAST_BACK_OFF_S, FIRST_BACK_OFF_S * 2**state.stuck_count),
         progress_at_s=now_s,
         stuck_growing=grows,
     )

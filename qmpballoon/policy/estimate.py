@@ -25,10 +25,10 @@ TREND_LOOKS_AHEAD_S: Final = 5.0  # more than EMERGENCY_WITHIN_S, or each tick w
 EMERGENCY_WITHIN_S: Final = 3.0  # at the present trend
 EMERGENCY_EASES_AT: Final = 1.5  # times the critical available memory, and of the trend's seconds
 PEAK_FADES: Final = 0.10  # of itself per minute
-COLLAPSE: Final = 0.35  # of held, lost at once: a kill or a restart; the service comes back
+COLLAPSE: Final = 0.35  # of held, lost at once: a kill or a restart; the service is expected back
 COLLAPSE_WITHIN_S: Final = 5.0
 COLLAPSE_KEPT_S: Final = 30.0
-KILLED_FOR_S: Final = 3.0  # after an OOM kill the guest is in an emergency, whatever its available memory
+KILLED_FOR_S: Final = 3.0  # after an OOM kill the guest is in an emergency with any available memory
 YOUNG_FOR_S: Final = 30.0  # services are starting
 YOUNG_NEEDS: Final = 1.5
 RSS_SLACK: Final = 1.03
@@ -38,7 +38,7 @@ _LEAST_STEP_S: Final = 0.05  # a rate needs two samples at least this far apart
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What is remembered of a guest's held memory; belongs to one life and boot."""
+    """The history of a guest's held memory; it belongs to one life and boot."""
 
     life: str
     booted_at_s: float
@@ -62,11 +62,11 @@ class EstimateRules:
     corroborate: bool = True  # cap claims by RSS
     look_ahead: bool = True  # use the trend
     remember_peaks: bool = True
-    mind_lists: bool = True  # returned memory is counted as available late: do not take it for growth
+    discount_returned_memory: bool = True  # guests count it as available late; it is not growth
 
 
 def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Past | None:
-    """Return what is remembered after this tick: unchanged if no new consistent sample came."""
+    """Return the history after this tick: unchanged if there is no new consistent sample."""
     if past is not None and (past.life != guest.life or past.booted_at_s != guest.booted_at_s):
         past = None
     past = _with_reading(past, guest, now_s, rules)
@@ -97,7 +97,7 @@ def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: 
     if passed_s < _LEAST_STEP_S:
         return past
     actual = past.actual if sample.actual is None else sample.actual
-    returned = max(0, actual - past.actual) if rules.mind_lists else 0
+    returned = max(0, actual - past.actual) if rules.discount_returned_memory else 0
     rise = (held - past.held - returned) / passed_s
     faded = past.trend * (TREND_KEEPS if returned else TREND_OVER_KEEPS) ** passed_s
     trend = max(faded, rise if rise > TREND_FROM * max(held, MIB) else 0.0)
@@ -124,7 +124,7 @@ def _is_emergency(past: Past, guest: GuestSnapshot, now_s: float, rules: Estimat
     if now_s - past.killed_at_s < KILLED_FOR_S:
         return True
     ease = EMERGENCY_EASES_AT if past.emergency else 1.0
-    refuted = rules.corroborate and is_refuted(guest)  # then its growth is not believed, only what RSS allows
+    refuted = rules.corroborate and is_refuted(guest)  # its reported growth is ignored then
     trend = 0.0 if refuted else past.trend * TREND_KEEPS ** max(0.0, now_s - past.seen_at_s)
     available = max(0, guest.actual - past.held)
     return bool(available < ease * max(critical(guest.actual), EMERGENCY_WITHIN_S * trend))
@@ -143,7 +143,6 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
     if rules.remember_peaks:
         want = max(want, 1.1 * past.peak * (1 - PEAK_FADES * min(1.0, age_s / 60)))
     available = max(0, guest.actual - held)
-    mark = critical(guest.actual)
     figures = guest.sample.stats if guest.sample else None
     caches = figures.caches if figures and figures.caches is not None else 0
     free = figures.free if figures and figures.free is not None else guest.actual
@@ -154,7 +153,7 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
         uses=guest.clamp(int(uses)),
         want=guest.clamp(int(want)),
         emergency=past.emergency,
-        thin=available < 2 * mark,
+        thin=available < 2 * critical(guest.actual),
         caches=min(caches, available),
         caching=free < guest.actual // 10,
     )
@@ -166,7 +165,7 @@ def _with_headroom(held: float) -> float:
 
 def corroborated(held: int, guest: GuestSnapshot) -> int:
     """Return the most that the guest can hold, by the resident memory of its QEMU."""
-    return held if guest.rss is None or not guest.rss_tells else min(held, _rss_cap(guest.rss))
+    return held if guest.rss is None or not guest.rss_is_complete else min(held, _rss_cap(guest.rss))
 
 
 def _rss_cap(rss: int) -> int:
@@ -175,6 +174,6 @@ def _rss_cap(rss: int) -> int:
 
 def is_refuted(guest: GuestSnapshot) -> bool:
     """Tell whether the guest reports more held memory than its QEMU has resident."""
-    if guest.rss is None or not guest.rss_tells or guest.sample is None or guest.sample.held is None:
+    if guest.rss is None or not guest.rss_is_complete or guest.sample is None or guest.sample.held is None:
         return False
     return guest.sample.held > _rss_cap(guest.rss)

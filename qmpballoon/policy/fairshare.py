@@ -1,4 +1,4 @@
-"""``fairshare``: what guests hold first, then emergencies, floors and wishes, by shares. Pure.
+"""``fairshare``: held memory first, then emergencies, floors and further demand, by shares. Pure.
 
 Each tick every guest is entitled to a size, in tiers, each filled by shares until the budget is spent:
 
@@ -8,10 +8,10 @@ Each tick every guest is entitled to a size, in tiers, each filled by shares unt
     d  emergencies: half as much again     i  wants: of the last minute, before a collapse, at a peak
     e  what will be held in a second
 
-What a guest held some time ago comes after the page cache that others have now: a renewed need is detected at
-once, and page cache can be given back at once.
+What a guest held some time ago comes after present page cache of others: a renewed need is detected at once,
+and page cache can be released at once.
 
-An entitlement alone moves nothing. A guest grows when its headroom is below half of what it is entitled to;
+An entitlement alone causes no move. A guest grows when its headroom is below half of what it is entitled to;
 others shrink when a guest lacks memory, or the pool of free budget is low. If the need is urgent, donors give
 all that is needed at once, otherwise a quarter of it. The guard orders the moves and enforces the budget.
 """
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qmpballoon.model.names import VmId
-from qmpballoon.policy.allocation import CLEAR, MARGIN, clear_of_emergency, with_margin
+from qmpballoon.policy.allocation import CLEARANCE, MARGIN, clear_of_emergency, with_margin
 from qmpballoon.policy.estimate import EMERGENCY_EASES_AT
 from qmpballoon.policy.sharing import filled_in_tiers
 from qmpballoon.policy.snapshot import (
@@ -40,14 +40,14 @@ from qmpballoon.units import MIB
 POOL: Final = 0.04  # of the budget, or of the host if that is less; kept for the next emergency
 BOOTS_WITHIN_S: Final = 20.0  # a guest without a driver for longer counts as having none, and keeps its size
 SOON: Final = 64 * MIB  # what a guest delivers in half a second
-GIVES_AGAIN_S: Final = 1.0  # pause before a guest is asked again
+SHRINK_PAUSE_S: Final = 1.0  # before a guest is shrunk again
 CALM_S: Final = 2.0  # between two rounds of shrinks if no need is urgent
-BURST_MARGIN: Final = 16 * MIB  # beyond MARGIN: 0.6 s of a burst of 40 MiB/s, until it is seen and relieved
+BURST_MARGIN: Final = 16 * MIB  # beyond MARGIN: 0.6 s of a burst of 40 MiB/s, until it is relieved
 
 
 @dataclass(frozen=True, slots=True)
 class FairShare:
-    """The default policy. It has no state: the guard's estimate covers what guests need over time."""
+    """The default policy. It has no state, because the guard's estimate keeps the history."""
 
     name: str = "fairshare"
 
@@ -79,7 +79,7 @@ class _Known:
 
     @property
     def lowest(self) -> int:
-        """What it has, or will have when the last target is reached, whichever is less."""
+        """The smaller of actual and target, in bytes."""
         return min(self.guest.actual, self.guest.target or self.guest.actual)
 
     @property
@@ -88,7 +88,7 @@ class _Known:
         return self.estimate.caches * 5 // 4 if self.estimate.caching else self.estimate.caches
 
     @property
-    def least_gift(self) -> int:
+    def least_shrink(self) -> int:
         """The smallest shrink that is worth a command."""
         return max(8 * MIB, self.guest.actual // 25)
 
@@ -97,42 +97,43 @@ class _Known:
         """The smallest grow that is worth a command; half of it or less for a thin guest or an emergency."""
         if self.estimate.emergency:
             return self.guest.least_relief
-        return self.least_gift // 2 if self.estimate.thin else self.least_gift
+        return self.least_shrink // 2 if self.estimate.thin else self.least_shrink
 
     @property
     def over_ceiling(self) -> int:
-        """How far it is above its ceiling, in bytes."""
+        """By how much it exceeds its ceiling, in bytes."""
         return max(0, self.lowest - self.guest.ceiling)
 
-    def worth_giving(self, now_s: float, *, over: bool, hurry: bool) -> int:
-        """Return the smallest shrink for now: half if urgent, 1 MiB if the host is over its budget.
+    def least_shrink_now(self, now_s: float, *, over: bool, is_urgent: bool) -> int:
+        """Return the smallest shrink now: half if urgent, 1 MiB if the host is over its budget.
 
-        A guest that was asked a moment ago has little left, so the usual minimum applies to it.
+        The usual minimum applies to a guest that was shrunk within the last second, because it has little
+        left.
         """
-        least = MIB if over else self.least_gift // 2 if hurry else self.least_gift
-        if now_s - self.guest.guard.asked_at_s < GIVES_AGAIN_S:
-            least = self.least_gift
+        least = MIB if over else self.least_shrink // 2 if is_urgent else self.least_shrink
+        if now_s - self.guest.guard.asked_at_s < SHRINK_PAUSE_S:
+            least = self.least_shrink
         limit = self.guest.guard.gives_at_most  # a probe is worth a command, however large the guest
         return least if limit is None else max(MIB, min(least, limit))
 
-    def may_give(self, *, over: bool) -> int:
+    def can_give(self, *, over: bool) -> int:
         """Return what can be taken at once without causing an emergency in this guest.
 
         The distance to an emergency is smaller if the host is over its budget.
         """
-        keeps = clear_of_emergency(self.guest, CLEAR if over else EMERGENCY_EASES_AT)
+        keeps = clear_of_emergency(self.guest, CLEARANCE if over else EMERGENCY_EASES_AT)
         gives = max(0, int(0.9 * (self.lowest - self.estimate.held - keeps)))
         limit = self.guest.guard.gives_at_most
         return gives if limit is None else min(gives, limit)
 
-    def worth_a_command(self, *, over: bool) -> int:
-        """Return the least to take if it can be given, even if the guest is entitled to a part of it."""
-        return min(self.least_gift, SOON, self.may_give(over=over), self.lowest - self.guest.floor)
+    def least_worth_a_command(self, *, over: bool) -> int:
+        """Return the smallest shrink to send if possible, even if the guest is entitled to a part of it."""
+        return min(self.least_shrink, SOON, self.can_give(over=over), self.lowest - self.guest.floor)
 
 
 def entitlements(known: Mapping[VmId, _Known], snapshot: Snapshot, pool: int) -> Mapping[VmId, int]:
     """Return the size that each movable guest is entitled to now, in bytes."""
-    others = sum(_counts(guest, snapshot.now_s) for guest in snapshot.guests if guest.id not in known)
+    others = sum(_counted(guest, snapshot.now_s) for guest in snapshot.guests if guest.id not in known)
     total = snapshot.charged + snapshot.free - pool - others  # of the budget, or of what the host has
     if not known:
         return {}
@@ -141,10 +142,11 @@ def entitlements(known: Mapping[VmId, _Known], snapshot: Snapshot, pool: int) ->
     return filled_in_tiers(tuple(dict(zip(known, tier, strict=True)) for tier in tiers), shares, total)
 
 
-def _counts(guest: GuestSnapshot, now_s: float) -> int:
-    """Return what a guest that is not moved takes from the others' entitlement.
+def _counted(guest: GuestSnapshot, now_s: float) -> int:
+    """Return the bytes of a guest that is not moved, which the others cannot be entitled to.
 
-    A booting guest counts with its floor. Its size would make all others shrink for the seconds of a boot.
+    A booting guest counts with its floor. If it counted with its size, all others would shrink during each
+    boot.
     """
     boots = not guest.driver_up and now_s - guest.booted_at_s < BOOTS_WITHIN_S
     return min(guest.charge, guest.floor) if boots else guest.charge
@@ -173,10 +175,10 @@ def _levels(entry: _Known) -> list[int]:
 def moves(
     known: Mapping[VmId, _Known], entitled: Mapping[VmId, int], snapshot: Snapshot, pool: int
 ) -> dict[VmId, Decision]:
-    """Return who grows and who shrinks, given what each is entitled to."""
+    """Return the grows and shrinks that the entitlements call for."""
     decisions: dict[VmId, Decision] = dict.fromkeys(known, Hold("at-ease"))
     lacking = 0
-    hurry = False
+    is_urgent = False
     for vm, entry in known.items():
         target = entry.guest.clamp(entitled[vm])
         more = target - entry.guest.highest
@@ -184,67 +186,70 @@ def moves(
             continue
         headroom, intended = entry.guest.highest - entry.estimate.held, target - entry.estimate.held
         below_floor = entry.guest.highest < entry.guest.floor
-        pressed = entry.estimate.emergency or below_floor or 2 * headroom < intended
+        lacks_headroom = entry.estimate.emergency or below_floor or 2 * headroom < intended
         rested = snapshot.now_s - entry.guest.guard.asked_at_s >= CALM_S
         caching = entry.estimate.caching and more > 2 * entry.dead_band and rested
-        if not (pressed or caching):
+        if not (lacks_headroom or caching):
             continue
         lacking += more
-        hurry = hurry or entry.estimate.emergency or entry.estimate.thin
-        why = _why(entry.estimate, pressed=pressed)
+        is_urgent = is_urgent or entry.estimate.emergency or entry.estimate.thin
+        why = _why(entry.estimate, lacks_headroom=lacks_headroom)
         decisions[vm] = SetTarget(target, why, urgent=entry.estimate.emergency)
     for vm, entry in known.items():
-        if 0 < entry.over_ceiling <= entry.may_give(over=False):
+        if 0 < entry.over_ceiling <= entry.can_give(over=False):
             decisions[vm] = SetTarget(entry.guest.ceiling, "give")
     free = snapshot.free
-    coming = sum(max(0, guest.charge - (guest.target or guest.charge)) for guest in snapshot.guests)
-    wanted = lacking + (pool if lacking or free + coming < pool // 2 else 0) - free - coming
+    pending = sum(max(0, guest.charge - (guest.target or guest.charge)) for guest in snapshot.guests)
+    wanted = lacking + (pool if lacking or free + pending < pool // 2 else 0) - free - pending
     if wanted > 0:
-        decisions |= gifts(known, entitled, decisions, wanted, hurry=hurry or free < 0, snapshot=snapshot)
+        decisions |= shrinks(
+            known, entitled, decisions, wanted, is_urgent=is_urgent or free < 0, snapshot=snapshot
+        )
     return decisions
 
 
-def _why(estimate: Estimate, *, pressed: bool) -> str:
+def _why(estimate: Estimate, *, lacks_headroom: bool) -> str:
     if estimate.emergency:
         return "emergency"
-    return "cache" if not pressed else "thin" if estimate.thin else "grow"
+    return "cache" if not lacks_headroom else "thin" if estimate.thin else "grow"
 
 
-def gifts(
+def shrinks(
     known: Mapping[VmId, _Known],
     entitled: Mapping[VmId, int],
     decisions: Mapping[VmId, Decision],
     wanted: int,
     *,
-    hurry: bool,
+    is_urgent: bool,
     snapshot: Snapshot,
 ) -> dict[VmId, Decision]:
-    """Return how much each guest gives for ``wanted`` bytes in all; those with the most to spare give first.
+    """Return the shrinks that free ``wanted`` bytes; guests with the largest surplus come first.
 
     If the need is urgent, all of it is taken at once, from each guest only as much as it delivers quickly.
-    Otherwise a quarter is taken, and no more until two seconds later. A guest may be asked for more than its
-    part, to make the command worthwhile; the surplus is free for the next guest that lacks memory.
+    Otherwise a quarter is taken, and no more for two seconds. A shrink may exceed the guest's part, to be
+    worth a command; the excess is free for the next guest that lacks memory.
     """
     over = snapshot.free < 0
     donors = {vm: entry for vm, entry in known.items() if not isinstance(decisions[vm], SetTarget)}
     surplus = {
-        vm: min(entry.may_give(over=over), entry.lowest - entry.guest.clamp(entitled[vm]))
+        vm: min(entry.can_give(over=over), entry.lowest - entry.guest.clamp(entitled[vm]))
         for vm, entry in donors.items()
     }
     surplus = {
         vm: size
         for vm, size in surplus.items()
-        if size >= max(known[vm].worth_giving(snapshot.now_s, over=over, hurry=hurry), known[vm].over_ceiling)
+        if size >= known[vm].over_ceiling
+        and size >= known[vm].least_shrink_now(snapshot.now_s, over=over, is_urgent=is_urgent)
     }
     rested = all(snapshot.now_s - known[vm].guest.guard.asked_at_s >= CALM_S for vm in surplus)
-    if not surplus or not (hurry or rested):
+    if not surplus or not (is_urgent or rested):
         return {}
-    there = sum(surplus.values())
-    left = wanted * 5 // 4 if hurry else max(wanted // 4, MARGIN)
+    total = sum(surplus.values())
+    left = wanted * 5 // 4 if is_urgent else max(wanted // 4, MARGIN)
     given: dict[VmId, Decision] = {}
     for vm in sorted(surplus, key=lambda name: (-surplus[name], name)):
-        part = min(surplus[vm], max(SOON, -(-surplus[vm] * wanted // there), known[vm].over_ceiling))
-        part = max(part, known[vm].worth_a_command(over=over))
+        part = min(surplus[vm], max(SOON, -(-surplus[vm] * wanted // total), known[vm].over_ceiling))
+        part = max(part, known[vm].least_worth_a_command(over=over))
         given[vm] = SetTarget(known[vm].lowest - part, "give")
         left -= part
         if left <= 0:

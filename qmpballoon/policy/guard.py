@@ -1,8 +1,8 @@
-"""Safety checks around every policy and manual control: which moves are safe, in which order. Pure.
+"""Safety checks around every policy and manual control: which moves are safe, and in which order. Pure.
 
-It blocks decisions about guests that cannot follow or must not be moved (see ``cooperation``), relieves
-emergencies under every policy, and enforces the budget. Shrinks are sent at once. Ordinary grows get what is
-free. Emergencies also get memory that other guests were asked for and, on an overloaded host, a loan.
+It blocks moves of guests that cannot follow or must not be moved (see ``cooperation``), relieves emergencies
+under every policy, and enforces the budget. Shrinks are sent at once. Ordinary grows get free memory only.
+Emergencies also get the pending shrinks of other guests and, on an overloaded host, a loan.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ FLOOR_STEPS: Final = 32  # floors are lowered in steps of size / 32: smaller ste
 
 @dataclass(frozen=True, slots=True)
 class GuardState(Generic[S]):
-    """The policy's state, what is remembered of each guest, and the last judgements."""
+    """The policy's state, the state and history of each guest, and the last judgements."""
 
     inner: S
     cooperation: Mapping[VmId, Cooperation] = field(default_factory=dict)
     pasts: Mapping[VmId, Past] = field(default_factory=dict)
     judgements: Mapping[VmId, Judgement] = field(default_factory=dict)
     stale_before_s: float = float("-inf")
-    lent: int = 0  # bytes over the budget that are lent to guests in need
+    lent: int = 0  # bytes beyond the budget that are lent to guests in an emergency
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Guard(Generic[S]):
         seen = replace(
             snapshot,
             guests=tuple(
-                _as_judged(
+                _judged_guest(
                     guest,
                     judgements[guest.id],
                     cooperation[guest.id].asked_at_s,
@@ -99,7 +99,7 @@ class Guard(Generic[S]):
             guest.id: self._allowed(guest, snapshot.guests[index].mode, judgements[guest.id], requested, seen)
             for index, guest in enumerate(seen.guests)
         }
-        decisions, lent = within_budget(requested, seen, accounts=self.safeties.accounts)
+        decisions, lent = within_budget(requested, seen, enforce=self.safeties.enforce_budget)
         after = GuardState(inner, cooperation, pasts, judgements, stale_before_s, lent)
         return after, decisions
 
@@ -113,12 +113,12 @@ class Guard(Generic[S]):
     ) -> Decision:
         """Return the policy's decision as far as the guest's state allows it.
 
-        ``mode`` is the guest's own mode; the policy may have been shown another one.
+        ``mode`` is the guest's own mode; the policy may have seen another one.
         """
         if mode == "observe" and not (judgement.set_back or judgement.why):
-            return requested.get(guest.id, Hold("observe"))  # published, and never sent by the governor
+            return requested.get(guest.id, Hold("observe"))  # is published; the governor does not send it
         if judgement.why == "booting" and guest.answers and guest.mode == "auto":
-            return self._left_at_ceiling(guest)
+            return self._hold_at_ceiling(guest)
         if not judgement.may_grow and not judgement.set_back:
             return Hold(judgement.why or "held")
         relieved = self._relief(guest, judgement) if mode != "observe" else None
@@ -133,10 +133,10 @@ class Guard(Generic[S]):
         if mode != "auto":
             return Hold(mode)
         if judgement.proportional and not judgement.emergency_only:
-            fair = max(guest.actual, guest.clamp(proportional(guest, snapshot)))
-            if fair > guest.highest + MARGIN:
-                return SetTarget(fair, judgement.why or "proportional")
-        if _will_not_come(guest, judgement):
+            target = max(guest.actual, guest.clamp(proportional(guest, snapshot)))
+            if target > guest.highest + MARGIN:
+                return SetTarget(target, judgement.why or "proportional")
+        if _is_target_unreachable(guest, judgement):
             return SetTarget(guest.actual, judgement.why or "set-back")
         if guest.mode != "auto":
             return Hold(judgement.why or guest.mode)
@@ -147,25 +147,25 @@ class Guard(Generic[S]):
             return self._shrink(guest, judgement, decision)
         return decision
 
-    def _left_at_ceiling(self, guest: GuestSnapshot) -> Decision:
-        """Raise a booting guest's target, so that it is not shrunk to its old target when its driver loads.
+    def _hold_at_ceiling(self, guest: GuestSnapshot) -> Decision:
+        """Raise a booting guest's target, so that its driver does not shrink it to the old target.
 
-        The target is slightly below the size: a driver that has nothing to do never writes ``actual``, and
-        QEMU would report the old value indefinitely. Seen with QEMU 7.2 and Linux 6.1.
+        The target is slightly below the size: a driver without work never writes ``actual``, and QEMU would
+        report the old value indefinitely. Seen with QEMU 7.2 and Linux 6.1.
         """
         target = min(guest.ceiling, guest.size - BOOT_BALLOON)
-        untrue = guest.target == guest.size != guest.actual  # reported before a reset
-        if guest.target is None or (guest.target >= target and not untrue):
+        is_outdated = guest.target == guest.size != guest.actual  # of before a reset
+        if guest.target is None or (guest.target >= target and not is_outdated):
             return Hold("booting")
         return SetTarget(target, "booting")
 
     def _relief(self, guest: GuestSnapshot, judgement: Judgement) -> SetTarget | None:
-        """Return what an emergency asks for, whatever the mode; None if there is none."""
+        """Return the grow that an emergency needs, whatever the mode; None if there is none."""
         known = guest.estimate
         if not self.safeties.emergencies or known is None or not known.emergency:
             return None
         target = min(guest.ceiling, max(known.held * 3 // 2, known.held + 2 * guest.critical))
-        if judgement.emergency_only:  # no larger grow until it takes some memory
+        if judgement.emergency_only:  # until its balloon moves again
             target = min(target, guest.actual + PROBE)
         if target - guest.highest < guest.least_relief:
             return None
@@ -187,10 +187,9 @@ class Guard(Generic[S]):
 
 
 def _with_floors_that_fit(snapshot: Snapshot, pasts: Mapping[VmId, Past]) -> Snapshot:
-    """Return the host with its floors lowered by the same part where their sum exceeds the budget.
+    """Return the host; if the sum of floors exceeds the budget, all floors are lowered by the same part.
 
-    The part of a floor that is held is kept. Only idle memory below a floor is released, for guests that need
-    it.
+    No floor is lowered below what its guest holds.
     """
     if sum(guest.floor for guest in snapshot.guests) <= snapshot.budget:
         return snapshot
@@ -220,7 +219,7 @@ def as_charged(snapshot: Snapshot, state: GuardState[S]) -> Snapshot:
     return replace(snapshot, guests=tuple(guests))
 
 
-def _as_judged(
+def _judged_guest(
     guest: GuestSnapshot,
     judgement: Judgement,
     asked_at_s: float,
@@ -228,10 +227,10 @@ def _as_judged(
     now_s: float,
     rules: EstimateRules,
 ) -> GuestSnapshot:
-    """Return the guest as the policy is to see it."""
+    """Return the guest as the policy sees it."""
     return replaced(
         guest,
-        mode=guest.mode if _is_for_the_policy(guest, judgement) else "manual",
+        mode=guest.mode if _may_be_moved(guest, judgement) else "manual",
         sample=None if judgement.proportional else guest.sample,
         guard=GuardView(
             estimate=estimate(past, guest, now_s, rules) if past is not None and guest.driver_up else None,
@@ -242,14 +241,14 @@ def _as_judged(
     )
 
 
-def _will_not_come(guest: GuestSnapshot, judgement: Judgement) -> bool:
+def _is_target_unreachable(guest: GuestSnapshot, judgement: Judgement) -> bool:
     if guest.target is None or not judgement.set_back:
         return False
-    # A grow of at most PROBE stays: it costs little, and shows when the guest takes memory again.
+    # A grow of at most PROBE stays: it costs little, and shows when the balloon moves again.
     return guest.target < guest.actual or (judgement.emergency_only and guest.target > guest.actual + PROBE)
 
 
-def _is_for_the_policy(guest: GuestSnapshot, judgement: Judgement) -> bool:
+def _may_be_moved(guest: GuestSnapshot, judgement: Judgement) -> bool:
     return not guest.driver_up or (judgement.may_grow and not judgement.emergency_only)
 
 

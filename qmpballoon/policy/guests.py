@@ -8,16 +8,16 @@ from qmpballoon.policy.snapshot import GuestSnapshot
 
 
 def guest_of(facts: VmFacts) -> GuestSnapshot | None:
-    """Return what a policy sees of the VM; None while it holds no memory, or nothing is known.
+    """Return what a policy sees of the VM; None if its memory is freed or its size is unknown.
 
-    A VM that stopped answering keeps its last known values, and holds at least its resident memory.
+    A VM that does not answer keeps its last known values, and is charged at least its resident memory.
     """
     size, floor, ceiling = facts.size, facts.limits.floor, facts.limits.ceiling
     if size is None or floor is None or ceiling is None:
         return None
     answers = facts.connection == "up"
     if facts.connection == "offline" and facts.gone:
-        return None  # its memory was freed with it
+        return None  # its QEMU ended
     seen = facts.seen
     if seen is None:
         return GuestSnapshot(
@@ -44,7 +44,7 @@ def guest_of(facts: VmFacts) -> GuestSnapshot | None:
         stats_interval_s=facts.stats_interval_s,
         grace_s=facts.grace_s,
         rss=facts.rss,
-        rss_tells=seen.rss_tells,
+        rss_is_complete=seen.rss_is_complete,
         oom_kills=seen.sample.stats.oom_kills if seen.sample else None,
         charge_at_least=0 if answers else min(size, facts.rss or 0),
     )

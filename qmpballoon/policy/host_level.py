@@ -1,4 +1,4 @@
-"""How short of memory a host is: what its guests hold, and the level that follows. Pure."""
+"""The memory shortage of a host: what its guests hold, and its level. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HYSTERESIS: Final = 1.2  # a level ends when the value is better by this factor
 
 
 def reclaimable(record: VmStatus) -> int:
-    """Return what an idle guest could give without reclaim, by a fresh sample, in bytes."""
+    """Return the bytes that a guest could give without reclaim, by a fresh sample."""
     held = record.sample.held if record.sample else None
     if record.health != "ok" or held is None or record.actual is None or record.limits.floor is None:
         return 0
@@ -43,13 +43,13 @@ def level_of(
     """Return how short the host is: ``ok``, ``soft``, ``hard`` or ``low``.
 
     It depends on MemAvailable against the reserve, on full memory stalls, and on what the guests hold against
-    the budget. It does not depend on the free budget, because all slack is lent. A worse level is entered at
-    once, a better one when the values are a fifth better than its threshold.
+    the budget. It does not depend on the free budget, because idle memory is lent. A worse level is entered
+    at once, a better one when the values are a fifth better than its threshold.
     """
-    worse = _level(mem_available, reserve, psi_full_avg10, needs, budget, ease=1.0)
+    at_once = _level(mem_available, reserve, psi_full_avg10, needs, budget, ease=1.0)
     eased = _level(mem_available, reserve, psi_full_avg10, needs, budget, ease=_HYSTERESIS)
-    if LEVELS.index(worse) >= LEVELS.index(before):
-        return worse
+    if LEVELS.index(at_once) >= LEVELS.index(before):
+        return at_once
     return min(before, eased, key=LEVELS.index)
 
 

@@ -1,4 +1,4 @@
-"""The policies by their stable names: for the configuration, and for the simulator. Pure."""
+"""The policies by their stable names, for the agent and for the simulator. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""When a VM is looked at next, and when the next tick comes. Pure.
+"""The times of the next poll of a VM and of the next tick. Pure.
 
-The agent and the simulator use the same two classes. Both read the time from the clock that they are
-given, in seconds; the agent's is monotonic, the simulator's is virtual.
+The agent and the simulator use the same two classes. The clock is a parameter, in seconds: the agent's is
+monotonic, the simulator's is virtual.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from qmpballoon.policy.estimate import corroborated
 from qmpballoon.policy.snapshot import GuestSnapshot, critical
 from qmpballoon.units import MIB
 
-LOOK_EVERY_S: Final = 10.0  # changes without an event: migration, plugged memory, an unloaded driver
+FULL_POLL_EVERY_S: Final = 10.0  # changes without an event: migration, plugged memory, an unloaded driver
 MOVING_FOR_S: Final = 30.0  # after a target was sent; slower guests are sampled at their usual rate
-WATCHED_EVERY_S: Final = 0.05  # somebody waits for the target to be reached
+WATCHED_EVERY_S: Final = 0.05  # while a caller waits for the VM
 BURST_BYTES_PER_S: Final = 40 * MIB  # growth that must be detected in time
 BURST_OF_SIZE: Final = 1 / 32  # per second: the same for large guests
-LOOKS_BEFORE_DEATH: Final = 4  # samples at that growth, until nothing is available
+SAMPLES_BEFORE_EXHAUSTION: Final = 4  # at that growth, until nothing is available
 GROWING_PER_S: Final = 0.01  # of what the guest holds
 THIN: Final = 2  # times the available memory at which a guest is in an emergency
 CALM_TICK_S: Final = 2.0  # between ticks without a request
-SHORTEST_TICK_S: Final = (
-    0.1  # between a tick and the next that was asked for; the longest wait of an urgent one
-)
-TICKS_OF_A_CORE: Final = 0.1  # share of processor time; with hundreds of VMs ticks come less often
+SHORTEST_TICK_S: Final = 0.1  # between a tick and a requested one; the longest wait of an urgent one
+TICK_SHARE: Final = 0.1  # of a core; with hundreds of VMs ticks come less often
 
 
 class SamplingSettings(Protocol):
@@ -42,7 +40,7 @@ class SamplingSettings(Protocol):
 
 
 class VmSchedule:
-    """When one VM is polled, during one life: rarely while it is calm, often while it moves or boots.
+    """The polls of one VM during one life: rare while it is calm, frequent while it moves or boots.
 
     ``hurried`` is True while it moves or boots.
     """
@@ -54,33 +52,33 @@ class VmSchedule:
 
     def begin(self, settings: SamplingSettings) -> None:
         """Forget the previous life; keep ``watchers``."""
-        self._look_at_s = self._moving_until_s = self._clock()
+        self._full_poll_at_s = self._moving_until_s = self._clock()
         self.forget_samples(settings)
 
     def forget_samples(self, settings: SamplingSettings) -> None:
         """Forget the samples because the guest's driver was unloaded."""
         self._interval_s = float(settings.stats_interval_s)  # until the next sample
-        self._before: GuestSnapshot | None = None  # at the sample before
+        self._before: GuestSnapshot | None = None  # at the previous sample
 
-    # ── the look at everything ───────────────────────────────────────────────────────────────────
+    # ── full polls ───────────────────────────────────────────────────────────────────────────────
 
-    def look_soon(self) -> None:
-        """Make a full look due now."""
-        self._look_at_s = self._clock()
+    def request_full_poll(self) -> None:
+        """Make a full poll due now."""
+        self._full_poll_at_s = self._clock()
 
-    def looked(self) -> None:
-        """Note that everything was looked at."""
-        self._look_at_s = self._clock() + LOOK_EVERY_S
+    def defer_full_poll(self) -> None:
+        """Make the next full poll due after the usual interval."""
+        self._full_poll_at_s = self._clock() + FULL_POLL_EVERY_S
 
     @property
-    def is_look_due(self) -> bool:
-        """Tell whether a full look is due."""
-        return self._clock() >= self._look_at_s
+    def is_full_poll_due(self) -> bool:
+        """Tell whether a full poll is due."""
+        return self._clock() >= self._full_poll_at_s
 
     # ── samples ──────────────────────────────────────────────────────────────────────────────────
 
     def target_sent(self) -> None:
-        """Note that a target was sent: the balloon moves now."""
+        """Record that a target was sent, so that the balloon moves now."""
         self._moving_until_s = self._clock() + MOVING_FOR_S
 
     @property
@@ -103,20 +101,22 @@ class VmSchedule:
         return self._interval_s
 
     def pause_s(self, settings: SamplingSettings, *, hurried: bool) -> float:
-        """Return how long to wait for the next look."""
+        """Return how long to wait for the next poll."""
         if self.watchers:
             return WATCHED_EVERY_S
-        return max(0.0, min(self.sample_every_s(settings, hurried=hurried), self._look_at_s - self._clock()))
+        return max(
+            0.0, min(self.sample_every_s(settings, hurried=hurried), self._full_poll_at_s - self._clock())
+        )
 
 
 class TickSchedule:
-    """When the next tick comes. All pauses count from the end of the previous tick.
+    """The time of the next tick. All pauses count from the end of the previous tick.
 
-    Without a request: after ``calm_s``. With a request: after ``shortest_s``, and not before its share of
-    processor time allows it: a tick that took ``spent_s`` of it delays the next by ``spent_s / share``. With
-    an urgent request: after ``shortest_s`` at the latest, so that an emergency never waits because of the
-    cost of earlier ticks. The cost of an urgent tick delays later ticks that are not urgent. Requests do not
-    queue; any number of them makes one tick.
+    Without a request: after ``calm_s``. With a request: after ``shortest_s``, and not before the share of
+    processor time allows it: a tick that took ``spent_s`` delays the next by ``spent_s / share``. With an
+    urgent request: after ``shortest_s`` at the latest, so that an emergency never waits because of the cost
+    of earlier ticks. The cost of an urgent tick delays later ticks that are not urgent. Requests do not
+    queue; one tick serves any number of them.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class TickSchedule:
         *,
         calm_s: float = CALM_TICK_S,
         shortest_s: float = SHORTEST_TICK_S,
-        share: float = TICKS_OF_A_CORE,
+        share: float = TICK_SHARE,
     ) -> None:
         """The first tick is due now."""
         self.calm_s = calm_s
@@ -137,11 +137,11 @@ class TickSchedule:
         self._is_asked = self._is_urgent = False
 
     def began(self) -> None:
-        """Note that a tick begins; it serves all requests."""
+        """Record that a tick begins; it serves all requests."""
         self._is_asked = self._is_urgent = False
 
     def ended(self, spent_s: float) -> None:
-        """Note that the tick is over and took ``spent_s`` seconds of processor time."""
+        """Record that the tick has ended and took ``spent_s`` seconds of processor time."""
         now_s, cost_s = self._clock(), spent_s / self._share
         self._calm_at_s = now_s + self.calm_s
         self._paid_at_s = min(self._calm_at_s, max(now_s, self._paid_at_s) + cost_s)
@@ -154,20 +154,20 @@ class TickSchedule:
         return not was_asked
 
     def ask_urgently(self) -> bool:
-        """Request a tick for a guest that may soon run out of memory; return False if one was asked for."""
+        """Request a tick for a guest that is short of memory; return False if one was requested already."""
         was_urgent, self._is_urgent = self._is_urgent, True
         return not was_urgent
 
     @property
     def due_at_s(self) -> float:
-        """The moment of the next tick, as far as it is known now."""
+        """The time of the next tick, unless it is requested earlier."""
         if self._is_urgent:
             return min(self._urgent_at_s, self._calm_at_s)
         return self._asked_at_s if self._is_asked else self._calm_at_s
 
     @property
     def pause_s(self) -> float:
-        """How long to wait for the next tick, as far as it is known now."""
+        """How long to wait for the next tick, unless it is requested earlier."""
         return max(0.0, self.due_at_s - self._clock())
 
 
@@ -189,14 +189,14 @@ def is_urgent(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
 
 
 def is_moving(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
-    """Tell whether the balloon is on its way: a target that is not reached, new or with progress since."""
+    """Tell whether the balloon moves: its target is not reached, and target or actual has changed."""
     if guest.target is None or is_reached(guest.actual, guest.target, guest.size):
         return False
     return previous is None or guest.target != previous.target or guest.actual != previous.actual
 
 
 def is_growing(guest: GuestSnapshot, previous: GuestSnapshot | None) -> bool:
-    """Tell whether the guest holds more by 1 % a second or faster than at its sample before."""
+    """Tell whether the guest's held memory grew by more than 1 % a second since its previous sample."""
     now, before = guest.sample, previous.sample if previous else None
     if now is None or before is None or now.held is None or before.held is None:
         return False
@@ -209,8 +209,8 @@ def sampling_interval_s(
 ) -> float:
     """Return how long to wait for the guest's next sample, between ``fast_s`` and ``calm_s``.
 
-    The less it has available, the shorter: four samples before a burst could use it up. With ``fast_s`` 0 it
-    is always ``calm_s``.
+    It allows four samples before a burst could use up the available memory. With ``fast_s`` 0 it is always
+    ``calm_s``.
     """
     if not fast_s or not guest.driver_up or not guest.answers or guest.run_state != "running":
         return calm_s
@@ -219,8 +219,8 @@ def sampling_interval_s(
     interval_s = calm_s
     if available is not None:
         burst = max(BURST_BYTES_PER_S, BURST_OF_SIZE * guest.size)
-        interval_s = min(calm_s, max(fast_s, available / burst / LOOKS_BEFORE_DEATH))
-    if interval_s == soonest_s:  # the lower bound; stop here
+        interval_s = min(calm_s, max(fast_s, available / burst / SAMPLES_BEFORE_EXHAUSTION))
+    if interval_s == soonest_s:  # the lower bound
         return soonest_s
-    hurries = is_moving(guest, previous) or is_growing(guest, previous) or is_thin(guest)
-    return soonest_s if hurries else interval_s
+    is_hurried = is_moving(guest, previous) or is_growing(guest, previous) or is_thin(guest)
+    return soonest_s if is_hurried else interval_s

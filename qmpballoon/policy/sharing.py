@@ -1,4 +1,4 @@
-"""Dividing memory by shares: the same number of bytes per share for all, within limits. Pure."""
+"""Divides memory by shares: the same number of bytes per share for all, within limits. Pure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ class Claim:
 def split(amount: int, claims: Sequence[Claim]) -> list[int]:
     """Return what each claim gets of ``amount`` bytes, in the order of the claims.
 
-    All claims that no limit stops get the same number of bytes per share, in whole pages. If the sum of
-    ``least`` exceeds the amount, each gets its ``least``. What exceeds the sum of ``most`` is not given to
-    any claim.
+    All claims between their limits get the same number of bytes per share, in whole pages. If the sum of
+    ``least`` exceeds the amount, each gets its ``least``. What exceeds the sum of ``most`` is left over.
     """
     given = sum(claim.least for claim in claims)
     if given >= amount:
@@ -49,7 +48,7 @@ def split(amount: int, claims: Sequence[Claim]) -> list[int]:
 
 
 def water_fill(requested: Mapping[K, int], shares: Mapping[K, int], total: int) -> dict[K, int]:
-    """Return how much each gets of ``total``: at most what it asks for, at the same level per share for all.
+    """Return the part of ``total`` for each: at most its request, at the same level per share for all.
 
     Requested amounts and ``total`` are in bytes; negative values count as zero.
     """
@@ -58,7 +57,7 @@ def water_fill(requested: Mapping[K, int], shares: Mapping[K, int], total: int) 
     left = max(0, total)
     if sum(unmet.values()) <= left:
         return gets | unmet
-    # Fill in the order of requested bytes per share: once one cannot be met in full, no later one can.
+    # In the order of requested bytes per share: after one that is not met in full, no later one is.
     order = sorted(unmet, key=lambda key: unmet[key] / shares[key])
     weight = sum(shares[key] for key in order)
     for key in order:
@@ -70,10 +69,9 @@ def water_fill(requested: Mapping[K, int], shares: Mapping[K, int], total: int) 
 
 
 def filled_in_tiers(tiers: tuple[Mapping[K, int], ...], shares: Mapping[K, int], total: int) -> dict[K, int]:
-    """Return what each gets if every tier's levels are filled before the next tier's.
+    """Return what each gets if all levels of a tier are filled before those of the next.
 
-    A tier holds the level in bytes up to which each is filled; a level below what it has already
-    changes nothing.
+    A tier has the level in bytes up to which each is filled; a level that is reached already changes nothing.
     """
     gets = dict.fromkeys(tiers[0], 0)
     left = max(0, total)

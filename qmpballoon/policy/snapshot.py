@@ -24,7 +24,7 @@ class Estimate:
     available: int  # at the present actual
     trend: float  # bytes per second
     uses: int  # held with the headroom that it should have now, within floor and ceiling
-    want: int  # the same with what it may need again: of the last minute, before a collapse, at a peak
+    want: int  # the same, with what it held in the last minute, before a collapse, or at a peak
     emergency: bool
     thin: bool  # less than twice the critical available memory
     caches: int  # page cache
@@ -45,7 +45,7 @@ class GuestSnapshot:
     """One VM at the moment of a tick; sizes in bytes."""
 
     id: VmId
-    life: str  # a new life resets rates, peaks and strikes
+    life: str  # a new life resets rates, peaks and back-off
     size: int  # what actual is with an empty balloon
     actual: int
     target: int | None  # the last one that the agent sent in this life
@@ -55,18 +55,18 @@ class GuestSnapshot:
     mode: str = "auto"  # auto: the policy may move it · manual, observe: only counted
     run_state: str = "running"  # QMP's word
     migrating: bool = False
-    answers: bool = True  # whether its monitor does
+    answers: bool = True  # its monitor answers
     driver_up: bool = True
     deflate_on_oom: bool = False
     booted_at_s: float = 0.0  # when its life began or the guest was reset, the later one
-    fresh_since_s: float | None = None  # since when fresh figures have come after that
+    fresh_since_s: float | None = None  # when its first fresh figures after that came
     sample: Sample | None = None  # the newest figures, None before the first fresh ones
     stats_interval_s: float = 2.0
     grace_s: float = 3.0
     rss: int | None = None  # of its QEMU process, huge pages included
-    rss_tells: bool = True  # False: much of its memory is swapped out, where RSS does not count it
-    oom_kills: int | None = None  # since the guest's boot, where it reports them
-    charge_at_least: int = 0  # lower bound from the host's view
+    rss_is_complete: bool = True  # False: much of its memory is swapped out, where RSS does not count it
+    oom_kills: int | None = None  # since the guest's boot; None: not reported
+    charge_at_least: int = 0  # lower bound, by the host's figures
     guard: GuardView = GuardView()  # what the guard adds
 
     @property
@@ -85,19 +85,19 @@ class GuestSnapshot:
 
     @property
     def charge(self) -> int:
-        """What it counts against the budget."""
+        """What it counts against the budget, in bytes."""
         if not self.driver_up:
             return self.size
         return max(self.highest, self.charge_at_least)
 
     @property
     def highest(self) -> int:
-        """What it has, or will have when the last target is reached, whichever is more."""
+        """The larger of actual and target, in bytes."""
         return max(self.actual, self.target or 0)
 
     @property
     def promised(self) -> int:
-        """What it was granted and has not taken yet, in bytes."""
+        """The part of its target that it has not taken yet, in bytes."""
         return max(0, (self.target or 0) - self.actual) if self.driver_up else 0
 
     @property
@@ -107,10 +107,10 @@ class GuestSnapshot:
 
     @property
     def least_relief(self) -> int:
-        """What a grow must bring in an emergency to be worth a command, in bytes.
+        """The smallest grow in an emergency that is worth a command, in bytes.
 
-        It is half of the distance to the emergency threshold, so that a long growth does not cause a small
-        grow at each tick; nearer to the threshold it is smaller.
+        It is half of the distance to the emergency threshold, so that steady growth does not cause a small
+        grow at each tick.
         """
         if self.estimate is None:
             return LEAST_RELIEF
@@ -141,7 +141,7 @@ def replaced(guest: GuestSnapshot, **changes: object) -> GuestSnapshot:
 def critical(actual: int) -> int:
     """Return the available memory below which a guest of this ``actual`` is in an emergency, in bytes.
 
-    A fixed threshold would keep small guests in an emergency always, and be too late for large ones.
+    A fixed threshold would always apply to small guests, and come too late for large ones.
     """
     return max(actual * 6 // 100, min(24 * MIB, actual // 10))
 
@@ -157,10 +157,10 @@ class Snapshot:
     mem_available: int | None = None
     reserve: int = 0  # of mem_available, never given to VMs
     held_back: int = 0  # of the budget: kept free by reclaim
-    overload: str = "guests"  # what gives way when needs exceed the budget: guests | host
+    overload: str = "guests"  # which limit yields when needs exceed the budget: guests | host
     elapsed_s: float = 2.0  # since the tick before
     charged: int = field(init=False, repr=False, compare=False)  # the sum of charges in bytes
-    promised: int = field(init=False, repr=False, compare=False)  # granted and not taken yet, in bytes
+    promised: int = field(init=False, repr=False, compare=False)  # the sum of what is not taken yet, in bytes
 
     def __post_init__(self) -> None:
         """Compute the sums once, because they are read often."""
@@ -169,9 +169,9 @@ class Snapshot:
 
     @property
     def free(self) -> int:
-        """What may still be given, in bytes, by the budget and by the host's memory above its reserve.
+        """The bytes that may still be granted, by the budget and by the host's memory above its reserve.
 
-        A negative value is the amount that VMs must give back.
+        If it is negative, VMs must give that much back.
         """
         of_budget = self.budget - self.held_back - self.charged
         if self.mem_available is None:
@@ -181,14 +181,14 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Send nothing, and why."""
+    """Send nothing; ``why`` is the reason."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class SetTarget:
-    """Ask for this ``actual`` in bytes, and why. ``urgent``: before ordinary shrinks have landed."""
+    """Set this target in bytes; ``why`` is the reason. ``urgent``: do not wait for pending shrinks."""
 
     target: int
     why: str
@@ -200,7 +200,7 @@ Decisions: TypeAlias = Mapping[VmId, Decision]
 
 
 class Policy(Protocol[S]):
-    """A pure step over the whole host. Memory between ticks is the frozen state S, nothing else."""
+    """A pure step over the whole host. Nothing but the frozen state S is kept between ticks."""
 
     @property
     def name(self) -> str:

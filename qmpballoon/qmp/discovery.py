@@ -58,13 +58,13 @@ class SocketWatch:
 
     def __init__(self, globs: Iterable[str]) -> None:
         self.globs = tuple(globs)
-        self._stirred = asyncio.Event()
+        self._wakeup = asyncio.Event()
         self._watches: dict[str, Watch] = {}
 
     def watch(self, globs: Iterable[str]) -> None:
         """Replace the globs."""
         self.globs = tuple(globs)
-        self._stirred.set()
+        self._wakeup.set()
 
     def covers(self, path: str) -> bool:
         """Tell whether a glob matches the path, whether or not it exists."""
@@ -80,7 +80,7 @@ class SocketWatch:
                 loop.add_reader(inotify.fd, self._drain, inotify)
                 stack.callback(loop.remove_reader, inotify.fd)
             while True:
-                self._stirred.clear()
+                self._wakeup.clear()
                 if inotify is not None:
                     self._watch_directories(inotify)
                 found = self.scan(known or {})
@@ -89,7 +89,7 @@ class SocketWatch:
                     yield found
                 try:
                     async with asyncio.timeout(SCAN_EVERY_S):
-                        await self._stirred.wait()
+                        await self._wakeup.wait()
                     await asyncio.sleep(_SETTLE_S)
                 except TimeoutError:
                     pass
@@ -112,7 +112,7 @@ class SocketWatch:
             os.read(inotify.fd, 65536)
         except BlockingIOError:
             return
-        self._stirred.set()
+        self._wakeup.set()
 
     def _watch_directories(self, inotify: Inotify) -> None:
         parents = {os.path.dirname(os.path.abspath(pattern)) for pattern in self.globs}

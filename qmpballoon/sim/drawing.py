@@ -1,7 +1,7 @@
-"""A run as a drawing: one panel for the host, one per VM, in SVG.
+"""Draws a run as SVG: one panel for the host, one per VM.
 
-Each panel shows memory over time: the VM's size, its actual, what its guest holds and what its workload asks
-for. Kills are crosses, moves are small triangles below. No library is needed.
+Each panel shows memory over time: the VM's size, its actual, held memory and demand. Kills are crosses, moves
+are small triangles below. No library is needed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LINES: Final = (
 
 
 def draw(run: Run) -> str:
-    """Return the SVG document of a recorded run; of more than 24 VMs the quietest are left out."""
+    """Return the SVG document of a recorded run. At most 24 VMs are drawn, by kills and moves."""
     names = _shown(run)
     left_out = len(run.points) - len(names)
     height = _HEAD + _HOST_HEIGHT + _GAP + len(names) * (_VM_HEIGHT + _GAP) + 12
@@ -91,15 +91,15 @@ def _head(run: Run, left_out: int) -> Iterator[str]:
     title = _escaped(f"{run.trace.name} under {run.policy}")
     yield f'<text class="title" x="{_LEFT:g}" y="28">{title}</text>'
     yield f'<text class="about" x="{_LEFT:g}" y="48">{_escaped(run.trace.about)}</text>'
-    story = (
+    summary = (
         f"{_count(found.oom_kills, 'kill')} in {_count(found.vms_killed, 'VM')}, "
         f"{found.starved_vm_s:.0f} VM-seconds starved, "
         f"{found.over_budget_mib_s:.0f} MiB·s over budget, {found.lent_mib:.0f} MiB lent, "
         f"{found.moves_per_vm_h:.0f} moves per VM and hour"
     )
     if left_out:
-        story += f"; {left_out} quieter VMs are not drawn"
-    yield f'<text class="about" x="{_LEFT:g}" y="66">{_escaped(story)}</text>'
+        summary += f"; {left_out} quieter VMs are not drawn"
+    yield f'<text class="about" x="{_LEFT:g}" y="66">{_escaped(summary)}</text>'
     x = _LEFT
     for name, label, shape in _LINES:
         if shape == "area":

@@ -1,19 +1,19 @@
 """The figures of a simulator run.
 
 oom_kills, vms_killed      kills by the guests' kernels, and how many VMs had one
-starved_vm_s               VM-seconds with less than 6 % of what the guest has available, or with a
-                           workload that waits to come back after a kill
-over_budget_mib_s          what the guests could hold together beyond the budget, times how long
-shortfall_percent          part of the workloads' demand, page cache included, that they did not get
+starved_vm_s               VM-seconds with less than 6 % of actual available, or with a workload that
+                           was killed and has not restarted
+over_budget_mib_s          memory that the guests could use beyond the budget, times its duration
+shortfall_percent          part of the workloads' demand, page cache included, that was not met
 lent_mib                   mean of what guests use beyond their part of an equal split of the budget
-regret_mib                 mean of what a clairvoyant policy would have given beyond that to guests in need
+regret_mib                 mean of what a clairvoyant policy would have granted beyond that to guests in need
 moves_per_vm_h             commands that changed a target
 reversals_per_vm_h         of these: against the VM's move before, within 120 s
-relief_p50_s, relief_max_s how long a starvation lasted; None if there was none
+relief_p50_s, relief_max_s duration of a starvation; None if there was none
 
 Means are over the time of the trace. The clairvoyant policy knows every present demand. It fills anonymous
 memory first, then page cache, by shares within the budget; the equal split is by shares within floors and
-ceilings among the VMs that are there.
+ceilings among the VMs that have booted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qmpballoon.policy.sharing import Claim, filled_in_tiers, split
 from qmpballoon.sim.trace import TraceVm
 from qmpballoon.units import MIB
 
-STARVED: Final = 0.06  # of what the guest has, available
+STARVED: Final = 0.06  # of actual: with less available the guest starves
 REVERSAL_S: Final = 120.0
 
 
@@ -57,9 +57,9 @@ class Figures:
 
 @dataclass(slots=True)
 class VmTally:
-    """What is counted of one VM; bytes and seconds."""
+    """The sums of one VM, in bytes and seconds."""
 
-    there_s: float = 0.0
+    present_s: float = 0.0
     kills: int = 0
     starved_s: float = 0.0
     asked_byte_s: float = 0.0
@@ -71,8 +71,8 @@ class VmTally:
     _last_move: tuple[float, bool] | None = None
 
     def pass_time(self, passed_s: float, *, starved: bool, asked: int, lacked: int) -> None:
-        """Count a stretch of time during which nothing changed."""
-        self.there_s += passed_s
+        """Count an interval without a change."""
+        self.present_s += passed_s
         self.asked_byte_s += asked * passed_s
         self.lacked_byte_s += lacked * passed_s
         if starved:
@@ -97,7 +97,7 @@ class VmTally:
 
 @dataclass(slots=True)
 class HostTally:
-    """What is counted of the host; byte-seconds."""
+    """The sums of the host, in byte-seconds."""
 
     passed_s: float = 0.0
     over_budget_byte_s: float = 0.0
@@ -106,12 +106,12 @@ class HostTally:
     regret_byte_s: float = 0.0
 
     def pass_time(self, passed_s: float, *, over: int) -> None:
-        """Count a stretch of time; at its end guests could hold ``over`` bytes beyond the budget."""
+        """Count an interval; at its end the guests could use ``over`` bytes beyond the budget."""
         self.passed_s += passed_s
         self.over_budget_byte_s += max(0, over) * passed_s
 
     def measure(self, passed_s: float, budget: int, needs: Sequence[Need]) -> None:
-        """Count lent memory and regret for a stretch of time, as of its end."""
+        """Count lent memory and regret of an interval, as of its end."""
         self.measured_s += passed_s
         equal = split(budget, [Claim(need.vm.floor, need.vm.ceiling, need.vm.shares) for need in needs])
         lent = sum(max(0, need.used - part) for need, part in zip(needs, equal, strict=True))
@@ -126,11 +126,11 @@ class HostTally:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a guest asks for and has at one moment, in bytes."""
+    """The demand and the memory of a guest at one moment, in bytes."""
 
     vm: TraceVm
-    held: int  # kernel and anonymous memory that it asks for
-    cache: int  # page cache that it would like
+    held: int  # demand for kernel and anonymous memory
+    cache: int  # demand for page cache
     has: int  # size less balloon
     used: int  # the part of it that is used
 
@@ -140,7 +140,7 @@ def figures(trace: str, policy: str, host: HostTally, vms: Sequence[VmTally], en
     for vm in vms:
         vm.starve(end_s, starved=False)
     reliefs_s = sorted(round(relief_s, 3) for vm in vms for relief_s in vm.reliefs_s)
-    vm_hours = sum(vm.there_s for vm in vms) / 3600 or 1.0
+    vm_hours = sum(vm.present_s for vm in vms) / 3600 or 1.0
     asked = sum(vm.asked_byte_s for vm in vms)
     return Figures(
         trace=trace,

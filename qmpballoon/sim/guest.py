@@ -3,7 +3,7 @@
 The state at any moment is computed from the last change, only when `advance` is called, so an idle guest uses
 no processor time. To act on a guest, advance it to now and then call one of its methods.
 
-The numbers come from QEMU 7.2 with a Linux 6.1 guest of 256 MiB under TCG: the driver moves in steps of 1 MiB
+The figures come from QEMU 7.2 with a Linux 6.1 guest of 256 MiB under TCG: the driver moves in steps of 1 MiB
 at about 1 GiB/s and loads about 2.7 s after a reset. Differences between kernels are in
 `qmpballoon.sim.kernels.GuestKernel`.
 """
@@ -21,7 +21,7 @@ from qmpballoon.sim.kernels import KERNEL_6_1, GuestKernel
 from qmpballoon.units import GIB, MIB, PAGE, round_up_to_page
 
 NOT_REPORTED: Final = 2**64 - 1
-STEP: Final = MIB  # the driver tells QEMU its balloon's size after every 256 pages
+STEP: Final = MIB  # the driver writes its balloon's size to QEMU after every 256 pages
 _ROUNDING: Final = 64  # bytes; the largest error from rounding of the clock
 _NOT_SERVED_S: Final = 8.0  # an intermittent driver pauses this long out of every _PERIOD_S
 _PERIOD_S: Final = 10.0
@@ -47,7 +47,7 @@ _STATISTICS: Final = {
     "stat-async-reclaims": "async_reclaims",
     "stat-direct-reclaims": "direct_reclaims",
 }
-"""QEMU's names and ours; the dialect says which of them a QEMU has, and in which order."""
+"""QEMU's names and ours; the dialect has the names of a QEMU version, in its order."""
 
 
 class Behaviour(StrEnum):
@@ -59,7 +59,7 @@ class Behaviour(StrEnum):
     INTERMITTENT = "intermittent"  # moves during two seconds out of ten
     LIMITED = "limited"  # does not go below a hidden limit
     NO_DRIVER = "no-driver"
-    FROZEN_STATS = "frozen-stats"  # moves, and its statistics stay as they were
+    FROZEN_STATS = "frozen-stats"  # moves, and its statistics do not change
     CLAIMS_ALL = "claims-all"  # reports that nothing is available
     CLAIMS_NONE = "claims-none"  # reports that everything is available
 
@@ -75,13 +75,13 @@ class GuestSpec:
     deflate_bytes_per_s: float = 1.5 * GIB
     boot_s: float = 2.7  # from power-on or reset until the driver loads
     sample_delay_s: float = 0.003  # from QEMU asking for statistics until they are there
-    restart_s: float = 10.0  # from an OOM kill until the workload is back
+    restart_s: float = 10.0  # from an OOM kill until the workload restarts
     driver: bool = True
     statistics: bool = True
     deflate_on_oom: bool = False
     free_page_reporting: bool = False
     behaviour: Behaviour = Behaviour.IDEAL
-    limit: int = 0  # LIMITED: the least ``actual`` it goes to
+    limit: int = 0  # LIMITED: its least ``actual``
 
     @property
     def unseen(self) -> int:
@@ -92,14 +92,14 @@ class GuestSpec:
 class SimulatedGuest:
     """One guest: its balloon, its workload, its statistics.
 
-    ``actual`` is what QEMU would answer; ``balloon`` is the true value. The two differ from a reset until the
-    driver has made its first step.
+    ``actual`` is QEMU's value, ``balloon`` the true one. They differ from a reset until the driver's first
+    step.
     """
 
     def __init__(
         self, spec: GuestSpec | None = None, *, now_s: float = 0.0, epoch_s: float = 0.0, booted: bool = False
     ) -> None:
-        """Power the guest on at ``now_s``; ``booted``: its driver is up already.
+        """Power on the guest at ``now_s``; ``booted``: its driver is up already.
 
         ``epoch_s`` is the wall clock (seconds since 1970) at the virtual second 0.
         """
@@ -114,9 +114,9 @@ class SimulatedGuest:
         self.polling_interval_s = 0
         self.last_update = 0
         self.figures: GuestStats | None = None  # what the driver last reported
-        self.oom_kills = 0  # since it was powered on first, resets included
+        self.oom_kills = 0  # since power-on, resets included
         self._kills_before_boot = 0
-        self._told_balloon = 0  # what the driver last wrote into the device; a reset does not clear it
+        self._reported_balloon = 0  # the driver's last value; a reset does not clear it
         self._steps_from = 0  # the balloon at the driver's last step, 0 after a reset
         self._anonymous = 0
         self._cache = 0
@@ -126,38 +126,38 @@ class SimulatedGuest:
         self._powered_at_s = now_s
         self._moved_from = 0
         self._moves_since_s = now_s
-        self._listed = 0.0  # bytes that were freed and are not counted as available, at _listed_at_s
-        self._lists_take = 0.0  # bytes that lists have room for, at _listed_at_s
+        self._listed = 0.0  # freed bytes that are not counted as available, at _listed_at_s
+        self._list_capacity = 0.0  # capacity of the lists in bytes, at _listed_at_s
         self._listed_at_s = now_s
         self._in_use = 0  # by the balloon and the workload, when last computed
-        self._released = False  # deflate-on-oom took memory back; the driver waits for a new target
+        self._released = False  # by deflate-on-oom; the driver waits for a new target
         self._boots_at_s = now_s if booted else now_s + self.spec.boot_s
         self._poll_at_s = self._sample_at_s = self._workload_at_s = _NEVER
         self.advance(now_s)
 
     @property
     def actual(self) -> int:
-        """The size minus the balloon as the driver last told it."""
-        return self.size - self._told_balloon
+        """The size minus the balloon as the driver last reported it."""
+        return self.size - self._reported_balloon
 
     @property
     def target(self) -> int:
-        """The ``actual`` that was last asked for, on a page boundary and at most the size."""
+        """The last target, on a page boundary and at most the size."""
         return self.size - self.wanted_balloon
 
     @property
     def up(self) -> bool:
-        """Whether the guest has booted; its driver may be missing all the same."""
+        """Whether the guest has booted; its driver may still be missing."""
         return self._boots_at_s == _NEVER
 
     @property
     def anonymous(self) -> int:
-        """Bytes that the workload holds and cannot give: none while it boots or was killed."""
+        """Bytes that the workload holds: none while the guest boots or after a kill."""
         return self._anonymous if self._boots_at_s == self._workload_at_s == _NEVER else 0
 
     @property
     def available(self) -> int:
-        """Linux's MemAvailable in bytes; excludes pages in per-CPU lists, which can still be had."""
+        """Linux's MemAvailable in bytes; excludes pages in per-CPU lists, although they can be allocated."""
         _, available, caches = self.memory()
         return max(caches, available - self._listed_now())
 
@@ -175,18 +175,18 @@ class SimulatedGuest:
         return self.memory()[2]
 
     def memory(self) -> tuple[int, int, int]:
-        """Return anonymous memory, what can still be allocated, and the part of that which is page cache."""
+        """Return anonymous memory, memory that can be allocated, and the page cache in it, in bytes."""
         anonymous = self.anonymous
         available = max(0, self.size - self.balloon - self.spec.base - anonymous)
         return anonymous, available, min(self._cache, available)
 
     @property
     def shortfall(self) -> int:
-        """Bytes that the workload asks for and does not have."""
+        """The unmet demand of the workload, in bytes."""
         return self._anonymous + self._cache - self.anonymous - self.caches
 
     def wall_s(self) -> float:
-        """Return the wall clock at the moment to which the guest was advanced."""
+        """Return the wall clock at ``now_s``."""
         return self.epoch_s + self.now_s
 
     def advance(self, now_s: float) -> None:
@@ -203,7 +203,7 @@ class SimulatedGuest:
                 break
             self._clock_s = max(self._clock_s, due_s)
             self._move()
-            self._list_what_was_freed()
+            self._update_lists()
             if due_s == self._boots_at_s:
                 self._boot()
             elif due_s == self._workload_at_s:
@@ -215,10 +215,10 @@ class SimulatedGuest:
                 self._ask_for_statistics()
         self._clock_s = until_s
         self._move()
-        self._list_what_was_freed()
+        self._update_lists()
 
     def set_target(self, target: int) -> None:
-        """Ask for an ``actual`` of ``target`` bytes: rounded up to 4 KiB, at most the size."""
+        """Set the target in bytes: rounded up to 4 KiB, at most the size."""
         self.wanted_balloon = self.size - min(self.size, round_up_to_page(target))
         self._released = False
         self._start_moving()
@@ -233,10 +233,10 @@ class SimulatedGuest:
         """Set the workload's demand for anonymous memory and page cache, in bytes, from now on."""
         self._anonymous, self._cache = anonymous, cache
         self._serve_demand()
-        self._list_what_was_freed()
+        self._update_lists()
 
     def set_behaviour(self, behaviour: Behaviour) -> None:
-        """Change how the driver responds to targets; load or unload it if the behaviour requires it."""
+        """Change how the driver responds to targets; load or unload it if that is part of the behaviour."""
         self.behaviour = behaviour
         if self.up and self._has_driver() != self.driver_loaded:
             if self.driver_loaded:
@@ -248,18 +248,18 @@ class SimulatedGuest:
         self._start_moving()
 
     def pause(self) -> None:
-        """Stop the guest's clock: nothing moves, nothing is sampled."""
+        """Stop the guest's clock: its balloon does not move, no sample is taken."""
         self.paused = True
 
     def resume(self) -> None:
-        """Let the guest's clock continue from where it stopped."""
+        """Resume the guest's clock."""
         self.paused = False
 
     def reset(self) -> None:
-        """Reboot: the memory is back in full at once, and ``actual`` is untrue until the driver moves."""
+        """Reboot: the balloon is empty at once, and ``actual`` is wrong until the driver moves."""
         self.driver_loaded = False
         self.balloon = self._steps_from = self._in_use = 0
-        self._listed = self._lists_take = 0.0
+        self._listed = self._list_capacity = 0.0
         self._sample_at_s = _NEVER
         self._workload_at_s = _NEVER
         self._powered_at_s = self._clock_s
@@ -274,7 +274,7 @@ class SimulatedGuest:
         self._start_moving()
 
     def set_polling_interval(self, interval_s: int) -> None:
-        """Ask for statistics every so many seconds, 0 for never; from 0 to another value asks at once."""
+        """Set the interval of statistics in seconds, 0: never; a change from 0 requests a sample at once."""
         if interval_s == self.polling_interval_s:
             return
         was_off = self.polling_interval_s == 0
@@ -310,7 +310,7 @@ class SimulatedGuest:
         served_s = self._served_s(start_s) + step / self._bytes_per_s(missing)
         if self.behaviour is Behaviour.INTERMITTENT:
             serves_s = _PERIOD_S - _NOT_SERVED_S
-            periods = max(0, math.ceil(served_s / serves_s) - 1)  # done at its end, not as it goes on
+            periods = max(0, math.ceil(served_s / serves_s) - 1)  # a step may end exactly with a period
             served_s += periods * _NOT_SERVED_S
         return served_s + self._lag_s
 
@@ -367,10 +367,10 @@ class SimulatedGuest:
         if moved == abs(missing) or abs(since_step) >= STEP:
             rest = 0 if moved == abs(missing) else abs(since_step) % STEP
             self._steps_from = self.balloon - (rest if since_step > 0 else -rest)
-            self._told_balloon = self._steps_from
+            self._reported_balloon = self._steps_from
 
     def _jump(self, balloon: int) -> None:
-        self.balloon = self._steps_from = self._told_balloon = balloon
+        self.balloon = self._steps_from = self._reported_balloon = balloon
         self._start_moving()
 
     def _serve_demand(self) -> None:
@@ -386,21 +386,21 @@ class SimulatedGuest:
             self._workload_at_s = self._clock_s + self.spec.restart_s
             self._start_moving()
 
-    def _list_what_was_freed(self) -> None:
+    def _update_lists(self) -> None:
         in_use = self.balloon + self.anonymous
         taken, self._in_use = in_use - self._in_use, in_use
-        if taken and self.spec.kernel.lists_take:
-            listed, room = self._listed_now(), self._lists_take * self._lists_keep()
-            most = self.spec.kernel.lists_take * self.size
-            self._lists_take = min(most, room + max(0, taken))
-            self._listed = min(self._lists_take, max(0.0, listed - taken))  # what is taken comes from there
+        if taken and self.spec.kernel.list_capacity:
+            listed, capacity = self._listed_now(), self._list_capacity * self._list_capacity_kept()
+            most = self.spec.kernel.list_capacity * self.size
+            self._list_capacity = min(most, capacity + max(0, taken))
+            self._listed = min(self._list_capacity, max(0.0, listed - taken))  # allocated first
             self._listed_at_s = self._clock_s
 
     def _listed_now(self) -> int:
-        return int(min(self._listed, self._lists_take * self._lists_keep())) if self._listed else 0
+        return int(min(self._listed, self._list_capacity * self._list_capacity_kept())) if self._listed else 0
 
-    def _lists_keep(self) -> float:
-        return float(self.spec.kernel.lists_keep ** (self._clock_s - self._listed_at_s))
+    def _list_capacity_kept(self) -> float:
+        return float(self.spec.kernel.list_capacity_kept ** (self._clock_s - self._listed_at_s))
 
     def _ask_for_statistics(self) -> None:
         if self._can_sample() and self._sample_at_s == _NEVER:
@@ -428,7 +428,7 @@ class SimulatedGuest:
         minor_faults = int((self._clock_s - self._powered_at_s) * _MINOR_FAULTS_PER_S)
         minor_faults += anonymous // PAGE
         figures = GuestStats(total, available - caches, available, caches, 0, 0, 0, minor_faults, 0, 0)
-        if self.spec.kernel.counts_reclaim:  # it kills at once: nothing is scanned or reclaimed before
+        if self.spec.kernel.counts_reclaim:  # the simulated kernel kills without scanning or reclaiming first
             figures = replace(
                 figures,
                 oom_kills=self.oom_kills - self._kills_before_boot,

@@ -1,12 +1,12 @@
 """A host on a virtual clock: runs a trace under a policy and computes the figures.
 
-The schedules of the agent (``policy.schedule``) say when a guest is sampled and when the policy is stepped.
-No time passes during a tick, and nothing happens sooner than the next step of the clock. Decisions are
-carried out as QEMU would, without checks. At every step the accounts are checked. A decision that breaks the
-rules is carried out and recorded, because the peers' algorithms make such decisions.
+The schedules of the agent (``policy.schedule``) determine when a guest is sampled and when the policy is
+stepped. No time passes during a tick, and the shortest reaction is one step of the clock. Decisions are
+executed as by QEMU, without checks. Charges are checked at every step. A decision that breaks a rule is
+executed and recorded, because the peers' algorithms make such decisions.
 
 VMs with ``boots_at_s`` 0 are up at the beginning. They start with their part of an equal split of the budget,
-or with what they hold at that moment if that is more.
+or with what they hold then if that is more.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ START_MARGIN: Final = 16 * MIB
 LARGEST_RESERVE: Final = 512 * MIB
 
 
-class AccountsBroken(AssertionError):
+class InvariantViolated(AssertionError):
     """The simulator or a policy reached an impossible state: a defect of this program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """How the simulated agent is set up."""
+    """The settings of the simulated agent and its guests."""
 
     calm_tick_s: float = CALM_TICK_S
     tick_cost_s: float = 0.0  # assumed processor time of a tick; more means fewer ticks
@@ -47,17 +47,17 @@ class Host:
     grace_s: float = 3.0
     overload: str = "guests"
     kernel: GuestKernel = KERNEL_6_1  # of all guests
-    seed: int = 0  # shifts when each guest is sampled
+    seed: int = 0  # of the phase and jitter of samples
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A policy's decision about a VM at one moment, and what it knew; sizes in bytes."""
+    """A policy's decision about a VM at one moment, and its input; sizes in bytes."""
 
     at_s: float
     vm: VmId
     actual: int
-    target: int | None  # None: it was held
+    target: int | None  # None: a hold
     why: str
     held: int | None
     available: int | None
@@ -72,7 +72,7 @@ class Point:
     size: int
     actual: int
     held: int
-    demand: int  # with what the kernel holds; page cache included
+    demand: int  # the kernel's memory and page cache included
     target: int | None
 
 
@@ -83,7 +83,7 @@ class Run:
     trace: Trace
     policy: str
     figures: Figures
-    against_rules: list[str]  # decisions against the rules, each as a sentence
+    violations: list[str]  # decisions that broke a rule, each as a sentence
     steps: list[Step]  # moves, and with ``record`` also holds whose reason changed
     kills: dict[VmId, list[float]]
     points: dict[VmId, list[Point]]  # only with ``record``
@@ -98,10 +98,10 @@ def play(
     record: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Run:
-    """Run the whole trace; ``progress`` is called with the virtual time now and then.
+    """Run the whole trace; ``progress`` is called with the virtual time every minute.
 
     Raises:
-        AccountsBroken: a target that is no size, an account that does not add up.
+        InvariantViolated: a target that is no size, or a wrong charge.
     """
     playing = _Playing(trace, policy, host or Host(), record)
     steps = round(trace.duration_s / FINE_S)
@@ -124,19 +124,19 @@ class _Playing:
         self.vms: list[SimulatedVm] = []
         self.by_name: dict[VmId, SimulatedVm] = {}
         self.floors = 0  # of all VMs that are up
-        self.coming = sorted((vm for vm in trace.vms if vm.boots_at_s > 0), key=lambda vm: vm.boots_at_s)
-        self.against_rules: list[str] = []
+        self.not_booted = sorted((vm for vm in trace.vms if vm.boots_at_s > 0), key=lambda vm: vm.boots_at_s)
+        self.violations: list[str] = []
         self.steps: list[Step] = []
         self.points: dict[VmId, list[Point]] = {}
         self.last_why: dict[VmId, str] = {}
         self.last_tick_s = float("-inf")
-        self.now_s = self.at_s = 0.0  # at_s: the moment up to which everything is counted
+        self.now_s = self.at_s = 0.0  # at_s: the time up to which all is counted
         self.ticks = TickSchedule(self.clock, calm_s=host.calm_tick_s)
         self.next_measure_s = 0.0
         self.next_point_s = 0.0
         self.between_points_s = max(FINE_S, trace.duration_s / 600)
-        there = [vm for vm in trace.vms if vm.boots_at_s <= 0]
-        for vm, start in zip(there, starts(there, trace.budget), strict=True):
+        booted = [vm for vm in trace.vms if vm.boots_at_s <= 0]
+        for vm, start in zip(booted, starts(booted, trace.budget), strict=True):
             self._add(vm, start, 0.0)
 
     def clock(self) -> float:
@@ -144,16 +144,16 @@ class _Playing:
 
     def step(self, now_s: float) -> None:
         self.now_s = now_s
-        while self.coming and self.coming[0].boots_at_s <= now_s:
-            self._add(self.coming.pop(0), None, now_s)
+        while self.not_booted and self.not_booted[0].boots_at_s <= now_s:
+            self._add(self.not_booted.pop(0), None, now_s)
             self.ticks.ask()
         for vm in [vm for vm in self.vms if vm.next_look_s <= now_s or vm.wake_s <= now_s]:
             if vm.refresh(now_s):
                 self._check(vm)
             if vm.next_look_s <= now_s:
                 self._look(vm, now_s)
-        has = sum([vm.guest.size - vm.guest.balloon for vm in self.vms])
-        self.tally.pass_time(now_s - self.at_s, over=has - self.trace.budget)
+        usable = sum([vm.guest.size - vm.guest.balloon for vm in self.vms])
+        self.tally.pass_time(now_s - self.at_s, over=usable - self.trace.budget)
         self.at_s = now_s
         if self.ticks.due_at_s <= now_s + FINE_S / 2:
             self.ticks.began()
@@ -162,7 +162,7 @@ class _Playing:
         if now_s >= self.next_measure_s:
             self._measure(now_s)
         if self.record and now_s >= self.next_point_s:
-            self._draw(now_s)
+            self._record_points(now_s)
 
     def finish(self, name: str) -> Run:
         end_s = self.at_s
@@ -170,7 +170,7 @@ class _Playing:
             vm.refresh(end_s)
         found = figures(self.trace.name, name, self.tally, [vm.tally for vm in self.vms], end_s)
         kills = {vm.name: vm.kills_at_s for vm in self.vms}
-        return Run(self.trace, name, found, self.against_rules, self.steps, kills, self.points)
+        return Run(self.trace, name, found, self.violations, self.steps, kills, self.points)
 
     def _add(self, vm: TraceVm, start: int | None, now_s: float) -> None:
         added = SimulatedVm(
@@ -207,26 +207,26 @@ class _Playing:
             overload=self.host.overload,
             elapsed_s=min(now_s - self.last_tick_s, self.host.calm_tick_s),
         )
-        self._check_accounts(snapshot)
+        self._check_charges(snapshot)
         self.last_tick_s = now_s
         self.state, decisions = self.policy.step(self.state, snapshot)
         seen = {guest.id: guest for guest in guests}
         for name, decision in decisions.items():
             if name not in seen:
-                raise AccountsBroken(f"{self.policy.name} decided about {name!r}, which is not there")
-            self._do(seen[name], decision, now_s)
+                raise InvariantViolated(f"{self.policy.name} decided about {name!r}, which is not present")
+            self._execute(seen[name], decision, now_s)
 
-    def _do(self, guest: GuestSnapshot, decision: Decision, now_s: float) -> None:
+    def _execute(self, guest: GuestSnapshot, decision: Decision, now_s: float) -> None:
         if isinstance(decision, Hold):
             if self.record and self.last_why.get(guest.id) != decision.why:
                 self.steps.append(_step(guest, None, decision.why, now_s))
             self.last_why[guest.id] = decision.why
             return
         if type(decision.target) is not int or not 0 < decision.target <= 2 * guest.size:
-            raise AccountsBroken(f"{self.policy.name} asked for {decision.target!r} bytes of {guest.id}")
-        broken = self._against_rules(guest, decision, now_s)
-        if broken is not None:
-            self.against_rules.append(f"{now_s:.1f} s: {guest.id} {broken} ({decision.why})")
+            raise InvariantViolated(f"{self.policy.name} asked for {decision.target!r} bytes of {guest.id}")
+        violation = self._violation(guest, decision, now_s)
+        if violation is not None:
+            self.violations.append(f"{now_s:.1f} s: {guest.id} {violation} ({decision.why})")
         vm = self.by_name[guest.id]
         if not vm.set_target(decision.target, now_s):
             return
@@ -234,7 +234,7 @@ class _Playing:
         self.steps.append(_step(guest, decision.target, decision.why, now_s))
         self.last_why[guest.id] = decision.why
 
-    def _against_rules(self, guest: GuestSnapshot, decision: SetTarget, now_s: float) -> str | None:
+    def _violation(self, guest: GuestSnapshot, decision: SetTarget, now_s: float) -> str | None:
         target = decision.target
         if self.floors <= self.trace.budget and target < guest.floor - MIB and target < guest.actual:
             return f"was asked to go to {target // MIB} MiB, below its floor of {guest.floor // MIB} MiB"
@@ -257,21 +257,21 @@ class _Playing:
                 return "was to shrink while not trusted"
         return None
 
-    def _check_accounts(self, snapshot: Snapshot) -> None:
+    def _check_charges(self, snapshot: Snapshot) -> None:
         charged = sum([vm.charge for vm in self.vms])
         if snapshot.charged != charged:
-            raise AccountsBroken(f"the snapshot charges {snapshot.charged}, the simulator {charged}")
+            raise InvariantViolated(f"the snapshot charges {snapshot.charged}, the simulator {charged}")
 
     def _check(self, vm: SimulatedVm) -> None:
-        """Check that a guest that may have changed cannot hold more than it is charged.
+        """Check that a guest that may have changed cannot use more than its charge.
 
         A guest after a reset is excepted: QEMU's ``actual`` is wrong until the driver has moved.
         """
         guest, has = vm.guest, vm.has
         if not 0 <= guest.balloon <= guest.size or guest.available > has:
-            raise AccountsBroken(f"{vm.name}: a balloon of {guest.balloon} in {guest.size} bytes")
+            raise InvariantViolated(f"{vm.name}: a balloon of {guest.balloon} in {guest.size} bytes")
         if has > vm.charge + STEP and not vm.vm.resets_at_s:
-            raise AccountsBroken(f"{vm.name} could hold {has} bytes and is charged {vm.charge}")
+            raise InvariantViolated(f"{vm.name} could hold {has} bytes and is charged {vm.charge}")
 
     def _measure(self, now_s: float) -> None:
         for vm in self.vms:
@@ -281,7 +281,7 @@ class _Playing:
         self.tally.measure(passed_s, self.trace.budget, [vm.need for vm in self.vms])
         self.next_measure_s += MEASURE_S
 
-    def _draw(self, now_s: float) -> None:
+    def _record_points(self, now_s: float) -> None:
         for vm in self.vms:
             vm.refresh(now_s)
             need = vm.need

@@ -1,7 +1,7 @@
-"""How guest kernels behave when memory is short, as ``scripts/calibrate.py`` measures it on real guests.
+"""Guest kernels when memory is short, as ``scripts/calibrate.py`` measures them on real guests.
 
 The figures are those of guests of 224 MiB on QEMU 7.2 (Linux 6.1) and 10.0 (Linux 6.12) under TCG. A test
-compares them with a real guest of whichever kernel the lab has.
+compares them with a real guest of the lab's kernel.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ class GuestKernel:
     """One kernel; sizes in bytes.
 
     Pages that a guest frees, including those of a deflated balloon, first go to a per-CPU list, where they
-    can be allocated but are not counted as available. From Linux 6.7 on the kernel makes room for more of
-    them while memory is taken, also by a balloon that is inflated, and less as time passes.
+    can be allocated but are not counted as available. From Linux 6.7 on these lists may grow while memory is
+    allocated, also by an inflating balloon, and shrink over time.
     """
 
-    release: str  # ``6.1``: holds for this and newer ones, up to the next that is known
-    base: int  # that cannot be given by a guest of 224 MiB; 6.1: 54 in one of 128, 68 in one of 512
+    release: str  # ``6.1``: this and newer ones, up to the next known one
+    base: int  # that a guest of 224 MiB cannot give; with 6.1 54 MiB of 128, 68 of 512
     unseen: int  # the part of ``base`` that the guest's total does not count
-    inflate_stops_at: int  # available memory (MemAvailable) at which the driver finds no page to take
+    inflate_stops_at: int  # available memory (MemAvailable) at which the driver can allocate no page
     oom_kills_at: int  # available memory at which it kills
     deflate_on_oom_keeps: int  # available memory that deflate-on-oom restores
     counts_reclaim: bool  # reports ``stat-oom-kills`` and the five other counters of reclaim
-    lists_take: float = 0.0  # the part of the size that lists have room for at the most
-    lists_keep: float = 1.0  # of that room per second
+    list_capacity: float = 0.0  # the most that the lists may hold, as a part of the size
+    list_capacity_kept: float = 1.0  # of that capacity per second
 
 
 KERNEL_6_1: Final = GuestKernel(
@@ -50,8 +50,8 @@ KERNEL_6_12: Final = GuestKernel(
     oom_kills_at=0,
     deflate_on_oom_keeps=0,
     counts_reclaim=True,
-    lists_take=0.085,
-    lists_keep=0.93,
+    list_capacity=0.085,
+    list_capacity_kept=0.93,
 )
 HARSHEST: Final = KERNEL_6_12  # causes more kills and more moves under every policy that uses statistics
 KERNELS: Final = {kernel.release: kernel for kernel in (KERNEL_6_1, KERNEL_6_12)}

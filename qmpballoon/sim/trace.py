@@ -1,8 +1,8 @@
-"""Workload traces: what guests of a host ask for over time, as a file that ``simulate`` reads.
+"""Workload traces: the demand of a host's guests over time, as a file that ``simulate`` reads.
 
 A trace is JSON; its keys are the fields of `Trace` and `TraceVm`, sizes in bytes, times in seconds from its
-beginning. Demand is piecewise linear in time; two rows of one time are a jump. All errors of a file are
-reported at once, each with its place.
+beginning. Demand is piecewise linear in time; two rows of one time are a step. All errors of a file are
+reported at once, each with its path.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LONGEST_TEXT: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a workload asks for at one moment, in bytes."""
+    """The demand of a workload at one moment, in bytes."""
 
     at_s: float
     anonymous: int
@@ -68,7 +68,7 @@ class TraceVm:
     deflate_bytes_per_s: float = DEFAULT_DEFLATE
     stats_interval_s: float = 2.0
     behaviour: Behaviour = Behaviour.IDEAL
-    limit: int | None = None  # of a limited one: the least actual it goes to
+    limit: int | None = None  # of behaviour ``limited``: its least actual
     boots_at_s: float = 0.0  # 0: it is up when the trace begins
     resets_at_s: tuple[float, ...] = ()
     demand: tuple[Demand, ...]
@@ -76,7 +76,7 @@ class TraceVm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """A host, its VMs and what they ask for; sizes in bytes."""
+    """A host, its VMs and their demand; sizes in bytes."""
 
     name: str
     about: str
@@ -109,7 +109,7 @@ def read_trace(path: str | FilePath) -> Trace:
     """Read a trace file.
 
     Raises:
-        ConfigurationError: it cannot be read or is no trace; everything that is wrong, with its place.
+        ConfigurationError: it cannot be read or is no trace; it has all problems, each with its path.
     """
     source = str(path)
     try:
@@ -125,12 +125,12 @@ def parse_trace(content: bytes, *, source: str) -> Trace:
     """Return the trace in a file's content; ``source`` names it in errors and is its default name.
 
     Raises:
-        ConfigurationError: it is no trace; everything that is wrong, with its place.
+        ConfigurationError: it is no trace; it has all problems, each with its path.
     """
     if len(content) > LARGEST_FILE:
         raise ConfigurationError(source, [Problem(None, "", f"larger than {LARGEST_FILE // MIB} MiB")])
     try:
-        document = json.loads(content.decode(), parse_constant=_refuse, object_pairs_hook=_once)
+        document = json.loads(content.decode(), parse_constant=_refuse, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         problem = Problem(error.lineno, "", f"no JSON: {error.msg} (column {error.colno})")
         raise ConfigurationError(source, [problem]) from None
@@ -148,12 +148,12 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:40]!r} stands twice in one object")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {duplicate[:40]!r} occurs twice in one object")
     return found
 
 
@@ -164,7 +164,7 @@ def _schema(value: object) -> int:
 
 
 def _text(least: int) -> Reader:
-    """Return a reader of text with any characters in it."""
+    """Return a reader of text with any characters."""
 
     def read(value: object) -> str:
         if not isinstance(value, str) or not least <= len(value) <= _LONGEST_TEXT:
@@ -261,13 +261,13 @@ class _Reading(Reading):
 
     def trace(self, document: object, stem: str) -> Trace | None:
         top = self.object(document, (), _TRACE, needed=("duration_s", "host", "vms"))
-        given = document if isinstance(document, dict) else {}  # a null is no value in ``top``
+        given = document if isinstance(document, dict) else {}  # ``top`` has no null values
         host = self.object(given["host"], ("host",), _HOST, needed=("budget",)) if "host" in given else {}
         entries = enumerate(top.get("vms", ()))
         vms = [vm for place, entry in entries if (vm := self.vm(entry, ("vms", place)))]
         names = Counter(vm.name for vm in vms)
-        for twice in sorted(name for name, count in names.items() if count > 1):
-            self.wrong(("vms",), f"the name {twice!r} is given to more than one VM")
+        for duplicate in sorted(name for name, count in names.items() if count > 1):
+            self.wrong(("vms",), f"the name {duplicate!r} is given to more than one VM")
         if self.faults:
             return None
         return Trace(
@@ -291,7 +291,7 @@ class _Reading(Reading):
         base = keys.setdefault("base", min(DEFAULT_BASE, size // 2))
         behaviour = keys["behaviour"] = Behaviour(keys.get("behaviour", Behaviour.IDEAL))
         if not floor <= ceiling <= size:
-            self.wrong(path, f"floor {floor} <= ceiling {ceiling} <= size {size} is not so")
+            self.wrong(path, f"floor {floor} <= ceiling {ceiling} <= size {size} does not hold")
         if base >= size:
             self.wrong((*path, "base"), f"must be less than the size {size}")
         if behaviour is Behaviour.LIMITED and "limit" not in keys:

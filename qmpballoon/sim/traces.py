@@ -1,7 +1,7 @@
 """The built-in traces: one generator per kind of load or fault, each a function of a seed.
 
-Unless a kind says otherwise the budget is 60 % of the VMs' sizes. The guests' needs together stay below it
-for most of the time, so that losses are due to the policy.
+Unless a kind says otherwise the budget is 60 % of the VMs' sizes. The sum of the guests' needs is
+below it most of the time, so that losses are due to the policy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BUDGET: Final = 0.6  # of all sizes
 
 
 class _Path:
-    """A demand over time, in MiB, written stretch by stretch."""
+    """A demand over time, in MiB, built segment by segment."""
 
     def __init__(self, anonymous: float, cache: float = 0.0) -> None:
         self.rows = [Demand(0.0, int(anonymous * MIB), int(cache * MIB))]
@@ -36,7 +36,7 @@ class _Path:
         return self.hold(at_s - self.at_s) if at_s > self.at_s else self
 
     def reach(self, anonymous: float, *, within_s: float, cache: float | None = None) -> _Path:
-        """Change evenly to another demand."""
+        """Change linearly to another demand."""
         self.at_s += within_s
         self.anonymous, self.cache = anonymous, self.cache if cache is None else cache
         self.rows.append(Demand(round(self.at_s, 3), int(self.anonymous * MIB), int(self.cache * MIB)))
@@ -69,16 +69,16 @@ def _trace(name: str, about: str, vms: list[TraceVm], *, budget: float = BUDGET)
 
 
 def equilibrium(seed: int) -> Trace:
-    """One guest starves beside idle ones while the host sits exactly at its target."""
+    """One guest starves beside idle ones while the host is exactly at its target."""
     random = Random(seed)
     vms = [_vm(f"idle{n}", 1024, _Path(random.uniform(90, 160), 40)) for n in range(1, 6)]
     path = _Path(380, 20).until(random.uniform(20, 40)).ramp(840, mib_per_s=random.uniform(4, 12))
     vms.append(_vm("starving", 1024, path))
-    return _trace("equilibrium", "One guest starves beside five idle ones, the budget is all given out.", vms)
+    return _trace("equilibrium", "One guest starves beside five idle ones; the budget is used up.", vms)
 
 
 def bursts(seed: int) -> Trace:
-    """Guests grow steeply for a while, one or two at a time."""
+    """Guests grow fast for some seconds, one or two at a time."""
     random = Random(seed)
     paths = [_Path(random.uniform(100, 180), 30) for _ in range(8)]
     at_s = 10.0
@@ -110,7 +110,7 @@ def square_waves(seed: int) -> Trace:
 
 
 def day_and_night(seed: int) -> Trace:
-    """Slow waves, offices by day and batch jobs by night."""
+    """Slow waves: offices by day and batch jobs by night."""
     random = Random(seed)
     vms = []
     for n in range(8):
@@ -140,7 +140,7 @@ def leak(seed: int) -> Trace:
 
 
 def boot_storm(seed: int) -> Trace:
-    """Guests come up one after the other on a host that was half empty; some reboot."""
+    """Guests boot one after the other on a host that was half empty; some reboot."""
     random = Random(seed)
     vms = []
     for n in range(10):
@@ -180,12 +180,12 @@ def broken(seed: int) -> Trace:
             path.ramp(random.uniform(120, 200), mib_per_s=200).hold(random.uniform(40, 120))
         vms.append(_vm(f"busy{n + 1}", 1024, path))
     return _trace(
-        "broken", "Six guests with six kinds of broken balloons beside four busy ones.", vms, budget=0.65
+        "broken", "Six guests with six kinds of faulty balloons beside four busy ones.", vms, budget=0.65
     )
 
 
 def liars(seed: int) -> Trace:
-    """Guests that report all or no memory as available, beside honest ones that need it."""
+    """Guests that report all or no memory as available, beside guests that need it."""
     random = Random(seed)
     vms = [
         replace(_vm("greedy1", 1024, _Path(120, 20)), behaviour=Behaviour.CLAIMS_ALL),
@@ -199,7 +199,9 @@ def liars(seed: int) -> Trace:
             path.ramp(random.uniform(150, 220), mib_per_s=200).hold(random.uniform(60, 150))
         vms.append(_vm(f"honest{n + 1}", 1024, path))
     return _trace(
-        "liars", "Two guests that claim to hold all, one that claims to be free, five honest ones.", vms
+        "liars",
+        "Two guests report no available memory, one reports all as available, five report correctly.",
+        vms,
     )
 
 
@@ -220,13 +222,11 @@ def file_servers(seed: int) -> Trace:
             path.ramp(random.uniform(450, 600), mib_per_s=random.uniform(10, 30)).hold(40)
             path.ramp(random.uniform(150, 220), mib_per_s=150).hold(random.uniform(50, 120))
         vms.append(_vm(f"app{n + 1}", 1024, path))
-    return _trace(
-        "file-servers", "Four guests like large page caches, four others need memory now and then.", vms
-    )
+    return _trace("file-servers", "Four guests use large page caches, four others have bursts.", vms)
 
 
 def unequal(seed: int) -> Trace:
-    """Very unequal sizes and shares."""
+    """Guests of very different sizes and shares."""
     random = Random(seed)
     vms = []
     for n, (size, shares) in enumerate(
@@ -243,7 +243,7 @@ def unequal(seed: int) -> Trace:
 
 
 def floors(seed: int) -> Trace:
-    """The floors together exceed the budget; so do the needs, for a while."""
+    """The sum of floors exceeds the budget; for some time the sum of needs does, too."""
     random = Random(seed)
     vms = []
     for n in range(6):
@@ -287,7 +287,7 @@ BUILT_IN: Final[Mapping[str, Callable[[int], Trace]]] = {
 
 
 def built_in(name: str, seed: int) -> Trace:
-    """Return a built-in trace; its name bears the seed, as ``bursts-2``.
+    """Return a built-in trace; its name ends with the seed, as in ``bursts-2``.
 
     Raises:
         KeyError: there is none of that name.

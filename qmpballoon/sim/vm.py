@@ -19,12 +19,12 @@ from qmpballoon.sim.trace import Demand, TraceVm
 from qmpballoon.units import MIB, PAGE
 
 QEMU_OVERHEAD: Final = 40 * MIB  # RSS of a QEMU beyond its guest's memory
-FINE_S: Final = 0.1  # between two samples of a guest that moves or is thin
-COARSE_S: Final = 0.5  # between two samples of one with changing demand and much available memory
-_LONG_AGO_S: Final = 86400.0
+FINE_S: Final = 0.1  # between two steps of a guest that moves or is thin
+COARSE_S: Final = 0.5  # between two steps of one with changing demand and much available memory
+_BOOTED_BEFORE_S: Final = 86400.0
 _PLENTY_S: Final = 2.0  # of its present growth
-RETURNS_PER_S: Final = 0.1  # of the size: how fast a workload that was killed comes back
-_MOVED_AROUND: Final = MIB  # a sample is not used if the balloon moved further meanwhile
+REGROWTH_PER_S: Final = 0.1  # of the size: growth of a workload that was killed and restarts
+_LARGEST_MOVE: Final = MIB  # of the balloon during a sample; the sample is not used if it moved further
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Sampling:
 
 
 class SimulatedVm:
-    """A guest that is advanced only when something can happen; its state in between is exact."""
+    """A guest that is advanced only when its state can change; the state in between is exact."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class SimulatedVm:
         fast_interval_s: float,
         clock: Callable[[], float],
     ) -> None:
-        """Boot it now, or let it be up already with ``start`` bytes of actual."""
+        """Boot it now; or it is up already, with an actual of ``start`` bytes."""
         self.vm = vm
         self.name = VmId(vm.name)
         self.tally = VmTally()
@@ -66,12 +66,12 @@ class SimulatedVm:
             behaviour=Behaviour.NO_DRIVER if vm.behaviour is Behaviour.NO_DRIVER else Behaviour.IDEAL,
             limit=vm.limit or 0,
         )
-        self.booted_at_s = now_s - _LONG_AGO_S if start is not None else now_s
+        self.booted_at_s = now_s - _BOOTED_BEFORE_S if start is not None else now_s
         self.guest = SimulatedGuest(spec, now_s=self.booted_at_s, booted=start is not None)
         self._segment = 0
         self._asked = Demand(now_s, 0, 0)
         self._slope = 0.0
-        self._returns_at_s: float | None = None  # when the workload starts again
+        self._returns_at_s: float | None = None  # when the workload restarts
         if start is None:
             self._returns_at_s = now_s + spec.boot_s
         else:
@@ -79,7 +79,7 @@ class SimulatedVm:
             self.guest.advance(now_s)  # without demand, so that a kill for it counts in the trace
             self._demand(now_s)
             self.guest.set_demand(self._asked.anonymous, self._asked.cache)
-        if vm.behaviour is not Behaviour.FROZEN_STATS:  # those freeze at their first sample
+        if vm.behaviour is not Behaviour.FROZEN_STATS:  # frozen at its first sample
             self.guest.set_behaviour(vm.behaviour)
         self.resets_s = [time_s for time_s in vm.resets_at_s if time_s > now_s]
         self.target: int | None = None
@@ -95,35 +95,35 @@ class SimulatedVm:
         self._lacked = 0  # of the demand, as of the last refresh
         self._settled = False  # nothing changes before ``wake_s`` unless the balloon moves
         self._figures = self.guest.figures
-        self._snapshot: GuestSnapshot | None = None  # None: something may have changed since the last one
+        self._snapshot: GuestSnapshot | None = None  # None: outdated
         self.refresh(now_s)
 
     @property
     def has(self) -> int:
-        """What the guest could hold: its size less the balloon."""
+        """What the guest can use: its size less the balloon, in bytes."""
         return self.guest.size - self.guest.balloon
 
     @property
     def rss(self) -> int:
-        """Its resident memory: all pages that the guest ever touched and the balloon did not take."""
+        """Its resident memory: all pages that the guest has touched, except those in the balloon."""
         return QEMU_OVERHEAD + min(self.touched, self.has)
 
     @property
     def charge(self) -> int:
-        """What it counts against the budget, by the simulator's own account."""
+        """What it counts against the budget, as the simulator computes it."""
         return max(self.guest.actual, self.target or 0) if self.guest.driver_loaded else self.guest.size
 
     @property
     def need(self) -> Need:
-        """What it asks for and has, as of the last refresh."""
+        """Its demand and memory, as of the last refresh."""
         base, has, (anonymous, _, caches) = self.guest.spec.base, self.has, self.guest.memory()
         used = min(has, base + anonymous + caches)
         return Need(self.vm, base + self._asked.anonymous, self._asked.cache, has, used)
 
     def refresh(self, now_s: float) -> bool:
-        """Advance the guest to now, count the elapsed time, and compute when to look again.
+        """Advance the guest to now, count the elapsed time, and compute the next refresh.
 
-        Return whether something may have changed.
+        Return whether its state may have changed.
         """
         guest, tally = self.guest, self.tally
         asked = self._asked.anonymous + self._asked.cache
@@ -139,7 +139,7 @@ class SimulatedVm:
         changed = self._demand(now_s)
         anonymous = self._asked.anonymous
         if self._returns_at_s is not None:
-            back = int(max(0.0, now_s - self._returns_at_s) * RETURNS_PER_S * guest.size)
+            back = int(max(0.0, now_s - self._returns_at_s) * REGROWTH_PER_S * guest.size)
             if back >= anonymous:
                 self._returns_at_s = None
             anonymous, changed = min(anonymous, back), True
@@ -174,7 +174,7 @@ class SimulatedVm:
     def look(self, now_s: float, ticks: TickSchedule) -> None:
         """Sample this VM, and request a tick as the agent would.
 
-        The agent's full look every 10 s has no counterpart here.
+        The agent's full poll every 10 s has no counterpart here.
         """
         often = self.sample_every_s(now_s) < self.sampling.stats_interval_s
         asks = self.guest.driver_loaded and (often or self._is_stale(now_s))
@@ -188,7 +188,7 @@ class SimulatedVm:
         return self.schedule.sample_every_s(self.sampling, hurried=self._is_hurried(now_s))
 
     def _is_hurried(self, now_s: float) -> bool:
-        """Tell whether the guest boots or its balloon moves, as the agent sees it."""
+        """Tell whether the guest boots or its balloon moves, by what the agent knows."""
         if self.fresh_since_s is None:
             return now_s - self.booted_at_s < BOOT_S
         if now_s - self.fresh_since_s < self.grace_s:
@@ -203,7 +203,7 @@ class SimulatedVm:
         return age_s is not None and age_s > seen.is_stale_after_s
 
     def sample(self, now_s: float) -> bool:
-        """Ask the guest for statistics; return whether fresh ones came."""
+        """Request statistics of the guest; return whether fresh ones came."""
         guest = self.guest
         before = guest.actual
         self._snapshot = None
@@ -215,14 +215,14 @@ class SimulatedVm:
         self._figures = figures
         if self.vm.behaviour is Behaviour.FROZEN_STATS:
             guest.set_behaviour(Behaviour.FROZEN_STATS)
-        together = not guest.spec.deflate_on_oom or abs(guest.actual - before) <= _MOVED_AROUND
-        self.reading = Sample(figures, now_s, guest.actual if together else None)
+        is_consistent = not guest.spec.deflate_on_oom or abs(guest.actual - before) <= _LARGEST_MOVE
+        self.reading = Sample(figures, now_s, guest.actual if is_consistent else None)
         if self.fresh_since_s is None:
             self.fresh_since_s = now_s
         return True
 
     def snapshot(self) -> GuestSnapshot:
-        """Return what an agent knows about it."""
+        """Return what an agent knows about the VM."""
         if self._snapshot is None:
             self._snapshot = self._new_snapshot()
         return self._snapshot
@@ -249,7 +249,7 @@ class SimulatedVm:
         )
 
     def set_target(self, target: int, now_s: float) -> bool:
-        """Pass a command on to the guest; return whether it changed the target."""
+        """Set the guest's target; return whether that changed it."""
         self.refresh(now_s)
         guest = self.guest
         before = guest.target
@@ -275,7 +275,7 @@ class SimulatedVm:
         self._figures = self.guest.figures
 
     def _demand(self, now_s: float) -> bool:
-        """Compute what the workload asks for now; return whether that changed."""
+        """Compute the present demand; return whether it changed."""
         rows = self.vm.demand
         while self._segment < len(rows) and rows[self._segment].at_s <= now_s:
             self._segment += 1

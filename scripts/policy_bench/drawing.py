@@ -1,4 +1,4 @@
-"""Draws a recording of real guests like a run of the simulator. Pure."""
+"""Draws a recording of real guests as a run of the simulator. Pure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def drawing(recording: Recording) -> str:
                 relief_p50_s=None,
                 relief_max_s=None,
             ),
-            against_rules=[],
+            violations=[],
             steps=[
                 Step(one.at_s, VmId(one.vm), one.was or 0, one.now, one.why, None, None, None)
                 for one in recording.decisions
@@ -77,7 +77,7 @@ def _points(recording: Recording, vm: str) -> list[Point]:
 
 
 def _lent_mib(recording: Recording) -> float:
-    """Return what guests had beyond an equal split, on average."""
+    """Return the mean of memory that guests had beyond an equal split."""
     share = recording.budget / max(1, len(recording.samples))
     points = [_points(recording, vm) for vm in recording.samples]
     moments = max(1, max(map(len, points), default=1))

@@ -30,7 +30,7 @@ STATIC: Final = "static"  # without an agent: each guest gets the same size once
 SAMPLE_EVERY_S: Final = 0.1
 RESTARTS_AFTER_S: Final = 3.0  # a workload that was killed
 READ_EVERY_S: Final = 3.0
-SETTLE_S: Final = 25.0  # the most that a policy gets to bring idle guests within the budget
+SETTLE_S: Final = 25.0  # time-out for a policy to shrink idle guests to the budget
 SAMPLE_TIMEOUT_S: Final = 5.0
 AGENT_HOST: Final = "bench"
 _DISK: Final = 64 * MIB
@@ -46,7 +46,7 @@ async def run_scenario(
     ``tables`` is TOML that is appended to the agent's configuration; ``log`` receives the agent's log.
 
     Raises:
-        LabError: guests, broker or agent cannot be started, or do not answer any more.
+        LabError: guests, broker or agent cannot be started or stop answering.
     """
     async with Lab() as lab:
         recording = Recording(
@@ -174,7 +174,7 @@ class Workload:
         self._boots = guest.boots
         self._rebooting = False
         self._idle_until_s = 0.0  # a killed workload restarts then
-        self._step: int | None = None  # the step whose order was sent
+        self._step: int | None = None  # the step whose command was sent
 
     @property
     def now_s(self) -> float:
@@ -182,7 +182,7 @@ class Workload:
         return time.monotonic() - self.start_s
 
     async def oom_kills(self) -> int:
-        """Return what the guest's kernel counts since its boot; 0 if it does not answer."""
+        """Return the kills since the guest's boot, by its kernel; 0 if it does not answer."""
         try:
             return (await self.guest.guest_memory()).oom_kills
         except LabError:
@@ -226,25 +226,25 @@ class Workload:
 
     async def run(self) -> None:
         """Follow the script until the run is over."""
-        gone, reboots_at_s = self.script.driver_gone_s, self.script.reboots_at_s
-        driver_gone = rebooted = False
+        unloaded_s, reboots_at_s = self.script.driver_gone_s, self.script.reboots_at_s
+        is_unloaded = rebooted = False
         reads_at_s = 0.0
         while (now_s := self.now_s) < self._recording.seconds:
             with contextlib.suppress(LabError):  # the guest ended; the sampling counts that
-                if gone is not None and driver_gone != (gone[0] <= now_s < gone[1]):
-                    await self.guest.command("driver load" if driver_gone else "driver unload")
-                    driver_gone = not driver_gone
+                if unloaded_s is not None and is_unloaded != (unloaded_s[0] <= now_s < unloaded_s[1]):
+                    await self.guest.command("driver load" if is_unloaded else "driver unload")
+                    is_unloaded = not is_unloaded
                 if reboots_at_s is not None and now_s >= reboots_at_s and not rebooted:
                     rebooted = True
                     await self._reboot()
                 if now_s >= self._idle_until_s and self._step != self.script.step_at(now_s):
-                    await self._order(now_s)
+                    await self._start_step(now_s)
                 if self.script.reads_mib and now_s >= reads_at_s:
                     reads_at_s = now_s + READ_EVERY_S
                     await self.guest.command(f"cache {self.script.reads_mib}")
             await asyncio.sleep(SAMPLE_EVERY_S / 2)
 
-    async def _order(self, now_s: float) -> None:
+    async def _start_step(self, now_s: float) -> None:
         index = self.script.step_at(now_s)
         if index is None:
             return

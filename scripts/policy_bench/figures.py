@@ -11,7 +11,7 @@ from policy_bench.recording import Recording, Sample
 from qmpballoon.units import MIB
 
 STARVED: Final = 0.06  # of actual available, or less
-QEMU_ITSELF: Final = 44 * MIB  # resident beside a guest's memory; measured with lab guests
+QEMU_OVERHEAD: Final = 44 * MIB  # resident beside a guest's memory; measured with lab guests
 LONGEST_GAP_S: Final = 1.0  # between two samples; longer gaps are not counted
 REST_BEGINS_S: Final = 8.0  # after the last change of a demand, while memory is still moving
 _GRID_S: Final = 0.2
@@ -27,11 +27,11 @@ class Figures:
     oom_kills: int
     crashes: int
     vms_killed: int
-    work_mib_s: int  # memory held as wanted, over time
+    work_mib_s: int  # wanted memory that was held, over time
     work_percent: float  # of what was wanted
     starved_s: float
     over_budget_mib_s: int
-    over_budget_longest_s: float  # the longest time on end more than 1 % over
+    over_budget_longest_s: float  # the longest period more than 1 % over
     over_budget_rss_mib_s: int
     used_percent: float  # of the budget, on average
     commands: int
@@ -81,13 +81,13 @@ def figures(recording: Recording) -> Figures:
 
 
 def _sums(recording: Recording) -> Sequence[tuple[int, int]]:
-    """Return the sums of what guests may use, and of their QEMUs' resident memory, over time."""
+    """Return the sums of usable memory and of the QEMUs' resident memory, over time."""
     moments = [index * _GRID_S for index in range(1, int(recording.seconds / _GRID_S) + 1)]
     seen = [[recording.at(vm, moment) for vm in recording.samples] for moment in moments]
     return [
         (
             sum(_may_use(sample, recording.size) for sample in samples if sample is not None),
-            sum(max(0, sample.rss - QEMU_ITSELF) for sample in samples if sample is not None),
+            sum(max(0, sample.rss - QEMU_OVERHEAD) for sample in samples if sample is not None),
         )
         for samples in seen
     ]

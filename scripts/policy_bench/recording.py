@@ -22,7 +22,7 @@ class Sample:
     wanted: int  # by the workload
     rss: int
     target: int | None  # the agent's last
-    used: int | None = None  # of actual; None where the balloon moved too fast around ``available``
+    used: int | None = None  # of actual; None if the balloon moved during the sample
     booting: bool = False  # it may use all of its memory, even if QEMU's actual is less
 
 
@@ -62,7 +62,7 @@ class Recording:
     decisions: list[Decision] = field(default_factory=list)
     crashes: int = 0  # guests that ended or rebooted unexpectedly
     oom_kills: int = 0  # as the guests' kernels count them
-    settled_after_s: float = 0.0  # from the agent's start until all was within the budget
+    settled_after_s: float = 0.0  # from the agent's start until the guests were within the budget
 
     def at(self, vm: str, at_s: float) -> Sample | None:
         """Return the last sample of a guest at a moment."""

@@ -1,4 +1,4 @@
-"""The script of all policies: the memory that each guest wants over time. Pure, generated from a seed."""
+"""The workload of all policies: the demand of each guest over time, generated from a seed. Pure."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ HOLDS_S: Final = (10.0, 18.0)
 IDLES_S: Final = (8.0, 16.0)
 BASE_MIB: Final = 59  # that the kernel of a lab guest never gives; measured
 MARGIN_MIB: Final = 12  # kept beside what is held when bursts are placed
-POSSIBLE: Final = 0.93  # of the budget: the most that is wanted at once
+MOST_DEMAND: Final = 0.93  # of the budget, at any moment
 WORKERS: Final = 5
 BOOT_S: Final = 8.0  # counted for a reboot
-REST: Final = 0.2  # of the run, at its end: no demand changes
+REST: Final = 0.2  # of the run, at its end, without a change of demand
 LEAST_REST_S: Final = 16.0
 _GRID_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From ``at_s`` on the workload wants ``mib``, and grows to it at ``mib_per_s``."""
+    """From ``at_s`` on the demand is ``mib``, reached at ``mib_per_s``."""
 
     at_s: float
     mib: int
     mib_per_s: int
 
     def wanted(self, before_mib: int, now_s: float) -> float:
-        """Return what is wanted at a moment of this step, in MiB; a decrease is immediate."""
+        """Return the demand at a moment of this step, in MiB; a decrease is immediate."""
         if self.mib <= before_mib:
             return self.mib
         return min(self.mib, before_mib + (now_s - self.at_s) * self.mib_per_s)
@@ -41,7 +41,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What one guest's workload does. Times are seconds since the start of the measured run."""
+    """The workload of one guest. Times are seconds since the start of the measured run."""
 
     name: str
     steps: tuple[Step, ...]
@@ -50,7 +50,7 @@ class Script:
     reboots_at_s: float | None = None
 
     def wanted(self, now_s: float) -> float:
-        """Return what the workload wants at a moment, in MiB."""
+        """Return the demand of the workload at a moment, in MiB."""
         wanted = 0.0
         for step, after in itertools.zip_longest(self.steps, self.steps[1:]):
             if now_s < step.at_s:
@@ -91,21 +91,21 @@ def scenario(seed: int, seconds: float, rate_mib_per_s: int) -> Scenario:
         Script("rebooter", (Step(0, 40, rate_mib_per_s),), reboots_at_s=0.6 * seconds),
     ]
     budget_mib = int(BUDGET * SIZE_MIB * (len(others) + WORKERS))
-    ground = [
+    needed = [
         sum(_needed(script, index * _GRID_S) for script in others)
         + WORKERS * (BASE_MIB + IDLE_MIB + MARGIN_MIB)
         for index in range(int(seconds / _GRID_S) + 1)
     ]
-    workers = _bursts(random_, ground, POSSIBLE * budget_mib, rests_from_s, rate_mib_per_s)
+    workers = _bursts(random_, needed, MOST_DEMAND * budget_mib, rests_from_s, rate_mib_per_s)
     return Scenario(
-        seed, seconds, rate_mib_per_s, (*workers, *others), rests_from_s, max(ground) / budget_mib
+        seed, seconds, rate_mib_per_s, (*workers, *others), rests_from_s, max(needed) / budget_mib
     )
 
 
 def _needed(script: Script, now_s: float) -> float:
     """Return what a guest needs at a moment, in MiB."""
-    gone, boots = script.driver_gone_s, script.reboots_at_s
-    if gone is not None and gone[0] - 1 <= now_s <= gone[1] + 1:
+    unloaded_s, boots = script.driver_gone_s, script.reboots_at_s
+    if unloaded_s is not None and unloaded_s[0] - 1 <= now_s <= unloaded_s[1] + 1:
         return SIZE_MIB
     if boots is not None and boots <= now_s <= boots + BOOT_S:
         return SIZE_MIB

@@ -41,7 +41,7 @@ async def told(wire: Wire, dialect: Dialect, command: str) -> dict[str, Any]:
     """Send a command that causes one event and return that: in front of the reply, or after it on 5.2."""
     reply, events = await wire.execute_with_events(command)
     assert reply == {"return": {}}
-    assert len(events) == (0 if command in dialect.told_after_reply else 1)
+    assert len(events) == (0 if command in dialect.events_after_reply else 1)
     return events[0] if events else await wire.message()
 
 

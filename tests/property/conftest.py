@@ -1,4 +1,4 @@
-"""Hypothesis, without its deadline: how long an example takes says nothing about whether it is right."""
+"""Hypothesis without its deadline: the duration of an example depends on the load of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever the files of a cgroup hold, they are read or refused."""
+"""Cgroup files with any content are read or refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_cgroup_is_read_or_refused(contents: list[bytes]) -> None:
 
 
 @given(st.one_of(ROWS, st.text()))
-def test_no_table_of_figures_is_a_surprise(text: str) -> None:
+def test_any_text_is_parsed_as_a_table_of_figures(text: str) -> None:
     assert parse_reclaimable(text, unwritten=("file_dirty",)) >= 0
     assert parse_arc(text) >= 0
     assert huge_page_pool(text) >= 0

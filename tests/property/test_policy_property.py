@@ -1,4 +1,4 @@
-"""What holds on every host, however strange its guests are."""
+"""Properties of decisions on hosts with any guests."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SIZES = st.integers(0, 2**40)
 
 
 @given(st.dictionaries(st.integers(0, 20), st.tuples(SIZES, st.integers(1, 10**6)), max_size=12), SIZES)
-def test_water_fill_gives_no_more_than_is_there_nor_than_is_wished(
+def test_water_fill_exceeds_neither_the_total_nor_any_request(
     wants: dict[int, tuple[int, int]], total: int
 ) -> None:
-    wishes = {key: wish for key, (wish, _) in wants.items()}
-    gets = water_fill(wishes, {key: shares for key, (_, shares) in wants.items()}, total)
+    requested = {key: size for key, (size, _) in wants.items()}
+    gets = water_fill(requested, {key: shares for key, (_, shares) in wants.items()}, total)
     assert sum(gets.values()) <= total
-    assert all(0 <= gets[key] <= wishes[key] for key in wishes)
-    assert sum(gets.values()) >= min(total, sum(wishes.values())) - len(wishes)
+    assert all(0 <= gets[key] <= requested[key] for key in requested)
+    assert sum(gets.values()) >= min(total, sum(requested.values())) - len(requested)
 
 
 @st.composite
@@ -88,7 +88,7 @@ REFUTED_ABOVE_ITS_CEILING = a_guest("vm0", size=66, floor=65, ceiling=65, availa
 @settings(max_examples=80)
 @given(hosts())
 @example(a_host(REFUTED_ABOVE_ITS_CEILING, budget=64))
-def test_every_guest_gets_a_decision_and_every_target_is_a_size_it_can_have(host: Snapshot) -> None:
+def test_every_guest_gets_a_decision_and_every_target_is_a_possible_size(host: Snapshot) -> None:
     decisions = decided(host)
     assert decisions.keys() == {guest.id for guest in host.guests}
     for guest, decision in moved(host).values():
@@ -101,7 +101,7 @@ def test_every_guest_gets_a_decision_and_every_target_is_a_size_it_can_have(host
 
 @settings(max_examples=80)
 @given(hosts())
-def test_a_guest_that_must_be_left_alone_is_not_shrunk(host: Snapshot) -> None:
+def test_a_guest_that_must_not_be_moved_is_not_shrunk(host: Snapshot) -> None:
     for guest, decision in moved(host).values():
         if decision.target < min(guest.actual, guest.target or guest.actual):
             assert guest.mode != "manual"
@@ -127,7 +127,7 @@ def test_grows_never_exceed_the_free_memory_without_an_emergency(host: Snapshot)
 
 @settings(max_examples=60)
 @given(hosts(), st.randoms())
-def test_the_order_of_vms_changes_nothing(host: Snapshot, random: object) -> None:
+def test_decisions_do_not_depend_on_the_order_of_vms(host: Snapshot, random: object) -> None:
     shuffled = list(host.guests)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert decided(replace(host, guests=tuple(shuffled))) == decided(host)
@@ -167,7 +167,7 @@ def test_no_guest_is_entitled_to_more_than_its_want_while_another_lacks_its_floo
 
 @dataclass
 class Watched:
-    """The guarded policy, with what it saw and decided at each tick kept."""
+    """The guarded policy; it records the snapshot and the decisions of each tick."""
 
     guard: Guard[None]
     ticks: list[tuple[Snapshot, Decisions]]
@@ -207,9 +207,9 @@ def vms(draw: st.DrawFn, name: str) -> TraceVm:
 
 @st.composite
 def traces(draw: st.DrawFn) -> Trace:
-    there = tuple(draw(vms(f"vm{number}")) for number in range(draw(st.integers(2, 5))))
-    budget = sum(vm.size for vm in there) * draw(st.sampled_from([60, 75, 90])) // 100
-    return Trace(name="t", about="", duration_s=30.0, mem_total=budget * 5 // 4, budget=budget, vms=there)
+    present = tuple(draw(vms(f"vm{number}")) for number in range(draw(st.integers(2, 5))))
+    budget = sum(vm.size for vm in present) * draw(st.sampled_from([60, 75, 90])) // 100
+    return Trace(name="t", about="", duration_s=30.0, mem_total=budget * 5 // 4, budget=budget, vms=present)
 
 
 def watched(trace: Trace, *, overload: str = "guests") -> tuple[Watched, Run]:
@@ -221,7 +221,7 @@ def watched(trace: Trace, *, overload: str = "guests") -> tuple[Watched, Run]:
 @given(traces())
 def test_in_a_closed_loop_no_rule_is_broken_and_every_reason_is_a_documented_one(trace: Trace) -> None:
     policy, run = watched(trace)
-    assert run.against_rules == []
+    assert run.violations == []
     assert {decision.why for _, decisions in policy.ticks for decision in decisions.values()} <= WORDS.keys()
 
 
@@ -230,12 +230,12 @@ def test_in_a_closed_loop_no_rule_is_broken_and_every_reason_is_a_documented_one
 def test_no_tick_grants_more_than_the_free_memory_without_an_emergency(trace: Trace) -> None:
     policy, _ = watched(trace, overload="host")
     for snapshot, decisions in policy.ticks:
-        if any(isinstance(wish, SetTarget) and wish.urgent for wish in decisions.values()):
+        if any(isinstance(one, SetTarget) and one.urgent for one in decisions.values()):
             continue
-        wishes = {vm: wish.target for vm, wish in decisions.items() if isinstance(wish, SetTarget)}
+        targets = {vm: one.target for vm, one in decisions.items() if isinstance(one, SetTarget)}
         before = sum(guest.charge for guest in snapshot.guests if guest.driver_up)
         after = sum(
-            wishes.get(guest.id, max(guest.actual, guest.target or 0))
+            targets.get(guest.id, max(guest.actual, guest.target or 0))
             for guest in snapshot.guests
             if guest.driver_up
         )
@@ -248,14 +248,15 @@ def test_no_tick_grants_more_than_the_free_memory_without_an_emergency(trace: Tr
 def test_an_unhealthy_vm_affects_others_only_by_its_charge(
     trace: Trace, one: Behaviour, other: Behaviour
 ) -> None:
-    sick, *rest = trace.vms
+    unhealthy, *rest = trace.vms
     large = replace(
         trace, budget=sum(vm.size for vm in trace.vms) * 2, mem_total=sum(vm.size for vm in trace.vms) * 4
     )
     found = []
     for behaviour in (one, other):
         run = play(
-            replace(large, vms=(replace(sick, name="zz", behaviour=behaviour), *rest)), Guard(FairShare())
+            replace(large, vms=(replace(unhealthy, name="zz", behaviour=behaviour), *rest)),
+            Guard(FairShare()),
         )
         found.append([(step.vm, step.target) for step in run.steps if step.vm != "zz"])
     assert found[0] == found[1]
@@ -263,7 +264,7 @@ def test_an_unhealthy_vm_affects_others_only_by_its_charge(
 
 @settings(max_examples=60)
 @given(hosts())
-def test_no_guest_is_asked_below_its_floor_where_the_budget_can_keep_all_floors(host: Snapshot) -> None:
+def test_no_target_is_below_the_floor_if_the_sum_of_floors_is_within_the_budget(host: Snapshot) -> None:
     host = replace(host, budget=max(host.budget, sum(guest.floor for guest in host.guests)))
     guard = Guard(FairShare())
     decisions = guard.step(guard.start(), host)[1]

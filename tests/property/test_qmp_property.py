@@ -1,4 +1,4 @@
-"""Whatever a monitor or the kernel says: a value of the right kind, or a documented error."""
+"""Any reply of a monitor and any file of the kernel is a value of the right type or a documented error."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def session_reading(raw: bytes, events: list[tuple[str, Mapping[str, object]]]) 
 
 @settings(max_examples=50)
 @given(st.lists(MESSAGES, max_size=6))
-def test_any_bytes_are_messages_or_a_loss(messages: list[bytes]) -> None:
+def test_any_bytes_are_messages_or_end_the_session(messages: list[bytes]) -> None:
     async def read() -> None:
         events: list[tuple[str, Mapping[str, object]]] = []
         session = session_reading(b"\r\n".join(messages), events)
@@ -74,7 +74,7 @@ def test_any_bytes_are_messages_or_a_loss(messages: list[bytes]) -> None:
 
 
 class Answers:
-    """A session whose every request is answered with the next of these."""
+    """A session that answers each request with the next of the given values."""
 
     path = "/run/a.qmp"
     version = "7.2.22"
@@ -84,7 +84,7 @@ class Answers:
 
     async def request(self, command: str, arguments: object = None) -> object:
         if not self._answers:
-            raise QmpError(command, "GenericError", "there is no more")
+            raise QmpError(command, "GenericError", "no answer left")
         return self._answers.pop(0)
 
 
@@ -124,7 +124,7 @@ def test_any_answers_are_a_result_or_a_documented_error(
     ask, kind = asked
     outcome: object = None
     try:
-        ask(cast("Session", Answers(answers))).send(None)  # nothing waits: it ends at the first step
+        ask(cast("Session", Answers(answers))).send(None)  # it never waits, so it ends at the first step
     except StopIteration as done:
         outcome = done.value
         documented = isinstance(outcome, kind)
@@ -136,14 +136,14 @@ def test_any_answers_are_a_result_or_a_documented_error(
 
 @settings(max_examples=30)
 @given(st.dictionaries(st.sampled_from(list(balloon._STATISTICS.values())) | st.text(), JSON))
-def test_any_statistics_are_figures_that_json_keeps_exact(stats: Mapping[str, object]) -> None:
+def test_any_statistics_are_figures_that_json_represents_exactly(stats: Mapping[str, object]) -> None:
     figures = balloon.parse_stats(stats)
     for name in STATISTICS:
         value = getattr(figures, name)
         assert value is None or (type(value) is int and 0 <= value <= 2**53)
 
 
-# ── what the kernel says ─────────────────────────────────────────────────────────────────────────
+# ── the files of the kernel ──────────────────────────────────────────────────────────────────────
 
 
 @given(

@@ -31,7 +31,7 @@ READERS = {
 
 
 def outcome(read: Reader, value: object) -> tuple[object, str]:
-    """Return what was read, or why not."""
+    """Return the value, or the reason of the refusal."""
     try:
         return read(value), ""
     except Wrong as wrong:

@@ -1,4 +1,4 @@
-"""What holds of every schedule, whatever guests do and ticks cost, in the simulator as well."""
+"""Properties of schedules for any samples and any cost of ticks, also in the simulator."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Sampling:
     fast_interval_s: float
 
 
-LOOKS = st.lists(
+STEPS = st.lists(
     st.tuples(
         st.sampled_from(["sampled", "target", "forget", "hurried", "nothing"]),
         st.integers(0, 1024),  # available MiB
@@ -46,13 +46,13 @@ LOOKS = st.lists(
 )
 
 
-@given(LOOKS, st.floats(0.2, 30.0), st.floats(0.05, 0.2))
-def test_a_sample_is_never_later_than_the_calm_interval_nor_sooner_than_the_fast_one(
-    looks: list[tuple[str, int, float]], calm_s: float, fast_s: float
+@given(STEPS, st.floats(0.2, 30.0), st.floats(0.05, 0.2))
+def test_the_sampling_interval_is_between_the_fast_and_the_calm_one(
+    steps: list[tuple[str, int, float]], calm_s: float, fast_s: float
 ) -> None:
     clock, sampling = Clock(), Sampling(calm_s, fast_s)
     schedule = VmSchedule(sampling, clock)
-    for what, available, passed_s in looks:
+    for what, available, passed_s in steps:
         clock.now_s += passed_s
         if what == "sampled":
             schedule.sampled(a_guest(available=available, seen_at_s=clock.now_s), sampling)
@@ -60,41 +60,41 @@ def test_a_sample_is_never_later_than_the_calm_interval_nor_sooner_than_the_fast
             schedule.target_sent()
         elif what == "forget":
             schedule.forget_samples(sampling)
-        if schedule.is_look_due:
+        if schedule.is_full_poll_due:
             assert schedule.pause_s(sampling, hurried=what == "hurried") == 0.0
-            schedule.looked()
+            schedule.defer_full_poll()
         every_s = schedule.sample_every_s(sampling, hurried=what == "hurried")
         assert fast_s <= every_s <= calm_s
         assert 0.0 < schedule.pause_s(sampling, hurried=what == "hurried") <= every_s
 
 
-ASKED = st.lists(
+REQUESTS = st.lists(
     st.tuples(
-        st.sampled_from(["nobody", "asked", "urgent"]),
-        st.sampled_from([0.0, 0.001, 0.02, 0.3, 5.0]) | st.floats(0.0, 10.0),  # the tick before cost
-        st.floats(0.0, 3.0),  # seconds from its end until somebody asks
+        st.sampled_from(["none", "ordinary", "urgent"]),
+        st.sampled_from([0.0, 0.001, 0.02, 0.3, 5.0]) | st.floats(0.0, 10.0),  # cost of the previous tick
+        st.floats(0.0, 3.0),  # seconds from its end until the request
     ),
     max_size=60,
 )
 
 
-@given(ASKED)
-def test_ticks_come_neither_too_soon_nor_too_late_and_an_emergency_waits_for_nothing(
-    asked: list[tuple[str, float, float]],
+@given(REQUESTS)
+def test_ticks_come_neither_too_early_nor_too_late_and_an_emergency_waits_the_shortest_interval_at_most(
+    requests: list[tuple[str, float, float]],
 ) -> None:
     clock = Clock()
     ticks = TickSchedule(clock, calm_s=CALM_S, shortest_s=SHORTEST_S, share=SHARE)
-    for who, cost_s, after_s in asked:
+    for kind, cost_s, after_s in requests:
         ticks.began()
         clock.now_s += cost_s
         ticks.ended(cost_s)
         ended_at_s = clock.now_s
         assert abs(ticks.due_at_s - ended_at_s - CALM_S) < NEAR
         clock.now_s += min(after_s, CALM_S)
-        if who == "asked":
+        if kind == "ordinary":
             ticks.ask()
             assert ticks.due_at_s >= ended_at_s + min(CALM_S, max(SHORTEST_S, cost_s / SHARE)) - NEAR
-        elif who == "urgent":
+        elif kind == "urgent":
             ticks.ask_urgently()
             assert ticks.pause_s <= SHORTEST_S + NEAR
             assert ticks.due_at_s <= ended_at_s + SHORTEST_S + NEAR
@@ -104,7 +104,7 @@ def test_ticks_come_neither_too_soon_nor_too_late_and_an_emergency_waits_for_not
 
 
 @given(st.lists(st.floats(0.0, SHARE * CALM_S / 2), min_size=1, max_size=60))
-def test_ordinary_ticks_take_no_more_than_their_share_however_often_they_are_asked_for(
+def test_ordinary_ticks_take_at_most_their_share_at_any_rate_of_requests(
     costs_s: list[float],
 ) -> None:
     clock = Clock()
@@ -119,7 +119,7 @@ def test_ordinary_ticks_take_no_more_than_their_share_however_often_they_are_ask
 
 
 class Watched:
-    """A policy that keeps what it was shown."""
+    """A policy that records its snapshots."""
 
     name = "watched"
 

@@ -1,4 +1,4 @@
-"""A state file is read, or refused with ValueError: whatever it holds."""
+"""A state file with any content is read, or refused with ValueError."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ROWS = st.dictionaries(TEXT.filter(lambda key: key != "good"), JSON | KEPT_ROWS,
 
 @settings(max_examples=60)
 @given(sockets=ROWS, vms=ROWS, announced=st.lists(JSON, max_size=4), others=st.dictionaries(TEXT, JSON))
-def test_no_row_costs_another(
+def test_an_invalid_row_does_not_affect_other_rows(
     sockets: dict[str, Any], vms: dict[str, Any], announced: list[Any], others: dict[str, Any]
 ) -> None:
     known, kept = {"vm": "a", "base": "a", "name": "a"}, {"mode": "manual", "target": 1}
@@ -59,7 +59,7 @@ def test_no_row_costs_another(
         **others,
         "version": 1,
         "sockets": {**sockets, "good": {**others, **known}},
-        "vms": {**vms, "good": {**kept, "of tomorrow": others}},
+        "vms": {**vms, "good": {**kept, "unknown": others}},
         "announced": [*announced, "good"],
     }
     contents = parse_state(json.dumps(tree))
@@ -91,7 +91,7 @@ SOCKETS = st.dictionaries(
 
 @settings(max_examples=25)
 @given(SOCKETS, st.dictionaries(TEXT, KEPT, max_size=4), st.lists(TEXT, max_size=4))
-def test_what_is_written_is_read_again(
+def test_a_written_state_is_read_back(
     sockets: dict[str, KnownSocket], vms: dict[str, Kept], announced: list[str]
 ) -> None:
     async def write_and_read() -> None:

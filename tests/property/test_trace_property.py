@@ -1,4 +1,4 @@
-"""Trace files from strangers, and random hosts: a trace or a documented error; accounts that add up."""
+"""Any trace file is a trace or a documented error; on random hosts all invariants hold."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_any_bytes_are_a_trace_or_a_documented_error(content: bytes) -> None:
 
 @settings(max_examples=60)
 @given(trace=traces(), data=st.data())
-def test_a_trace_with_one_strange_value_is_a_trace_or_an_error_with_a_place(
+def test_a_trace_with_one_random_value_is_a_trace_or_an_error_with_a_reason(
     trace: Trace, data: st.DataObject
 ) -> None:
     document = trace.document()
@@ -91,13 +91,13 @@ def test_a_trace_with_one_strange_value_is_a_trace_or_an_error_with_a_place(
 
 @settings(max_examples=40)
 @given(trace=traces())
-def test_what_is_written_is_read_again(trace: Trace) -> None:
+def test_a_written_trace_is_read_back(trace: Trace) -> None:
     assert parse_trace(json.dumps(trace.document()).encode(), source="x.json") == trace
 
 
 @settings(max_examples=40)
 @given(trace=traces(), name=st.sampled_from(SIMULATED), seed=st.integers(0, 9))
-def test_on_any_host_the_accounts_add_up_and_the_figures_are_figures(
+def test_on_any_host_the_invariants_hold_and_the_figures_are_finite(
     trace: Trace, name: str, seed: int
 ) -> None:
     run = play(trace, simulated(name), host=Host(seed=seed))
@@ -111,7 +111,7 @@ def test_on_any_host_the_accounts_add_up_and_the_figures_are_figures(
 
 @settings(max_examples=15)
 @given(trace=traces(), name=st.sampled_from(("fixed", "proxmox", "mom", "qubes", "proportional")))
-def test_enough_memory_for_all_kills_no_guest_that_fits(trace: Trace, name: str) -> None:
+def test_no_guest_that_fits_is_killed_if_memory_is_enough_for_all(trace: Trace, name: str) -> None:
     vms = tuple(
         replace(
             vm,

@@ -35,7 +35,7 @@ def test_any_value_is_a_size_in_range_or_refused(value: object, whole: int | Non
 
 
 @given(SIZES)
-def test_whole_bytes_are_taken_as_they_are(size: int) -> None:
+def test_whole_bytes_are_not_changed(size: int) -> None:
     assert (
         parse_size(size) == parse_size(str(size)) == parse_size(f"{size}B") == parse_size(f"{size}.0") == size
     )
@@ -49,7 +49,7 @@ def test_a_unit_multiplies(count: int, unit: str, gap: str) -> None:
 
 
 @given(st.integers(1, 1000), st.integers(1000, MAX_SIZE))
-def test_a_share_of_a_whole_is_never_more_than_the_whole(permille: int, whole: int) -> None:
+def test_a_percentage_is_never_more_than_the_whole(permille: int, whole: int) -> None:
     size = parse_size(f"{permille / 10:.1f}%", whole=whole)
     assert abs(size - whole * permille / 1000) <= max(1, whole * 1e-12)
     assert 1 <= size <= whole
@@ -62,7 +62,7 @@ def test_an_amount_reads_its_own_text(size: int) -> None:
 
 
 @given(SIZES)
-def test_what_is_shown_is_short_and_within_one_percent(size: int) -> None:
+def test_a_formatted_size_is_short_and_within_one_percent(size: int) -> None:
     shown = format_size(size)
     number, unit = shown.split(" ")
     assert len(shown) <= 8
@@ -70,7 +70,7 @@ def test_what_is_shown_is_short_and_within_one_percent(size: int) -> None:
 
 
 @given(SIZES, SIZES)
-def test_what_qemu_rounds_still_counts_as_reached(target: int, size: int) -> None:
+def test_a_target_that_qemu_rounds_up_counts_as_reached(target: int, size: int) -> None:
     rounded = round_up_to_page(target)
     assert rounded % 4096 == 0
     assert target <= rounded < target + 4096

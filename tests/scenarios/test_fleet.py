@@ -558,11 +558,11 @@ async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
         await harness.until_health("a", "offline")
 
         def look_much_later() -> None:
-            harness.supervisor.forget_the_gone()
+            harness.supervisor.forget_absent_vms()
             harness.later_s += 86_401
 
         look_much_later()
-        harness.supervisor.forget_the_gone()
+        harness.supervisor.forget_absent_vms()
         assert "a" in harness.ids  # its socket file is there
         qemus.path("a").unlink()
         await harness.until(
@@ -571,15 +571,15 @@ async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
         await qemus.start("b")  # whatever makes the fleet look
         await harness.until_health("b", "ok")
         look_much_later()
-        harness.supervisor.forget_the_gone()
+        harness.supervisor.forget_absent_vms()
         assert "a" in harness.ids  # its process is there
         kernel.end_process(life)
-        harness.supervisor.forget_the_gone()
+        harness.supervisor.forget_absent_vms()
         harness.later_s += 86_300
-        harness.supervisor.forget_the_gone()
+        harness.supervisor.forget_absent_vms()
         assert "a" in harness.ids
         harness.later_s += 100
-        harness.supervisor.forget_the_gone()
+        harness.supervisor.forget_absent_vms()
         assert "a" not in harness.ids
         assert harness.gone == ["a"]
         assert os.fspath(qemus.path("a")) not in harness.store.sockets

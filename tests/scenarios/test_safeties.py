@@ -72,9 +72,9 @@ def test_emergencies_are_relieved_in_manual_mode() -> None:
     assert played(trace, Between(ours(emergencies=False), sees=manual)).figures.oom_kills > 0
 
 
-def test_accounts_nothing_is_given_before_it_came() -> None:
+def test_enforce_budget_no_memory_is_granted_before_it_is_free() -> None:
     trace = in_turn(10, budget=780)
-    right, wrong = played(trace, host=STRICT), played(trace, ours(accounts=False), host=STRICT)
+    right, wrong = played(trace, host=STRICT), played(trace, ours(enforce_budget=False), host=STRICT)
     assert right.figures.over_budget_mib_s < wrong.figures.over_budget_mib_s / 4
 
 
@@ -90,14 +90,14 @@ def test_remember_peaks_a_peak_that_returns_finds_its_memory() -> None:
     assert wrong.figures.oom_kills > 0
 
 
-def test_mind_lists_memory_that_is_returned_and_seen_late_is_no_growth() -> None:
+def test_discount_returned_memory_that_is_reported_late_is_not_taken_for_growth() -> None:
     # Two guests grow and shrink one after the other, too slowly for an emergency.
     rows = [((0, 300), (at_s, 300), (at_s + 50, 650), (at_s + 100, 300)) for at_s in (10, 30)]
     drifting = [a_vm(f"vm{number}", *of_one) for number, of_one in enumerate(rows)]
     idle = [a_vm(f"idle{number}", (0, 250)) for number in range(3)]
     trace = a_trace(*drifting, *idle, budget=2600, seconds=160)
     host = Host(kernel=KERNEL_6_12)
-    right, wrong = played(trace, host=host), played(trace, ours(mind_lists=False), host=host)
+    right, wrong = played(trace, host=host), played(trace, ours(discount_returned_memory=False), host=host)
     assert right.figures.oom_kills == 0
     assert "emergency" not in words(right, "vm0")
     assert "emergency" in words(wrong, "vm0")
@@ -119,7 +119,7 @@ def test_grace_a_guest_that_has_just_come_up_is_not_squeezed() -> None:
     assert early(played(trace, ours(grace=False))) != []
 
 
-def test_hands_off_a_guest_that_migrates_is_left_alone() -> None:
+def test_pause_and_migration_a_guest_that_migrates_is_left_alone() -> None:
     def migrating(guest: GuestSnapshot, snapshot: Snapshot) -> GuestSnapshot:
         return replace(guest, migrating=guest.id == "idle")
 
@@ -128,7 +128,7 @@ def test_hands_off_a_guest_that_migrates_is_left_alone() -> None:
     )
     view = of_guests(migrating)
     assert moves(played(trace, Between(ours(), sees=view)), "idle") == 0
-    assert moves(played(trace, Between(ours(hands_off=False), sees=view)), "idle") > 0
+    assert moves(played(trace, Between(ours(pause_and_migration=False), sees=view)), "idle") > 0
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
             assert next(iter(registry)).run.life == life
             qemu.die(unlink=bool(number % 2))
             await until_health("offline")
-        supervisor.forget_the_gone()
+        supervisor.forget_absent_vms()
 
     # A pool with room for more makes a thread whenever none is idle yet: one more now and then is no leak.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))

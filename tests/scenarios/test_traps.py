@@ -60,7 +60,7 @@ def test_a_starving_guest_that_is_released_to_its_ceiling_at_once_breaks_the_bud
         }
 
     trace = in_turn(40, inflate=128)
-    right, wrong = played(trace), played(trace, Between(ours(accounts=False), decides=released))
+    right, wrong = played(trace), played(trace, Between(ours(enforce_budget=False), decides=released))
     assert right.figures.over_budget_mib_s < wrong.figures.over_budget_mib_s / 4
 
 
@@ -268,7 +268,7 @@ def test_dead_bands_of_many_donors_do_not_add_up(patch: pytest.MonkeyPatch) -> N
     hungry = a_vm("hungry", (0, 100), (20, 100), (60, 150), size=224, floor=64)
     trace = a_trace(*donors, hungry, budget=11 * 191, seconds=80)
     right = played(trace, host=STRICT)
-    patch.setattr(fairshare._Known, "least_gift", property(lambda known: 24 * MIB))
+    patch.setattr(fairshare._Known, "least_shrink", property(lambda known: 24 * MIB))
     wrong = played(trace, host=STRICT)
     assert right.figures.starved_vm_s < wrong.figures.starved_vm_s
 

@@ -83,12 +83,12 @@ async def test_a_vm_whose_process_is_unknown_is_charged_until_it_is_silent_for_l
         qemu.die()
         await harness.until_health("a", "offline")
         harness.later_s = ENDED_AFTER_S - 10
-        harness.vm("a").look_at_life()
+        harness.vm("a").check_life()
         guest = harness.vm("a").guest()
         assert guest is not None
         assert guest.charge == 256 * MIB
         harness.later_s = ENDED_AFTER_S + 1
-        harness.vm("a").look_at_life()
+        harness.vm("a").check_life()
         assert harness.vm("a").guest() is None
 
 
@@ -530,13 +530,13 @@ async def test_a_vm_whose_session_ended_is_silent_before_anybody_says_why(
         await harness.until_health("a", "ok")
         vm = harness.vm("a")
         said: list[tuple[str, str]] = []
-        true = vm.fell_silent
+        true = vm.mark_unreachable
 
-        def fell_silent(how: Connection, pid: int | None = None) -> None:
+        def mark_unreachable(how: Connection, pid: int | None = None) -> None:
             said.append((vm.facts.connection, vm.status.health))
             true(how, pid)
 
-        monkeypatch.setattr(vm, "fell_silent", fell_silent)
+        monkeypatch.setattr(vm, "mark_unreachable", mark_unreachable)
         qemu.die(unlink=True)
         await harness.until_health("a", "offline")
         assert said[0] == ("offline", "ok")

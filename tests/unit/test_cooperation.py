@@ -50,7 +50,7 @@ def test_a_guest_that_is_well_may_be_moved_as_the_policy_wants() -> None:
         ({"driver_up": False}, "booting"),
     ],
 )
-def test_hands_off_a_guest_that_cannot_or_must_not_move(changes: dict[str, object], why: str) -> None:
+def test_a_guest_that_cannot_or_must_not_move_is_left_alone(changes: dict[str, object], why: str) -> None:
     judgement = Watched(replace(a_guest(), **changes)).after(1)  # type: ignore[arg-type]
     assert (judgement.why, judgement.may_shrink, judgement.may_grow) == (why, False, False)
 
@@ -165,7 +165,7 @@ def test_a_gift_that_the_host_never_sees_is_contradicted_by_rss() -> None:
 
 
 def test_rss_that_never_told_anything_contradicts_nobody() -> None:
-    watched = Watched(a_guest(actual=512, available=300, rss=560 * MIB, rss_tells=False))
+    watched = Watched(a_guest(actual=512, available=300, rss=560 * MIB, rss_is_complete=False))
     watched.after(1)
     watched.after(1, target=412 * MIB)
     assert watched.after(20, actual=412 * MIB).health is None

@@ -1,4 +1,4 @@
-"""Who is entitled to what, who grows, and who gives."""
+"""Entitlements, grows and shrinks of ``fairshare``."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def grown(guest: GuestSnapshot, held: int, seen_at_s: float) -> GuestSnapshot:
     return replace(guest, sample=Sample(figures, seen_at_s, guest.actual))
 
 
-def test_nothing_moves_while_all_guests_have_their_headroom() -> None:
+def test_no_guest_is_moved_while_all_have_their_headroom() -> None:
     host = a_host(a_guest("a", available=800), a_guest("b", available=500), budget=4096)
     assert decided(host) == {"a": Hold("at-ease"), "b": Hold("at-ease")}
 
 
-def test_a_thin_guest_grows_and_an_idle_one_gives_at_a_full_host() -> None:
+def test_a_thin_guest_grows_and_an_idle_one_shrinks_if_the_budget_is_used_up() -> None:
     decisions = decided(
         a_host(a_guest("idle", available=900), a_guest("thin", actual=512, available=40), budget=1536)
     )
@@ -48,19 +48,19 @@ def test_a_thin_guest_grows_and_an_idle_one_gives_at_a_full_host() -> None:
     assert (idle.target < 1024 * MIB, idle.why) == (True, "give")
 
 
-def test_an_emergency_is_urgent_and_gets_at_least_one_and_a_half_times_its_lack() -> None:
+def test_an_emergency_is_urgent_and_grows_to_at_least_one_and_a_half_times_held_memory() -> None:
     decision = decided(a_host(a_guest("a", size=2048, actual=512, available=10), budget=8192))["a"]
     assert isinstance(decision, SetTarget)
     assert (decision.why, decision.urgent) == ("emergency", True)
     assert decision.target >= 502 * MIB * 3 // 2
 
 
-@pytest.mark.parametrize(("actual", "mark"), [(64, 6.4), (224, 22.4), (1024, 61.44), (8192, 491.52)])
-def test_the_emergency_mark_grows_with_the_guest(actual: int, mark: float) -> None:
-    assert a_guest(actual=actual, size=8192).critical == pytest.approx(mark * MIB, rel=0.01)
+@pytest.mark.parametrize(("actual", "threshold"), [(64, 6.4), (224, 22.4), (1024, 61.44), (8192, 491.52)])
+def test_the_emergency_threshold_grows_with_the_guest(actual: int, threshold: float) -> None:
+    assert a_guest(actual=actual, size=8192).critical == pytest.approx(threshold * MIB, rel=0.01)
 
 
-def test_a_trend_is_per_second_however_often_a_guest_is_sampled() -> None:
+def test_a_trend_is_per_second_at_any_sampling_interval() -> None:
     guest = a_guest(size=4096, available=3000)
     slow = fast = observe(None, grown(guest, 1000, 0.0), 0.0, RULES)
     slow = observe(slow, grown(guest, 1080, 2.0), 2.0, RULES)
@@ -72,7 +72,7 @@ def test_a_trend_is_per_second_however_often_a_guest_is_sampled() -> None:
     assert fast.trend == pytest.approx(40 * MIB, rel=0.01)
 
 
-def test_a_trend_that_leads_to_nothing_within_three_seconds_is_an_emergency() -> None:
+def test_a_trend_that_uses_up_available_memory_within_three_seconds_is_an_emergency() -> None:
     guest = a_guest(size=4096, actual=2048, available=1000)
     past = observe(None, grown(guest, 1900, 0.0), 0.0, RULES)
     past = observe(past, grown(guest, 1940, 1.0), 1.0, RULES)
@@ -83,18 +83,18 @@ def test_a_trend_that_leads_to_nothing_within_three_seconds_is_an_emergency() ->
     assert calm.trend == 0
 
 
-def test_claims_are_capped_by_what_the_host_sees() -> None:
-    liar = a_guest(size=1024, available=0, rss=200 * MIB)
-    past = observe(None, liar, 100.0, RULES)
+def test_held_memory_is_capped_by_rss() -> None:
+    refuted = a_guest(size=1024, available=0, rss=200 * MIB)
+    past = observe(None, refuted, 100.0, RULES)
     assert past is not None
     assert past.held == int(200 * MIB * 1.03) + 8 * MIB
-    assert estimate(past, liar, 100.0, RULES).emergency is False
-    believed = observe(None, liar, 100.0, replace(RULES, corroborate=False))
-    assert believed is not None
-    assert believed.held == 1024 * MIB
+    assert estimate(past, refuted, 100.0, RULES).emergency is False
+    uncapped = observe(None, refuted, 100.0, replace(RULES, corroborate=False))
+    assert uncapped is not None
+    assert uncapped.held == 1024 * MIB
 
 
-def test_a_refuted_guest_that_the_host_sees_thin_is_in_an_emergency() -> None:
+def test_a_refuted_guest_that_is_thin_by_rss_is_in_an_emergency() -> None:
     thin = a_guest(size=1024, actual=300, available=0, rss=270 * MIB)  # RSS allows 286 of 300 MiB
     past = observe(None, thin, 100.0, RULES)
     assert past is not None
@@ -110,14 +110,14 @@ def test_the_growth_that_a_refuted_guest_reports_is_no_emergency() -> None:
     assert estimate(past, grown(guest, 400, 1.0), 1.0, RULES).emergency is False
 
 
-def test_rss_never_refutes_that_a_guest_needs_little() -> None:
+def test_rss_does_not_refute_a_guest_that_reports_little_held_memory() -> None:
     modest = a_guest(size=1024, available=900, rss=1100 * MIB)
     past = observe(None, modest, 100.0, RULES)
     assert past is not None
     assert past.held == 124 * MIB
 
 
-def test_a_guest_that_lost_its_service_keeps_its_want_for_a_while() -> None:
+def test_a_guest_whose_service_was_killed_keeps_its_want_for_some_time() -> None:
     guest = a_guest(size=1024)
     past = observe(None, grown(guest, 600, 0.0), 0.0, RULES)
     past = observe(past, grown(guest, 100, 1.0), 1.0, RULES)
@@ -125,7 +125,7 @@ def test_a_guest_that_lost_its_service_keeps_its_want_for_a_while() -> None:
     assert estimate(past, grown(guest, 100, 1.0), 20.0, RULES).want >= 600 * MIB
 
 
-def test_a_new_boot_forgets_what_was_held() -> None:
+def test_a_new_boot_clears_the_history() -> None:
     guest = a_guest(size=1024)
     past = observe(None, grown(guest, 600, 0.0), 0.0, RULES)
     past = observe(past, replace(grown(guest, 100, 1.0), booted_at_s=0.5), 1.0, RULES)
@@ -133,7 +133,7 @@ def test_a_new_boot_forgets_what_was_held() -> None:
     assert past.peak == 100 * MIB
 
 
-def test_a_reading_whose_parts_do_not_belong_together_is_dropped() -> None:
+def test_an_inconsistent_sample_is_dropped() -> None:
     guest = a_guest(size=1024)
     past = observe(None, grown(guest, 600, 0.0), 0.0, RULES)
     moving = grown(guest, 100, 1.0)
@@ -141,7 +141,7 @@ def test_a_reading_whose_parts_do_not_belong_together_is_dropped() -> None:
     assert observe(past, replace(moving, sample=replace(moving.sample, actual=None)), 1.0, RULES) == past
 
 
-def test_shares_decide_who_gets_what_is_short() -> None:
+def test_scarce_memory_is_divided_by_shares() -> None:
     guests = [
         a_guest(name, size=4096, actual=1024, available=30, shares=shares)
         for name, shares in (("rich", 3000), ("poor", 1000))
@@ -153,7 +153,7 @@ def test_shares_decide_who_gets_what_is_short() -> None:
     assert rich.target - 1024 * MIB > more
 
 
-def test_five_small_surpluses_together_feed_the_sixth_guest() -> None:
+def test_five_small_shrinks_together_free_memory_for_the_sixth_guest() -> None:
     donors = [a_guest(f"d{number}", size=224, actual=224, available=70, floor=32) for number in range(5)]
     hungry = a_guest("hungry", size=224, actual=112, available=5, floor=32)
     decisions = decided(a_host(*donors, hungry, budget=5 * 224 + 112))
@@ -163,19 +163,19 @@ def test_five_small_surpluses_together_feed_the_sixth_guest() -> None:
     assert given >= 40 * MIB
 
 
-def test_a_manual_guest_is_counted_and_left_alone() -> None:
+def test_a_manual_guest_is_counted_and_not_moved() -> None:
     decisions = decided(a_host(a_guest("m", mode="manual", available=900), budget=512))
     assert decisions["m"] == Hold("no-figures")
 
 
-def test_page_cache_comes_before_what_was_held_some_time_ago() -> None:
+def test_page_cache_ranks_before_memory_held_some_time_ago() -> None:
     files = a_guest("files", actual=600, available=420, free=10, caches=400)
     app = a_guest("app", actual=600, available=350)
-    remembers = observe(None, grown(app, 550, 0.0), 0.0, RULES)
-    remembers = observe(remembers, grown(app, 250, 99.0), 99.0, RULES)
-    assert remembers is not None
+    past = observe(None, grown(app, 550, 0.0), 0.0, RULES)
+    past = observe(past, grown(app, 250, 99.0), 99.0, RULES)
+    assert past is not None
     host = a_host(files, app, budget=1200)
-    pasts = {"files": observe(None, files, host.now_s, RULES), "app": remembers}
+    pasts = {"files": observe(None, files, host.now_s, RULES), "app": past}
     guests = tuple(
         replace(guest, guard=GuardView(estimate=estimate(past, guest, host.now_s, RULES)))
         for guest in host.guests
@@ -192,7 +192,7 @@ def test_page_cache_comes_before_what_was_held_some_time_ago() -> None:
     assert (grows.why, grows.target > 600 * MIB) == ("cache", True)
 
 
-def test_page_cache_is_no_gift_and_free_memory_beside_it_is() -> None:
+def test_a_guest_could_use_more_page_cache_only_if_little_is_free() -> None:
     full = a_guest("full", actual=600, available=420, free=70, caches=350)
     known = estimate(observe(None, full, 100.0, RULES), full, 100.0, RULES)  # type: ignore[arg-type]
     assert (known.caches, known.caching) == (350 * MIB, False)

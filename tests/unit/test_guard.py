@@ -1,4 +1,4 @@
-"""What stands around every policy: relief, holds, boots, jams, and other people's policies."""
+"""The guard around every policy: relief, holds, boots, stuck balloons, and the policies of peers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from qmpballoon.units import MIB
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """A policy that always wishes the same: targets in MiB by VM; holds for the rest."""
+class Constant:
+    """A policy with constant decisions: targets in MiB by VM; holds for the rest."""
 
     targets: Mapping[str, int]
-    name: str = "wishes"
+    name: str = "constant"
 
     def start(self) -> None:
         return None
 
     def step(self, state: None, snapshot: Snapshot) -> tuple[None, Decisions]:
-        return None, {VmId(vm): SetTarget(target * MIB, "wish") for vm, target in self.targets.items()}
+        return None, {VmId(vm): SetTarget(target * MIB, "constant") for vm, target in self.targets.items()}
 
 
 def decided(host: Snapshot, policy: Any = None, **off: bool) -> dict[str, Decision]:
@@ -39,13 +39,13 @@ def decided(host: Snapshot, policy: Any = None, **off: bool) -> dict[str, Decisi
 
 
 def at(guest: GuestSnapshot, now_s: float, **changes: Any) -> GuestSnapshot:
-    """Return the guest a while later, with figures that are as fresh."""
+    """Return the guest at a later time, with fresh figures."""
     sample = guest.sample and replace(guest.sample, seen_at_s=now_s - 0.1, actual=guest.actual)
     return replace(guest, **{"sample": sample} | changes)
 
 
 def followed(guests: list[GuestSnapshot], times_s: list[float], policy: Any, **host: Any) -> list[Decision]:
-    """Return what was decided about one guest at these times."""
+    """Return the decisions about one guest at these times."""
     guard: Guard[Any] = Guard(policy)
     state: GuardState[Any] = guard.start()
     found = []
@@ -63,7 +63,7 @@ def test_an_emergency_is_relieved_whatever_the_mode(mode: str) -> None:
     assert decision.target > 700 * MIB
 
 
-def test_an_emergency_of_a_vm_that_is_only_observed_is_not_paid_for_by_others() -> None:
+def test_no_guest_is_shrunk_for_an_emergency_of_a_vm_in_observe_mode() -> None:
     decisions = decided(
         a_host(
             a_guest("seen", size=2048, actual=512, available=5, mode="observe"),
@@ -77,9 +77,9 @@ def test_an_emergency_of_a_vm_that_is_only_observed_is_not_paid_for_by_others() 
 def test_a_manual_target_is_raised_in_an_emergency_and_never_lowered() -> None:
     idle = a_guest("idle", available=900, mode="manual")
     hungry = a_guest("hungry", size=2048, actual=512, available=5)
-    decisions = decided(a_host(idle, hungry, budget=1536), Wishes({"idle": 200, "hungry": 900}))
+    decisions = decided(a_host(idle, hungry, budget=1536), Constant({"idle": 200, "hungry": 900}))
     assert decisions["idle"] == Hold("manual")
-    raised = decided(a_host(replace(hungry, mode="manual")), Wishes({"hungry": 300}))["hungry"]
+    raised = decided(a_host(replace(hungry, mode="manual")), Constant({"hungry": 300}))["hungry"]
     assert isinstance(raised, SetTarget)
     assert raised.target > 512 * MIB
 
@@ -109,18 +109,18 @@ def test_a_guest_that_must_not_be_moved_is_left_alone_in_an_emergency(
         ({"fresh_since_s": None}, "grace"),
     ],
 )
-def test_a_guest_whose_figures_do_not_count_gives_nothing(changes: Mapping[str, Any], why: str) -> None:
+def test_a_guest_without_usable_figures_is_not_shrunk(changes: Mapping[str, Any], why: str) -> None:
     guest = a_guest("a", **{"available": 900} | dict(changes))
-    assert decided(a_host(guest, budget=512), Wishes({"a": 300})) == {"a": Hold(why)}
+    assert decided(a_host(guest, budget=512), Constant({"a": 300})) == {"a": Hold(why)}
 
 
 def test_a_guest_without_figures_grows_to_an_equal_part_of_its_range() -> None:
     silent = a_guest("silent", actual=256, seen_at_s=60.0)
-    decision = decided(a_host(silent, a_guest("b", actual=512), budget=1536), Wishes({}))["silent"]
+    decision = decided(a_host(silent, a_guest("b", actual=512), budget=1536), Constant({}))["silent"]
     assert decision == SetTarget((128 + (1536 - 256) * 896 // 1792) * MIB, "long-stale")
 
 
-def test_a_booting_guest_is_left_at_its_ceiling_and_not_quite_at_its_size() -> None:
+def test_a_booting_guest_is_held_at_its_ceiling_and_slightly_below_its_size() -> None:
     booting = a_guest("a", driver_up=False, available=None, target=400)
     assert decided(a_host(booting)) == {"a": SetTarget(1024 * MIB - BOOT_BALLOON, "booting")}
     capped = a_guest("a", driver_up=False, available=None, target=400, ceiling=800)
@@ -136,19 +136,19 @@ def test_a_booting_guest_in_manual_mode_is_left_alone() -> None:
 
 def test_a_late_tick_makes_all_samples_stale() -> None:
     host = replace(a_host(a_guest("a", available=900), budget=512), elapsed_s=11.0)
-    assert decided(host, Wishes({"a": 300})) == {"a": Hold("stale")}
-    assert isinstance(decided(host, Wishes({"a": 300}), late_ticks=False)["a"], SetTarget)
+    assert decided(host, Constant({"a": 300})) == {"a": Hold("stale")}
+    assert isinstance(decided(host, Constant({"a": 300}), late_ticks=False)["a"], SetTarget)
 
 
-def test_no_policy_takes_what_a_guest_holds() -> None:
+def test_no_policy_shrinks_a_guest_below_held_memory() -> None:
     guest = a_guest("a", available=100, floor=64)
-    decision = decided(a_host(guest), Wishes({"a": 64}))["a"]
+    decision = decided(a_host(guest), Constant({"a": 64}))["a"]
     assert isinstance(decision, SetTarget)
     assert decision.target >= 924 * MIB + 61 * MIB
 
 
 @pytest.mark.parametrize("peer", [Mom(), Proxmox()])
-def test_the_peers_within_the_guard_cannot_squeeze_below_what_is_held(peer: Any) -> None:
+def test_the_peers_within_the_guard_cannot_shrink_below_held_memory(peer: Any) -> None:
     guard: Guard[Any] = Guard(peer)
     state = guard.start()
     guests = [a_guest(name, available=150, floor=64) for name in ("a", "b", "c")]
@@ -162,30 +162,30 @@ def test_the_peers_within_the_guard_cannot_squeeze_below_what_is_held(peer: Any)
     assert min(targets) >= (1024 - 150) * MIB
 
 
-def test_a_guest_with_nothing_left_to_give_gets_its_target_set_back_and_no_strike() -> None:
+def test_a_guest_with_nothing_left_to_give_gets_its_target_set_back_and_does_not_count_as_stuck() -> None:
     guest = at(a_guest("a", available=60, target=800), 0.0, fresh_since_s=-10.0)
-    guard: Guard[Any] = Guard(Wishes({"a": 800}))
+    guard: Guard[Any] = Guard(Constant({"a": 800}))
     state, _ = guard.step(guard.start(), a_host(guest, now_s=0.0))
     state, decisions = guard.step(state, a_host(at(guest, 6.0), now_s=6.0))
     assert decisions == {"a": SetTarget(1024 * MIB, "nothing-left")}
-    assert state.cooperation[guest.id].strikes == 0
+    assert state.cooperation[guest.id].stuck_count == 0
     assert state.judgements[guest.id].health is None
 
 
-def test_a_guest_that_claims_available_memory_and_gives_none_is_distrusted_for_a_minute() -> None:
+def test_a_guest_that_reports_available_memory_and_gives_none_is_contradicted_for_a_minute() -> None:
     guest = at(a_guest("a", available=700, target=500), 0.0, fresh_since_s=-10.0)
     set_back = replace(guest, target=guest.actual)
     decisions = followed(
         [guest, at(guest, 6.0), at(set_back, 30.0), at(set_back, 65.0), at(set_back, 72.0)],
         [0.0, 6.0, 30.0, 65.0, 72.0],
-        Wishes({"a": 500}),
+        Constant({"a": 500}),
     )
     assert decisions[1] == SetTarget(1024 * MIB, "contradicted")
     assert decisions[2:4] == [Hold("contradicted"), Hold("contradicted")]
     assert decisions[4] == SetTarget(1024 * MIB - PROBE, "probe")
 
 
-def test_a_stuck_guest_backs_off_is_probed_and_is_free_again_once_it_moves() -> None:
+def test_a_stuck_guest_backs_off_is_probed_and_follows_the_policy_again_when_it_moves() -> None:
     guest = at(a_guest("a", available=200, target=900), 0.0, fresh_since_s=-10.0)
     set_back = replace(guest, target=guest.actual)
     probed = replace(guest, target=guest.actual - PROBE)
@@ -193,29 +193,29 @@ def test_a_stuck_guest_backs_off_is_probed_and_is_free_again_once_it_moves() -> 
     decisions = followed(
         [guest, at(guest, 6.0), at(set_back, 8.0), at(set_back, 11.5), at(probed, 12.0), moved],
         [0.0, 6.0, 8.0, 11.5, 12.0, 13.0],
-        Wishes({"a": 900}),
+        Constant({"a": 900}),
     )
     assert decisions[1:4] == [
         SetTarget(1024 * MIB, "stuck"),
         Hold("backs-off"),
         SetTarget(1024 * MIB - PROBE, "probe"),
     ]
-    assert decisions[5] == SetTarget(900 * MIB, "wish")
+    assert decisions[5] == SetTarget(900 * MIB, "constant")
 
 
 def test_a_stuck_guest_may_grow() -> None:
     guest = at(a_guest("a", size=2048, actual=1024, available=200, target=900), 0.0, fresh_since_s=-10.0)
-    decisions = followed([guest, at(guest, 6.0)], [0.0, 6.0], Wishes({"a": 1500}))
-    assert decisions[0] == SetTarget(1500 * MIB, "wish")
+    decisions = followed([guest, at(guest, 6.0)], [0.0, 6.0], Constant({"a": 1500}))
+    assert decisions[0] == SetTarget(1500 * MIB, "constant")
     stuck = replace(guest, target=guest.actual)
-    later = followed([guest, at(guest, 6.0), at(stuck, 8.0)], [0.0, 6.0, 8.0], Wishes({"a": 1500}))
-    assert later[2] == SetTarget(1500 * MIB, "wish")
+    later = followed([guest, at(guest, 6.0), at(stuck, 8.0)], [0.0, 6.0, 8.0], Constant({"a": 1500}))
+    assert later[2] == SetTarget(1500 * MIB, "constant")
 
 
-def test_strikes_double_the_back_off_and_make_a_guest_uncooperative() -> None:
+def test_the_back_off_doubles_while_a_guest_stays_stuck_until_it_is_uncooperative() -> None:
     guest = at(a_guest("a", available=200, target=900), 0.0, fresh_since_s=-10.0)
-    guard: Guard[Any] = Guard(Wishes({"a": 900}))
-    state, health, strikes = guard.start(), set(), set()
+    guard: Guard[Any] = Guard(Constant({"a": 900}))
+    state, health, counts = guard.start(), set(), set()
     target = guest.target
     for tick in range(200):
         now_s = tick * 0.5
@@ -224,40 +224,40 @@ def test_strikes_double_the_back_off_and_make_a_guest_uncooperative() -> None:
         decision = decisions[guest.id]
         target = decision.target if isinstance(decision, SetTarget) else target
         health.add(state.judgements[guest.id].health)
-        strikes.add(state.cooperation[guest.id].strikes)
+        counts.add(state.cooperation[guest.id].stuck_count)
     assert health == {None, "stuck", "uncooperative"}
-    assert max(strikes) in (3, 4, 5)
+    assert max(counts) in (3, 4, 5)
 
 
-def test_what_is_held_back_is_not_given_to_ordinary_grows() -> None:
+def test_ordinary_grows_do_not_get_memory_that_is_held_back() -> None:
     guest = a_guest("a", size=2048, actual=512, available=100)
-    free = decided(a_host(guest, budget=1536), Wishes({"a": 1000}))
-    held = decided(a_host(guest, budget=1536, held_back=1000 * MIB), Wishes({"a": 1000}))
-    assert free == {"a": SetTarget(1000 * MIB, "wish")}
+    free = decided(a_host(guest, budget=1536), Constant({"a": 1000}))
+    held = decided(a_host(guest, budget=1536, held_back=1000 * MIB), Constant({"a": 1000}))
+    assert free == {"a": SetTarget(1000 * MIB, "constant")}
     assert held == {"a": Hold("awaits-memory")}
 
 
-def test_a_shrink_on_its_way_is_cancelled_when_the_guest_comes_to_an_emergency() -> None:
+def test_a_pending_shrink_is_cancelled_when_the_guest_reaches_an_emergency() -> None:
     shrinking = a_guest("a", actual=700, available=10, target=400)
     decision = decided(a_host(shrinking, budget=600, overload="host"))["a"]
     assert isinstance(decision, SetTarget)
     assert decision.target >= 700 * MIB
 
 
-def test_strikes_end_with_the_life() -> None:
+def test_the_back_off_ends_with_the_life() -> None:
     guest = at(a_guest("a", available=200, target=900), 0.0, fresh_since_s=-10.0)
     again = at(replace(guest, life="2-2", target=None), 8.0, booted_at_s=7.0, fresh_since_s=-10.0)
-    decisions = followed([guest, at(guest, 6.0), again], [0.0, 6.0, 8.0], Wishes({"a": 900}))
+    decisions = followed([guest, at(guest, 6.0), again], [0.0, 6.0, 8.0], Constant({"a": 900}))
     assert decisions[1] == SetTarget(1024 * MIB, "stuck")
     assert isinstance(decisions[2], SetTarget)
-    assert decisions[2].why == "wish"
+    assert decisions[2].why == "constant"
 
 
-def test_a_contradicted_guest_that_is_on_its_way_up_is_not_set_back_again() -> None:
+def test_a_contradicted_guest_that_grows_is_not_set_back_again() -> None:
     guest = at(a_guest("a", size=2048, actual=1024, available=600, target=500), 0.0, fresh_since_s=-10.0)
     growing = at(replace(guest, target=2048 * MIB), 7.0)
     decisions = followed(
-        [guest, at(guest, 6.0), growing, at(growing, 7.5)], [0.0, 6.0, 7.0, 7.5], Wishes({"a": 500})
+        [guest, at(guest, 6.0), growing, at(growing, 7.5)], [0.0, 6.0, 7.0, 7.5], Constant({"a": 500})
     )
     assert decisions[1:] == [
         SetTarget(2048 * MIB, "contradicted"),
@@ -266,7 +266,7 @@ def test_a_contradicted_guest_that_is_on_its_way_up_is_not_set_back_again() -> N
     ]
 
 
-def test_floors_that_the_budget_cannot_keep_are_lowered_as_far_as_they_fit_beside_what_is_held() -> None:
+def test_floors_beyond_the_budget_are_lowered_until_they_fit_beside_held_memory() -> None:
     idle = [a_guest(f"idle{number}", actual=600, available=450, floor=700) for number in range(3)]
     hungry = a_guest("hungry", actual=600, available=10, floor=700)
     host = a_host(*idle, hungry, budget=2400, overload="host")
@@ -278,14 +278,14 @@ def test_floors_that_the_budget_cannot_keep_are_lowered_as_far_as_they_fit_besid
     assert all(500 * MIB < target < 600 * MIB for target in targets)
 
 
-def test_floors_that_fit_are_kept_whatever_somebody_else_lacks() -> None:
+def test_floors_that_fit_are_kept_even_if_another_guest_lacks_memory() -> None:
     idle = [a_guest(f"idle{number}", actual=600, available=450, floor=600) for number in range(3)]
     hungry = a_guest("hungry", actual=600, available=10, floor=300)
     decisions = decided(a_host(*idle, hungry, budget=2400, overload="host"))
     assert not any(isinstance(decisions[guest.id], SetTarget) for guest in idle)
 
 
-def test_what_a_stuck_guest_was_granted_and_does_not_take_is_withdrawn_for_others() -> None:
+def test_a_grant_that_a_stuck_guest_does_not_take_is_withdrawn_for_others() -> None:
     stuck = a_guest("stuck", size=2048, actual=512, target=1500, available=40)
     hungry = a_guest("hungry", actual=512, available=40)
     guard: Guard[Any] = Guard(FairShare())
@@ -301,7 +301,7 @@ def test_what_a_stuck_guest_was_granted_and_does_not_take_is_withdrawn_for_other
     assert grown == [False] * 6 + [True] * 2
 
 
-def test_a_stuck_guest_in_an_emergency_is_granted_a_probe_until_it_takes_something() -> None:
+def test_a_stuck_guest_in_an_emergency_is_granted_a_probe_until_its_balloon_moves() -> None:
     stuck = a_guest("stuck", size=2048, actual=512, target=700, available=40)
     guests = [at(stuck, now_s) for now_s in (100.0, 105.0)]
     guests.append(
@@ -319,8 +319,8 @@ def test_a_stuck_guest_in_an_emergency_is_granted_a_probe_until_it_takes_somethi
     assert decisions[4].target > 700 * MIB
 
 
-def test_no_policy_takes_a_guest_back_into_the_emergency_that_it_was_relieved_of() -> None:
+def test_no_policy_shrinks_a_guest_into_the_emergency_that_it_was_relieved_of() -> None:
     relieved = a_guest("a", actual=112, available=44, floor=32)
-    decision = decided(a_host(relieved, budget=96, overload="host"), Wishes({"a": 64}))["a"]
+    decision = decided(a_host(relieved, budget=96, overload="host"), Constant({"a": 64}))["a"]
     assert isinstance(decision, SetTarget)
     assert decision.target - 68 * MIB > relieved.critical

@@ -1,4 +1,4 @@
-"""The peers' algorithms against hand-computed tables, and against values their own projects publish."""
+"""The peers' algorithms, compared with hand-computed values and with those of their own projects."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_proxmox_changes_what_its_own_test_expects(
         (RELAXED, 593, {A: 2000, B: 1300, C: 1300}),
     ],
 )
-def test_proxmox_gets_where_its_own_test_expects_in_the_end(
+def test_proxmox_settles_where_its_own_test_expects(
     members: Mapping[VmId, proxmox.Member], goal: int, expected: Mapping[VmId, int]
 ) -> None:
     assert proxmox_until_settled(members, goal) == expected
@@ -116,7 +116,7 @@ def test_proxmox_shrinks_guests_with_enough_first_and_then_all() -> None:
 
 
 def proxmox_until_settled(members: Mapping[VmId, proxmox.Member], goal: int) -> dict[VmId, int]:
-    """Apply cycle after cycle until nothing changes, as the test of pve-manager does."""
+    """Apply cycles until no VM changes, as the test of pve-manager does."""
     left, now = goal * MB, dict(members)
     for _ in range(50):
         found = proxmox.targets(now, left, 100 * MB)
@@ -133,7 +133,7 @@ def proxmox_until_settled(members: Mapping[VmId, proxmox.Member], goal: int) -> 
     return {vm: member.balloon // MB for vm, member in now.items()}
 
 
-def test_proxmox_moves_nothing_at_its_goal_however_one_starves() -> None:
+def test_proxmox_moves_no_vm_at_its_goal_even_if_one_starves() -> None:
     starving = a_guest(A, 512 * MIB, available=8 * MIB)
     idle = a_guest(B, 512 * MIB, available=400 * MIB)
     policy = proxmox.Proxmox()
@@ -152,14 +152,14 @@ def test_proxmox_decides_every_ten_seconds() -> None:
     assert targets(decisions) == {A: 612 * MIB}
 
 
-# oVirt MOM: by hand from doc/balloon.rules.
+# oVirt MOM: hand-computed from doc/balloon.rules.
 
 
 @pytest.mark.parametrize(
     ("balloon", "floor", "used", "host_free", "expected"),
     [
         (1000, 200, 300, 0.19, 950),  # at most 5 % at once
-        (1000, 200, 800, 0.10, 950),  # it may keep 800 + 0.2 x 0.5 x 1000 = 900, and goes 5 % at once
+        (1000, 200, 800, 0.10, 950),  # 800 + 0.2 x 0.5 x 1000 = 900; at most 5 % at once
         (1000, 200, 900, 0.10, None),  # 900 + 100 = 1000: no change
         (1000, 200, 880, 0.10, 980),  # 880 + 100
         (1000, 960, 300, 0.10, 960),  # the floor
@@ -180,7 +180,7 @@ def test_mom_shrinks_by_host_pressure(
         (1000, 200, 2000, 990, 1190),  # what it uses and a fifth of its size
         (1000, 200, 1100, 990, 1100),  # the ceiling
         (1000, 1150, 2000, 300, 1150),  # the floor
-        (2000, 200, 2000, 1900, None),  # nothing is in its balloon
+        (2000, 200, 2000, 1900, None),  # its balloon is empty
     ],
 )
 def test_mom_grows_without_host_pressure(
@@ -220,7 +220,7 @@ def test_qubes_prefers_three_tenths_more_than_is_used() -> None:
     assert a_domain(100, 4096, 1024).preference == 200 * MIB
 
 
-def test_qubes_takes_from_donors_what_its_own_test_expects_when_memory_is_low() -> None:
+def test_qubes_shrinks_donors_as_its_own_test_expects_when_memory_is_low() -> None:
     domains = {
         VmId("below"): a_domain(1024, 4096, 768),
         VmId("1"): a_domain(1024, 4096, 1536),
@@ -232,32 +232,32 @@ def test_qubes_takes_from_donors_what_its_own_test_expects_when_memory_is_low() 
     assert qubes.balance(domains, 50 * MIB) == {VmId("1"): 1395864371, VmId("5"): 697932185}
 
 
-def test_qubes_shares_a_surplus_in_the_proportion_of_preferences() -> None:
+def test_qubes_shares_a_surplus_in_proportion_to_preferences() -> None:
     domains = {A: a_domain(1000, 8192, 1300), B: a_domain(2000, 8192, 2600)}
     found = qubes.balance(domains, 3900 * MIB)
     assert found == {A: int(0.999 * 2600 * MIB), B: int(0.999 * 5200 * MIB)}
 
 
-def test_qubes_gives_what_one_may_not_take_to_the_others() -> None:
+def test_qubes_divides_what_exceeds_a_maximum_among_the_others() -> None:
     domains = {A: a_domain(1000, 1400, 1300), B: a_domain(1000, 8192, 1300)}
     found = qubes.balance(domains, 1000 * MIB)
     first = int(0.999 * 1800 * MIB)
     assert found == {A: 1400 * MIB, B: first + int(0.999 * (first - 1400 * MIB))}
 
 
-def test_qubes_lets_acceptors_wait_for_donors_and_then_gives_what_is_there() -> None:
+def test_qubes_acceptors_wait_for_donors_and_then_get_free_memory() -> None:
     policy = qubes.Qubes()
     donor = a_guest(A, 1024 * MIB, available=724 * MIB)
-    needy = a_guest(B, 512 * MIB, available=12 * MIB)
-    host = a_host(donor, needy, budget=1586 * MIB)
+    acceptor = a_guest(B, 512 * MIB, available=12 * MIB)
+    host = a_host(donor, acceptor, budget=1586 * MIB)
     state, decisions = policy.step(policy.start(), host)
     assert list(targets(decisions)) == [A]
     assert [vm for vm, _ in state.waiting] == [B]
     stuck = a_guest(A, 1024 * MIB, available=724 * MIB, target=decisions[A].target)  # type: ignore[union-attr]
-    state, decisions = policy.step(state, a_host(stuck, needy, budget=1586 * MIB, now_s=0.4))
+    state, decisions = policy.step(state, a_host(stuck, acceptor, budget=1586 * MIB, now_s=0.4))
     assert decisions == {}
-    state, decisions = policy.step(state, a_host(stuck, needy, budget=1586 * MIB, now_s=0.5))
-    assert targets(decisions) == {B: 512 * MIB}  # all that is there beyond the 50 MiB kept free
+    state, decisions = policy.step(state, a_host(stuck, acceptor, budget=1586 * MIB, now_s=0.5))
+    assert targets(decisions) == {B: 512 * MIB}  # all free memory but 50 MiB
     assert state.no_progress == {A}
 
 
@@ -268,10 +268,10 @@ def test_qubes_does_nothing_for_a_small_change() -> None:
     assert decisions == {}
 
 
-# XenServer's squeezed: its worked scenario e, and by hand.
+# XenServer's squeezed: its documented scenario e, and hand-computed values.
 
 
-def test_squeezed_divides_a_surplus_by_ranges_as_its_own_scenario_says() -> None:
+def test_squeezed_divides_a_surplus_by_ranges_as_in_its_own_scenario() -> None:
     domains = (
         proportional.Domain(5000 * KIB, 7000 * KIB, 7000 * KIB, 7000 * KIB),
         proportional.Domain(5000 * KIB, 11000 * KIB, 6000 * KIB, 6000 * KIB),
@@ -280,7 +280,7 @@ def test_squeezed_divides_a_surplus_by_ranges_as_its_own_scenario_says() -> None
     assert found == [5500 * KIB, 6500 * KIB]
 
 
-def test_squeezed_frees_before_it_gives() -> None:
+def test_squeezed_shrinks_before_it_grows() -> None:
     domains = {
         A: proportional.Domain(256 * MIB, 1024 * MIB, 1024 * MIB, 1024 * MIB),
         B: proportional.Domain(256 * MIB, 1024 * MIB, 256 * MIB, 256 * MIB),
@@ -300,7 +300,7 @@ def test_squeezed_leaves_a_vm_out_after_five_seconds_without_progress() -> None:
     assert proportional.pinned(stuck) == 600 * MIB
 
 
-def test_squeezed_ignores_what_guests_need() -> None:
+def test_squeezed_ignores_the_needs_of_guests() -> None:
     policy = proportional.Proportional()
     starving = a_guest(A, 512 * MIB, available=4 * MIB)
     idle = a_guest(B, 512 * MIB, available=450 * MIB)
@@ -332,11 +332,11 @@ def test_fixed_leaves_a_vm_without_a_driver_alone() -> None:
     assert decisions == {}
 
 
-# All of them.
+# All policies.
 
 
 @pytest.mark.parametrize("name", SIMULATED)
-def test_every_policy_bears_its_name_and_takes_an_empty_host(name: str) -> None:
+def test_every_policy_has_its_name_and_accepts_a_host_without_vms(name: str) -> None:
     for policy in (simulated(name), guarded(name)):
         assert policy.name == name
         _, decisions = policy.step(policy.start(), a_host(budget=1024 * MIB))
@@ -344,7 +344,7 @@ def test_every_policy_bears_its_name_and_takes_an_empty_host(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SIMULATED)
-def test_every_policy_leaves_manual_guests_to_their_owner(name: str) -> None:
+def test_no_policy_moves_manual_guests(name: str) -> None:
     guest = GuestSnapshot(
         id=A,
         life="1",

@@ -1,4 +1,4 @@
-"""The reasons that decisions carry are the documented ones, and no others."""
+"""Every reason of a decision is documented, and every documented reason is used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CARRIERS = ("Hold", "SetTarget", "Judgement")
 
 
 def reasons(source: Path) -> set[str]:
-    """Return the words that stand where a reason goes; those of functions named ``_why`` too."""
+    """Return the words in the place of a reason, and those that functions named ``_why`` return."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source.read_text())):
         places: list[ast.expr] = []
@@ -39,14 +39,14 @@ def reasons(source: Path) -> set[str]:
 
 
 def texts(place: ast.expr) -> set[str]:
-    """Return the strings that the expression may be, leaving out conditions."""
+    """Return the possible string values of the expression."""
     match place:
         case ast.Constant(value=str(word)):
             return {word}
         case ast.IfExp():
             return texts(place.body) | texts(place.orelse)
         case ast.BoolOp(values=[ast.Attribute(attr="why"), *_]):
-            return set()  # a judgement that forbids has a reason: what stands behind it is for the types
+            return set()  # a judgement that forbids has a reason; the alternative is for the type checker
         case ast.BoolOp():
             return {word for value in place.values for word in texts(value)}
         case _:
@@ -58,14 +58,14 @@ def test_every_reason_in_the_sources_is_documented(source: Path) -> None:
     assert reasons(source) - WORDS.keys() == set()
 
 
-def test_every_documented_reason_is_given_somewhere() -> None:
+def test_every_documented_reason_is_used() -> None:
     from_modes = {"auto", "manual", "observe"}
     given = {word for source in SOURCES for word in reasons(source)} | from_modes
     assert WORDS.keys() - given == set()
 
 
 @pytest.mark.parametrize("word", sorted(WORDS))
-def test_each_word_says_in_a_sentence_what_it_means_and_what_to_do(word: str) -> None:
+def test_each_reason_has_a_sentence_for_its_meaning_and_one_for_the_operator(word: str) -> None:
     for text in (WORDS[word].means, WORDS[word].do):
         assert text.endswith(".")
         assert len(text) < 120

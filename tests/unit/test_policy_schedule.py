@@ -1,4 +1,4 @@
-"""When a VM is looked at, and when a tick comes, on a clock that the test moves."""
+"""The times of polls and ticks, on a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import GuestStats, Sample
 from qmpballoon.policy.schedule import (
-    LOOK_EVERY_S,
+    FULL_POLL_EVERY_S,
     MOVING_FOR_S,
     WATCHED_EVERY_S,
     TickSchedule,
@@ -54,12 +54,12 @@ def test_a_guest_that_grows_by_more_than_a_percent_a_second_is_sampled_fast() ->
     assert not is_sampled_fast(a_guest(309 * MIB), before)
 
 
-def test_growth_is_a_rate_whatever_lies_between_two_samples() -> None:
+def test_growth_is_a_rate_at_any_interval_between_two_samples() -> None:
     assert is_sampled_fast(a_guest(311 * MIB), a_guest(312 * MIB, at_s=99.8))
     assert not is_sampled_fast(a_guest(311 * MIB), a_guest(312 * MIB, at_s=98.0))
 
 
-def test_a_moving_balloon_is_watched_and_one_that_does_not_follow_is_not() -> None:
+def test_a_moving_balloon_is_sampled_fast_and_one_that_does_not_follow_is_not() -> None:
     asked = replace(a_guest(), target=400 * MIB)
     assert is_sampled_fast(asked, a_guest(at_s=99.8))
     assert is_sampled_fast(replace(asked, actual=500 * MIB), replace(asked, actual=510 * MIB))
@@ -67,7 +67,7 @@ def test_a_moving_balloon_is_watched_and_one_that_does_not_follow_is_not() -> No
     assert not is_sampled_fast(replace(asked, target=512 * MIB), a_guest(at_s=99.8))
 
 
-def test_a_guest_that_cannot_be_sampled_is_not_asked_more_often() -> None:
+def test_a_guest_that_cannot_be_sampled_is_not_sampled_fast() -> None:
     thin = a_guest(MIB)
     assert not is_sampled_fast(replace(thin, driver_up=False), None)
     assert not is_sampled_fast(replace(thin, answers=False), None)
@@ -84,7 +84,7 @@ def test_a_guest_is_sampled_four_times_before_a_burst_could_use_up_its_available
     assert interval_s(100 * MIB) == 0.2  # thin
 
 
-def test_without_a_fast_interval_all_are_sampled_alike() -> None:
+def test_without_a_fast_interval_all_guests_have_the_calm_interval() -> None:
     assert sampling_interval_s(a_guest(MIB), None, calm_s=2.0, fast_s=0.0) == 2.0
 
 
@@ -121,7 +121,7 @@ def clock() -> Clock:
 @pytest.fixture
 def vm(clock: Clock) -> VmSchedule:
     schedule = VmSchedule(CALM, clock)
-    schedule.looked()
+    schedule.defer_full_poll()
     return schedule
 
 
@@ -133,17 +133,17 @@ def test_a_calm_vm_is_polled_at_its_interval_and_an_urgent_one_fast(vm: VmSchedu
 
 
 def test_the_full_poll_is_on_time_and_does_not_wait_for_a_sample(vm: VmSchedule, clock: Clock) -> None:
-    assert not vm.is_look_due
-    clock.now_s += LOOK_EVERY_S - 0.5
+    assert not vm.is_full_poll_due
+    clock.now_s += FULL_POLL_EVERY_S - 0.5
     assert vm.pause_s(CALM, hurried=False) == pytest.approx(0.5)
-    vm.look_soon()
-    assert vm.is_look_due
+    vm.request_full_poll()
+    assert vm.is_full_poll_due
     assert vm.pause_s(CALM, hurried=False) == 0.0
-    vm.looked()
-    assert not vm.is_look_due
+    vm.defer_full_poll()
+    assert not vm.is_full_poll_due
 
 
-def test_a_vm_with_a_waiting_request_is_polled_most_often(vm: VmSchedule) -> None:
+def test_a_vm_with_a_waiting_request_is_polled_at_the_shortest_interval(vm: VmSchedule) -> None:
     vm.watchers += 1
     assert vm.pause_s(CALM, hurried=False) == WATCHED_EVERY_S
     vm.begin(CALM)
@@ -164,7 +164,7 @@ def test_a_sample_sets_the_interval_until_the_samples_are_forgotten(vm: VmSchedu
     assert vm.sample_every_s(CALM, hurried=False) == 0.2
     vm.forget_samples(CALM)
     assert vm.sample_every_s(CALM, hurried=False) == 2.0
-    assert vm.sampled(a_guest(THIN), CALM)  # as if it were the first
+    assert vm.sampled(a_guest(THIN), CALM)  # as the first sample
 
 
 def test_a_guest_that_became_thin_or_thinner_needs_a_decision_now(vm: VmSchedule) -> None:
@@ -175,7 +175,7 @@ def test_a_guest_that_became_thin_or_thinner_needs_a_decision_now(vm: VmSchedule
     assert not vm.sampled(a_guest(at_s=100.8), CALM)
 
 
-def test_a_claim_that_the_host_refutes_is_not_urgent() -> None:
+def test_a_thin_guest_that_rss_refutes_is_not_urgent() -> None:
     assert is_urgent(a_guest(THIN), None)
     assert not is_urgent(replace(a_guest(THIN), rss=100 * MIB), None)
     assert is_urgent(replace(a_guest(THIN), rss=2048 * MIB), None)
@@ -206,23 +206,19 @@ def test_an_unrequested_tick_comes_after_the_calm_interval(ticks: TickSchedule, 
     assert ticks.pause_s == 0.0
 
 
-def test_a_tick_that_is_asked_for_comes_after_the_shortest_interval(
-    ticks: TickSchedule, clock: Clock
-) -> None:
+def test_a_requested_tick_comes_after_the_shortest_interval(ticks: TickSchedule, clock: Clock) -> None:
     tick(ticks, clock, 0.001)
     ticks.ask()
     assert ticks.pause_s == pytest.approx(0.1)
 
 
-def test_a_tick_that_is_asked_for_waits_until_the_last_one_is_paid_for(
-    ticks: TickSchedule, clock: Clock
-) -> None:
+def test_a_requested_tick_waits_for_its_share_of_processor_time(ticks: TickSchedule, clock: Clock) -> None:
     tick(ticks, clock, 0.05)
     ticks.ask()
     assert ticks.pause_s == pytest.approx(0.5)
     tick(ticks, clock, 10.0)
     ticks.ask()
-    assert ticks.pause_s == pytest.approx(2.0)  # but no longer than if nobody had asked
+    assert ticks.pause_s == pytest.approx(2.0)  # no longer than without a request
 
 
 @pytest.mark.parametrize(
@@ -250,11 +246,9 @@ def test_one_tick_serves_all_requests(ticks: TickSchedule, clock: Clock) -> None
     assert [ticks.ask_urgently(), ticks.ask()] == [True, True]
 
 
-def test_what_urgent_ticks_cost_is_owed_by_the_ordinary_ones_after_them(
-    ticks: TickSchedule, clock: Clock
-) -> None:
+def test_the_cost_of_urgent_ticks_delays_later_ordinary_ticks(ticks: TickSchedule, clock: Clock) -> None:
     for _ in range(4):
-        tick(ticks, clock, 0.04)  # 0.4 s to pay each
+        tick(ticks, clock, 0.04)  # each delays by 0.4 s
         ticks.ask_urgently()
         clock.now_s += ticks.pause_s
     tick(ticks, clock, 0.001)
@@ -263,10 +257,10 @@ def test_what_urgent_ticks_cost_is_owed_by_the_ordinary_ones_after_them(
 
 
 @pytest.mark.parametrize("cost_s", [0.002, 0.02, 0.2, 2.0])
-def test_guests_in_constant_emergency_leave_the_agent_time_between_ticks(
+def test_the_agent_has_time_between_ticks_while_guests_are_in_constant_emergency(
     ticks: TickSchedule, clock: Clock, cost_s: float
 ) -> None:
-    """A hundred guests ask urgently whenever they are sampled: what a tick costs decides how many come."""
+    """Each sample of a hundred guests requests an urgent tick: the interval depends on the cost of a tick."""
     between_s: list[float] = []
     for _ in range(100):
         tick(ticks, clock, cost_s)
@@ -276,7 +270,7 @@ def test_guests_in_constant_emergency_leave_the_agent_time_between_ticks(
         clock.now_s += ticks.pause_s
     assert min(between_s) == pytest.approx(min(0.1, 10 * cost_s))
     tick(ticks, clock, cost_s)
-    ticks.ask()  # all are well again, and the debt of a hundred ticks is bounded
+    ticks.ask()  # the emergency is over; the delay by a hundred ticks is bounded
     assert ticks.pause_s <= 2.0
     clock.now_s += ticks.pause_s
     tick(ticks, clock, 0.001)

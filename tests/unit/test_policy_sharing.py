@@ -37,7 +37,7 @@ claims = st.lists(
 
 
 @given(amount=st.integers(0, 2**44), claims=claims)
-def test_no_more_is_given_than_is_there_and_hardly_less(amount: int, claims: list[Claim]) -> None:
+def test_the_parts_sum_up_to_the_amount_but_for_rounding(amount: int, claims: list[Claim]) -> None:
     found = split(amount, claims)
     assert all(claim.least <= part <= claim.most for claim, part in zip(claims, found, strict=True))
     least, most = sum(claim.least for claim in claims), sum(claim.most for claim in claims)
@@ -46,7 +46,7 @@ def test_no_more_is_given_than_is_there_and_hardly_less(amount: int, claims: lis
 
 
 @given(amount=st.integers(0, 2**44), claims=claims)
-def test_the_order_of_the_claims_changes_nothing(amount: int, claims: list[Claim]) -> None:
+def test_the_parts_do_not_depend_on_the_order_of_the_claims(amount: int, claims: list[Claim]) -> None:
     assert split(amount, claims[::-1]) == split(amount, claims)[::-1]
 
 
@@ -61,7 +61,7 @@ def test_small_claims_are_met_and_the_rest_is_split_equally() -> None:
     assert water_fill({"a": 10, "b": 100, "c": 100}, EQUAL, 110) == {"a": 10, "b": 50, "c": 50}
 
 
-def test_shares_weigh_what_is_short() -> None:
+def test_scarce_memory_is_divided_by_shares() -> None:
     assert water_fill({"a": 100, "b": 100}, {"a": 3000, "b": 1000}, 100) == {"a": 75, "b": 25}
 
 
@@ -69,11 +69,11 @@ def test_zero_available_gives_zero_to_each() -> None:
     assert water_fill({"a": 5, "b": -5}, {"a": 1, "b": 1}, -7) == {"a": 0, "b": 0}
 
 
-def test_a_later_tier_gets_what_the_earlier_ones_left() -> None:
+def test_a_later_tier_gets_what_the_earlier_ones_leave() -> None:
     tiers = ({"a": 10, "b": 20}, {"a": 40, "b": 20})
     assert filled_in_tiers(tiers, {"a": 1, "b": 1}, 35) == {"a": 15, "b": 20}
 
 
-def test_an_earlier_tier_that_cannot_be_filled_leaves_nothing_for_later_ones() -> None:
+def test_later_tiers_get_nothing_if_an_earlier_one_cannot_be_filled() -> None:
     tiers = ({"a": 100, "b": 10}, {"a": 100, "b": 100})
     assert filled_in_tiers(tiers, {"a": 1, "b": 1}, 50) == {"a": 40, "b": 10}

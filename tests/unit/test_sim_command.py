@@ -1,4 +1,4 @@
-"""Simulated QEMUs in processes of their own."""
+"""Simulated QEMUs in separate processes."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ async def started(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         async with asyncio.timeout(PATIENCE_S):
-            await process.stdout.read()  # ends with the last of its children
+            await process.stdout.read()  # until its last child ends
             await process.wait()
 
 
-async def ended(process: asyncio.subprocess.Process) -> int:
+async def exit_status(process: asyncio.subprocess.Process) -> int:
     async with asyncio.timeout(PATIENCE_S):
         return await process.wait()
 
@@ -51,14 +51,14 @@ def pid_behind(path: Path) -> int:
     return pid
 
 
-async def test_one_process_serves_several_and_removes_its_sockets(sockets_dir: Path) -> None:
+async def test_one_process_serves_several_qemus_and_removes_their_sockets(sockets_dir: Path) -> None:
     path = sockets_dir / "vm.qmp"
     async with started(str(path), "--count", "3", "--control") as process:
         paths = [numbered(path, number, 3) for number in range(3)]
         assert {pid_behind(each) for each in paths} == {process.pid}
         assert sorted(sockets_dir.iterdir()) == sorted([*paths, *(Path(f"{each}.control") for each in paths)])
         process.terminate()
-        assert await ended(process) == 0
+        assert await exit_status(process) == 0
     assert list(sockets_dir.iterdir()) == []
 
 
@@ -70,7 +70,7 @@ async def test_forked_qemus_have_a_pid_each_and_end_with_their_parent(sockets_di
         assert len({*pids, process.pid}) == 4
         os.kill(pids[0], signal.SIGKILL)
         process.terminate()
-        assert await ended(process) == 0
+        assert await exit_status(process) == 0
     assert list(sockets_dir.iterdir()) == []
 
 
@@ -79,11 +79,11 @@ async def test_forked_qemus_end_when_their_parent_is_killed(sockets_dir: Path) -
     async with started(str(path), "--count", "2", "--fork") as process:
         child = os.pidfd_open(pid_behind(numbered(path, 1, 2)))
         try:
-            gone = asyncio.Event()
-            asyncio.get_running_loop().add_reader(child, gone.set)
+            ended = asyncio.Event()
+            asyncio.get_running_loop().add_reader(child, ended.set)
             process.kill()
             async with asyncio.timeout(PATIENCE_S):
-                await gone.wait()
+                await ended.wait()
         finally:
             asyncio.get_running_loop().remove_reader(child)
             os.close(child)

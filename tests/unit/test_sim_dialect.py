@@ -1,4 +1,4 @@
-"""Which version's words a simulated QEMU uses; the words themselves are compared with recordings."""
+"""The dialect of each version; the contract tests compare the replies with recordings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qmpballoon.sim.qemu.dialect import DIALECTS, dialect_of
         ((12, 0, 0), (11, 1)),
     ],
 )
-def test_a_version_speaks_as_the_newest_listed_one_that_is_not_newer(
+def test_a_version_has_the_dialect_of_the_newest_listed_one_that_is_not_newer(
     version: tuple[int, int, int], listed: tuple[int, int]
 ) -> None:
     assert dialect_of(version) is DIALECTS[listed]

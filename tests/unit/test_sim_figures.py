@@ -1,4 +1,4 @@
-"""The figures, by hand."""
+"""The figures, compared with hand-computed values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_document_has_the_keys_of_the_contract() -> None:
     assert document["relief_p50_s"] is None
 
 
-def test_over_budget_counts_only_what_is_over() -> None:
+def test_over_budget_counts_only_memory_beyond_the_budget() -> None:
     host = HostTally()
     host.pass_time(2.0, over=100 * MIB)
     host.pass_time(5.0, over=-300 * MIB)
@@ -51,30 +51,30 @@ def test_over_budget_counts_only_what_is_over() -> None:
 def test_lent_is_what_is_used_beyond_an_equal_split() -> None:
     host = HostTally()
     host.measure(1.0, 800 * MIB, [a_need(600, 0, 700, 600), a_need(50, 0, 100, 50)])
-    assert figures("t", "p", host, [], 1.0).lent_mib == 200  # 600 used, 400 would be the part
+    assert figures("t", "p", host, [], 1.0).lent_mib == 200  # 600 used, 400 is its part
 
 
-def test_regret_is_measured_against_perfect_foresight() -> None:
+def test_regret_is_measured_against_a_clairvoyant_policy() -> None:
     host = HostTally()
     host.measure(1.0, 800 * MIB, [a_need(600, 0, 450, 450), a_need(100, 50, 350, 150)])
     assert figures("t", "p", host, [], 1.0).regret_mib == 150
 
 
-def test_the_clairvoyant_fills_anonymous_memory_before_page_cache() -> None:
+def test_the_clairvoyant_policy_fills_anonymous_memory_before_page_cache() -> None:
     host = HostTally()
     # 700 held in all; of the 100 left each gets 50 of page cache
     host.measure(1.0, 800 * MIB, [a_need(500, 300, 500, 500), a_need(200, 300, 300, 300)])
     assert figures("t", "p", host, [], 1.0).regret_mib == 50
 
 
-def test_the_clairvoyant_shares_what_is_short() -> None:
+def test_the_clairvoyant_policy_divides_scarce_memory_by_shares() -> None:
     host = HostTally()
     needs = [a_need(900, 0, 0, 0, shares=3000), a_need(900, 0, 900, 900)]
     host.measure(1.0, 800 * MIB, needs)
     assert figures("t", "p", host, [], 1.0).regret_mib == 600
 
 
-def test_shortfall_is_a_part_of_what_was_asked_for() -> None:
+def test_shortfall_is_a_part_of_the_demand() -> None:
     vm = VmTally()
     vm.pass_time(3.0, starved=False, asked=100, lacked=0)
     vm.pass_time(1.0, starved=True, asked=100, lacked=100)
@@ -82,7 +82,7 @@ def test_shortfall_is_a_part_of_what_was_asked_for() -> None:
     assert (found.shortfall_percent, found.starved_vm_s) == (25.0, 1.0)
 
 
-def test_relief_is_how_long_a_starvation_lasted() -> None:
+def test_relief_is_the_duration_of_a_starvation() -> None:
     vm = VmTally()
     for began_s, ended_s in ((1.0, 2.0), (5.0, 9.0), (20.0, 22.5)):
         vm.starve(began_s, starved=True)
@@ -94,13 +94,13 @@ def test_relief_is_how_long_a_starvation_lasted() -> None:
 
 
 def test_a_reversal_is_an_opposite_move_within_two_minutes() -> None:
-    vm = VmTally(there_s=1800.0)
+    vm = VmTally(present_s=1800.0)
     for at_s, up in ((0.0, True), (10.0, True), (130.0, False), (251.0, True), (260.0, False)):
         vm.move(at_s, up=up)
     found = figures("t", "p", HostTally(), [vm], 300.0)
     assert (found.moves_per_vm_h, found.reversals_per_vm_h) == (10.0, 4.0)
 
 
-def test_kills_and_the_vms_that_had_them_are_counted_apart() -> None:
+def test_kills_and_killed_vms_are_counted_separately() -> None:
     found = figures("t", "p", HostTally(), [VmTally(kills=3), VmTally(), VmTally(kills=1)], 1.0)
     assert (found.oom_kills, found.vms_killed) == (4, 2)

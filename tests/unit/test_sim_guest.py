@@ -1,4 +1,4 @@
-"""The simulated guest against what a real one was seen to do."""
+"""The simulated guest, compared with observations of real ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_nothing_moves_until_the_driver_has_loaded() -> None:
     assert guest.actual == 128 * MIB
 
 
-def test_after_a_reset_actual_is_untrue_until_the_driver_moves_again() -> None:
+def test_after_a_reset_actual_is_wrong_until_the_driver_moves_again() -> None:
     guest = a_guest()
     guest.set_target(128 * MIB)
     guest.advance(10.0)
@@ -81,8 +81,8 @@ def test_after_a_reset_actual_is_untrue_until_the_driver_moves_again() -> None:
     assert guest.actual == 128 * MIB
 
 
-def test_a_guest_released_while_it_reboots_keeps_an_untrue_actual() -> None:
-    # Seen with Linux 6.1: a driver that finds nothing to do writes nothing.
+def test_a_guest_whose_target_is_raised_during_a_reboot_keeps_a_wrong_actual() -> None:
+    # Seen with Linux 6.1: a driver without work does not write its balloon's size.
     guest = a_guest()
     guest.set_target(128 * MIB)
     guest.advance(10.0)
@@ -92,7 +92,7 @@ def test_a_guest_released_while_it_reboots_keeps_an_untrue_actual() -> None:
     assert (guest.driver_loaded, guest.actual, guest.balloon) == (True, 128 * MIB, 0)
 
 
-def test_a_paused_guest_stands_still_and_goes_on_where_it_stood() -> None:
+def test_a_paused_guest_does_not_change_and_continues_from_its_state() -> None:
     guest = a_guest()
     guest.set_polling_interval(1)
     guest.set_target(128 * MIB)
@@ -122,7 +122,7 @@ def test_the_driver_pushes_one_sample_when_it_loads_with_polling_off() -> None:
     assert guest.last_update == 1_700_000_002
 
 
-def test_a_change_from_zero_asks_for_a_sample_at_once() -> None:
+def test_a_polling_interval_changed_from_zero_requests_a_sample_at_once() -> None:
     guest = a_guest()
     guest.advance(100.0)
     guest.set_polling_interval(5)
@@ -134,7 +134,7 @@ def test_a_change_from_zero_asks_for_a_sample_at_once() -> None:
     assert guest.last_update == 1_700_000_105
 
 
-def test_the_same_or_another_interval_asks_nothing_at_once() -> None:
+def test_the_same_or_another_interval_requests_no_sample_at_once() -> None:
     guest = a_guest()
     guest.advance(1.0)
     guest.set_polling_interval(60)
@@ -174,7 +174,7 @@ def test_the_total_shrinks_only_without_deflate_on_oom(deflate_on_oom: bool, tot
     assert guest.statistics["stat-disk-caches"] == 5 * MIB
 
 
-def test_without_deflate_on_oom_a_squeezed_workload_is_killed_and_comes_back() -> None:
+def test_without_deflate_on_oom_a_workload_short_of_memory_is_killed_and_restarts() -> None:
     guest = a_guest()
     guest.set_target(128 * MIB)
     guest.advance(10.0)
@@ -215,7 +215,7 @@ def test_each_faulty_behaviour_moves_as_documented() -> None:
     assert moved_after(Behaviour.LIMITED, 1000.0, limit=200 * MIB) == 56 * MIB
 
 
-def test_an_intermittent_guest_knows_when_it_goes_on() -> None:
+def test_the_next_step_of_an_intermittent_guest_is_after_its_pause() -> None:
     guest = a_guest(replace(SPEC, behaviour=Behaviour.INTERMITTENT))
     guest.set_target(100 * MIB)
     guest.advance(5.0)
@@ -225,7 +225,7 @@ def test_an_intermittent_guest_knows_when_it_goes_on() -> None:
 @pytest.mark.parametrize(
     ("behaviour", "available"), [(Behaviour.CLAIMS_ALL, 0), (Behaviour.CLAIMS_NONE, 219 * MIB)]
 )
-def test_a_lying_guest_reports_false_figures(behaviour: Behaviour, available: int) -> None:
+def test_a_guest_with_false_claims_reports_false_figures(behaviour: Behaviour, available: int) -> None:
     guest = a_guest(replace(SPEC, behaviour=behaviour))
     guest.set_demand(30 * MIB)
     guest.set_polling_interval(1)
@@ -234,7 +234,7 @@ def test_a_lying_guest_reports_false_figures(behaviour: Behaviour, available: in
     assert guest.available == 256 * MIB - SPEC.base - 30 * MIB
 
 
-def test_frozen_statistics_stay_while_the_balloon_moves() -> None:
+def test_frozen_statistics_do_not_change_while_the_balloon_moves() -> None:
     guest = a_guest()
     guest.set_polling_interval(1)
     guest.advance(5.0)
@@ -274,7 +274,7 @@ BEHAVIOURS = st.sampled_from(Behaviour)
 
 
 @given(MOVES, BEHAVIOURS, st.booleans())
-def test_sampling_often_changes_nothing(
+def test_the_state_does_not_depend_on_how_often_a_guest_is_advanced(
     moves: list[tuple[float, int, int | None]], behaviour: Behaviour, deflate_on_oom: bool
 ) -> None:
     spec = replace(SPEC, behaviour=behaviour, limit=90 * MIB, deflate_on_oom=deflate_on_oom)
@@ -307,7 +307,7 @@ def test_the_next_step_is_when_actual_changes_and_not_before(
         guest.advance(guest.now_s)
         before, due_s = guest.actual, guest.next_step_s()
         if due_s is None:
-            guest.advance(guest.now_s + 5.0)  # less than it takes a killed workload to come back
+            guest.advance(guest.now_s + 5.0)  # less than the restart time of a killed workload
             assert guest.actual == before
         else:
             guest.advance(due_s - 1e-4)

@@ -1,4 +1,4 @@
-"""The simulated host: what it samples, steps, does and checks."""
+"""The simulated host: samples, steps, execution of decisions, checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qmpballoon.model.names import VmId
 from qmpballoon.policy.registry import simulated
 from qmpballoon.policy.snapshot import Decisions, SetTarget, Snapshot
 from qmpballoon.sim.guest import Behaviour
-from qmpballoon.sim.host import AccountsBroken, Host, Run, play, starts
+from qmpballoon.sim.host import Host, InvariantViolated, Run, play, starts
 from qmpballoon.sim.trace import Demand, Trace, TraceVm
 from qmpballoon.sim.traces import built_in
 from qmpballoon.units import MIB
@@ -21,7 +21,7 @@ Steps = Callable[[Snapshot], Decisions]
 
 
 class Scripted:
-    """A policy that is told what to do, and keeps the snapshots that it was shown."""
+    """A policy that follows a script and records its snapshots."""
 
     name = "scripted"
 
@@ -49,7 +49,7 @@ def a_trace(*vms: TraceVm, duration_s: float = 30.0, budget: int = 1024 * MIB) -
 
 
 def once(at_s: float, target: int, name: str = "a") -> Steps:
-    """Return a script that asks for ``target`` once."""
+    """Return a script that sets ``target`` once."""
     asked: list[float] = []
 
     def decide(snapshot: Snapshot) -> Decisions:
@@ -70,21 +70,21 @@ def test_guests_start_with_their_part_of_the_budget_or_with_what_they_hold() -> 
     assert starts([small, no_driver], 700 * MIB) == [188 * MIB, 512 * MIB]
 
 
-def test_a_kill_comes_when_the_demand_crosses_what_is_there_not_at_a_tick() -> None:
+def test_a_kill_comes_when_the_demand_exceeds_the_available_memory_and_not_at_a_tick() -> None:
     trace = a_trace(a_vm((0, 50, 0), (10, 50, 0), (30, 450, 0)), budget=256 * MIB)
     run = play(trace, Scripted(), host=Host(calm_tick_s=7.0))
     crossing_s = 10 + (256 - 5 - 55 - 50) / 20
     assert run.kills[A][0] == pytest.approx(crossing_s, abs=0.11)
 
 
-def test_deflate_on_oom_gives_way_first() -> None:
+def test_deflate_on_oom_prevents_a_kill() -> None:
     trace = a_trace(a_vm((0, 50, 0), (10, 50, 0), (30, 350, 0), deflate_on_oom=True), budget=256 * MIB)
     run = play(trace, Scripted())
     assert run.figures.oom_kills == 0
     assert run.figures.over_budget_mib_s > 0
 
 
-def test_a_killed_workload_comes_back_slowly_after_its_restart() -> None:
+def test_a_killed_workload_grows_slowly_after_its_restart() -> None:
     vm = a_vm((0, 50, 0), (10, 50, 0), (15, 300, 0), (20, 300, 0), (20.1, 100, 0))
     trace = a_trace(vm, budget=256 * MIB)
     run = play(trace, Scripted(), record=True)
@@ -109,7 +109,7 @@ def test_calm_guests_are_sampled_at_their_interval_and_growing_ones_fast() -> No
     assert len(seen["b"]) in range(70, 78)
 
 
-def test_ticks_are_rare_while_all_is_calm_and_soon_after_a_move() -> None:
+def test_ticks_are_rare_while_all_guests_are_calm_and_frequent_after_a_move() -> None:
     policy = Scripted(once(10.0, 700 * MIB))
     large = a_vm((0, 50, 0), size=1024 * MIB, ceiling=1024 * MIB, inflate_bytes_per_s=40.0 * MIB)
     play(a_trace(large), policy)
@@ -119,7 +119,7 @@ def test_ticks_are_rare_while_all_is_calm_and_soon_after_a_move() -> None:
     assert len([at_s for at_s in ticks if 20.0 < at_s <= 30.0]) == 5
 
 
-def test_a_new_vm_is_seen_at_once_and_charged_in_full() -> None:
+def test_a_new_vm_is_in_the_next_snapshot_and_charged_with_its_size() -> None:
     policy = Scripted()
     play(a_trace(a_vm((0, 50, 0)), a_vm((0, 50, 0), name="b", boots_at_s=7.3)), policy)
     first = next(snapshot for snapshot in policy.seen if len(snapshot.guests) == 2)
@@ -130,7 +130,7 @@ def test_a_new_vm_is_seen_at_once_and_charged_in_full() -> None:
     assert last.fresh_since_s == pytest.approx(10.0, abs=0.3)
 
 
-def test_a_reset_makes_a_guest_new() -> None:
+def test_a_reset_clears_the_sample_and_charges_the_size() -> None:
     policy = Scripted(once(2.0, 300 * MIB))
     play(a_trace(a_vm((0, 50, 0), resets_at_s=(10.0,))), policy, host=Host(calm_tick_s=0.5))
     during = next(snapshot for snapshot in policy.seen if snapshot.now_s > 10.1).guests[0]
@@ -142,7 +142,7 @@ def test_a_reset_makes_a_guest_new() -> None:
     assert after.actual == 300 * MIB
 
 
-def test_rss_is_what_was_touched_and_the_balloon_did_not_take() -> None:
+def test_rss_is_all_touched_memory_outside_the_balloon() -> None:
     policy = Scripted(once(20.0, 300 * MIB))
     play(a_trace(a_vm((0, 50, 0), (5, 350, 0), (10, 350, 0), (10.1, 50, 0))), policy)
     assert policy.seen[0].guests[0].rss == (40 + 55 + 50) * MIB
@@ -161,14 +161,14 @@ def test_rss_is_what_was_touched_and_the_balloon_did_not_take() -> None:
         (Behaviour.NO_DRIVER, 512),
     ],
 )
-def test_balloons_move_as_the_behaviour_of_the_guest_says(behaviour: Behaviour, actual: int) -> None:
+def test_balloons_move_by_the_behaviour_of_the_guest(behaviour: Behaviour, actual: int) -> None:
     vm = a_vm((0, 50, 0), behaviour=behaviour, limit=350 * MIB, inflate_bytes_per_s=64.0 * MIB)
     policy = Scripted(once(5.0, 200 * MIB))
     play(a_trace(vm, duration_s=16.0), policy)
     assert policy.seen[-1].guests[0].actual // MIB == pytest.approx(actual, abs=4)
 
 
-def test_frozen_figures_grow_old() -> None:
+def test_the_age_of_frozen_figures_increases() -> None:
     policy = Scripted()
     play(a_trace(a_vm((0, 50, 0), behaviour=Behaviour.FROZEN_STATS)), policy)
     guest = policy.seen[-1].guests[0]
@@ -178,7 +178,7 @@ def test_frozen_figures_grow_old() -> None:
 @pytest.mark.parametrize(
     ("behaviour", "available"), [(Behaviour.CLAIMS_ALL, 0), (Behaviour.CLAIMS_NONE, 475)]
 )
-def test_lying_guests_report_false_figures(behaviour: Behaviour, available: int) -> None:
+def test_guests_with_false_claims_report_false_figures(behaviour: Behaviour, available: int) -> None:
     policy = Scripted()
     play(a_trace(a_vm((0, 50, 0), behaviour=behaviour)), policy)
     sample = policy.seen[-1].guests[0].sample
@@ -186,32 +186,32 @@ def test_lying_guests_report_false_figures(behaviour: Behaviour, available: int)
     assert sample.available == pytest.approx(available * MIB, abs=MIB)
 
 
-def against_rules(trace: Trace, decide: Steps) -> list[str]:
-    return play(trace, Scripted(decide)).against_rules
+def violations(trace: Trace, decide: Steps) -> list[str]:
+    return play(trace, Scripted(decide)).violations
 
 
-def test_decisions_against_the_rules_are_noted() -> None:
+def test_decisions_that_break_a_rule_are_recorded() -> None:
     trace = a_trace(a_vm((0, 50, 0), ceiling=400 * MIB))
-    assert against_rules(trace, once(5.0, 200 * MIB)) == []
-    assert "below its floor" in against_rules(trace, once(5.0, 100 * MIB))[0]
-    assert "over its ceiling" in against_rules(trace, once(5.0, 500 * MIB))[0]
+    assert violations(trace, once(5.0, 200 * MIB)) == []
+    assert "below its floor" in violations(trace, once(5.0, 100 * MIB))[0]
+    assert "over its ceiling" in violations(trace, once(5.0, 500 * MIB))[0]
     floors_do_not_fit = replace(trace, budget=120 * MIB)
-    assert against_rules(floors_do_not_fit, once(5.0, 112 * MIB)) == []
+    assert violations(floors_do_not_fit, once(5.0, 112 * MIB)) == []
     frozen = a_trace(a_vm((0, 50, 0), behaviour=Behaviour.FROZEN_STATS))
-    assert against_rules(frozen, once(3.0, 200 * MIB)) == []
-    assert "stale" in against_rules(frozen, once(9.0, 200 * MIB))[0]
+    assert violations(frozen, once(3.0, 200 * MIB)) == []
+    assert "stale" in violations(frozen, once(9.0, 200 * MIB))[0]
     without = a_trace(a_vm((0, 50, 0), behaviour=Behaviour.NO_DRIVER))
-    assert "without a driver" in against_rules(without, once(3.0, 200 * MIB))[0]
+    assert "without a driver" in violations(without, once(3.0, 200 * MIB))[0]
 
 
 @pytest.mark.parametrize("target", [float("nan"), 0, -1, 2**50, 3.0 * MIB, None])
 def test_a_target_that_is_no_size_ends_the_run(target: int) -> None:
-    with pytest.raises(AccountsBroken, match="scripted asked for"):
+    with pytest.raises(InvariantViolated, match="scripted asked for"):
         play(a_trace(a_vm((0, 50, 0))), Scripted(once(1.0, target)))
 
 
 def test_a_decision_about_an_unknown_vm_ends_the_run() -> None:
-    with pytest.raises(AccountsBroken, match="not there"):
+    with pytest.raises(InvariantViolated, match="not present"):
         play(
             a_trace(a_vm((0, 50, 0))),
             Scripted(lambda snapshot: {"ghost": SetTarget(MIB, "x")}),  # type: ignore[dict-item]
@@ -230,7 +230,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert [step.at_s for step in run(4).steps] != [step.at_s for step in first.steps]
 
 
-def test_recording_changes_nothing_of_the_figures() -> None:
+def test_recording_does_not_change_the_figures() -> None:
     trace = built_in("equilibrium", 2)
     plain = play(trace, simulated("qubes"))
     recorded = play(trace, simulated("qubes"), record=True)
@@ -246,7 +246,7 @@ def test_a_static_split_is_never_over_budget_without_deflate_on_oom_and_boots() 
     assert figures.moves_per_vm_h == 0
 
 
-def test_a_demand_larger_than_the_guest_kills_in_the_trace_and_not_before_it() -> None:
+def test_a_demand_larger_than_the_guest_causes_a_kill_in_the_trace_and_not_before_it() -> None:
     run = play(a_trace(a_vm((0, 600, 0)), duration_s=5.0), Scripted())
     assert run.kills[A] == [0.0]
     assert run.figures.oom_kills == 1

@@ -1,4 +1,4 @@
-"""The kernels that guests of the simulator may have, and what differs between them."""
+"""The kernels of simulated guests, and their differences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EACH = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
         ("", KERNEL_6_1),
     ],
 )
-def test_a_release_is_like_the_newest_known_one_before_it(release: str, kernel: GuestKernel) -> None:
+def test_a_release_uses_the_newest_known_kernel_before_it(release: str, kernel: GuestKernel) -> None:
     assert kernel_like(release) is kernel
 
 
@@ -49,7 +49,7 @@ def test_inflation_stops_where_the_kernel_has_no_page_left(kernel: GuestKernel) 
 
 
 @EACH
-def test_a_kernel_kills_below_its_mark_and_not_at_it(kernel: GuestKernel) -> None:
+def test_a_kernel_kills_below_its_threshold_and_not_at_it(kernel: GuestKernel) -> None:
     guest = a_guest(kernel)
     guest.set_target(kernel.base + 100 * MIB)
     guest.advance(10.0)
@@ -70,7 +70,7 @@ def test_deflate_on_oom_keeps_what_the_kernel_needs(kernel: GuestKernel) -> None
 
 
 @EACH
-def test_the_total_lacks_what_the_kernel_does_not_count(kernel: GuestKernel) -> None:
+def test_the_total_excludes_memory_that_the_kernel_does_not_count(kernel: GuestKernel) -> None:
     guest = a_guest(kernel)
     guest.advance(10.0)
     assert 256 * MIB - guest.statistics["stat-total-memory"] == pytest.approx(kernel.unseen, abs=MIB)
@@ -83,7 +83,7 @@ def counters(guest: SimulatedGuest) -> list[int]:
     return [guest.statistics[f"stat-{name}"] for name in COUNTERS]
 
 
-def test_kills_since_the_boot_are_reported_by_newer_kernels_alone() -> None:
+def test_only_newer_kernels_report_kills_since_the_boot() -> None:
     older, newer = a_guest(KERNEL_6_1), a_guest(KERNEL_6_12)
     for guest in (older, newer):
         guest.set_demand(256 * MIB)
@@ -97,7 +97,7 @@ def test_kills_since_the_boot_are_reported_by_newer_kernels_alone() -> None:
     assert counters(newer) == [0] * 6
 
 
-def test_a_small_base_hides_no_more_than_a_part_of_itself() -> None:
+def test_unseen_memory_is_at_most_two_thirds_of_the_base() -> None:
     assert replace(GuestSpec(), base=30 * MIB).unseen == 20 * MIB
 
 
@@ -108,10 +108,10 @@ def test_freed_memory_is_reported_late_and_usable_at_once() -> None:
     guest.set_demand(100 * MIB)
     guest.set_demand(0)
     unseen = 256 * MIB - kernel.base - guest.available
-    assert unseen == int(kernel.lists_take * 256 * MIB)
+    assert unseen == int(kernel.list_capacity * 256 * MIB)
     guest.advance(20.0)
     later = 256 * MIB - kernel.base - guest.available
-    assert later == pytest.approx(unseen * kernel.lists_keep**10, abs=4096)
+    assert later == pytest.approx(unseen * kernel.list_capacity_kept**10, abs=4096)
     guest.set_demand(256 * MIB - kernel.base)
     assert (guest.available, guest.oom_kills) == (0, 0)
 
@@ -128,10 +128,10 @@ def test_deflated_memory_is_reported_late_until_a_reset() -> None:
     assert guest.available == 20 * MIB
     guest.reset()
     guest.advance(20.0)
-    assert guest.available == 30 * MIB  # its balloon is taken anew
+    assert guest.available == 30 * MIB  # its balloon is inflated again
 
 
-def test_figures_of_6_1_hide_nothing() -> None:
+def test_linux_6_1_counts_freed_memory_as_available_at_once() -> None:
     guest = a_guest(KERNEL_6_1)
     guest.set_demand(0)
     assert guest.available == 256 * MIB - KERNEL_6_1.base
@@ -142,6 +142,6 @@ def killed(policy: str, kernel: GuestKernel) -> int:
 
 
 @EACH
-def test_fairshare_has_no_kill_under_either_kernel_where_qubes_has_some(kernel: GuestKernel) -> None:
+def test_fairshare_has_no_kill_with_either_kernel_and_qubes_has_some(kernel: GuestKernel) -> None:
     assert killed("fairshare", kernel) == 0
     assert killed("qubes", kernel) > 0

@@ -1,4 +1,4 @@
-"""The simulated QEMU's own side: events, faults, and what it costs."""
+"""The simulated QEMU: events, faults, timers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qmpballoon.sim.qemu.server import SimulatedQemu
 from qmpballoon.units import MIB
 
 PATIENCE_S = 10.0
-UNHEARD_S = 0.1
+NO_REPLY_S = 0.1
 DEVICE = "/machine/peripheral/balloon0"
 
 
@@ -34,12 +34,12 @@ class Client:
         async with asyncio.timeout(timeout_s):
             return await self.reader.readline()
 
-    def say(self, command: str, **arguments: object) -> None:
+    def send(self, command: str, **arguments: object) -> None:
         request = {"execute": command, "arguments": arguments, "id": command}
         self.writer.write(json.dumps(request).encode())
 
     async def ask(self, command: str, **arguments: object) -> dict[str, Any]:
-        self.say(command, **arguments)
+        self.send(command, **arguments)
         reply = json.loads(await self.line())
         assert isinstance(reply, dict)
         return reply
@@ -101,39 +101,39 @@ async def test_a_rearmed_interval_brings_fresh_figures_within_the_same_second(qe
 async def test_events_go_to_every_monitor_and_each_has_its_own_client(sockets_dir: Path) -> None:
     paths = sockets_dir / "a.qmp", sockets_dir / "b.qmp"
     async with SimulatedQemu(*paths), connected(paths[0]) as first, connected(paths[1]) as second:
-        first.say("stop")
+        first.send("stop")
         assert json.loads(await first.line())["event"] == json.loads(await second.line())["event"] == "STOP"
 
 
-async def test_faults_concern_the_first_monitor_alone(sockets_dir: Path) -> None:
+async def test_faults_affect_the_first_monitor_only(sockets_dir: Path) -> None:
     paths = sockets_dir / "a.qmp", sockets_dir / "b.qmp"
     faults = Faults(silent_to=frozenset({"*"}))
     async with (
         SimulatedQemu(*paths, faults=faults),
-        connected(paths[0]) as mute,
-        connected(paths[1]) as witness,
+        connected(paths[0]) as silent,
+        connected(paths[1]) as control,
     ):
-        mute.say("query-balloon")
-        assert "return" in await witness.ask("query-balloon")
+        silent.send("query-balloon")
+        assert "return" in await control.ask("query-balloon")
         with pytest.raises(TimeoutError):
-            await mute.line(UNHEARD_S)
+            await silent.line(NO_REPLY_S)
 
 
 async def test_without_a_greeting_no_request_is_answered(qemu: SimulatedQemu) -> None:
     qemu.faults.silent_greeting = True
     async with connected(qemu.path, negotiated=False) as client:
-        client.say("qmp_capabilities")
+        client.send("qmp_capabilities")
         with pytest.raises(TimeoutError):
-            await client.line(UNHEARD_S)
+            await client.line(NO_REPLY_S)
 
 
 async def test_it_stops_replying_after_a_number_of_replies(qemu: SimulatedQemu) -> None:
     qemu.faults.silent_after_replies = 2
     async with connected(qemu.path) as client:
         assert "return" in await client.ask("query-status")
-        client.say("query-status")
+        client.send("query-status")
         with pytest.raises(TimeoutError):
-            await client.line(UNHEARD_S)
+            await client.line(NO_REPLY_S)
 
 
 async def test_a_refused_command_is_answered_with_an_error(qemu: SimulatedQemu) -> None:
@@ -147,15 +147,15 @@ async def test_a_refused_command_is_answered_with_an_error(qemu: SimulatedQemu) 
 async def test_it_closes_at_any_byte(qemu: SimulatedQemu, size: int) -> None:
     qemu.faults.cut_after_bytes = size
     async with connected(qemu.path, negotiated=False) as client:
-        client.say("qmp_capabilities")
-        client.say("query-status")
+        client.send("qmp_capabilities")
+        client.send("query-status")
         assert len(await client.rest()) == size
 
 
-async def test_half_a_reply_and_the_end(qemu: SimulatedQemu) -> None:
+async def test_it_closes_after_half_a_reply(qemu: SimulatedQemu) -> None:
     qemu.faults.half_reply_to = frozenset({"query-balloon"})
     async with connected(qemu.path) as client:
-        client.say("query-balloon")
+        client.send("query-balloon")
         assert await client.rest() == b'{"return": {"actual": 2684354'
 
 
@@ -167,21 +167,23 @@ async def test_half_a_reply_and_the_end(qemu: SimulatedQemu) -> None:
         (Babble.NO_ID, [None]),
     ],
 )
-async def test_replies_with_unknown_ids(qemu: SimulatedQemu, babble: Babble, ids: list[str | None]) -> None:
+async def test_replies_with_unexpected_ids(
+    qemu: SimulatedQemu, babble: Babble, ids: list[str | None]
+) -> None:
     qemu.faults.babble = babble
     async with connected(qemu.path) as client:
-        client.say("query-status")
+        client.send("query-status")
         assert [json.loads(await client.line()).get("id") for _ in ids] == ids
 
 
 async def test_bytes_that_are_not_json(qemu: SimulatedQemu) -> None:
     async with connected(qemu.path) as client:
         qemu.faults.babble = Babble.NOT_AN_OBJECT
-        client.say("query-status")
+        client.send("query-status")
         assert isinstance(json.loads(await client.line()), list)
         assert "return" in json.loads(await client.line())
         qemu.faults.babble = Babble.RANDOM_BYTES
-        client.say("query-status")
+        client.send("query-status")
         with pytest.raises(UnicodeDecodeError):
             json.loads(await client.line())
         assert "return" in json.loads(await client.line())
@@ -191,7 +193,7 @@ async def test_a_flood_of_events_and_a_large_reply(qemu: SimulatedQemu) -> None:
     qemu.faults.event_flood = 2000
     qemu.faults.reply_padding = 2 * MIB
     async with connected(qemu.path) as client:
-        client.say("query-status")
+        client.send("query-status")
         for _ in range(2000):
             assert json.loads(await client.line())["event"] == "BALLOON_CHANGE"
         reply = await client.line()
@@ -204,7 +206,7 @@ async def test_slow_replies_keep_their_order(qemu: SimulatedQemu) -> None:
         qemu.faults.reply_delay_s = 0.02
         commands = ["query-status", "query-name", "query-uuid"]
         for command in commands:
-            client.say(command)
+            client.send(command)
         assert [json.loads(await client.line())["id"] for _ in commands] == commands
 
 
@@ -231,7 +233,7 @@ async def test_faults_are_set_over_a_second_monitor(sockets_dir: Path) -> None:
             assert "error" in await control.ask("x-simulate", **wrong)
 
 
-async def test_an_older_qemu_does_not_know_the_virtio_status(sockets_dir: Path) -> None:
+async def test_an_older_qemu_has_no_command_for_the_virtio_status(sockets_dir: Path) -> None:
     machine = MachineSpec(version=(7, 1, 0))
     async with SimulatedQemu(sockets_dir / "a.qmp", machine=machine) as qemu, connected(qemu.path) as client:
         reply = await client.ask("x-query-virtio-status", path=f"{DEVICE}/virtio-backend")
@@ -243,7 +245,7 @@ async def test_qemu_11_aborts_on_the_virtio_status_and_leaves_its_socket(sockets
     async with SimulatedQemu(sockets_dir / "a.qmp", machine=machine) as qemu, connected(qemu.path) as client:
         refused = await client.ask("x-query-virtio-status", path=DEVICE)
         assert refused["error"]["desc"] == f"Path {DEVICE} is not a realized VirtIODevice"
-        client.say("x-query-virtio-status", path=f"{DEVICE}/virtio-backend")
+        client.send("x-query-virtio-status", path=f"{DEVICE}/virtio-backend")
         assert await client.rest() == b""
         assert qemu.exited.is_set()
         assert qemu.aborted
@@ -251,7 +253,7 @@ async def test_qemu_11_aborts_on_the_virtio_status_and_leaves_its_socket(sockets
 
 
 @pytest.mark.parametrize("booted", [True, False])
-async def test_the_virtio_status_tells_whether_the_driver_is_up(sockets_dir: Path, booted: bool) -> None:
+async def test_the_virtio_status_shows_whether_the_driver_is_up(sockets_dir: Path, booted: bool) -> None:
     guest = GuestSpec(boot_s=1000.0, deflate_on_oom=True)
     async with AsyncExitStack() as stack:
         qemu = SimulatedQemu(sockets_dir / "a.qmp", guest=guest, booted=booted)
@@ -282,19 +284,19 @@ async def test_idle_qemus_set_no_timers(sockets_dir: Path) -> None:
 
 
 def test_it_runs_on_uvloop_too(sockets_dir: Path) -> None:
-    async def converse() -> list[object]:
+    async def exchange() -> list[object]:
         async with SimulatedQemu(sockets_dir / "a.qmp") as qemu, connected(qemu.path) as client:
             qemu.faults.half_reply_to = frozenset({"query-balloon"})
-            client.say("balloon", value=128 * MIB)
+            client.send("balloon", value=128 * MIB)
             lines = [json.loads(await client.line()) for _ in range(3)]
-            client.say("query-balloon")
+            client.send("query-balloon")
             return [*(line.get("event") for line in lines), await client.rest()]
 
     moved = "BALLOON_CHANGE"
-    assert uvloop.run(converse()) == [None, moved, moved, b'{"return": {"actual": 1342177']
+    assert uvloop.run(exchange()) == [None, moved, moved, b'{"return": {"actual": 1342177']
 
 
-def test_faults_are_read_as_typed() -> None:
+def test_faults_are_parsed_from_words() -> None:
     words = ["silent-greeting", "reply-delay-s=0.5", "refuse=balloon,stop", "babble=no-id", "event-flood=9"]
     assert Faults.parse(words) == Faults(
         silent_greeting=True,

@@ -1,4 +1,4 @@
-"""The stream of requests, cut anywhere."""
+"""The stream of requests, split at any byte."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fed(chunks: list[bytes]) -> list[Request | Broken]:
     st.booleans(),
     st.lists(st.integers(0)),
 )
-def test_requests_come_out_whole_however_they_are_cut(
+def test_requests_are_complete_at_any_split_of_the_input(
     objects: list[dict[str, object]], between: str, ascii_only: bool, cuts: list[int]
 ) -> None:
     text = between.join(json.dumps(each, ensure_ascii=ascii_only) for each in objects)
@@ -65,12 +65,12 @@ def test_any_bytes_give_values_or_error_messages_and_nothing_else(junk: bytes, c
         (b"[" * 10**6 + b"]" * 10**6, "JSON nesting depth limit exceeded"),
     ],
 )
-def test_a_broken_value_is_reported_once_and_the_next_is_read(text: bytes, sentence: str) -> None:
+def test_an_invalid_value_is_reported_once_and_the_next_is_read(text: bytes, sentence: str) -> None:
     assert fed([text, b'{"execute":"stop"}']) == [Broken(sentence), Request({"execute": "stop"})]
 
 
 @pytest.mark.parametrize(
-    ("texts", "sentences"),  # as QEMU 11.1.3 said them
+    ("texts", "sentences"),  # seen with QEMU 11.1.3
     [
         ([b"}", b"\n}", b"  }"], ["1:1: {}", "2:1: {}", "2:4: {}"]),
         ([b'{"execute":"stop"}}', b"\n{} }"], ["1:19: {}", "2:4: {}"]),

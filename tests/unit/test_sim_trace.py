@@ -1,4 +1,4 @@
-"""Trace files: what is read, and what is said about those that are wrong."""
+"""Trace files: parsing, defaults, and errors of invalid files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_trace_is_read_as_it_is_documented() -> None:
     assert vm.demand == (Demand(0.0, 104857600, 20971520), Demand(60.0, 629145600, 0))
 
 
-def test_what_may_be_left_out_has_a_default() -> None:
+def test_optional_keys_have_defaults() -> None:
     trace = parsed(
         {
             "duration_s": 10,
@@ -117,7 +117,7 @@ def test_what_may_be_left_out_has_a_default() -> None:
         (a_document(vms=[7]), "vms[0]: must be an object with name, size"),
     ],
 )
-def test_an_error_is_reported_with_its_position(document: object, place: str) -> None:
+def test_an_error_is_reported_with_its_path(document: object, place: str) -> None:
     found = problems(json.dumps(document).encode())
     assert [text for text in found if text.startswith(place)], found
 
@@ -143,7 +143,7 @@ def test_all_errors_are_reported_at_once() -> None:
         b"null",
     ],
 )
-def test_what_is_no_trace_is_refused(content: bytes) -> None:
+def test_content_that_is_no_trace_is_refused(content: bytes) -> None:
     assert problems(content)
 
 
@@ -151,14 +151,14 @@ def test_broken_json_is_reported_with_its_line() -> None:
     assert problems(b'{\n "name": "a",\n oops\n}')[0].startswith("line 3: no JSON")
 
 
-def test_an_unknown_key_is_ignored_and_told_with_what_was_meant() -> None:
+def test_an_unknown_key_is_ignored_and_reported_with_a_suggestion() -> None:
     trace = parsed(a_document(vms=[a_vm(celing=5)]))
     assert [str(problem) for problem in trace.unknown] == [
         "vms[0].celing: is not known and ignored; did you mean ceiling?"
     ]
 
 
-def test_a_file_that_is_not_there_is_an_error_with_a_reason(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
         read_trace(tmp_path / "none.json")
 

@@ -19,7 +19,7 @@ class FixedState:
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Splits once, and again only when a VM comes or goes; shrinks come before grows."""
+    """Splits the budget again only when the set of VMs changes; shrinks come before grows."""
 
     @property
     def name(self) -> str:
@@ -31,7 +31,7 @@ class Fixed:
         return FixedState()
 
     def step(self, state: FixedState, snapshot: Snapshot) -> tuple[FixedState, Decisions]:
-        """Return a target for each VM that was not asked for its part yet."""
+        """Return a target for each VM whose target is not its part yet."""
         names = frozenset(guest.id for guest in snapshot.guests)
         if names != state.names:
             state = FixedState(names, _static_split(snapshot))

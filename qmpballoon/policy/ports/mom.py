@@ -4,9 +4,9 @@ Follows oVirt/mom, ``doc/balloon.rules`` (commit e0f3d3b) and the intervals of `
 
 Figures are taken every 5 s and averaged over ten, decisions are made every 10 s. When less than 20 % of
 the host is free every guest shrinks, by 5 % at most, down to what it uses and a part of its size that
-falls with the host's free memory; otherwise every guest grows by 5 %, or at once to what it uses and a
+falls with the host's free memory. Otherwise every guest grows by 5 %, or at once to what it uses and a
 fifth more. Here the budget stands for the 80 % of the host that may be used. Page cache counts as used,
-shares are unknown, and a starving guest is not grown while the host is short.
+shares are ignored, and a starving guest does not grow while the host is short.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEAD_BAND: Final = 0.0025  # of the size
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was monitored of a guest, in bytes."""
+    """One sample of a guest, in bytes."""
 
     balloon: int
     unused: int
@@ -39,7 +39,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class MomState:
-    """The histories, newest last, and when what is due next."""
+    """The histories, newest last, and the times of the next sample and decision."""
 
     next_monitor_s: float = float("-inf")
     next_policy_s: float = float("-inf")
@@ -61,7 +61,7 @@ class Mom:
         return MomState()
 
     def step(self, state: MomState, snapshot: Snapshot) -> tuple[MomState, Decisions]:
-        """Monitor and decide, each if it is due."""
+        """Take a sample and decide, each if it is due."""
         if snapshot.now_s >= state.next_monitor_s:
             state = _monitored(state, snapshot)
         if snapshot.now_s < state.next_policy_s:

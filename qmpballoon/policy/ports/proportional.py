@@ -3,8 +3,8 @@
 Follows xapi-project/xen-api, ``ocaml/squeezed/lib/squeeze.ml`` (commit 033f5d0) and its design document: all
 free memory is divided so that every VM is at the same part of its range, floor + part x (ceiling - floor);
 what guests need is ignored. Shrinks come first, and grows only when all shrinks are complete. A VM that makes
-no progress towards its target for 5 s is left out and pinned where it is, until the next round. Free memory
-is looked at every 10 s; while it is being moved, every second.
+no progress towards its target for 5 s is left out and pinned at its size until the next round. Free memory
+is checked every 10 s, and every second during a round.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEPT_FREE: Final = 10 * MIB  # of the host: 9 MiB of low memory and 1 MiB agains
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A VM as the computation sees it, in bytes."""
+    """The input of the computation about a VM, in bytes."""
 
     minimum: int
     maximum: int
@@ -35,26 +35,26 @@ class Domain:
 
     @property
     def freeable(self) -> int:
-        """The least that it frees when it goes to its minimum."""
+        """The least that it frees at its minimum, in bytes."""
         return max(0, self.actual - self.minimum - 2 * INACCURACY)
 
     @property
     def range(self) -> int:
-        """How far its target can be moved."""
+        """The distance between its limits, in bytes."""
         return max(0, self.maximum - self.minimum)
 
     @property
     def has_hit_target(self) -> bool:
-        """Tell whether it is where it was asked to be."""
+        """Tell whether it has reached its target."""
         return abs(self.actual - self.target) <= INACCURACY
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What is remembered of a VM during a round."""
+    """The progress of a VM during a round."""
 
     actual: int
-    at_s: float  # of its last progress
+    at_s: float  # when actual last came nearer to the target
     is_stuck: bool = False
 
 
@@ -106,7 +106,7 @@ class Proportional:
 
 
 def proportional_targets(domains: Sequence[Domain], free: int) -> list[int]:
-    """Return every domain's target if the ``free`` bytes of the host are divided, too; order kept."""
+    """Return the target of each domain, in order, if the ``free`` bytes of the host are divided too."""
     surplus = max(0, free + sum(domain.freeable for domain in domains))
     whole = sum(domain.range for domain in domains)
     part = min(1.0, surplus / whole) if whole else 0.0
@@ -124,7 +124,7 @@ def one_phase(domains: Mapping[VmId, Domain], targets: Sequence[int]) -> dict[Vm
 
 
 def followed(before: Progress | None, domain: Domain, now_s: float) -> Progress:
-    """Return what is remembered of a VM after another look at it."""
+    """Return the progress of a VM after another check."""
     if before is None:
         return Progress(domain.actual, now_s)
     moved, missing = domain.actual - before.actual, domain.target - domain.actual
@@ -135,7 +135,7 @@ def followed(before: Progress | None, domain: Domain, now_s: float) -> Progress:
 
 
 def pinned(domain: Domain) -> int:
-    """Return the target that pins a stuck VM, so that it takes no memory when it responds again."""
+    """Return the target that pins a stuck VM, so that it does not grow when it responds again."""
     return min(domain.maximum, max(domain.minimum, min(domain.target, domain.actual)))
 
 

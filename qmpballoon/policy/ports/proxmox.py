@@ -5,7 +5,7 @@ Follows pve-manager, ``PVE/AutoBalloon.pm`` (``compute_alg1``) and ``auto_ballon
 
 Every 10 s the host's used memory is compared with 80 % of its RAM; the difference is given to VMs or taken
 back. Here the budget stands for the 80 %, and the sum of all charges for the used memory. Within 10 MiB of it
-nothing is moved, even if a guest starves. A VM has enough when its free memory (page cache does not count) is
+no VM is moved, even if a guest starves. A VM has enough when its free memory (page cache does not count) is
 over a quarter of its minimum. A VM with too little grows first, one with enough shrinks first, and the others
 follow only if that changed nothing. No VM moves by more than 100 MiB a cycle. The age of the figures is
 ignored.
@@ -29,7 +29,7 @@ ENOUGH_FREE: Final = 0.25  # of the minimum
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A VM as the computation sees it, in bytes; ``free`` is None when the guest does not report it."""
+    """The input of the computation about a VM, in bytes; ``free`` None: the guest does not report it."""
 
     balloon: int  # what it has: QMP's actual
     minimum: int
@@ -79,7 +79,7 @@ class Proxmox:
 def targets(
     members: Mapping[VmId, Member], goal: int, largest_change: int = LARGEST_CHANGE
 ) -> dict[VmId, int]:
-    """Return the new size of each VM that changes, to hand out ``goal`` bytes (negative: to take back)."""
+    """Return the new size of each VM that changes, to grow all by ``goal`` bytes (negative: shrink)."""
     found: dict[VmId, int] = {}
     if abs(goal) <= DEAD_BAND:
         return found
@@ -93,21 +93,20 @@ def targets(
 def _change(
     members: Mapping[VmId, Member],
     found: dict[VmId, int],
-    who: Sequence[VmId],
+    vms: Sequence[VmId],
     amount: int,
     largest_change: int,
 ) -> int:
-    """Change the VMs in ``who`` by ``amount`` in all; return the rest.
+    """Change ``vms`` by ``amount`` in all; return the rest.
 
-    Beyond its minimum each gets a part by shares. What a VM cannot take because of a limit goes to another
-    round.
+    Beyond its minimum each gets a part by shares. What a limit excludes is divided in another round.
     """
     rest = amount
     settled: set[VmId] = set()
     again = True
     while rest and again:
         again = False
-        left = [vm for vm in who if vm not in settled]
+        left = [vm for vm in vms if vm not in settled]
         above_minimum = rest + sum(found.get(vm, members[vm].balloon) - members[vm].minimum for vm in left)
         shares = sum(members[vm].shares for vm in left)
         changed, moved = 0, 0

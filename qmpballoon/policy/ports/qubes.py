@@ -5,12 +5,12 @@ Follows QubesOS/qubes-core-admin, ``qubes/qmemman/algo.py`` (commit 173b415) and
 
 A VM prefers 1.3 times what it uses. If all can have that, the surplus is shared in proportion to the
 preferences. If not, a VM that has more shrinks to its preference, and free memory goes to those that have
-less. Donors come first. A grow waits up to 0.5 s for the memory, then gets what is free; a donor that gave
-nothing is left out until it has moved. Changes of less than 150 MiB in all, or of 15 MiB for a VM below its
+less. Donors come first. A grow waits up to 0.5 s for the memory, then gets what is free. A donor that did not
+shrink is left out until it has moved. Changes of less than 150 MiB in all, or of 15 MiB for a VM below its
 preference, are not made. The algorithm runs whenever a guest reports.
 
-Xen's free memory stands for what is left of the budget, the least preference (200 MiB there) for the
-VM's floor. Qubes' boost of dom0 has no counterpart.
+Here the free budget stands for Xen's free memory, and the VM's floor for the least preference (200 MiB).
+Qubes' boost of dom0 has no counterpart.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qmpballoon.units import MIB
 
 CACHE_FACTOR: Final = 1.3
 KEPT_FREE: Final = 50 * MIB
-LEAST_GIFT: Final = 10 * MIB  # the smallest amount that is asked of a donor
+LEAST_DONATION: Final = 10 * MIB  # the smallest amount that is asked of a donor
 LEAST_TRANSFER: Final = 150 * MIB
 LEAST_GROWTH: Final = 15 * MIB  # of a VM below its preference
 DONORS_HAVE_S: Final = 0.5
@@ -34,17 +34,17 @@ ROUNDING: Final = 0.999
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A VM as the computation sees it, in bytes; ``used`` is None without figures: it is left out."""
+    """The input of the computation about a VM, in bytes; ``used`` None: no figures, it is left out."""
 
     used: int | None
     minimum: int
     maximum: int
-    actual: int  # the larger of what it has and what it may take: its charge
+    actual: int  # its charge: the larger of actual and target
     last_target: int | None = None
 
     @property
     def preference(self) -> int:
-        """What it should have."""
+        """The size that it should have."""
         return int(max(min((self.used or 0) * CACHE_FACTOR, self.maximum), self.minimum))
 
 
@@ -54,9 +54,9 @@ class QubesState:
 
     waiting: tuple[tuple[VmId, int], ...] = ()  # acceptors and their targets, next first
     donors: Mapping[VmId, tuple[int, int]] | None = None  # charge before, target
-    until_s: float = 0.0  # the next acceptor waits so long
+    until_s: float = 0.0  # until when the next acceptor waits
     no_progress: frozenset[VmId] = frozenset()
-    seen_at_s: float = float("-inf")  # of the newest figures that were acted upon
+    seen_at_s: float = float("-inf")  # of the newest figures that were used
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,12 @@ class Qubes:
         guests = {guest.id: guest for guest in snapshot.guests if _takes_part(guest)}
         decisions: dict[VmId, SetTarget] = {}
         if state.waiting:
-            return _given_on(state, snapshot, guests, decisions), decisions
+            return _serve_waiting(state, snapshot, guests, decisions), decisions
         newest_s = max((guest.sample.seen_at_s for guest in guests.values() if guest.sample), default=0.0)
         if newest_s <= state.seen_at_s:
             return state, decisions
-        forgiven = {vm for vm in state.no_progress if vm in guests and _is_forgiven(guests[vm])}
-        state = replace(state, seen_at_s=newest_s, no_progress=state.no_progress - forgiven)
+        moved = {vm for vm in state.no_progress if vm in guests and _has_moved(guests[vm])}
+        state = replace(state, seen_at_s=newest_s, no_progress=state.no_progress - moved)
         domains = {vm: _domain(guest) for vm, guest in guests.items() if vm not in state.no_progress}
         free = snapshot.budget - snapshot.held_back - snapshot.charged
         wanted = balance(domains, free - KEPT_FREE)
@@ -95,7 +95,7 @@ class Qubes:
         given = {vm: (guests[vm].actual, target) for vm, target in donors.items()}
         acceptors = tuple((vm, target) for vm, target in wanted.items() if target > domains[vm].actual)
         state = replace(state, waiting=acceptors, donors=given, until_s=snapshot.now_s + DONORS_HAVE_S)
-        return (_given_on(state, snapshot, guests, decisions) if acceptors else state), decisions
+        return (_serve_waiting(state, snapshot, guests, decisions) if acceptors else state), decisions
 
 
 def balance(domains: Mapping[VmId, Domain], free: int) -> dict[VmId, int]:
@@ -133,21 +133,21 @@ def _with_surplus(domains: Mapping[VmId, Domain], available: int) -> dict[VmId, 
 
 def _when_short(domains: Mapping[VmId, Domain], free: int) -> dict[VmId, int]:
     targets = {}
-    there = free
+    left = free
     takers = {}
     for vm, domain in domains.items():
         spare = domain.actual - domain.preference
         if spare <= 0 and domain.actual < domain.maximum:
             takers[vm] = domain
-        elif spare >= LEAST_GIFT:
-            # The original subtracts what a donor gives, although adding it would be expected; that is kept.
-            there -= spare
+        elif spare >= LEAST_DONATION:
+            # The original subtracts what a donor gives instead of adding it; that is kept.
+            left -= spare
             targets[vm] = domain.preference
-    if there < 0:
+    if left < 0:
         return targets
     whole = sum(domain.preference for domain in takers.values())
     for vm, domain in takers.items():
-        share = domain.preference / whole * there
+        share = domain.preference / whole * left
         targets[vm] = min(int(ROUNDING * (domain.actual + share)), domain.maximum)
     return targets
 
@@ -163,7 +163,7 @@ def _is_worth_it(targets: Mapping[VmId, int], domains: Mapping[VmId, Domain], fr
     return starving or sum(map(abs, changes.values())) + abs(free - KEPT_FREE) > LEAST_TRANSFER
 
 
-def _given_on(
+def _serve_waiting(
     state: QubesState,
     snapshot: Snapshot,
     guests: Mapping[VmId, GuestSnapshot],
@@ -182,21 +182,21 @@ def _given_on(
             continue
         if snapshot.now_s < state.until_s:
             return replace(state, waiting=state.waiting[place:])
-        there = guest.charge + free - KEPT_FREE
-        if there > guest.floor:
-            decisions[vm] = SetTarget(guest.clamp(there), "donors-late")
-        lazy = {
+        reachable = guest.charge + free - KEPT_FREE
+        if reachable > guest.floor:
+            decisions[vm] = SetTarget(guest.clamp(reachable), "donors-late")
+        late = {
             donor
             for donor, (before, asked) in (state.donors or {}).items()
             if donor in guests
             and guests[donor].actual > asked + KEPT_FREE / 4
             and guests[donor].actual == before
         }
-        return replace(state, waiting=(), donors=None, no_progress=state.no_progress | lazy)
+        return replace(state, waiting=(), donors=None, no_progress=state.no_progress | late)
     return replace(state, waiting=(), donors=None)
 
 
-def _is_forgiven(guest: GuestSnapshot) -> bool:
+def _has_moved(guest: GuestSnapshot) -> bool:
     target = guest.actual if guest.target is None else guest.target
     return guest.charge <= target + KEPT_FREE / 2 or guest.charge < _domain(guest).preference
 
@@ -206,7 +206,7 @@ def _takes_part(guest: GuestSnapshot) -> bool:
 
 
 def _domain(guest: GuestSnapshot) -> Domain:
-    """Used memory excludes page cache, as in the reports of Qubes guests."""
+    """Return the VM for the computation; used memory excludes page cache, as Qubes guests report it."""
     sample, used = guest.sample, None
     if sample is not None and sample.actual is not None:
         free, caches = sample.stats.free, sample.stats.caches

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--count starts at 1")
     if options.fork:
         return _fork(options)
-    asyncio.run(_serve(options, range(options.count), _say_ready))
+    asyncio.run(_serve(options, range(options.count), _print_ready))
     return 0
 
 
@@ -49,19 +49,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m qmpballoon.sim.qemu", description="Simulated QEMUs with a balloon."
     )
-    parser.add_argument("path", type=Path, help="the QMP socket; with --count a number is put into it")
+    parser.add_argument("path", type=Path, help="the QMP socket; with --count a number is added")
     parser.add_argument("--count", type=int, default=1, help="how many QEMUs (1)")
-    parser.add_argument("--fork", action="store_true", help="a process for each of them")
-    parser.add_argument("--control", action="store_true", help="a second monitor each, at PATH.control")
+    parser.add_argument("--fork", action="store_true", help="a process for each QEMU")
+    parser.add_argument("--control", action="store_true", help="a second monitor for each, at PATH.control")
     parser.add_argument("--size", type=parse_size, default="256MiB", help="memory of a guest (256MiB)")
     parser.add_argument("--anonymous", type=parse_size, default=None, help="memory its workload holds")
     parser.add_argument("--name", help="QEMU's -name; with --count a number is appended")
-    parser.add_argument("--boot-s", type=float, help="seconds until the driver loads; it is up if not given")
+    parser.add_argument("--boot-s", type=float, help="seconds until the driver loads (default: it is up)")
     parser.add_argument("--no-balloon", action="store_true", help="no balloon device")
     parser.add_argument("--deflate-on-oom", action="store_true", help="negotiated")
     parser.add_argument("--behaviour", type=Behaviour, default=Behaviour.IDEAL, help=" ".join(Behaviour))
     parser.add_argument(
-        "--fault", action="append", default=[], metavar="NAME[=VALUE]", help="may be given again"
+        "--fault", action="append", default=[], metavar="NAME[=VALUE]", help="may be repeated"
     )
     return parser
 
@@ -105,20 +105,20 @@ async def _serve(options: argparse.Namespace, numbers: Sequence[int], ready: Cal
             await qemu.exited.wait()
 
 
-def _say_ready() -> None:
+def _print_ready() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
 
 
 def _fork(options: argparse.Namespace) -> int:
     ready_reader, ready_writer = os.pipe()
-    life_reader, life_writer = os.pipe()  # closed when the parent ends, which the children detect
-    gc.freeze()  # the garbage collector does not write to, and so copy, the shared pages
+    parent_reader, parent_writer = os.pipe()  # closed when the parent ends; the children detect that
+    gc.freeze()  # the garbage collector does not write to shared pages, which would copy them
     children: set[int] = set()
 
     def forward(number: int, _: object) -> None:
         for child in tuple(children):
-            with contextlib.suppress(ProcessLookupError):  # reaped, not yet removed from the list
+            with contextlib.suppress(ProcessLookupError):  # reaped, and not yet removed from the set
                 os.kill(child, number)
 
     # A signal that comes while children are being forked must reach all of them.
@@ -127,20 +127,20 @@ def _fork(options: argparse.Namespace) -> int:
     for number in range(options.count):
         child = os.fork()
         if child == 0:
-            os.close(life_writer)
+            os.close(parent_writer)
             os.close(ready_reader)
-            _be_child(options, number, ready_writer, life_reader)
+            _run_child(options, number, ready_writer, parent_reader)
         children.add(child)
     for wanted in blocked:
         signal.signal(wanted, forward)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
     os.close(ready_writer)
-    os.close(life_reader)
-    heard = 0
-    while heard < options.count and (said := os.read(ready_reader, options.count)):
-        heard += len(said)
-    if heard == options.count:
-        _say_ready()
+    os.close(parent_reader)
+    ready_count = 0
+    while ready_count < options.count and (received := os.read(ready_reader, options.count)):
+        ready_count += len(received)
+    if ready_count == options.count:
+        _print_ready()
     while children:
         child, _ = os.wait()
         children.discard(child)
@@ -148,13 +148,13 @@ def _fork(options: argparse.Namespace) -> int:
         path = numbered(options.path, number, options.count)
         path.unlink(missing_ok=True)  # of those that were killed
         Path(f"{path}.control").unlink(missing_ok=True)
-    return 0 if heard == options.count else 1
+    return 0 if ready_count == options.count else 1
 
 
-def _be_child(options: argparse.Namespace, number: int, ready_writer: int, life_reader: int) -> None:
+def _run_child(options: argparse.Namespace, number: int, ready_writer: int, parent_reader: int) -> None:
     def ready() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-        asyncio.get_running_loop().add_reader(life_reader, os.kill, os.getpid(), signal.SIGTERM)
+        asyncio.get_running_loop().add_reader(parent_reader, os.kill, os.getpid(), signal.SIGTERM)
         os.write(ready_writer, b".")
         os.close(ready_writer)
 

@@ -25,15 +25,15 @@ class VirtioStatus(Enum):
 class Dialect:
     """The replies of QEMU from one version up to the next one that is listed."""
 
-    unknown_capability: str  # the sentence, with ``{}`` for the name
-    statistics_read_only: str  # the sentence
-    refused_size: str  # what a refused ``balloon`` calls its parameter
+    unknown_capability: str  # the error text, with ``{}`` for the name
+    statistics_read_only: str  # the error text
+    refused_size: str  # the name of the parameter in the error of a refused ``balloon``
     statistics: tuple[str, ...]  # names, in QEMU's order
     has_singlestep: bool  # in query-status
-    error_positions: bool  # prefix of JSON errors: line and column in the whole input of the client
-    told_after_reply: frozenset[str]  # commands whose events come after their reply
+    error_positions: bool  # JSON errors start with line and column in the whole input of the client
+    events_after_reply: frozenset[str]  # commands whose events come after their reply
     virtio_status: VirtioStatus
-    virtio_device: str  # what x-query-virtio-status calls what it takes
+    virtio_device: str  # the type in the errors of x-query-virtio-status
     offered_transports: tuple[str, ...]
 
 
@@ -82,7 +82,7 @@ _5_2: Final = Dialect(
     statistics=_STATISTICS,
     has_singlestep=True,
     error_positions=False,
-    told_after_reply=frozenset({"system_reset", "quit"}),
+    events_after_reply=frozenset({"system_reset", "quit"}),
     virtio_status=VirtioStatus.UNKNOWN,
     virtio_device="VirtIODevice",
     offered_transports=_TRANSPORTS,
@@ -91,7 +91,7 @@ _7_2: Final = replace(
     _5_2,
     unknown_capability="Parameter 'null' does not accept value '{}'",
     statistics_read_only="Property 'virtio-balloon-device.guest-stats' is not writable",
-    told_after_reply=frozenset(),
+    events_after_reply=frozenset(),
     virtio_status=VirtioStatus.ANSWERED,
 )
 _10_0: Final = replace(
@@ -115,9 +115,9 @@ DIALECTS: Final[Mapping[tuple[int, int], Dialect]] = MappingProxyType(
 
 
 def dialect_of(version: tuple[int, ...]) -> Dialect:
-    """Return the dialect of a version: the newest listed one that is not newer, or else the oldest."""
-    spoken = _5_2
+    """Return the dialect of a version: the newest listed one that is not newer, else the oldest."""
+    found = _5_2
     for since, dialect in DIALECTS.items():
         if since <= version:
-            spoken = dialect
-    return spoken
+            found = dialect
+    return found

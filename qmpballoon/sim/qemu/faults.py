@@ -1,4 +1,4 @@
-"""Faults that a simulated QEMU shows on demand; every field may be changed while it runs."""
+"""Faults of a simulated QEMU; each field may be changed while it runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Final
 
 
 class Babble(StrEnum):
-    """What it sends before, or instead of, a reply."""
+    """Invalid messages before, or in place of, a reply."""
 
-    RANDOM_BYTES = "random-bytes"  # a line of them, then the reply
+    RANDOM_BYTES = "random-bytes"  # a line of random bytes, then the reply
     NOT_AN_OBJECT = "not-an-object"  # a line of valid JSON that is a list, then the reply
     UNKNOWN_ID = "unknown-id"  # a reply to a request that was never sent, then the reply
-    ID_TWICE = "id-twice"  # the reply, and the reply again
+    ID_TWICE = "id-twice"  # the reply twice
     NO_ID = "no-id"  # the reply without its id
 
 
@@ -25,23 +25,23 @@ class Faults:
     Commands are named as in QMP; ``*`` stands for all of them.
     """
 
-    silent_greeting: bool = False  # accepts and sends nothing
-    silent_after_replies: int | None = None  # of one connection, the greeting not counted
+    silent_greeting: bool = False  # accepts clients and sends nothing
+    silent_after_replies: int | None = None  # on each connection, without the greeting
     reply_delay_s: float = 0.0
-    cut_after_bytes: int | None = None  # sends so many bytes in all, then closes
+    cut_after_bytes: int | None = None  # closes after this many bytes
     silent_to: frozenset[str] = frozenset()
     refuse: frozenset[str] = frozenset()  # answers these with a GenericError
     half_reply_to: frozenset[str] = frozenset()  # sends half of the reply, then closes
     babble: Babble | None = None
-    event_flood: int = 0  # so many events in front of every reply
-    reply_padding: int = 0  # bytes of blanks inside every reply
+    event_flood: int = 0  # number of events before each reply
+    reply_padding: int = 0  # number of blanks inside each reply
 
     @classmethod
     def parse(cls, words: Iterable[str]) -> Faults:
-        """Read ``name`` or ``name=value`` each, as typed: ``reply-delay-s=0.5``, ``refuse=balloon,stop``.
+        """Parse words ``name`` or ``name=value``: ``reply-delay-s=0.5``, ``refuse=balloon,stop``.
 
         Raises:
-            ValueError: no such fault, or a value that does not fit; the message lists what is possible.
+            ValueError: no such fault, or an invalid value; the message says which are valid.
         """
         faults = cls()
         for word in words:

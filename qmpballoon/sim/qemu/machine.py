@@ -37,7 +37,7 @@ _UNKNOWN_TAKEN: Final = 1099511627776
 
 
 class CommandError(Exception):
-    """QEMU's answer to a command that it refuses."""
+    """QEMU's error reply to a command."""
 
     def __init__(self, error_class: str, description: str) -> None:
         self.error_class = error_class
@@ -46,7 +46,7 @@ class CommandError(Exception):
 
 
 class Aborted(Exception):
-    """QEMU ended in the middle of a command, by SIGABRT."""
+    """QEMU ended during a command, by SIGABRT."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +56,10 @@ class MachineSpec:
     name: str | None = None  # None: started without -name
     uuid: str = _NO_UUID
     device: str | None = "virtio-balloon-pci"  # -ccw, -device, -pci-transitional; None: no balloon
-    device_id: str | None = "balloon0"  # None: it is in /machine/peripheral-anon, as device[1]
+    device_id: str | None = "balloon0"  # None: it is device[1] in /machine/peripheral-anon
     dimms: tuple[int, ...] = ()  # part of the guest's size
     nvdimms: tuple[int, ...] = ()  # not part of it
-    version: tuple[int, int, int] = (7, 2, 22)  # which it also speaks as
+    version: tuple[int, int, int] = (7, 2, 22)  # selects the dialect, too
     package: str = "simulated"
     no_reboot: bool = False
     stopped: bool = False  # -S
@@ -67,14 +67,14 @@ class MachineSpec:
 
 
 class SimulatedMachine:
-    """Answers QMP commands and collects events. Advance it to now before everything else."""
+    """Executes QMP commands and collects events. Advance it to now before any other call."""
 
     def __init__(self, guest: SimulatedGuest, spec: MachineSpec | None = None) -> None:
         self.guest = guest
         self.spec = spec or MachineSpec()
         self.dialect = dialect_of(self.spec.version)
         self.run_state = "prelaunch" if self.spec.stopped else "running"
-        self.migration: Mapping[str, object] = {}  # what query-migrate answers
+        self.migration: Mapping[str, object] = {}  # the reply to query-migrate
         self.dimms = self.spec.dimms
         self.exited = False
         self._base_memory = guest.size - sum(self.dimms)
@@ -113,7 +113,7 @@ class SimulatedMachine:
 
     @property
     def device_path(self) -> str | None:
-        """The balloon's place in QEMU's object tree, None without one."""
+        """The balloon's path in QEMU's object tree; None without a balloon."""
         if self.spec.device is None:
             return None
         if self.spec.device_id is None:
@@ -139,7 +139,7 @@ class SimulatedMachine:
             self._emit("RESET", {"guest": True, "reason": "guest-reset"})
 
     def next_due_s(self) -> float | None:
-        """Return when the next event is due without further commands, None if there is none."""
+        """Return when the next event is due without further commands; None: never."""
         times_s = [] if self._second_reset_s is None else [self._second_reset_s]
         if self._change_waits:
             times_s.append(self._quiet_until_s)
@@ -156,7 +156,7 @@ class SimulatedMachine:
         """Carry out one command after negotiation.
 
         Raises:
-            CommandError: as QEMU would answer.
+            CommandError: QEMU would reply with this error.
             Aborted: QEMU aborts on it.
         """
         if command == "qmp_capabilities":
@@ -313,7 +313,7 @@ class SimulatedMachine:
         path = arguments["path"]
         backend = self.device_path
         if backend is not None and self.spec.device != "virtio-balloon-device":
-            backend += "/virtio-backend"  # the bus's proxy device has it as a child
+            backend += "/virtio-backend"  # a child of the bus's proxy device
         if backend is None or path != backend:
             raise _refused(f"Path {path} is not a {self.dialect.virtio_device}")
         if self.dialect.virtio_status is VirtioStatus.ABORTS:

@@ -13,7 +13,7 @@ def parse_request(request: object) -> tuple[str, Mapping[str, object]]:
     """Return command and arguments of one request.
 
     Raises:
-        CommandError: the request is malformed; with QEMU's message.
+        CommandError: the request is malformed; it has QEMU's message.
     """
     if not isinstance(request, dict):
         raise CommandError("GenericError", "QMP input must be a JSON object")
@@ -42,12 +42,12 @@ def error_message(error_class: str, description: str) -> dict[str, Json]:
 
 
 def flood_event(number: int) -> dict[str, Json]:
-    """Return one of many events; ``number`` makes it differ from its neighbours."""
+    """Return one of many events; ``number`` makes it unique."""
     seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
     stamp = {"seconds": seconds, "microseconds": microseconds}
     return {"timestamp": stamp, "event": "BALLOON_CHANGE", "data": {"actual": 4096 * (number + 1)}}
 
 
 def encode(message: Mapping[str, Json]) -> bytes:
-    """Return a message as QEMU writes it, with its end of line."""
+    """Return a message as QEMU writes it, with the line end."""
     return json.dumps(message).encode() + b"\r\n"

@@ -26,9 +26,9 @@ from qmpballoon.sim.qemu.messages import encode, error_message, flood_event, par
 from qmpballoon.sim.qemu.stream import Broken, RequestStream
 
 BACKLOG: Final = 1  # as in QEMU: two clients may wait without a greeting, the next cannot connect
-_LEAVE_S: Final = 5.0
+_CLOSE_TIMEOUT_S: Final = 5.0
 _MAP_NORESERVE: Final = 0x4000  # Linux; mmap has it from Python 3.13 on
-_SOONEST_S: Final = 0.001  # some event loops have timers of millisecond resolution
+_SHORTEST_DELAY_S: Final = 0.001  # some event loops have timers of millisecond resolution
 _WITHOUT_CAPABILITIES: Final = "Expecting capabilities negotiation with 'qmp_capabilities'"
 
 
@@ -36,7 +36,7 @@ class SimulatedQemu:
     """A simulated QEMU with one or more monitors; it runs inside ``async with``.
 
     ``faults`` may be changed at any time. They affect the first monitor only, so that a second one can be
-    used to check the state. Every monitor also takes the command ``x-simulate`` with any of the arguments
+    used to check the state. Each monitor also has the command ``x-simulate`` with any of the arguments
     ``demand`` ([anonymous, cache] in bytes), ``behaviour``, ``faults`` (a list of words) and ``plug``
     (bytes), for use from another process.
     """
@@ -50,7 +50,7 @@ class SimulatedQemu:
         faults: Faults | None = None,
         booted: bool = True,
     ) -> None:
-        """Open nothing yet. ``booted``: the driver is up from the start, else the guest boots first."""
+        """Store the settings. ``booted``: the driver is up at the start, else the guest boots first."""
         self.paths = tuple(Path(each) for each in (path, *more_paths))
         self.faults = faults or Faults()
         self.exited = asyncio.Event()
@@ -62,7 +62,7 @@ class SimulatedQemu:
         self._accepting: list[asyncio.Task[None]] = []
         self._connections: set[_Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._memory: list[mmap.mmap] = []  # mapped as QEMU's is, and never touched
+        self._memory: list[mmap.mmap] = []  # mapped as in QEMU, and never touched
 
     @property
     def path(self) -> Path:
@@ -76,13 +76,13 @@ class SimulatedQemu:
 
     @property
     def machine(self) -> SimulatedMachine:
-        """The machine as of now, for reading; change it with the methods of this class."""
+        """The machine as of now, read only; change it with the methods of this class."""
         self._machine.advance(time.monotonic())
         return self._machine
 
     @property
     def guest(self) -> SimulatedGuest:
-        """The guest as of now, for reading; change it with the methods of this class."""
+        """The guest as of now, read only; change it with the methods of this class."""
         return self.machine.guest
 
     async def __aenter__(self) -> SimulatedQemu:
@@ -99,7 +99,7 @@ class SimulatedQemu:
 
     async def __aexit__(self, *_: object) -> None:
         self.die(unlink=True)
-        async with asyncio.timeout(_LEAVE_S):
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
             for connection in tuple(self._connections):
                 await connection.closed.wait()
             for task in self._accepting:
@@ -107,7 +107,7 @@ class SimulatedQemu:
                     await task
 
     def die(self, *, unlink: bool = False) -> None:
-        """End at once, as by SIGKILL: clients are cut off, the socket files stay unless ``unlink``."""
+        """End at once, as by SIGKILL: connections are aborted, the socket files stay unless ``unlink``."""
         self._machine.exited = True
         for connection in tuple(self._connections):
             connection.abort()
@@ -130,7 +130,7 @@ class SimulatedQemu:
         self.settle()
 
     def set_migration(self, status: str | None, run_state: str | None = None) -> None:
-        """Report a migration in this status (``active`` …); None: there was never one."""
+        """Report a migration in this status (``active`` …); None: no migration."""
         self.machine.migration = {} if status is None else {"status": status}
         if run_state is not None:
             self._machine.run_state = run_state
@@ -147,52 +147,52 @@ class SimulatedQemu:
         self.settle()
 
     def drop_clients(self) -> None:
-        """Disconnect all clients and continue to run."""
+        """Abort all connections and continue to run."""
         for connection in tuple(self._connections):
             connection.abort()
 
     def settle(self) -> None:
-        """Bring the machine up to now, send what is due, and set the timer for the next event."""
+        """Advance the machine to now, send due events, and set the timer for the next one."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         machine = self.machine
-        listening = [connection for connection in self._connections if connection.negotiated]
+        negotiated = [connection for connection in self._connections if connection.negotiated]
         for event in machine.take_events():
-            for connection in listening:
+            for connection in negotiated:
                 connection.send(encode(event))
         due_s = machine.next_due_s()
-        if due_s is not None and listening and not machine.exited:
-            delay_s = max(due_s - time.monotonic(), _SOONEST_S)
+        if due_s is not None and negotiated and not machine.exited:
+            delay_s = max(due_s - time.monotonic(), _SHORTEST_DELAY_S)
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.settle)
 
     def execute(self, command: str, arguments: Mapping[str, object]) -> Json:
-        """Carry out a command and send the events that it causes, except those that follow its reply.
+        """Execute a command and send the events that it causes, except those that follow its reply.
 
         Raises:
-            CommandError: as QEMU would answer.
+            CommandError: QEMU would reply with this error.
             Aborted: QEMU aborts on it.
         """
         if command == "x-simulate":
             return self._simulate(arguments)
         result = self.machine.execute(command, arguments)
-        if command not in self.dialect.told_after_reply:
+        if command not in self.dialect.events_after_reply:
             self.settle()
         return result
 
     def end_if_exited(self) -> None:
-        """Close everything, once the last reply is sent, if the machine has exited."""
+        """Close all connections after their last reply, if the machine has exited."""
         if self._machine.exited and not self.exited.is_set():
             for connection in tuple(self._connections):
                 connection.finish()
             self._close(unlink=True)
 
-    def greet(self, connection: _Connection) -> None:
-        """Add a client."""
+    def add(self, connection: _Connection) -> None:
+        """Add a connection."""
         self._connections.add(connection)
 
-    def forget(self, connection: _Connection) -> None:
-        """Remove a client."""
+    def remove(self, connection: _Connection) -> None:
+        """Remove a connection."""
         self._connections.discard(connection)
 
     async def _accept(self, listener: socket.socket, *, first: bool) -> None:
@@ -263,14 +263,14 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's class does not derive from it
-        self.qemu.greet(self)
+        self.qemu.add(self)
         if not self.faults.silent_greeting:
             self._write(encode(self.qemu.machine.greeting()))
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
         self.negotiated = False
-        self.qemu.forget(self)
+        self.qemu.remove(self)
         self.closed.set()
 
     def data_received(self, received: bytes) -> None:
@@ -281,14 +281,14 @@ class _Connection(asyncio.Protocol):
                 self._answer(request.value)
 
     def send(self, line: bytes) -> None:
-        """Send now, or after the delay that the fault sets."""
+        """Send now, or after the delay of ``faults``."""
         if self.faults.reply_delay_s:
             asyncio.get_running_loop().call_later(self.faults.reply_delay_s, self._write, line)
         else:
             self._write(line)
 
     def finish(self) -> None:
-        """Close once everything is sent."""
+        """Close after all pending data is sent."""
         if self.transport is not None:
             self.transport.close()
 
@@ -319,7 +319,7 @@ class _Connection(asyncio.Protocol):
         if isinstance(request, dict) and "id" in request:
             reply = {"id": request["id"], **reply} if "error" in reply else {**reply, "id": request["id"]}
         self._reply(command, reply)
-        if command in self.qemu.dialect.told_after_reply:
+        if command in self.qemu.dialect.events_after_reply:
             self.qemu.settle()
         self.qemu.end_if_exited()
 
@@ -385,7 +385,7 @@ class _Connection(asyncio.Protocol):
         self.transport.write(line)
 
     def _hang_up(self) -> None:
-        # Closing with unread requests would reset the connection; the fault asks for an orderly end.
+        # Closing with unread requests would reset the connection; the fault needs an orderly end.
         if self.transport is not None and not self._hung_up:
             self._hung_up = True
             self.transport.write_eof()

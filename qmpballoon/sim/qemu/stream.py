@@ -1,7 +1,6 @@
 """Splits the input of a QMP client into JSON values; there is no separator between requests.
 
-QEMU answers each broken value with an error and continues to read. Sources: QEMU 7.2 and 11.1, seen on the
-wire.
+QEMU replies to each invalid value with an error and continues to read (seen with QEMU 7.2 and 11.1).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _IN_TEXT: Final = re.compile(rb'\\.|"', re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One JSON value, whatever it is."""
+    """One JSON value of any type."""
 
     value: object
 
@@ -37,7 +36,7 @@ class Broken:
 
 
 class RequestStream:
-    """An incremental splitter. Broken input never raises.
+    """An incremental splitter. Invalid input never raises.
 
     With ``positions`` the message of a parse error starts with its line and column, both counted in bytes
     from 1 over the whole input.
@@ -47,7 +46,7 @@ class RequestStream:
         self._positions = positions
         self._line, self._column = 1, 1  # of the first pending byte
         self._pending = bytearray()
-        self._scanned = 0  # how far into the pending value the brackets were counted
+        self._scanned = 0  # bytes of the pending value in which brackets were counted
         self._depth = self._deepest = 0
         self._in_text = False
 

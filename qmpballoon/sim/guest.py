@@ -225,7 +225,7 @@ class SimulatedGuest:
 
     def load_balloon(self, actual: int) -> None:
         """Take the balloon of a saved state of ``actual`` bytes, with the target that it has reached."""
-        self.balloon = self._steps_from = self._told_balloon = self.wanted_balloon = self.size - actual
+        self.balloon = self._steps_from = self._reported_balloon = self.wanted_balloon = self.size - actual
         self._start_moving()
         self._in_use = self.balloon + self.anonymous
 

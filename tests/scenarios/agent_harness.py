@@ -138,16 +138,29 @@ class AgentHarness:
         return None if vm is None else vm.status.health
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait for a condition, checked at each change and event."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():
-                self._notified.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(0.005):
-                        await self._notified.wait()
+        """Wait for a condition, checked at each change and event; without it in time the test fails."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while not condition():
+                    self._notified.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.005):
+                            await self._notified.wait()
+        except TimeoutError:
+            events = [f"{vm or 'host'} {event.event} {dict(event.data)}" for vm, event in self.events[-10:]]
+            raise AssertionError(
+                f"not within {PATIENCE_S:g} s; VMs: {[vm.status for vm in self.registry]}, last events: {events}"
+            ) from None
 
     async def until_health(self, name: str, *words: str) -> VmStatus:
         await self.until(lambda: self.health(name) in words)
+        return self.record(name)
+
+    async def until_sampled(self, name: str, *, samples: int) -> VmStatus:
+        """Wait for this many new samples of a VM."""
+        for _ in range(samples):
+            before = self.record(name).sample
+            await self.until(lambda before=before: self.record(name).sample != before)  # type: ignore[misc]
         return self.record(name)
 
     async def ask(

@@ -259,15 +259,18 @@ async def test_a_socket_replaced_at_the_same_path_is_another_life(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel()
-    old_life = kernel.new_life(qemus.path("a"))
     old = await qemus.start("a")
     async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
         await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
         new_life = kernel.new_life(qemus.path("a"))
-        await qemus.start("a")  # the old one still lives and still talks to us
-        await harness.until(lambda: harness.record("a").life == new_life)
-        assert old_life != new_life
-        await harness.until(lambda: not old._connections)
+        new = await qemus.start("a")  # the old one still runs and still answers
+        await qemus.start("b")
+        await harness.until_health("b", "ok")  # the scan that found it has seen the replaced socket
+        assert harness.health("a") == "offline" or harness.record("a").life == new_life
+        await harness.until(lambda: harness.record("a").life == new_life and harness.health("a") == "ok")
+        assert (harness.record("a").target, harness.record("a").actual) == (None, 256 * MIB)
+        assert (len(old._connections), len(new._connections)) == (0, 1)
 
 
 @pytest.mark.parametrize("seen_gone", [True, False])

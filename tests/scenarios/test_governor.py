@@ -154,7 +154,9 @@ async def test_a_sleep_of_the_host_makes_every_sample_stale(
         qemu.set_behaviour(Behaviour.FROZEN_STATS)
         asleep_s = 3600.0
         with harness.vm("a").watched():
-            await harness.until_health("a", "stale")
+            record = await harness.until_health("a", "stale")
+        assert record.sample is not None
+        assert harness.context.clock() - record.sample.seen_at_s > 3600
 
 
 async def test_the_first_decision_after_observe_is_entered_again_is_told(

@@ -160,9 +160,12 @@ async def test_migrating(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.Mo
     async with running_agent(sockets_dir, monkeypatch) as harness:
         await harness.until_health("a", "migrating")
         qemu.set_migration("completed")
-        harness.later_s += 11  # at what no event tells is looked every ten seconds
         with harness.vm("a").watched():
-            await harness.until_health("a", "ok")
+            record = await harness.until_sampled("a", samples=2)
+            assert record.health == "migrating"  # no event reports its end
+            harness.later_s += 11  # it is queried every ten seconds
+            record = await harness.until_sampled("a", samples=2)
+            assert record.health == "ok"
 
 
 async def test_paused_and_resumed(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

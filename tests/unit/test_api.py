@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -280,13 +280,22 @@ async def test_closing_restores_the_interval_and_leaves_the_balloon(found: int, 
         assert qemu.guest.target == 128 * MIB
 
 
-async def test_a_connection_that_saw_nothing_sets_nothing(sockets_dir: Path) -> None:
-    faults = Faults(silent_to=frozenset({"qom-set"}))
-    async with (
-        SimulatedQemu(sockets_dir / "a.qmp", faults=faults) as qemu,
-        qmpballoon.connect(qemu.path) as vm,
-    ):
-        await vm.set_target("128MiB", wait_s=5)
+async def test_a_connection_that_read_no_figures_sets_no_interval(
+    sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed: list[str] = []
+    async with SimulatedQemu(sockets_dir / "a.qmp") as qemu:
+        execute = qemu.execute
+
+        def recorded(command: str, arguments: Mapping[str, object]) -> object:
+            executed.append(command)
+            return execute(command, arguments)
+
+        monkeypatch.setattr(qemu, "execute", recorded)
+        async with qmpballoon.connect(qemu.path) as vm:
+            await vm.set_target("128MiB", wait_s=5)
+    assert "balloon" in executed
+    assert "qom-set" not in executed
 
 
 async def test_cancelling_a_call_leaves_the_connection_usable(sockets_dir: Path) -> None:

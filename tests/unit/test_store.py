@@ -85,9 +85,13 @@ async def test_a_complete_temporary_file_wins_and_a_partial_one_is_ignored(tmp_p
     async with running(tmp_path) as again:
         assert again.kept(WEB1).mode == "observe"
     write_draft(file, text[: len(text) // 2])
+    assert draft.exists()
     async with running(tmp_path) as third:
         assert third.kept(WEB1).mode == "manual"
-    assert not draft.exists() or third.kept(WEB1).mode == "manual"
+        third.keep(WEB1, mode="auto")
+    assert not draft.exists()
+    async with running(tmp_path) as fourth:
+        assert fourth.kept(WEB1).mode == "auto"
 
 
 async def test_nothing_is_written_while_nothing_changes(

@@ -108,7 +108,7 @@ async def test_a_directory_that_comes_later_is_watched_then(how: str, sockets_di
         await changes.until("a.qmp", "b.qmp")
 
 
-async def test_a_directory_that_was_made_anew_is_watched_again(how: str, sockets_dir: Path) -> None:
+async def test_a_directory_that_is_made_again_is_watched_again(how: str, sockets_dir: Path) -> None:
     directory = sockets_dir / "vms"
     bind(directory / "a.qmp")
     async with watching(directory / "*.qmp") as (watch, changes):
@@ -121,6 +121,13 @@ async def test_a_directory_that_was_made_anew_is_watched_again(how: str, sockets
         await changes.until("b.qmp")
         bind(directory / "c.qmp")
         await changes.until("b.qmp", "c.qmp")
+        for name in ("b.qmp", "c.qmp"):
+            (directory / name).unlink()
+        directory.rmdir()
+        bind(directory / "d.qmp")  # the next scan does not see that the directory was removed
+        await changes.until("d.qmp")
+        bind(directory / "e.qmp")
+        await changes.until("d.qmp", "e.qmp")
 
 
 async def test_the_globs_can_be_exchanged(how: str, sockets_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The health words that a real QEMU can be brought to say, one by one."""
+"""The health words that a real QEMU can cause, one by one."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ async def test_old_figures_are_stale_until_new_ones_come(
     await watch.until_health("web", "ok")
     start = watch.now
     interval = {"path": await guest.monitor.balloon_path(), "property": "guest-stats-polling-interval"}
-    await guest.monitor.execute("qom-set", {**interval, "value": 0})  # another's hand: nobody asks it now
+    await guest.monitor.execute(
+        "qom-set", {**interval, "value": 0}
+    )  # as another client may: no figures come now
     stale = await until(  # for a second: then they are asked for again
         lambda: [state for state in watch.states("web", start) if state["health"] == "stale"], what="stale"
     )
@@ -128,7 +130,9 @@ async def test_a_reset_guest_is_starting_and_sends_one_event(
     state = await watch.until_health("web", "ok")
     assert state["life"] == life
     assert state["target"] == 112 * MIB  # QEMU keeps it over a reset
-    await guest.monitor.until_actual((112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the target counts again")
+    await guest.monitor.until_actual(
+        (112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the target is in force again"
+    )
     assert len(watch.events("web", "reset")) == 1
     assert changes(watch, "web")[-2:] == [("ok", "starting"), ("starting", "ok")]
     assert watch.last("vm/web/availability") == b"online"
@@ -138,7 +142,7 @@ async def test_a_stopped_qemu_is_unresponsive_and_other_vms_are_not_affected(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     hung, *others = await asyncio.gather(*(lab.guest(name) for name in ("hung", "one", "two")))
-    vm = {"qmp_timeout_s": 3, "stats_interval_s": 5}  # so much that only who is stopped is late
+    vm = {"qmp_timeout_s": 3, "stats_interval_s": 5}  # so long that only the stopped QEMU is late
     await started_online(start_agent, broker, watch, mqtt={"samples": True}, vm=vm)
     await watch.until_all_ok("hung", "one", "two")
     hung.stop()
@@ -147,7 +151,7 @@ async def test_a_stopped_qemu_is_unresponsive_and_other_vms_are_not_affected(
     assert state["pid"] == hung.pid
     assert await watch.refused("hung", "set-target", target="112MiB", wait_s=5) == "offline"
     start = watch.now
-    await until(lambda: len(watch.heard("samples", start)) >= 2, what="two more ticks")
+    await until(lambda: len(watch.received("samples", start)) >= 2, what="two more ticks")
     await watch.moved("one", others[0], 112 * MIB)
     for name, guest in zip(("one", "two"), others, strict=True):
         got = await watch.do(name, "get")
@@ -160,7 +164,7 @@ async def test_a_stopped_qemu_is_unresponsive_and_other_vms_are_not_affected(
     assert state["life"].startswith(f"{hung.pid}-")
     assert await hung.monitor.actual() == hung.memory
     assert watch.state("hung")["target"] is None
-    # the agent holds the one monitor, and queues nobody behind itself
+    # the agent holds the monitor with one connection, and no other connection waits
     await until(lambda: queued_on(hung) == 0, what="no connection waits")
 
 
@@ -185,7 +189,7 @@ async def test_a_monitor_of_another_client_is_busy_until_it_disconnects(
 
 
 def queued_on(guest: LabGuest) -> int:
-    """Return how many connections wait in the backlog of a guest's monitor, as the kernel tells."""
+    """Return how many connections wait in the backlog of a guest's monitor, from /proc/net/unix."""
     with open("/proc/net/unix") as table:
         rows = [line.split() for line in table]
     return sum(row[-1] == str(guest.socket) and row[5] == "02" for row in rows)
@@ -202,7 +206,7 @@ async def test_a_socket_that_another_qemu_replaced_is_another_life(
 
     for path in lab.directory.glob("web.*"):
         if path.is_socket():
-            path.unlink()  # the first one lives on, and is not to be reached any more
+            path.unlink()  # the first one still runs, and cannot be reached any more
     other = await lab.guest("web")
     state = await watch.until_health("web", "ok", life=life)
     assert state["pid"] == other.pid

@@ -1,4 +1,4 @@
-"""Requests over a real mosquitto: one answer each, in every way they can be asked."""
+"""Requests over a real mosquitto: one answer each, in every form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GET = f"{ROOT}/vm/web1/request/get"
 
 
 class Agent:
-    """What stands behind the bridge: waits while ``may_go`` is not set, counts what it does."""
+    """The handler behind the bridge: waits while ``may_go`` is not set, records the requests."""
 
     def __init__(self) -> None:
         self.may_go = asyncio.Event()
@@ -97,7 +97,7 @@ async def test_every_kind_of_bad_request_is_answered(
     assert not agent.done
 
 
-async def test_correlation_response_topic_and_format_come_back_as_asked(listener: Listener) -> None:
+async def test_correlation_response_topic_and_format_are_those_of_the_request(listener: Listener) -> None:
     await listener.send(
         GET,
         msgpack.packb({"transaction": 5}),
@@ -118,17 +118,17 @@ async def test_a_response_topic_below_the_base_is_not_honoured(listener: Listene
     assert len(agent.done) == 1
 
 
-async def test_a_response_topic_that_would_cut_us_off_is_not_honoured(
+async def test_a_response_topic_for_which_the_broker_disconnects_is_not_honoured(
     mosquitto: LabBroker, agent: Agent
 ) -> None:
-    # mosquitto 2.0.11 passes such requests on; 2.0.21 cuts off the one that sends them.
+    # mosquitto 2.0.11 forwards such requests; 2.0.21 disconnects the client that sends them.
     bridge = agent.bridge(mosquitto)
     async with listening(mosquitto.port) as listener, running(bridge):
         connection = bridge.connection
         for asked in ("a/" * 300, "replies/#"):
             start = len(listener.messages)
             done = len(agent.done)
-            if await was_passed_on(mosquitto, asked):
+            if await was_forwarded(mosquitto, asked):
                 answer = await listener.on(GET.replace("request", "response"), start=start)
                 assert code(json.loads(answer.payload)) == "ok"
                 done += 1
@@ -137,11 +137,11 @@ async def test_a_response_topic_that_would_cut_us_off_is_not_honoured(
             assert bridge.connection is connection
 
 
-async def was_passed_on(mosquitto: LabBroker, response_topic: str) -> bool:
-    """Send a request by a client of its own; return whether the broker took it and did not cut that off."""
-    async with listening(mosquitto.port, "nothing") as stranger:
-        sent = asyncio.create_task(stranger.send(GET, {}, ResponseTopic=response_topic), name="request")
-        cut_off = asyncio.create_task(stranger.cut_off.wait(), name="cut off")
+async def was_forwarded(mosquitto: LabBroker, response_topic: str) -> bool:
+    """Send a request by another client; return whether the broker accepted it, without a disconnect."""
+    async with listening(mosquitto.port, "nothing") as client:
+        sent = asyncio.create_task(client.send(GET, {}, ResponseTopic=response_topic), name="request")
+        cut_off = asyncio.create_task(client.cut_off.wait(), name="cut off")
         try:
             async with asyncio.timeout(WAIT_S):
                 await asyncio.wait({sent, cut_off}, return_when=asyncio.FIRST_COMPLETED)
@@ -198,7 +198,7 @@ async def test_a_retained_command_is_refused_and_its_clearing_ignored(
 
 
 @pytest.mark.parametrize(("protocol", "answers"), [("5", []), ("3.1.1", ["retained"])])
-async def test_a_command_retained_before_we_came_is_never_done(
+async def test_a_command_that_was_retained_before_the_start_is_never_executed(
     mosquitto: LabBroker, agent: Agent, protocol: str, answers: list[str]
 ) -> None:
     answered = GET.replace("request", "response")

@@ -1,4 +1,4 @@
-"""Passwords, certificates and keys for a broker: what is wrong with one, and what a reload takes over."""
+"""Passwords, certificates and keys for a broker: errors, and reloads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qmpballoon.tls import client_context
 
 
 def certify(directory: Path, name: str, *options: str) -> tuple[Path, Path]:
-    """Make a self-signed certificate and its key, or make them anew."""
+    """Make a self-signed certificate and its key, or replace them."""
     certificate, key = directory / f"{name}.pem", directory / f"{name}.key"
     subprocess.run(
         [find_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", f"/CN={HOST}",
@@ -40,7 +40,7 @@ async def encrypted(sockets_dir: Path) -> AsyncIterator[LabBroker]:
 
 
 def refusal(*files: Path | None) -> str:
-    """Return what is said of an authority, a certificate and a key that do not serve."""
+    """Return the error for an authority, a certificate and a key that cannot be used."""
     with pytest.raises(ConfigurationError) as caught:
         client_context(*(None if file is None else str(file) for file in files))
     return str(caught.value)
@@ -52,11 +52,11 @@ def test_an_invalid_file_is_named(tmp_path: Path) -> None:
     _, locked_key = certify(tmp_path, "c", "-passout", "pass:sesame")
     junk, missing = tmp_path / "junk.pem", tmp_path / "missing.pem"
     junk.write_text("no PEM")
-    gone = "cannot be read: No such file or directory"
+    missing_file = "cannot be read: No such file or directory"
     used = f"{certificate}: mqtt.cert_file: cannot be used with the key"
-    assert refusal(missing, None, None) == f"{missing}: mqtt.ca_file: {gone}"
-    assert refusal(None, missing, key) == f"{missing}: mqtt.cert_file: {gone}"
-    assert refusal(None, certificate, missing) == f"{missing}: mqtt.key_file: {gone}"
+    assert refusal(missing, None, None) == f"{missing}: mqtt.ca_file: {missing_file}"
+    assert refusal(None, missing, key) == f"{missing}: mqtt.cert_file: {missing_file}"
+    assert refusal(None, certificate, missing) == f"{missing}: mqtt.key_file: {missing_file}"
     assert refusal(junk, None, None) == f"{junk}: mqtt.ca_file: cannot be used: no certificate or crl found"
     assert refusal(None, junk, None).startswith(f"{junk}: mqtt.cert_file: cannot be used: ")
     assert refusal(None, certificate, other_key) == f"{used} {other_key}: key values mismatch"
@@ -64,7 +64,7 @@ def test_an_invalid_file_is_named(tmp_path: Path) -> None:
     assert client_context(str(certificate), str(certificate), str(key)).check_hostname
 
 
-async def test_a_certificate_that_goes_while_the_agent_runs_is_told_by_its_name_and_taken_when_it_is_back(
+async def test_a_certificate_that_is_removed_while_the_agent_runs_is_logged_and_used_when_it_is_back(
     sockets_dir: Path, encrypted: LabBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     authority = sockets_dir / "broker.pem"
@@ -73,11 +73,11 @@ async def test_a_certificate_that_goes_while_the_agent_runs_is_told_by_its_name_
     place = (Broker("mqtts", HOST, encrypted.port),)
     bridge = Bridge(settings_for(brokers=place, ca_file=str(authority)), nothing, knows_vm=lambda _: False)
 
-    async def complaint() -> object:
+    async def log_lines() -> object:
         return [line for line in caplog.messages if line.startswith("broker-unreachable")]
 
     async with running(bridge, until_connected=False):
-        await eventually(complaint, bool, timeout_s=WAIT_S, what="the file is named")
+        await eventually(log_lines, bool, timeout_s=WAIT_S, what="the file is named")
         authority.write_bytes(kept)
         assert await bridge.wait_connected(WAIT_S)
     assert f"{authority}: mqtt.ca_file: cannot be read: No such file or directory" in caplog.text
@@ -87,7 +87,7 @@ async def nothing(_: object) -> object:
     return None
 
 
-async def test_a_reload_takes_over_certificates_that_changed_and_refuses_those_that_are_no_use(
+async def test_a_reload_applies_changed_certificates_and_refuses_unusable_ones(
     sockets_dir: Path, encrypted: LabBroker, start_agent: StartAgent
 ) -> None:
     certificate, key = certify(sockets_dir, "client")
@@ -112,12 +112,10 @@ async def test_a_reload_takes_over_certificates_that_changed_and_refuses_those_t
     certify(sockets_dir, "client")
     agent.reload()
     await agent.until_logged("broker-connected", times=3)
-    assert len(agent.logged("broker-connected")) == 3  # what had not changed made no new connection
+    assert len(agent.logged("broker-connected")) == 3  # an unchanged file causes no new connection
 
 
-async def test_a_reload_takes_over_a_password_that_changed(
-    sockets_dir: Path, start_agent: StartAgent
-) -> None:
+async def test_a_reload_applies_a_changed_password(sockets_dir: Path, start_agent: StartAgent) -> None:
     password = sockets_dir / "password"
     password.write_text("sesame\n")
     async with LabBroker(sockets_dir, passwords={"agent": "sesame"}) as broker:

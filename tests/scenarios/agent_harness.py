@@ -59,7 +59,7 @@ class Kernel:
         return life
 
     def end_process(self, life: Life) -> None:
-        """Let the process of this life have ended."""
+        """Report the process of this life as ended."""
         self._ended.add(life)
 
     def open_monitor(self, path: str) -> OpenMonitor:
@@ -70,7 +70,7 @@ class Kernel:
         return pid not in self._proxies
 
     def proxy(self, life: Life) -> None:
-        """Let the process of this life be a proxy, which has not mapped the guest's memory."""
+        """Report the process of this life as a proxy, which has not mapped the guest's memory."""
         self._proxies.add(life.pid)
 
     def life_of(self, pid: int) -> Life | None:
@@ -128,7 +128,7 @@ class AgentHarness:
         return self.vm(name).status
 
     def reconfigure(self, configuration: Configuration) -> None:
-        """Take over a re-read configuration, as the agent does."""
+        """Apply a reloaded configuration, as the agent does."""
         self.context.configuration = configuration
         self.supervisor.reconfigure()
 
@@ -147,9 +147,9 @@ class AgentHarness:
                         async with asyncio.timeout(0.005):
                             await self._notified.wait()
         except TimeoutError:
-            events = [f"{vm or 'host'} {event.event} {dict(event.data)}" for vm, event in self.events[-10:]]
+            vms = [vm.status for vm in self.registry]
             raise AssertionError(
-                f"not within {PATIENCE_S:g} s; VMs: {[vm.status for vm in self.registry]}, last events: {events}"
+                f"not within {PATIENCE_S:g} s; VMs: {vms}; last events: {self.events[-10:]}"
             ) from None
 
     async def until_health(self, name: str, *words: str) -> VmStatus:

@@ -42,7 +42,7 @@ async def test_the_example_of_the_package_works(sockets_dir: Path) -> None:
         assert (vm.name, vm.qemu, vm.pid) == ("web1", "7.2.22", os.getpid())
 
 
-async def test_the_name_is_qemus_own_where_it_has_one(sockets_dir: Path) -> None:
+async def test_the_name_is_that_of_qemu_if_it_has_one(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "web1.qmp", machine=MachineSpec(name="db 1")) as (_, vm):
         assert vm.name == "db 1"
 
@@ -65,7 +65,7 @@ async def test_a_state_has_what_the_contract_names(sockets_dir: Path) -> None:
         assert after.balloon == qemu.guest.balloon == 56 * MIB
 
 
-async def test_what_a_guest_holds_is_what_it_had_when_its_figures_came(sockets_dir: Path) -> None:
+async def test_held_uses_the_actual_of_the_moment_of_the_sample(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp") as (_, vm):
         state = await vm.state()
         assert state.guest is not None
@@ -80,10 +80,10 @@ async def test_what_a_guest_holds_is_what_it_had_when_its_figures_came(sockets_d
 
 
 @pytest.mark.parametrize(("moved", "known"), [(0, True), (1, True), (-2, True), (3, False), (-100, False)])
-async def test_of_a_balloon_that_moves_around_the_figures_nothing_is_computed(
+async def test_held_is_unknown_while_the_balloon_moves(
     moved: int, known: bool, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The actual of the moment after was taken with the available of the moment before.
+    # actual was queried after the balloon moved, available before.
     async with opened(sockets_dir / "a.qmp") as (_, vm):
         actuals = iter([200 * MIB, (200 + moved) * MIB])
 
@@ -98,7 +98,7 @@ async def test_of_a_balloon_that_moves_around_the_figures_nothing_is_computed(
         assert state.held == (max(0, state.actual - state.guest.available) if known else None)
 
 
-async def test_figures_that_do_not_come_leave_no_guest(sockets_dir: Path) -> None:
+async def test_without_figures_the_guest_is_none(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp", guest=GuestSpec(statistics=False)) as (_, vm):
         assert (await vm.state(fresh_s=0.05)).guest is None
         assert (await vm.state(fresh_s=0)).guest is None
@@ -135,7 +135,7 @@ async def test_ready_waits_for_the_driver_to_come_up(sockets_dir: Path) -> None:
         ({"machine": MachineSpec(stopped=True)}, "the VM is prelaunch, not running"),
     ],
 )
-async def test_not_ready_says_what_is_missing(how: dict[str, Any], missing: str, sockets_dir: Path) -> None:
+async def test_not_ready_names_what_is_missing(how: dict[str, Any], missing: str, sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp", **how) as (_, vm):
         with pytest.raises(qmpballoon.NotReady, match=missing) as caught:
             await vm.ready(timeout_s=0.5)
@@ -177,7 +177,7 @@ async def test_a_bad_size_is_refused_and_nothing_is_sent(
         assert (await vm.state(fresh_s=0)).target is None
 
 
-async def test_a_target_that_is_not_reached_says_where_it_stands(sockets_dir: Path) -> None:
+async def test_a_target_that_is_not_reached_is_an_error_with_the_state(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp", guest=GuestSpec(behaviour=Behaviour.STUCK)) as (qemu, vm):
         with pytest.raises(qmpballoon.NotReached, match=r"after 0\.02 s") as caught:
             await vm.set_target("128MiB", wait_s=0.02)
@@ -185,7 +185,7 @@ async def test_a_target_that_is_not_reached_says_where_it_stands(sockets_dir: Pa
         assert caught.value.state.actual == 256 * MIB
         assert caught.value.code == "not-reached"
         assert isinstance(caught.value, TimeoutError)
-        assert qemu.guest.target == 128 * MIB  # it stays
+        assert qemu.guest.target == 128 * MIB  # the target stays
 
 
 async def test_a_vm_without_a_balloon(sockets_dir: Path) -> None:
@@ -196,7 +196,7 @@ async def test_a_vm_without_a_balloon(sockets_dir: Path) -> None:
             assert caught.value.code == "no-balloon"
 
 
-async def test_what_qemu_refuses_is_an_error_with_its_words(sockets_dir: Path) -> None:
+async def test_a_refusal_of_qemu_is_an_error_with_its_description(sockets_dir: Path) -> None:
     faults = Faults(refuse=frozenset({"balloon"}))
     async with opened(sockets_dir / "a.qmp", faults=faults) as (qemu, vm):
         with pytest.raises(qmpballoon.QmpError) as caught:
@@ -223,7 +223,7 @@ async def test_a_wait_for_a_condition(sockets_dir: Path) -> None:
 # ── events ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_events_are_there_from_connect_on_and_end_with_the_connection(sockets_dir: Path) -> None:
+async def test_events_begin_with_connect_and_end_with_the_connection(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp") as (qemu, vm):
         await vm.set_target("128MiB", wait_s=5)
         words = []
@@ -270,7 +270,7 @@ async def test_closing_restores_the_interval_and_leaves_the_balloon(found: int, 
         qemu.guest.set_polling_interval(found)
         async with qmpballoon.connect(qemu.path) as vm:
             states = []
-            for _ in range(20):  # each begins while the one before is somewhere on its way
+            for _ in range(20):  # each begins while the one before is under way
                 states.append(asyncio.create_task(vm.state()))
                 await asyncio.sleep(0)
             await asyncio.gather(*states)
@@ -352,11 +352,11 @@ async def test_a_process_that_never_sends_a_greeting_is_unreachable(sockets_dir:
                 pass
 
 
-async def test_what_does_not_speak_qmp_is_a_loss(sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+async def test_a_server_that_is_not_qmp_is_a_lost_connection(sockets_dir: Path) -> None:
+    async def send_mail_greeting(line: Line) -> None:
         await line.send(b"220 mail.example.org ESMTP\r\n")
 
-    async with peer(sockets_dir / "a.qmp", talk):
+    async with peer(sockets_dir / "a.qmp", send_mail_greeting):
         with pytest.raises(qmpballoon.ConnectionLost, match="this is not QMP") as caught:
             async with qmpballoon.connect(sockets_dir / "a.qmp"):
                 pass
@@ -366,7 +366,7 @@ async def test_what_does_not_speak_qmp_is_a_loss(sockets_dir: Path) -> None:
 @pytest.mark.parametrize(
     "fault", [{"refuse": frozenset({"query-name"})}, {"half_reply_to": frozenset({"*"})}]
 )
-async def test_a_connection_that_fails_at_once_leaves_nothing_behind(
+async def test_a_connection_that_fails_at_once_leaks_nothing(
     fault: dict[str, Any], sockets_dir: Path
 ) -> None:
     async with SimulatedQemu(sockets_dir / "a.qmp", faults=Faults(**fault)) as qemu:
@@ -394,7 +394,7 @@ async def test_a_killed_qemu_is_lost_and_closing_raises_nothing(sockets_dir: Pat
             await vm.state()
 
 
-async def test_the_error_of_the_user_comes_out_as_it_is(sockets_dir: Path) -> None:
+async def test_an_error_of_the_caller_is_raised_unchanged(sockets_dir: Path) -> None:
     async with SimulatedQemu(sockets_dir / "a.qmp") as qemu:
 
         async def fail() -> None:
@@ -407,6 +407,6 @@ async def test_the_error_of_the_user_comes_out_as_it_is(sockets_dir: Path) -> No
         assert qemu.guest.polling_interval_s == 0
 
 
-def test_sizes_are_parsed_as_everywhere() -> None:
+def test_sizes_are_parsed() -> None:
     assert qmpballoon.parse_size("1.5GiB") == GIB * 3 // 2
     assert qmpballoon.parse_size("50%", whole=10) == 5

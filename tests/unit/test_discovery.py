@@ -1,4 +1,4 @@
-"""Sockets that come and go."""
+"""Sockets that appear and vanish."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qmpballoon.qmp.discovery import SocketMark, SocketWatch, scan
 
 
 def bind(path: Path) -> None:
-    """Make a socket file; nobody needs to listen."""
+    """Make a socket file on which no process listens."""
     path.parent.mkdir(exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(os.fspath(path))
@@ -49,7 +49,7 @@ async def watching(*globs: Path | str) -> AsyncIterator[tuple[SocketWatch, Chang
 
 @pytest.fixture(params=["inotify", "scan"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With inotify and never a scan that is due, or with scans alone."""
+    """With inotify and without periodic scans, or with periodic scans alone."""
     if request.param == "inotify":
         monkeypatch.setattr(discovery, "SCAN_EVERY_S", 3600.0)
     else:
@@ -62,7 +62,7 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-def test_a_scan_finds_sockets_alone_and_sorts_them(sockets_dir: Path) -> None:
+def test_a_scan_finds_only_sockets_and_sorts_them(sockets_dir: Path) -> None:
     for name in ("b.qmp", "a.qmp", "c.sock"):
         bind(sockets_dir / name)
     (sockets_dir / "file.qmp").write_text("", encoding="ascii")
@@ -96,7 +96,7 @@ async def test_another_socket_on_the_same_path_is_a_change(how: str, sockets_dir
         assert (await changes.until("a.qmp"))[os.fspath(path)] == after
 
 
-async def test_a_directory_that_comes_later_is_watched_then(how: str, sockets_dir: Path) -> None:
+async def test_a_directory_that_is_made_later_is_watched(how: str, sockets_dir: Path) -> None:
     later = sockets_dir / "vm1"
     async with watching(sockets_dir / "*" / "*.qmp") as (watch, changes):
         await changes.until()
@@ -130,7 +130,7 @@ async def test_a_directory_that_is_made_again_is_watched_again(how: str, sockets
         await changes.until("d.qmp", "e.qmp")
 
 
-async def test_the_globs_can_be_exchanged(how: str, sockets_dir: Path) -> None:
+async def test_the_globs_can_be_replaced(how: str, sockets_dir: Path) -> None:
     bind(sockets_dir / "a.qmp")
     bind(sockets_dir / "b.sock")
     async with watching(sockets_dir / "*.qmp") as (watch, changes):
@@ -141,7 +141,7 @@ async def test_the_globs_can_be_exchanged(how: str, sockets_dir: Path) -> None:
         assert not watch.covers(os.fspath(sockets_dir / "x.qmp"))
 
 
-async def test_many_watches_leave_no_descriptor(sockets_dir: Path) -> None:
+async def test_many_watches_leak_no_descriptor(sockets_dir: Path) -> None:
     bind(sockets_dir / "a.qmp")
     before = set(os.listdir("/proc/self/fd"))
     for _ in range(20):
@@ -160,5 +160,5 @@ async def test_many_watches_leave_no_descriptor(sockets_dir: Path) -> None:
         ("/srv/x/web.qmp", True),
     ],
 )
-def test_a_glob_covers_a_path_that_is_not_there(path: str, covered: bool) -> None:
+def test_a_glob_covers_a_path_that_does_not_exist(path: str, covered: bool) -> None:
     assert SocketWatch(["/run/vms/*.qmp", "/srv/*/web.qmp"]).covers(path) is covered

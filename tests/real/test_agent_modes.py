@@ -29,7 +29,7 @@ async def test_modes_last_as_long_as_requested(
         assert await watch.do("one", "set-mode", mode=mode) == {"mode": mode, "for_s": None}
         await watch.until_state("one", lambda state, mode=mode: state["mode"] == mode, what=mode)  # type: ignore[misc]
 
-    # a target means manual, whatever the VM's mode was
+    # a target sets mode manual, from any mode
     await watch.moved("other", other, 120 * MIB)
     state = watch.state("other")
     assert (state["mode"], state["target"]) == ("manual", 120 * MIB)

@@ -116,7 +116,7 @@ async def all_of(events: AsyncIterator[qmpballoon.Event]) -> None:
 async def first_of(
     events: AsyncIterator[qmpballoon.Event], wanted: set[str]
 ) -> AsyncIterator[qmpballoon.Event]:
-    """Pass events on until one of each wanted word came."""
+    """Yield events until there was one of each wanted word."""
     left = set(wanted)
     async for event in events:
         yield event

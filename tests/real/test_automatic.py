@@ -121,7 +121,7 @@ async def test_memory_moves_by_need_and_back_and_nothing_is_sent_at_rest(
     await until_idle(watch)
 
 
-async def test_a_guest_without_driver_is_left_alone_and_the_others_go_on(
+async def test_a_guest_without_a_driver_is_not_moved_and_the_others_are_managed(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
@@ -236,15 +236,15 @@ async def test_a_reset_guest_boots_at_its_ceiling_and_is_shrunk_later(
     one, two, *_ = guests
     await two.monitor.until_actual(lambda actual: actual < 100 * MIB, timeout_s=SOON_S, what="it is shrunk")
 
-    async with asyncio.TaskGroup() as meanwhile:
+    async with asyncio.TaskGroup() as tasks:
         await two.monitor.execute("system_reset")
-        meanwhile.create_task(
+        tasks.create_task(
             two.monitor.until_actual(
                 lambda actual: actual > 120 * MIB, timeout_s=SOON_S, what="its ceiling, as its driver loads"
             )
         )
-        meanwhile.create_task(watch.until_health("two", "starting"))
-        meanwhile.create_task(grown(one, 30))
+        tasks.create_task(watch.until_health("two", "starting"))
+        tasks.create_task(grown(one, 30))
     booting = [event for event in decisions(watch, "two") if event["data"]["why"] == "booting"]
     assert [event["data"]["to"] for event in booting] == [two.memory - MIB]
     await assert_no_kills(watch, [one])

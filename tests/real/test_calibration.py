@@ -34,7 +34,7 @@ async def test_a_simulated_guest_starves_and_is_killed_where_a_real_one_is() -> 
         if not one["agrees"]
     }
     assert off == {}
-    # what must hold for the real guests, whatever the simulator gives
+    # what must hold for the real guests, independent of the simulator
     for rate in (8, 20, 40):
         assert figures[f"available before the kill at {rate} MiB/s"]["real"] < 12
     assert figures["balloon at the kill with deflate-on-oom"]["real"] < 8

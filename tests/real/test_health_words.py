@@ -65,11 +65,11 @@ async def test_deflate_on_oom_gives_memory_back_and_is_published(
     await watch.until_health("oom", "ok")
     # 24 MiB are no emergency; how much of the size a kernel holds differs: 54 MiB of 6.1, 74 of 7.3
     memory = await guest.guest_memory()
-    squeezed = (guest.memory - memory.available) // MIB * MIB + 24 * MIB
-    await watch.moved("oom", guest, squeezed)
+    small = (guest.memory - memory.available) // MIB * MIB + 24 * MIB
+    await watch.moved("oom", guest, small)
     await guest.command("hold 40")
-    assert await guest.monitor.actual() > squeezed
-    state = await watch.until_state("oom", lambda state: state["actual"] > squeezed, what="memory taken back")
+    assert await guest.monitor.actual() > small
+    state = await watch.until_state("oom", lambda state: state["actual"] > small, what="memory taken back")
     assert state["mode"] == "manual"
     assert (await guest.guest_memory()).oom_kills == 0
 
@@ -213,7 +213,7 @@ async def test_a_socket_that_another_qemu_replaced_is_another_life(
     assert (state["target"], state["actual"]) == (None, other.memory)
     assert await other.monitor.actual() == other.memory
 
-    async def alive() -> str:
+    async def status() -> str:
         return await first.monitor.status()
 
-    assert await eventually(alive, bool, timeout_s=PATIENCE_S, what="the first QEMU answers") == "running"
+    assert await eventually(status, bool, timeout_s=PATIENCE_S, what="the first QEMU answers") == "running"

@@ -205,7 +205,9 @@ async def test_a_new_life_ends_a_wait_with_superseded_or_offline(
     assert await waiting in ("offline", "superseded")
 
 
-async def test_a_vm_that_vanishes_meanwhile_is_offline(harness: AgentHarness, qemu: SimulatedQemu) -> None:
+async def test_a_wait_for_a_vm_that_vanishes_ends_with_offline(
+    harness: AgentHarness, qemu: SimulatedQemu
+) -> None:
     qemu.set_behaviour(Behaviour.STUCK)
     waiting = asyncio.create_task(refusal(harness, "a", "set-target", target=128 * MIB, wait_s=60))
     await harness.until(lambda: qemu.guest.target == 128 * MIB)

@@ -194,7 +194,7 @@ def test_stats_every_two_seconds_are_too_rare_for_a_growing_guest() -> None:
 
 @dataclass(frozen=True)
 class FloorsThenShares:
-    """All floors first, then the rest of the budget by shares, whatever a guest holds."""
+    """All floors first, then the rest of the budget by shares, regardless of what a guest holds."""
 
     name: str = "floors-then-shares"
 
@@ -214,7 +214,7 @@ class FloorsThenShares:
         return None, decisions
 
 
-def test_floors_then_the_rest_by_shares_squeezes_a_guest_below_what_it_holds() -> None:
+def test_floors_then_the_rest_by_shares_shrinks_a_guest_below_what_it_holds() -> None:
     trace = one_starves()
     right, wrong = played(trace), played(trace, FloorsThenShares())
     assert right.figures.oom_kills == 0

@@ -108,7 +108,7 @@ def test_the_three_symptoms_of_a_busy_monitor(run: Run, sockets_dir: Path) -> No
                     open_monitor(qemu.path), ignored, greeting_timeout_s=0.02, request_timeout_s=1
                 )
             # Its closed connection still fills the backlog; one more fits in ...
-            patient = asyncio.create_task(
+            waiting = asyncio.create_task(
                 Session.greeted(
                     open_monitor(qemu.path), ignored, greeting_timeout_s=None, request_timeout_s=PATIENCE_S
                 )
@@ -116,9 +116,9 @@ def test_the_three_symptoms_of_a_busy_monitor(run: Run, sockets_dir: Path) -> No
             # ... and the next is refused at once.
             with pytest.raises(MonitorBusy, match="another client holds"):
                 open_monitor(qemu.path)
-            assert not patient.done()
+            assert not waiting.done()
             await holder.close()
-            second = await patient
+            second = await waiting
             try:
                 assert await second.request("query-status")
             finally:

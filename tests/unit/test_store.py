@@ -144,9 +144,9 @@ GARBAGE = {
     "vms is a list": b'{"version": 1, "sockets": {}, "vms": [], "announced": []}',
     "an odd mode": with_vm('{"mode": "fast"}'),
     "a target of text": with_vm('{"target": "1"}'),
-    "a target of truth": with_vm('{"target": true}'),
+    "a target that is a boolean": with_vm('{"target": true}'),
     "a floor that is no size": with_vm('{"floor": "512M"}'),
-    "a floor of nothing": with_vm('{"floor": "0"}'),
+    "a floor of zero": with_vm('{"floor": "0"}'),
     "a socket of two words": b'{"version": 1, "sockets": {"/a": {"vm": "a"}}, "vms": {}, "announced": []}',
     "a topic that is a number": b'{"version": 1, "sockets": {}, "vms": {}, "announced": [1]}',
 }

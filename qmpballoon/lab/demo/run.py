@@ -202,12 +202,12 @@ class _Steps:
         if answer["status"] != "ok" or not isinstance(result, Mapping):
             raise LabError(f"set-target was answered with {answer.payload}")
         after = await self._get(_MANUAL_VM)
-        true = await self._testbed.guests[_MANUAL_VM].monitor.until_actual(
+        measured = await self._testbed.guests[_MANUAL_VM].monitor.until_actual(
             _TARGET.__eq__, timeout_s=_PUBLISHED_S, what="the target"
         )
         self._printer.line(
             f"< ok, reached in {took_s:.2f} s: {format_size(_number(before, 'actual'))} -> "
-            f"{format_size(_number(result, 'actual'))}; its second monitor reads {format_size(true)}"
+            f"{format_size(_number(result, 'actual'))}; its second monitor reads {format_size(measured)}"
         )
         self._printer.line(
             f"available in the guest {format_size(_guest(before, 'available'))} -> "

@@ -18,9 +18,7 @@ from pathlib import Path
 from both_qemus import Wire, running
 from exchanges import EXCHANGES, Exchange, without_volatile
 
-LAST_AFTER_S = (
-    0.4  # without a message for so long, none follows: the second RESET of a reset comes after 50 ms
-)
+LAST_AFTER_S = 0.4  # then no message follows: the second RESET of a reset comes after 50 ms
 
 
 async def messages_of(wire: Wire) -> list[object]:

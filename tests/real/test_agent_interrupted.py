@@ -60,9 +60,8 @@ async def test_a_second_ctrl_c_ends_it_at_once(start_agent: StartAgent, qemu: Si
     agent.program.signal(signal.SIGINT)
     await agent.until_logged("agent-stopping")
     agent.program.signal(signal.SIGINT)
-    assert (
-        await agent.program.ended(timeout_s=PATIENCE_S / 2) == -signal.SIGINT
-    )  # a shell reports 130 for it, too
+    # a shell reports 130 for it, too
+    assert await agent.program.ended(timeout_s=PATIENCE_S / 2) == -signal.SIGINT
     assert not agent.logged("agent-stopped")
 
 

@@ -38,10 +38,7 @@ async def test_a_vm_has_its_configured_name_and_a_rename_leaves_nothing_behind(
         await until(lambda vm=vm: watch.last(f"vm/{vm}/availability") == b"", what="cleared")  # type: ignore[misc]
     assert watch.state("web-2")["health"] == "ok"  # the other keeps the name that it has
     assert await watch.refused("web", "get") == "unknown-vm"
-    for topic in (
-        "vm/web/state",
-        "vm/web/availability",
-    ):  # a state that was under way comes before it is cleared
+    for topic in ("vm/web/state", "vm/web/availability"):  # a late state comes before it is cleared
         received = watch.received(topic, start)
         assert not any(received[received.index(b"") :]), received
     assert await mover.monitor.actual() == 112 * MIB

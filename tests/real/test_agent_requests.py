@@ -105,9 +105,8 @@ async def test_one_transaction_has_one_effect_and_seventeen_are_too_many(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     web, _ = await asyncio.gather(lab.guest("web"), lab.guest("bare", driver=False))
-    start_agent(
-        broker, vm={"qmp_timeout_s": 8}
-    )  # none of eighteen requests times out before the last was received
+    # none of eighteen requests times out before the last is received
+    start_agent(broker, vm={"qmp_timeout_s": 8})
     await watch.until_health("web", "ok")
     await watch.until_health("bare", "starting", "no-driver")
 

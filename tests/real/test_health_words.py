@@ -82,9 +82,8 @@ async def test_old_figures_are_stale_until_new_ones_come(
     await watch.until_health("web", "ok")
     start = watch.now
     interval = {"path": await guest.monitor.balloon_path(), "property": "guest-stats-polling-interval"}
-    await guest.monitor.execute(
-        "qom-set", {**interval, "value": 0}
-    )  # as another client may: no figures come now
+    # as another client may: no figures come now
+    await guest.monitor.execute("qom-set", {**interval, "value": 0})
     stale = await until(  # for a second: then they are asked for again
         lambda: [state for state in watch.states("web", start) if state["health"] == "stale"], what="stale"
     )

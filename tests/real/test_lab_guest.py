@@ -56,14 +56,13 @@ async def test_memory_held_in_a_guest_is_not_available_until_it_is_freed(lab: La
     assert holding.held == 40 * MIB
     assert 39 * MIB <= free.available - holding.available <= 42 * MIB
     await guest.command("hold 0")
-    await (
-        eventually(  # per-CPU lists keep freed pages for some seconds, not counted as available (Linux 6.12)
-            guest.guest_memory,
-            lambda released: free.available - released.available <= 2 * MIB,
-            timeout_s=PATIENCE_S,
-            what="the freed memory is available",
-            interval_s=0.1,
-        )
+    # per-CPU lists keep freed pages for some seconds, not counted as available (Linux 6.12)
+    await eventually(
+        guest.guest_memory,
+        lambda released: free.available - released.available <= 2 * MIB,
+        timeout_s=PATIENCE_S,
+        what="the freed memory is available",
+        interval_s=0.1,
     )
 
 

@@ -88,7 +88,7 @@ class Real:
 
     async def look(self) -> Look:
         """Return its figures now; ``actual`` is read later and may not match while the balloon moves."""
-        memory, sample = await self.guest.guest_memory(), await self.guest.look()
+        memory, sample = await self.guest.guest_memory(), await self.guest.figures()
         return Look(
             await self.guest.monitor.actual(),
             memory.total,

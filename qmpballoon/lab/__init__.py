@@ -7,6 +7,6 @@ The lab does not use the agent's code, so its reports about a guest can be used 
         await guest.command("hold 50")                    # MiB, held by a process in the guest
         assert await guest.monitor.actual() == guest.memory  # through a monitor of its own
 
-The kernel kills every process when the thread that started it ends, for whatever reason. Guests run under
+The kernel kills every process when the thread that started it ends. Guests run under
 TCG: no KVM, no privileges.
 """

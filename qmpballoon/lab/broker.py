@@ -116,11 +116,11 @@ class LabBroker:
             async with asyncio.timeout(_START_S):
                 while b" running\n" not in self.log.read_bytes():  # logged after the bind
                     if program.exit_status is not None:
-                        complaint = program.complaint("did not start")
-                        raise (PortTaken if "Address already in use" in complaint else LabError)(complaint)
+                        failure = program.failure("did not start")
+                        raise (PortTaken if "Address already in use" in failure else LabError)(failure)
                     await asyncio.sleep(0.01)
         except TimeoutError as error:
-            raise LabError(program.complaint(f"does not listen after {_START_S:g} s")) from error
+            raise LabError(program.failure(f"does not listen after {_START_S:g} s")) from error
         else:
             self._program, self._port = program, port
         finally:

@@ -65,8 +65,8 @@ class GuestMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class GuestLook:
-    """Figures that cost the guest one small file, for many samples a second; in bytes."""
+class GuestFigures:
+    """Figures that cost the guest one read of a file, for many samples a second; in bytes."""
 
     available: int
     held: int  # by our workload
@@ -116,9 +116,9 @@ class LabGuest:
     """One guest: its QEMU process, a monitor for the agent, a second one for tests, a serial line.
 
     In ``directory``, which must be short (a socket's path has at most 107 bytes): ``NAME.qmp`` is the monitor
-    for the agent, ``NAME.monitor`` ours, ``NAME.serial`` its serial line, ``NAME.console`` the log of its
-    kernel and ``NAME.log`` the output of QEMU. Use it as an async context manager, or ``start`` and ``close``
-    it.
+    for the agent, ``NAME.monitor`` the second one, ``NAME.serial`` the serial line, ``NAME.console`` the log
+    of its kernel and ``NAME.log`` the output of QEMU. Use it as an async context manager, or ``start`` and
+    ``close`` it.
 
     A ``snapshot`` (see `qmpballoon.lab.snapshot.snapshot_of`) is resumed instead of booting.
     """
@@ -186,7 +186,7 @@ class LabGuest:
     async def _until_listening(self) -> None:
         async def try_to_connect() -> bool:
             if self.program.exit_status is not None:
-                raise LabError(self.program.complaint("did not start"))
+                raise LabError(self.program.failure("did not start"))
             try:
                 await self.monitor.connect()
             except (FileNotFoundError, ConnectionError):  # not yet, or QEMU has just ended
@@ -203,9 +203,9 @@ class LabGuest:
             self._program.destroy()  # first, and without an await: also done when cancelled
         for socket in (self.socket, self._monitor_socket, self._serial_socket):
             socket.unlink(missing_ok=True)
-        await self._let_go()
+        await self._disconnect()
 
-    async def _let_go(self) -> None:
+    async def _disconnect(self) -> None:
         serial, monitor = self._serial, self._monitor
         self._program = self._serial = self._monitor = None
         if serial is not None:
@@ -268,13 +268,13 @@ class LabGuest:
         """SIGKILL, and reap; the socket file is left behind."""
         self.program.signal(signal.SIGKILL)
         await self.program.ended(timeout_s=_START_S)
-        await self._let_go()
+        await self._disconnect()
 
     async def terminate(self) -> None:
         """SIGTERM, and wait for the end: QEMU removes its sockets itself."""
         self.program.signal(signal.SIGTERM)
         await self.program.ended(timeout_s=_START_S)
-        await self._let_go()
+        await self._disconnect()
 
     async def restart(self) -> None:
         """Start a new QEMU on the same sockets; a running one is killed first."""
@@ -295,18 +295,18 @@ class LabGuest:
         Raises:
             LabError: not in time; the message has the tail of the console.
         """
-        serial = self._line()
+        serial = self._open_serial()
         try:
             async with asyncio.timeout(timeout_s):
                 if self.snapshot is not None and serial.boots == 0:
                     await serial.command("ping", timeout_s=timeout_s)
                 while serial.boots < boots:
                     if self.program.exit_status is not None:
-                        raise LabError(self.program.complaint("ended before the guest had booted"))
-                    serial.heard.clear()
+                        raise LabError(self.program.failure("ended before the guest had booted"))
+                    serial.line_received.clear()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(1):  # checks once a second whether QEMU ended
-                            await serial.heard.wait()
+                            await serial.line_received.wait()
         except (TimeoutError, LabError) as error:
             why = str(error) or f"not within {timeout_s:g} s"
             raise LabError(f"{self.name} has not booted: {why}{tail(self.console)}") from error
@@ -318,7 +318,7 @@ class LabGuest:
             LabError: the guest answered with an error or not in time; with the tail of the console.
         """
         try:
-            return await self._line().command(command, timeout_s=timeout_s)
+            return await self._open_serial().command(command, timeout_s=timeout_s)
         except LabError as error:
             raise LabError(f"{self.name}: {error}{tail(self.console)}") from error
 
@@ -332,24 +332,24 @@ class LabGuest:
         driver = fields.pop("driver") == "1"
         return GuestMemory(**{key: int(value) for key, value in fields.items()}, driver=driver)
 
-    async def look(self, *, timeout_s: float = _COMMAND_S) -> GuestLook:
+    async def figures(self, *, timeout_s: float = _COMMAND_S) -> GuestFigures:
         """Return the guest's most important figures.
 
         Raises:
             LabError: as for `command`.
         """
-        words = await self.command("look", timeout_s=timeout_s)
-        return GuestLook(**{key: int(value) for key, value in (word.split("=") for word in words.split())})
+        words = await self.command("figures", timeout_s=timeout_s)
+        return GuestFigures(**{key: int(value) for key, value in (word.split("=") for word in words.split())})
 
     def reboot(self) -> None:
         """Let the guest reboot itself; await `booted` with ``boots`` one higher."""
-        self._line().send("r reboot")
+        self._open_serial().send("r reboot")
 
     def power_off(self) -> None:
         """Let the guest power itself off: QEMU shuts down."""
-        self._line().send("p poweroff")
+        self._open_serial().send("p poweroff")
 
-    def _line(self) -> SerialPort:
+    def _open_serial(self) -> SerialPort:
         if self._serial is None:
             raise LabError(f"{self.name} has no guest inside, or is not started")
         return self._serial

@@ -1,20 +1,20 @@
 /*
- * The only program of a lab guest: PID 1, which loads the drivers and then obeys lines on ttyS1.
+ * The only program of a lab guest: PID 1, which loads the drivers and then executes lines from ttyS1.
  *
  * It is C without a C library, so that tcc alone compiles it, and one process that allocates nothing,
- * so that it still answers when the guest has no memory left. What the guest holds is held by a child
- * that the kernel prefers to kill; the end of a pipe tells of its death.
+ * so that it still answers when the guest has no memory left. A child holds the memory of the workload;
+ * the kernel kills it first, and its end closes a pipe.
  *
  * A line is "<tag> <verb> [numbers]", its answer "<tag> ok [key=value ...]" or "<tag> error <why>".
  * "ready" without a tag is sent once per boot. Sizes are MiB in commands and bytes in answers.
  *
  *   ping                   ok
- *   hold N                 hold N MiB of anonymous memory in all; answered when it is so
- *   grow N RATE            the same at RATE MiB/s; answered at once, "stat" tells how far it is
+ *   hold N                 hold N MiB of anonymous memory in all; answered when they are held
+ *   grow N RATE            the same at RATE MiB/s; answered at once, "stat" has the progress
  *   cache N                read N MiB of the disk through the page cache
  *   drop                   drop the clean page cache
  *   stat                   total free available cached held oom_kills uptime_ms driver
- *   look                   available held kills: cheap enough to be asked ten times a second
+ *   figures                available held kills: cheap enough to be asked ten times a second
  *   driver load|unload     the balloon driver
  *   reboot, poweroff       not answered
  *
@@ -109,7 +109,7 @@ static char *put_field(char *to, const char *name, word n)
     return put_number(put(put(put(to, " "), name), "="), n);
 }
 
-static void say(const char *tag, const char *what) /* one write per line, so that lines stay whole */
+static void send_line(const char *tag, const char *what) /* one write per line, so that lines stay whole */
 {
     char line[512], *end = put(line, tag);
     if (*tag) end = put(end, " ");
@@ -233,11 +233,11 @@ static int start_holder(void)
 
 static void end_hold(const char *answer)
 {
-    if (*hold_tag) say(hold_tag, answer);
+    if (*hold_tag) send_line(hold_tag, answer);
     *hold_tag = 0;
 }
 
-static void holder_spoke(void)
+static void read_holder(void)
 {
     char bytes[16];
     if (SYS(READ, done_pipe[0], bytes, sizeof bytes) > 0) {
@@ -255,13 +255,13 @@ static void holder_spoke(void)
 static void give_order(const char *tag, word mib, word mib_per_s, int wait)
 {
     end_hold("error superseded");
-    if (mib * MIB > REGION) return say(tag, "error too-much");
-    if (!holder && start_holder() < 0) return say(tag, "error no-process");
+    if (mib * MIB > REGION) return send_line(tag, "error too-much");
+    if (!holder && start_holder() < 0) return send_line(tag, "error no-process");
     order->pages_per_s = mib_per_s * PAGES_PER_MIB;
     order->pages = mib * PAGES_PER_MIB;
     order->number++;
     if (wait) put(hold_tag, tag);
-    else say(tag, "ok");
+    else send_line(tag, "ok");
     SYS(WRITE, order_pipe[1], "o", 1);
 }
 
@@ -280,61 +280,61 @@ static void stat_line(const char *tag)
     end = put_field(end, "oom_kills", number_in("/proc/vmstat", "\noom_kill "));
     end = put_field(end, "uptime_ms", now_ms());
     put_field(end, "driver", driver_is_loaded());
-    say(tag, answer);
+    send_line(tag, answer);
 }
 
-static void look_line(const char *tag)
+static void figures_line(const char *tag)
 {
     char answer[256], *end = put(answer, "ok");
     end = put_field(end, "available", number_in("/proc/meminfo", "MemAvailable:") * 1024);
     end = put_field(end, "held", order->held * PAGE);
     put_field(end, "kills", kills);
-    say(tag, answer);
+    send_line(tag, answer);
 }
 
 static void read_disk(const char *tag, word mib)
 {
     static char block[65536];
-    static long disk = -1; /* stays open: the last close of a disk drops what is cached of it */
+    static long disk = -1; /* stays open: the last close of a disk drops its cache */
     word left = mib * MIB;
     if (disk < 0) disk = SYS(OPEN, "/dev/vda", 0, 0);
-    if (disk < 0) return say(tag, "error no-disk");
+    if (disk < 0) return send_line(tag, "error no-disk");
     SYS(LSEEK, disk, 0, 0);
     while (left && SYS(READ, disk, block, sizeof block) == sizeof block) left -= sizeof block;
-    say(tag, left ? "error disk-too-small" : "ok");
+    send_line(tag, left ? "error disk-too-small" : "ok");
 }
 
-static void end_guest(long how)
+static void end_guest(long action)
 {
     SYS(SYNC, 0, 0, 0);
-    syscall6(REBOOT, 0xfee1dead, 672274793, how, 0, 0, 0);
+    syscall6(REBOOT, 0xfee1dead, 672274793, action, 0, 0, 0);
 }
 
-static void obey(char *line)
+static void execute(char *line)
 {
     char *tag = line, *verb, *rest;
-    if (!(verb = find(line, " "))) return; /* no tag: noise on the line, or what was cut by a reboot */
+    if (!(verb = find(line, " "))) return; /* no tag: noise on the line, or a line cut by a reboot */
     *verb++ = 0;
     if (length(tag) >= sizeof hold_tag) return;
     if ((rest = find(verb, " "))) *rest++ = 0;
     else rest = "";
-    if (same(verb, "ping")) say(tag, "ok");
+    if (same(verb, "ping")) send_line(tag, "ok");
     else if (same(verb, "stat")) stat_line(tag);
-    else if (same(verb, "look")) look_line(tag);
+    else if (same(verb, "figures")) figures_line(tag);
     else if (same(verb, "hold")) give_order(tag, number(rest), 0, 1);
     else if (same(verb, "grow")) {
         char *rate = find(rest, " ");
         if (rate && number(rate)) give_order(tag, number(rest), number(rate), 0);
-        else say(tag, "error no-rate");
+        else send_line(tag, "error no-rate");
     } else if (same(verb, "cache")) read_disk(tag, number(rest));
-    else if (same(verb, "drop")) say(tag, write_file("/proc/sys/vm/drop_caches", "3") > 0 ? "ok" : "error");
+    else if (same(verb, "drop")) send_line(tag, write_file("/proc/sys/vm/drop_caches", "3") > 0 ? "ok" : "error");
     else if (same(verb, "driver") && same(rest, "load"))
-        say(tag, load("/modules/virtio_balloon.ko") ? "error not-loaded" : "ok");
+        send_line(tag, load("/modules/virtio_balloon.ko") ? "error not-loaded" : "ok");
     else if (same(verb, "driver") && same(rest, "unload")) /* 04000 is O_NONBLOCK, as rmmod has it */
-        say(tag, SYS(DELETE_MODULE, "virtio_balloon", 04000, 0) ? "error not-unloaded" : "ok");
+        send_line(tag, SYS(DELETE_MODULE, "virtio_balloon", 04000, 0) ? "error not-unloaded" : "ok");
     else if (same(verb, "reboot")) end_guest(0x01234567);
     else if (same(verb, "poweroff")) end_guest(0x4321fedc);
-    else say(tag, "error unknown-verb");
+    else send_line(tag, "error unknown-verb");
 }
 
 static void load_modules(int with_balloon)
@@ -375,21 +375,21 @@ void run(void)
     nodriver = find(text_of("/proc/cmdline"), "qmpballoon.nodriver") != 0;
     load_modules(!nodriver);
     open_serial();
-    say("", "ready");
+    send_line("", "ready");
     for (;;) {
         ports[0].fd = serial;
         ports[1].fd = done_pipe[0];
         ports[0].events = ports[1].events = 1; /* POLLIN */
         ports[0].revents = ports[1].revents = 0;
         SYS(POLL, ports, holder ? 2 : 1, -1);
-        if (ports[1].revents) holder_spoke();
+        if (ports[1].revents) read_holder();
         if (ports[0].revents) {
             char byte;
             if (SYS(READ, serial, &byte, 1) != 1) continue;
             if (byte == '\n') {
                 line[used] = 0;
                 used = 0;
-                obey(line);
+                execute(line);
             } else if (used < sizeof line - 1) {
                 line[used++] = byte;
             }

@@ -12,7 +12,7 @@ from typing import IO, Final
 
 from qmpballoon.lab.require import LabError, find_program
 
-_REAP_S: Final = 10.0  # a killed QEMU is gone in milliseconds; more means a stuck kernel
+_REAP_S: Final = 10.0  # a killed QEMU ends in milliseconds; more means that it hangs in the kernel
 
 
 class Program:
@@ -68,13 +68,13 @@ class Program:
                 async with asyncio.timeout(timeout_s):
                     await ended.wait()
             except TimeoutError as error:
-                raise LabError(self.complaint(f"did not end within {timeout_s:g} s")) from error
+                raise LabError(self.failure(f"did not end within {timeout_s:g} s")) from error
             finally:
                 loop.remove_reader(descriptor)
                 os.close(descriptor)
         return self._process.wait(_REAP_S)
 
-    def complaint(self, what: str) -> str:
+    def failure(self, what: str) -> str:
         """Return an error message about this program with the tail of its log."""
         status = self.exit_status
         state = "runs" if status is None else f"ended with status {status}"

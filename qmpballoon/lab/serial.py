@@ -14,12 +14,12 @@ _LONGEST_LINE: Final = 4096  # of input without a line end; an answer has about 
 class SerialPort(asyncio.Protocol):
     """Commands to the guest and their answers, matched by a tag, so that a late answer is ignored.
 
-    ``boots`` counts the completed boots; ``heard`` is set by every line.
+    ``boots`` counts the completed boots; ``line_received`` is set by every line.
     """
 
     def __init__(self) -> None:
         self.boots = 0
-        self.heard = asyncio.Event()
+        self.line_received = asyncio.Event()
         self._transport: asyncio.BaseTransport | None = None
         self._rest = b""
         self._tags = 0
@@ -42,10 +42,10 @@ class SerialPort(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Fail all pending commands (called by asyncio)."""
         self._transport = None
-        self.heard.set()
+        self.line_received.set()
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(LabError("the guest's serial port is gone"))
+                answer.set_exception(LabError("the guest's serial port is closed"))
 
     def data_received(self, received: bytes) -> None:
         """Match received answers (called by asyncio)."""
@@ -60,16 +60,16 @@ class SerialPort(asyncio.Protocol):
             elif answer is not None and not answer.done():
                 self.boots = max(self.boots, 1)  # a guest resumed from a snapshot is ready at once
                 answer.set_result(words)
-            self.heard.set()
+            self.line_received.set()
 
     async def command(self, command: str, *, timeout_s: float) -> str:
         """Send one command; return the words after ``ok``.
 
         Raises:
-            LabError: the guest answered with an error, or did not answer in time, or the port is gone.
+            LabError: the guest answered with an error, or did not answer in time, or the port is closed.
         """
         if self._transport is None:
-            raise LabError("the guest's serial port is gone")
+            raise LabError("the guest's serial port is closed")
         self._tags += 1
         tag = f"c{self._tags}"
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -87,7 +87,7 @@ class SerialPort(asyncio.Protocol):
         return words.removeprefix("ok").strip()
 
     def send(self, line: str) -> None:
-        """Send a line that is not answered; it is lost if the port is gone or the guest is not ready."""
+        """Send a line that is not answered; it is lost if the port is closed or the guest is not ready."""
         if isinstance(self._transport, asyncio.WriteTransport):
             self._transport.write(f"{line}\n".encode("ascii"))
 

@@ -120,7 +120,7 @@ async def _policy_running(
     try:
         yield
         if program.exit_status is not None:
-            raise LabError(program.complaint("ended before the run was over"))
+            raise LabError(program.failure("ended before the run was over"))
     finally:
         program.destroy()
         listening.cancel()
@@ -208,7 +208,7 @@ class Workload:
             size = self._recording.size
             return Sample(self.now_s, actual, size, 0, wanted, rss, self.target, used=0, booting=True)
         try:
-            look = await guest.look(timeout_s=SAMPLE_TIMEOUT_S)
+            look = await guest.figures(timeout_s=SAMPLE_TIMEOUT_S)
         except LabError:
             return None if last is None else replace(last, at_s=self.now_s, held=0, wanted=wanted)
         if look.kills > self._kills:

@@ -1,4 +1,4 @@
-"""A real QEMU without a guest OS and the simulated one, behind the same few verbs, and a bare QMP client."""
+"""A real QEMU without a guest OS and the simulated one, behind the same methods, and a bare QMP client."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Start:
         return words + ["-no-reboot"] * self.no_reboot
 
     def specs(self, version: Version) -> tuple[GuestSpec, MachineSpec]:
-        """Return the same for a simulated QEMU of this version, with nothing in it to drive a balloon."""
+        """Return the same for a simulated QEMU of this version, without a balloon driver in its guest."""
         guest = GuestSpec(
             size=SIZE + 128 * MIB * self.dimm,
             driver=False,
@@ -101,14 +101,16 @@ class Qemu(Protocol):
 @functools.cache
 def installed_version() -> Version:
     """Return the version of the QEMU that is first on the PATH."""
-    told = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
-    found = re.search(r"version (\d+)\.(\d+)\.(\d+)", told.stdout)
-    assert found is not None, told.stdout
+    printed = subprocess.run(
+        [QEMU, "--version"], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
+    found = re.search(r"version (\d+)\.(\d+)\.(\d+)", printed.stdout)
+    assert found is not None, printed.stdout
     return int(found[1]), int(found[2]), int(found[3])
 
 
 class QemuProcess:
-    """The verbs over a process."""
+    """The methods over a process."""
 
     def __init__(self, path: Path, process: asyncio.subprocess.Process) -> None:
         self.path = path
@@ -151,7 +153,7 @@ async def running(kind: str, path: Path, start: Start) -> AsyncIterator[Qemu]:
 
 
 async def _listens(path: Path) -> bool:
-    # /proc tells without connecting: a probe would sit in the backlog
+    # from /proc, as a connection would wait in the backlog
     listing = await asyncio.to_thread(Path("/proc/net/unix").read_text)
     return any(line.endswith(f" {os.fspath(path)}") and " 00010000 " in line for line in listing.splitlines())
 
@@ -176,7 +178,7 @@ class Wire:
             await wire.close()
 
     async def close(self) -> None:
-        """Leave."""
+        """Close the connection."""
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
@@ -189,7 +191,7 @@ class Wire:
         """Return the next line, b"" when the other side closed.
 
         Raises:
-            TimeoutError: nothing came.
+            TimeoutError: none was received.
         """
         async with asyncio.timeout(timeout_s):
             return await self._reader.readline()
@@ -201,7 +203,7 @@ class Wire:
         return message
 
     async def negotiate(self) -> dict[str, Any]:
-        """Take the greeting and answer it; return the greeting."""
+        """Read the greeting and negotiate; return the greeting."""
         greeting = await self.message()
         assert await self.execute("qmp_capabilities") == {"return": {}}
         return greeting

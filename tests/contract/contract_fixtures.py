@@ -27,11 +27,11 @@ async def start_qemu(
 
 @pytest.fixture
 async def qemu(start_qemu: Callable[[Start], Awaitable[Qemu]]) -> Qemu:
-    """A running QEMU of either kind with a balloon and nobody in it to drive the balloon."""
+    """A running QEMU of either kind with a balloon device and no driver in its guest."""
     return await start_qemu(Start())
 
 
 @pytest.fixture
 def dialect() -> Dialect:
-    """How the installed QEMU speaks, and the simulated one with it."""
+    """The dialect of the installed QEMU, which the simulated one uses too."""
     return dialect_of(installed_version())

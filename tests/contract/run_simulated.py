@@ -13,7 +13,7 @@ from qmpballoon.sim.qemu.server import SimulatedQemu
 
 
 async def main(path: str, start: Start, version: Version) -> None:
-    """Serve until quit, reset with -no-reboot, SIGTERM, or a command that it does not live through."""
+    """Serve until quit, reset with -no-reboot, SIGTERM, or a command on which it aborts."""
     guest, machine = start.specs(version)
     async with SimulatedQemu(path, guest=guest, machine=machine) as qemu:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, qemu.terminate)

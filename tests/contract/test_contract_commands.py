@@ -1,4 +1,4 @@
-"""Everything that the program ever sends leaves a QEMU alive, whatever that QEMU is doing."""
+"""No command that the program sends ends a QEMU, in any state of that QEMU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from both_qemus import PATIENCE_S, Qemu, Start, Wire, installed_version
-from conversations import BACKEND, DEVICE, INTERVAL
-from overheard import overheard
+from exchanges import BACKEND, DEVICE, INTERVAL
+from recorded_commands import recorded_commands
 
 import qmpballoon
 from qmpballoon.agent.vm_session import VmSession
@@ -46,8 +46,8 @@ WITHOUT_BALLOON = {  # the class of the error; all others are answered
 }
 
 
-async def said_to_all(path: Path, *, run_state: str) -> dict[str, str]:
-    """Send everything, in the order of the table; return the class of each error, and how QEMU is then."""
+async def send_all(path: Path, *, run_state: str) -> dict[str, str]:
+    """Send all commands, in the order of the table; check the run state; return the class of each error."""
     errors = {}
     async with Wire.connected(path) as wire:
         await wire.message()
@@ -66,7 +66,7 @@ async def test_no_sent_command_ends_a_qemu_without_a_guest(
     start_qemu: StartQemu, balloon: bool, stopped: bool
 ) -> None:
     qemu = await start_qemu(Start(device="virtio-balloon-pci" if balloon else None, stopped=stopped))
-    errors = await said_to_all(qemu.path, run_state="prelaunch" if stopped else "running")
+    errors = await send_all(qemu.path, run_state="prelaunch" if stopped else "running")
     expected = {} if balloon else WITHOUT_BALLOON
     assert errors == {name: error for name, error in expected.items() if name in SENT}
 
@@ -81,7 +81,7 @@ async def test_no_sent_command_ends_a_qemu_with_a_linux_guest(
         assert (await guest.guest_memory()).driver == driver
         if stopped:
             await guest.monitor.execute("stop")
-        assert await said_to_all(guest.socket, run_state="paused" if stopped else "running") == {}
+        assert await send_all(guest.socket, run_state="paused" if stopped else "running") == {}
         if driver and not stopped:
             await guest.monitor.until_actual(
                 lambda actual: actual < guest.memory, timeout_s=PATIENCE_S, what="its balloon moves"
@@ -89,7 +89,7 @@ async def test_no_sent_command_ends_a_qemu_with_a_linux_guest(
         assert guest.program.exit_status is None
 
 
-# ── what the program does send ───────────────────────────────────────────────────────────────────
+# ── commands that the program sends ───────────────────────────────────────────────────────────────────
 
 
 async def use_the_api(socket: Path, guest: LabGuest) -> None:
@@ -101,7 +101,7 @@ async def use_the_api(socket: Path, guest: LabGuest) -> None:
         assert (await vm.driver_up()) in (guest.machine.driver, None)
 
 
-async def watch_as_the_agent(socket: Path, guest: LabGuest) -> None:
+async def sample_as_the_agent(socket: Path, guest: LabGuest) -> None:
     clock = asyncio.get_running_loop().time
     session = await Session.greeted(
         open_monitor(socket),
@@ -110,36 +110,36 @@ async def watch_as_the_agent(socket: Path, guest: LabGuest) -> None:
         request_timeout_s=PATIENCE_S,
     )
     try:
-        seen = VmSession(session, guest.pid, stats_interval_s=1, clock=clock)
-        await seen.look()
-        came = await seen.take_sample(ask=True, wait_s=PATIENCE_S if guest.machine.driver else 0)
-        assert came == guest.machine.driver
-        await seen.look()
-        assert seen.driver_up == guest.machine.driver
-        assert seen.deflates_on_oom == guest.machine.driver
-        seen.close()
+        vm = VmSession(session, guest.pid, stats_interval_s=1, clock=clock)
+        await vm.look()
+        is_new = await vm.take_sample(ask=True, wait_s=PATIENCE_S if guest.machine.driver else 0)
+        assert is_new == guest.machine.driver
+        await vm.look()
+        assert vm.driver_up == guest.machine.driver
+        assert vm.deflates_on_oom == guest.machine.driver
+        vm.close()
     finally:
         await session.close()
 
 
 @pytest.mark.parametrize("driver", [True, False])
-@pytest.mark.parametrize("use", [use_the_api, watch_as_the_agent])
+@pytest.mark.parametrize("use", [use_the_api, sample_as_the_agent])
 async def test_only_listed_commands_are_sent_and_unstable_ones_only_to_tried_versions(
     sockets_dir: Path, use: Callable[[Path, LabGuest], Awaitable[None]], driver: bool
 ) -> None:
     async with Lab(sockets_dir) as lab:
         guest = await lab.guest("linux", balloon=BalloonDevice(deflate_on_oom=True), driver=driver)
-        async with overheard(guest.socket, sockets_dir / "overheard") as said:
-            await use(sockets_dir / "overheard", guest)
-        assert said[0] == "qmp_capabilities"
-        assert "query-balloon" in said
-        assert set(said) <= set(SENT)
-        assert (DRIVER_STATUS in said) == (DRIVER_STATUS in SENT)
+        async with recorded_commands(guest.socket, sockets_dir / "proxy") as sent:
+            await use(sockets_dir / "proxy", guest)
+        assert sent[0] == "qmp_capabilities"
+        assert "query-balloon" in sent
+        assert set(sent) <= set(SENT)
+        assert (DRIVER_STATUS in sent) == (DRIVER_STATUS in SENT)
         assert await guest.monitor.status() == "running"
         assert guest.program.exit_status is None
 
 
-# ── what QEMU says of them ───────────────────────────────────────────────────────────────────────
+# ── their stability in QEMU's schema ───────────────────────────────────────────────────────────────────────
 
 UNSTABLE_IS_FLAGGED_SINCE = (6, 2, 0)
 

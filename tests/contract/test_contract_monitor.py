@@ -1,4 +1,4 @@
-"""What the agent relies on, asked of a real QEMU and of the simulated one."""
+"""Behaviour that the agent relies on, of a real QEMU and of the simulated one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 from both_qemus import PATIENCE_S, SIZE, Qemu, Start, Wire
-from conversations import BACKEND, DEVICE, INTERVAL
+from exchanges import BACKEND, DEVICE, INTERVAL
 from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
 from qmpballoon.qmp.commands import DRIVER_STATUS
 from qmpballoon.sim.qemu.dialect import Dialect, VirtioStatus
 from qmpballoon.units import MIB
 
-UNHEARD_S = 0.1  # so long a silence of a monitor that answers in a millisecond means that it is taken
+NO_REPLY_S = 0.1  # a monitor that another client holds sends nothing; a free one answers within a millisecond
 
 StartQemu = Callable[[Start], Awaitable[Qemu]]
 
@@ -37,7 +37,7 @@ async def actual(wire: Wire) -> int:
     return value
 
 
-async def told(wire: Wire, dialect: Dialect, command: str) -> dict[str, Any]:
+async def event_of(wire: Wire, dialect: Dialect, command: str) -> dict[str, Any]:
     """Send a command that causes one event and return that: in front of the reply, or after it on 5.2."""
     reply, events = await wire.execute_with_events(command)
     assert reply == {"return": {}}
@@ -88,7 +88,7 @@ async def test_a_second_client_is_greeted_when_the_first_leaves(qemu: Qemu) -> N
     async with Wire.connected(qemu.path) as first, Wire.connected(qemu.path) as second:
         await first.negotiate()
         with pytest.raises(TimeoutError):
-            await second.line(UNHEARD_S)
+            await second.line(NO_REPLY_S)
         await first.close()
         await second.negotiate()
         assert await actual(second) == SIZE
@@ -114,10 +114,10 @@ async def test_a_client_that_closed_while_queued_is_skipped(qemu: Qemu) -> None:
         await holder.negotiate()
         async with Wire.connected(qemu.path):
             pass
-        async with Wire.connected(qemu.path) as patient:
+        async with Wire.connected(qemu.path) as next_client:
             await holder.close()
-            await patient.negotiate()
-            assert await actual(patient) == SIZE
+            await next_client.negotiate()
+            assert await actual(next_client) == SIZE
 
 
 async def test_a_queued_clients_requests_are_answered_when_it_is_accepted(qemu: Qemu) -> None:
@@ -189,11 +189,11 @@ async def test_the_size_counts_dimms_and_not_nvdimms(start_qemu: StartQemu) -> N
 async def test_stop_and_cont_send_one_event_before_their_reply(qemu: Qemu) -> None:
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
-        told = []
+        published = []
         for command in ("cont", "stop", "stop", "cont", "cont"):
             _, events = await wire.execute_with_events(command)
-            told.append([event["event"] for event in events])
-        assert told == [[], ["STOP"], [], ["RESUME"], []]
+            published.append([event["event"] for event in events])
+        assert published == [[], ["STOP"], [], ["RESUME"], []]
 
 
 async def test_the_first_reset_event_is_the_hosts_and_later_ones_the_guests(
@@ -202,7 +202,7 @@ async def test_the_first_reset_event_is_the_hosts_and_later_ones_the_guests(
     # How many follow is up to the firmware: none, one or two were seen.
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
-        first = await told(wire, dialect, "system_reset")
+        first = await event_of(wire, dialect, "system_reset")
         _, [*later, stop] = await wire.execute_with_events("stop")
         assert first["data"] == {"guest": False, "reason": "host-qmp-system-reset"}
         assert {first["event"], *(event["event"] for event in later)} == {"RESET"}
@@ -214,7 +214,7 @@ async def test_a_reset_with_no_reboot_ends_qemu(start_qemu: StartQemu, dialect: 
     qemu = await start_qemu(Start(no_reboot=True))
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
-        event = await told(wire, dialect, "system_reset")
+        event = await event_of(wire, dialect, "system_reset")
         assert (event["event"], event["data"]["reason"]) == ("SHUTDOWN", "host-qmp-system-reset")
         assert await wire.line() == b""
     assert await qemu.ended() == 0
@@ -248,7 +248,7 @@ async def test_the_polling_interval_stays_when_the_client_leaves(qemu: Qemu) -> 
 async def test_quit_sends_shutdown_replies_and_removes_the_socket(qemu: Qemu, dialect: Dialect) -> None:
     async with Wire.connected(qemu.path) as wire:
         await wire.negotiate()
-        event = await told(wire, dialect, "quit")
+        event = await event_of(wire, dialect, "quit")
         assert (event["event"], event["data"]) == ("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
         assert await wire.line() == b""
     assert await qemu.ended() == 0
@@ -284,9 +284,9 @@ async def test_sigkill_leaves_a_stale_socket_that_the_next_one_replaces(start_qe
     assert qemu.path.is_socket()
     with pytest.raises(ConnectError):
         await QMPClient("stale").connect(str(qemu.path))
-    again = await start_qemu(Start(name="second life"))
+    again = await start_qemu(Start(name="second run"))
     assert again.path == qemu.path
     assert again.pid != qemu.pid
     async with Wire.connected(Path(again.path)) as wire:
         await wire.negotiate()
-        assert await wire.execute("query-name") == {"return": {"name": "second life"}}
+        assert await wire.execute("query-name") == {"return": {"name": "second run"}}

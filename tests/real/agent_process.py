@@ -1,4 +1,4 @@
-"""The agent as a user runs it, a process of its own, and an MQTT client that watches and asks it."""
+"""The agent in a process of its own, and an MQTT client that receives its messages and sends requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 HOST_NAME: Final = "edge-7"
 ROOT: Final = f"qmpballoon/{HOST_NAME}"
 PATIENCE_S: Final = 60.0  # for what takes a second or two on an idle machine
-MOVED_S: Final = 40.0  # for a balloon; less than the patience with the answer that tells of it
+MOVED_S: Final = 40.0  # for a balloon; less than PATIENCE_S, for which its response is awaited
 
 Tables = Mapping[str, Any]
 
@@ -55,8 +55,8 @@ def _lines(table: Tables) -> list[str]:
 class AgentProcess:
     """One agent with its configuration file and state directory, which outlive its runs.
 
-    It hurries, by a short grace time and short intervals, and moves nothing unasked.
-    ``tables`` are laid over that, table by table; ``before`` are words in front of the program, such as
+    By default its grace time and intervals are short, and its mode is manual.
+    ``tables`` override that, table by table; ``before`` are words in front of the program, such as
     ``env NAME=value``.
     """
 
@@ -81,7 +81,7 @@ class AgentProcess:
         self.configure(**tables)
 
     def configure(self, **tables: Tables) -> None:
-        """Write the configuration file anew; the agent does not know yet."""
+        """Write the configuration file again; it is not reloaded."""
         base: dict[str, Tables] = {
             "agent": {"host": HOST_NAME, "state_dir": str(self.state_dir)},
             "discovery": {"sockets": [f"{self.directory}/*.qmp"]},
@@ -94,12 +94,12 @@ class AgentProcess:
 
     @property
     def program(self) -> Program:
-        """The process of the run that is or was the last."""
+        """The process of the current or the last run."""
         assert self._program is not None
         return self._program
 
     def start(self) -> None:
-        """Start a run; who needs it to be there waits for what it says."""
+        """Start a run; wait for its log lines or messages to know that it is up."""
         command = [sys.executable, "-W", "error", "-m", "qmpballoon", "agent", "-c", str(self.file)]
         self._program = Program([*self._before, *command, *self._arguments], log=self.log)
 
@@ -143,7 +143,7 @@ async def until(probe: Callable[[], T], *, what: str, timeout_s: float = PATIENC
 
 
 class AgentWatch:
-    """What an MQTT client has heard of one agent, newest last, and what it may ask of it."""
+    """What an MQTT client has received from one agent, newest last; it also sends requests."""
 
     _transactions = itertools.count(1)
 
@@ -151,23 +151,23 @@ class AgentWatch:
         self.listener = listener
         self.root = root
 
-    # ---- hearing ----
+    # ---- received messages ----
 
-    def heard(self, topic: str, start: int = 0) -> list[bytes]:
+    def received(self, topic: str, start: int = 0) -> list[bytes]:
         """Return all payloads of a topic below the root, from the ``start``-th message on."""
         full = f"{self.root}/{topic}"
         return [one.payload for one in self.listener.messages[start:] if one.topic.value == full]
 
     def last(self, topic: str) -> bytes | None:
-        """Return the newest payload of a topic; None if none came."""
-        return next(iter(self.heard(topic)[-1:]), None)
+        """Return the newest payload of a topic; None if there is none."""
+        return next(iter(self.received(topic)[-1:]), None)
 
     def states(self, vm: str, start: int = 0) -> list[dict[str, Any]]:
-        """Return all VM objects that were heard, from the ``start``-th message on."""
-        return [json.loads(payload) for payload in self.heard(f"vm/{vm}/state", start) if payload]
+        """Return all VM objects that were received, from the ``start``-th message on."""
+        return [json.loads(payload) for payload in self.received(f"vm/{vm}/state", start) if payload]
 
     def last_json(self, topic: str) -> Any:
-        """Return it as JSON; None if none came, or an empty one."""
+        """Return it as JSON; None if there is none, or an empty one."""
         payload = self.last(topic)
         return json.loads(payload) if payload else None
 
@@ -177,12 +177,12 @@ class AgentWatch:
 
     def events(self, vm: str, word: str | None = None) -> list[dict[str, Any]]:
         """Return the events of a VM, or those of one word."""
-        found = [json.loads(payload) for payload in self.heard(f"vm/{vm}/event")]
+        found = [json.loads(payload) for payload in self.received(f"vm/{vm}/event")]
         return [event for event in found if word in (None, event["event"])]
 
     @property
     def now(self) -> int:
-        """How many messages came until now: a ``start`` for `heard`."""
+        """How many messages were received until now: a ``start`` for `received`."""
         return len(self.listener.messages)
 
     async def until_state(
@@ -193,7 +193,7 @@ class AgentWatch:
         what: str,
         timeout_s: float = PATIENCE_S,
     ) -> dict[str, Any]:
-        """Wait until the newest VM object is as wanted, and return it."""
+        """Wait until the newest VM object meets the condition, and return it."""
 
         async def ask() -> dict[str, Any]:
             return self.state(vm)
@@ -214,29 +214,29 @@ class AgentWatch:
         )
 
     async def until_all_ok(self, *vms: str) -> None:
-        """Wait until all these VMs are well."""
+        """Wait until all these VMs are ok."""
         for vm in vms:
             await self.until_health(vm, "ok")
 
-    async def until_said(self, topic: str, payload: bytes, *, start: int = 0) -> None:
-        """Wait until this payload was heard on a topic below the root, from the ``start``-th message on."""
-        await until(lambda: payload in self.heard(topic, start), what=f"{topic} says {payload!r}")
+    async def until_published(self, topic: str, payload: bytes, *, start: int = 0) -> None:
+        """Wait for this payload on a topic below the root, from the ``start``-th message on."""
+        await until(lambda: payload in self.received(topic, start), what=f"{topic}: {payload!r}")
 
     async def until_last(self, topic: str, payload: bytes) -> None:
         """Wait until this is the newest payload of a topic below the root."""
         await until(lambda: self.last(topic) == payload, what=f"{topic} is {payload!r}")
 
-    async def until_gone(self) -> int:
-        """Wait until the agent's end is known; return a ``start`` after all that it ever said."""
+    async def until_offline(self) -> int:
+        """Wait until the agent is offline; return a ``start`` after all its messages."""
         await self.until_last("status", b"offline")
         return self.now
 
     async def until_events(self, vm: str, *words: str) -> None:
-        """Wait until an event of each word was heard; an answer or a state may overtake it."""
+        """Wait until an event of each word was received; an answer or a state may overtake it."""
         for word in words:
             await until(lambda word=word: self.events(vm, word), what=f"{vm}: the event {word}")  # type: ignore[misc]
 
-    # ---- asking ----
+    # ---- requests ----
 
     async def ask(self, vm: str | None, verb: str, **arguments: Any) -> dict[str, Any]:
         """Send a request of a VM, or of the host (None), and return its answer."""
@@ -259,11 +259,11 @@ class AgentWatch:
         return (await until(lambda: self.answers(transaction), what=what, timeout_s=timeout_s))[0]
 
     def answers(self, transaction: object) -> list[dict[str, Any]]:
-        """Return all JSON answers of a transaction, on whatever topic; one is right."""
+        """Return all JSON answers of a transaction, on any topic; there should be one."""
         return [answer for answer in self.all_answers() if answer["transaction"] == transaction]
 
     def all_answers(self, start: int = 0) -> list[dict[str, Any]]:
-        """Return every JSON answer that came, from the ``start``-th message on."""
+        """Return every JSON answer that was received, from the ``start``-th message on."""
         return [
             json.loads(one.payload)
             for one in self.listener.messages[start:]
@@ -271,15 +271,15 @@ class AgentWatch:
         ]
 
     async def do(self, vm: str | None, verb: str, **arguments: Any) -> Any:
-        """Ask, and return the result of what must succeed."""
+        """Send a request that must succeed, and return its result."""
         answer = await self.ask(vm, verb, **arguments)
         assert answer["status"] == "ok", answer
         return answer["result"]
 
     async def moved(self, vm: str, guest: LabGuest, target: int) -> None:
-        """Set a target and wait until the balloon stands there to the byte, and the agent has told so.
+        """Set a target; wait until the balloon has it to the byte, and the agent has published that.
 
-        That a target is reached is answered, as it is defined, when the last step of 1 MiB may be to come.
+        The answer that it is reached may come before the last step of 1 MiB, by the definition of *reached*.
         """
         result = await self.do(vm, "set-target", target=target, wait_s=MOVED_S)
         assert result["reached"], result
@@ -287,10 +287,10 @@ class AgentWatch:
         await guest.monitor.until_actual(
             target.__eq__, timeout_s=PATIENCE_S, what=f"the balloon of {vm} moves"
         )
-        await self.until_state(vm, lambda state: state["actual"] == target, what="its actual is told")
+        await self.until_state(vm, lambda state: state["actual"] == target, what="its actual is published")
 
     async def refused(self, vm: str | None, verb: str, **arguments: Any) -> str:
-        """Ask, and return the error word of what must be refused."""
+        """Send a request that must be refused, and return the error word."""
         return error_word(await self.ask(vm, verb, **arguments))
 
 
@@ -304,7 +304,7 @@ def error_word(answer: Mapping[str, Any]) -> str:
 
 @contextlib.asynccontextmanager
 async def watching(broker: LabBroker, *, root: str = ROOT) -> AsyncIterator[AgentWatch]:
-    """Watch an agent through a broker; what is retained comes first."""
+    """Watch an agent through a broker; retained messages come first."""
     async with asyncio.timeout(PATIENCE_S), contextlib.AsyncExitStack() as stack:
         listener = await stack.enter_async_context(listening(broker.port))
         kept = stack.pop_all()
@@ -318,9 +318,9 @@ StartAgent = Callable[..., AgentProcess]
 async def started_online(
     start_agent: StartAgent, broker: LabBroker, watch: AgentWatch, **tables: Tables
 ) -> AgentProcess:
-    """Start an agent that finds its VMs only once it is online: no event of theirs goes unheard."""
+    """Start an agent that finds its VMs once it is online, so that the watch receives all events."""
     agent = start_agent(broker, **{**tables, "discovery": {"sockets": []}})
-    await watch.until_said("status", b"online")
+    await watch.until_published("status", b"online")
     agent.configure(**tables)
     agent.reload()
     return agent

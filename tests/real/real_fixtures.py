@@ -1,4 +1,4 @@
-"""Real QEMU guests and real brokers, ended when a test ends, however it ends."""
+"""Real QEMU guests and real brokers; all are ended with the test, also when it fails."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from qmpballoon.lab.lab import Lab
 
 @pytest.fixture(scope="session")
 def guest_image() -> image.GuestImage:
-    """The image that lab guests boot, built now if it was not yet."""
+    """The image that lab guests boot, built now if it is not cached."""
     return image.guest_image()
 
 
 @pytest.fixture
 async def lab(sockets_dir: Path, guest_image: image.GuestImage) -> AsyncIterator[Lab]:
-    """A room that starts guests and brokers in ``sockets_dir``."""
-    async with Lab(sockets_dir) as room:
-        yield room
+    """A lab that starts guests and brokers in ``sockets_dir``."""
+    async with Lab(sockets_dir) as lab:
+        yield lab
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ async def broker(lab: Lab) -> LabBroker:
 
 @pytest.fixture
 def start_agent(sockets_dir: Path) -> Iterator[Callable[..., AgentProcess]]:
-    """Starts agents over the sockets of the room; the arguments are those of `AgentProcess`."""
+    """Starts agents over the sockets in ``sockets_dir``; the arguments are those of `AgentProcess`."""
     started: list[AgentProcess] = []
 
     def start(*arguments: Any, **options: Any) -> AgentProcess:
@@ -66,6 +66,6 @@ def start_agent(sockets_dir: Path) -> Iterator[Callable[..., AgentProcess]]:
 
 @pytest.fixture
 async def watch(broker: LabBroker) -> AsyncIterator[AgentWatch]:
-    """What another MQTT client sees of the agent at ``broker``."""
+    """What another MQTT client receives from the agent at ``broker``."""
     async with watching(broker) as watch:
         yield watch

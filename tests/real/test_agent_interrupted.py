@@ -1,4 +1,4 @@
-"""Ctrl-C: the agent stops as cleanly as by SIGTERM, and at once when it is pressed again."""
+"""Ctrl-C: the agent stops as after SIGTERM, and at once when it is pressed again."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BUDGET = 200 * MIB
 
 @pytest.fixture
 async def qemu(sockets_dir: Path) -> AsyncIterator[SimulatedQemu]:
-    """A simulated QEMU whose guest is calm."""
+    """A simulated QEMU whose guest is idle."""
     machine = MachineSpec(name="web")
     async with SimulatedQemu(sockets_dir / "web.qmp", guest=GuestSpec(size=SIZE), machine=machine) as qemu:
         yield qemu
 
 
-async def squeezing(start_agent: StartAgent, qemu: SimulatedQemu, broker: LabBroker | None) -> AgentProcess:
-    """Start an agent that gives back what it took when it stops, and let it take something."""
+async def shrinking(start_agent: StartAgent, qemu: SimulatedQemu, broker: LabBroker | None) -> AgentProcess:
+    """Start an agent with ``on_exit = "release"`` and wait until it has shrunk the guest."""
     agent = start_agent(
         broker,
         agent={"on_exit": "release"},
@@ -36,15 +36,15 @@ async def squeezing(start_agent: StartAgent, qemu: SimulatedQemu, broker: LabBro
         host={"budget": BUDGET, "reserve": "16MiB"},
         vm={"qmp_timeout_s": 60},
     )
-    await until(lambda: qemu.guest.actual <= BUDGET, what="the guest is squeezed")
+    await until(lambda: qemu.guest.actual <= BUDGET, what="the guest is shrunk")
     return agent
 
 
 async def test_ctrl_c_stops_it_cleanly(
     start_agent: StartAgent, qemu: SimulatedQemu, broker: LabBroker, watch: AgentWatch
 ) -> None:
-    agent = await squeezing(start_agent, qemu, broker)
-    await watch.until_said("status", b"online")
+    agent = await shrinking(start_agent, qemu, broker)
+    await watch.until_published("status", b"online")
     agent.program.signal(signal.SIGINT)
     assert await agent.program.ended(timeout_s=PATIENCE_S) == 130
     await until(lambda: qemu.guest.actual == SIZE, what="all is given back")
@@ -55,16 +55,17 @@ async def test_ctrl_c_stops_it_cleanly(
 
 
 async def test_a_second_ctrl_c_ends_it_at_once(start_agent: StartAgent, qemu: SimulatedQemu) -> None:
-    agent = await squeezing(start_agent, qemu, None)
-    qemu.faults.silent_to = frozenset({"balloon"})  # what it would give back takes a minute to fail
+    agent = await shrinking(start_agent, qemu, None)
+    qemu.faults.silent_to = frozenset({"balloon"})  # the release then takes a minute to fail
     agent.program.signal(signal.SIGINT)
     await agent.until_logged("agent-stopping")
     agent.program.signal(signal.SIGINT)
-    assert await agent.program.ended(timeout_s=PATIENCE_S / 2) == -signal.SIGINT  # shells call it 130, too
+    # a shell reports 130 for it, too
+    assert await agent.program.ended(timeout_s=PATIENCE_S / 2) == -signal.SIGINT
     assert not agent.logged("agent-stopped")
 
 
-async def test_a_shell_that_runs_it_in_the_background_keeps_ctrl_c_from_it(
+async def test_ctrl_c_is_ignored_if_a_shell_started_the_agent_in_the_background(
     start_agent: StartAgent, qemu: SimulatedQemu
 ) -> None:
     command = ("sh", "-c", 'trap "" INT; exec "$0" "$@"')

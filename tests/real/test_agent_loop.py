@@ -16,7 +16,7 @@ async def test_uvloop_is_used_where_it_is_installed(
     broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     agent = start_agent(broker)
-    await watch.until_said("status", b"online")
+    await watch.until_published("status", b"online")
     assert agent.logged("asyncio-loop") == []
     assert await agent.terminate() == 0
 

@@ -11,7 +11,7 @@ from qmpballoon.lab.lab import Lab
 from qmpballoon.units import MIB
 
 
-async def test_modes_last_as_long_as_they_were_asked_for(
+async def test_modes_last_as_long_as_requested(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     one, other = await asyncio.gather(lab.guest("one"), lab.guest("other"))
@@ -29,7 +29,7 @@ async def test_modes_last_as_long_as_they_were_asked_for(
         assert await watch.do("one", "set-mode", mode=mode) == {"mode": mode, "for_s": None}
         await watch.until_state("one", lambda state, mode=mode: state["mode"] == mode, what=mode)  # type: ignore[misc]
 
-    # a target means manual, whatever the VM's mode was
+    # a target sets mode manual, from any mode
     await watch.moved("other", other, 120 * MIB)
     state = watch.state("other")
     assert (state["mode"], state["target"]) == ("manual", 120 * MIB)
@@ -60,7 +60,9 @@ async def test_a_host_that_observes_moves_nothing(
 
     agent.configure(policy={"mode": "manual"})
     agent.reload()
-    await watch.until_state("one", lambda state: state["mode"] == "manual", what="its own mode counts again")
+    await watch.until_state(
+        "one", lambda state: state["mode"] == "manual", what="its own mode is in force again"
+    )
     await watch.moved("one", guest, 112 * MIB)
 
 
@@ -119,21 +121,21 @@ async def test_a_new_configuration_is_taken_by_signal_and_request_and_a_bad_one_
     assert await watch.refused("one", "set-target", target="64MiB") == "out-of-range"
     assert await guest.monitor.actual() == guest.memory
 
-    # the MQTT side starts anew with its table; sockets that are covered no more are no VMs
+    # MQTT restarts with its new table; sockets that no glob matches any more are no VMs
     mqtt = {"url": broker.url, "heartbeat_s": 1}
     agent.configure(mqtt=mqtt)
     start = watch.now
     await watch.do(None, "reload")
-    await watch.until_said("status", b"online", start=start)
+    await watch.until_published("status", b"online", start=start)
     await until(lambda: watch.last_json("host")["heartbeat_s"] == 1, what="the new heartbeat")
-    count = len(watch.heard("vm/one/state"))
-    await until(lambda: len(watch.heard("vm/one/state")) > count + 1, what="two heartbeats")
+    count = len(watch.received("vm/one/state"))
+    await until(lambda: len(watch.received("vm/one/state")) > count + 1, what="two heartbeats")
     agent.configure(mqtt=mqtt, discovery={"sockets": [f"{lab.directory}/other-*.qmp"]})
     agent.reload()
     await until(lambda: watch.last("vm/one/state") == b"", what="its topics are cleared")
     await until(lambda: watch.last_json("vms") == [], what="an empty list")
     assert await watch.refused("one", "get") == "unknown-vm"
-    probe = await asyncio.open_unix_connection(str(guest.socket))  # its monitor was left
+    probe = await asyncio.open_unix_connection(str(guest.socket))  # the agent has closed its connection
     async with asyncio.timeout(PATIENCE_S):
         assert b"QMP" in await probe[0].readline()
     probe[1].close()

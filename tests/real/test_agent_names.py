@@ -1,4 +1,4 @@
-"""VMs by their names: renamed, doubled, forgotten, and what earlier runs left at the broker."""
+"""Names of VMs: renamed, duplicate, forgotten, and retained messages of earlier runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qmpballoon.lab.lab import Lab
 from qmpballoon.units import MIB
 
 
-async def test_a_vm_is_called_as_configured_and_a_renamed_one_leaves_nothing_behind(
+async def test_a_vm_has_its_configured_name_and_a_rename_leaves_nothing_behind(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest, twin, third = await asyncio.gather(
@@ -38,24 +38,24 @@ async def test_a_vm_is_called_as_configured_and_a_renamed_one_leaves_nothing_beh
         await until(lambda vm=vm: watch.last(f"vm/{vm}/availability") == b"", what="cleared")  # type: ignore[misc]
     assert watch.state("web-2")["health"] == "ok"  # the other keeps the name that it has
     assert await watch.refused("web", "get") == "unknown-vm"
-    for topic in ("vm/web/state", "vm/web/availability"):  # what was on its way comes before it is cleared
-        heard = watch.heard(topic, start)
-        assert not any(heard[heard.index(b"") :]), heard
+    for topic in ("vm/web/state", "vm/web/availability"):  # a late state comes before it is cleared
+        received = watch.received(topic, start)
+        assert not any(received[received.index(b"") :]), received
     assert await mover.monitor.actual() == 112 * MIB
     assert watch.state("front")["overridden"] == []  # limits, mode and target belong to the name
     async with watching(broker) as late:
         await late.until_health("front", "ok")
-        await late.until_said("status", b"online")
+        await late.until_published("status", b"online")
         await late.listener.wait_for_pending()
         there = {one.topic.value.split("/")[3] for one in late.listener.messages if "/vm/" in one.topic.value}
     assert there == {"front", "web-2", "nameless"}
 
     pids = {vm: watch.state(vm)["pid"] for vm in there}
     agent.kill()
-    start = await watch.until_gone()
+    start = await watch.until_offline()
     agent.start()
-    await watch.until_said("status", b"online", start=start)
-    await until(lambda: all(watch.heard(f"vm/{vm}/state", start) for vm in there), what="all states anew")
+    await watch.until_published("status", b"online", start=start)
+    await until(lambda: all(watch.received(f"vm/{vm}/state", start) for vm in there), what="all states again")
     await watch.until_all_ok(*there)
     assert {vm: watch.state(vm)["pid"] for vm in there} == pids
 
@@ -70,7 +70,7 @@ async def test_two_sockets_of_one_qemu_are_one_vm(
     assert watch.state("web")["socket"] == "web.qmp"
     for key, value in (("vms", {"total": 1, "online": 1}), ("unidentified", [])):
         await until(lambda key=key, value=value: (watch.last_json("host") or {}).get(key) == value, what=key)  # type: ignore[misc]
-    reader, writer = await asyncio.open_unix_connection(str(second))  # left alone: anybody may have it
+    reader, writer = await asyncio.open_unix_connection(str(second))  # the agent has not connected to it
     async with asyncio.timeout(PATIENCE_S):
         assert b"QMP" in await reader.readline()
     writer.close()
@@ -88,14 +88,14 @@ async def test_two_sockets_of_one_qemu_are_one_vm(
         assert await guest.monitor.actual() == 112 * MIB
 
 
-async def test_a_vm_that_is_gone_is_forgotten_in_time_and_leftovers_of_an_earlier_run_are_cleared(
+async def test_a_vm_that_has_ended_is_forgotten_in_time_and_topics_of_an_earlier_run_are_cleared(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     stays, goes, killed = await asyncio.gather(*(lab.guest(name) for name in ("stays", "goes", "killed")))
     agent = start_agent(broker, discovery={"sockets": [f"{lab.directory}/*.qmp"], "forget_after_s": 1})
     await watch.until_all_ok("stays", "goes", "killed")
     await goes.terminate()
-    await killed.kill()  # its socket is left, and so its name
+    await killed.kill()  # its socket file stays, and so does its name
     await until(lambda: watch.last("vm/goes/state") == b"", what="its state is cleared")
     await watch.until_last("vm/goes/availability", b"")
     await until(
@@ -104,11 +104,11 @@ async def test_a_vm_that_is_gone_is_forgotten_in_time_and_leftovers_of_an_earlie
     await watch.until_health("killed", "offline")
 
     agent.kill()
-    await watch.until_gone()
+    await watch.until_offline()
     killed.socket.unlink()
     agent.configure(discovery={"sockets": [f"{lab.directory}/st*.qmp"]})
     agent.start()
-    await until(lambda: watch.last("vm/killed/state") == b"", what="the leftover is cleared")
+    await until(lambda: watch.last("vm/killed/state") == b"", what="the topic of the earlier run is cleared")
     await until(
         lambda: [row["vm"] for row in watch.last_json("vms")] == ["stays"],
         what="one",

@@ -1,4 +1,4 @@
-"""Requests of every kind over a real broker: one answer each, and what is refused moves nothing."""
+"""Requests of every kind over a real broker: one answer each, and a refused one moves nothing."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ async def test_every_bad_request_has_one_answer_and_moves_nothing(
         await watch.send_raw("web", "target/set", payload, retain=True)
         await until(lambda start=start: watch.all_answers(start), what="a refusal")  # type: ignore[misc]
         assert error_word(watch.all_answers(start)[0]) == "retained"
-        await watch.send_raw("web", "target/set", b"", retain=True)  # clears it, and is no request
+        await watch.send_raw("web", "target/set", b"", retain=True)  # clears it, and is not a request
 
-    await watch.do("web", "get")  # whatever was under way is over
+    await watch.do("web", "get")  # all requests before it are answered
     responses = [one for one in watch.listener.messages if "/response/" in one.topic.value]
     assert len(responses) == len(BAD_REQUESTS) + len(BAD_PAYLOADS) + 2 + 1
     assert not watch.events("web", "decision")
@@ -105,7 +105,8 @@ async def test_one_transaction_has_one_effect_and_seventeen_are_too_many(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     web, _ = await asyncio.gather(lab.guest("web"), lab.guest("bare", driver=False))
-    start_agent(broker, vm={"qmp_timeout_s": 8})  # of eighteen requests none is given up before the last came
+    # none of eighteen requests times out before the last is received
+    start_agent(broker, vm={"qmp_timeout_s": 8})
     await watch.until_health("web", "ok")
     await watch.until_health("bare", "starting", "no-driver")
 
@@ -127,7 +128,7 @@ async def test_one_transaction_has_one_effect_and_seventeen_are_too_many(
     assert not watch.answers(waiting[-1])
     assert (await watch.do("bare", "get"))["target"] == 115 * MIB
 
-    web.stop()  # a process that answers nothing: all that is asked of it waits
+    web.stop()  # a process that does not answer: all requests to it wait
     gets = await asyncio.gather(*(watch.send("web", "get") for _ in range(18)))
     words = [error_word(answer) for answer in await asyncio.gather(*(watch.answer(one) for one in gets))]
     await watch.until_health("web", "unresponsive")
@@ -156,12 +157,12 @@ async def test_properties_of_mqtt_5_are_honoured(
     assert message.properties is not None
     assert message.properties.CorrelationData == b"\x00\x01"  # type: ignore[attr-defined]
     assert message.properties.ContentType == "application/json"  # type: ignore[attr-defined]
-    assert not watch.heard("vm/web/response/set-target")
+    assert not watch.received("vm/web/response/set-target")
 
     # a response topic within the base would let a request write the agent's own topics
     await watch.listener.send(topic, {"transaction": 8, "target": "1MiB"}, ResponseTopic=f"{ROOT}/status")
     assert error_word(await watch.answer(8)) == "out-of-range"
-    assert watch.heard("status") == [b"online"]
+    assert watch.received("status") == [b"online"]
 
     await watch.listener.send(
         topic,
@@ -183,9 +184,7 @@ async def test_properties_of_mqtt_5_are_honoured(
     await guest.monitor.until_actual((96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the last of 32 MiB")
 
 
-async def test_an_agent_speaks_mqtt_3_and_msgpack(
-    lab: Lab, broker: LabBroker, start_agent: StartAgent
-) -> None:
+async def test_an_agent_uses_mqtt_3_and_msgpack(lab: Lab, broker: LabBroker, start_agent: StartAgent) -> None:
     guest = await lab.guest("web")
     start_agent(broker, mqtt={"protocol": "3.1.1", "payload": "msgpack"})
     async with aiomqtt.Client(
@@ -204,7 +203,7 @@ async def test_an_agent_speaks_mqtt_3_and_msgpack(
                     assert answer["transaction"] == transaction
                     assert is_json is (transaction == 1)
                     return dict(answer)
-            raise AssertionError("the broker went away")
+            raise AssertionError("the broker closed the connection")
 
         async with asyncio.timeout(PATIENCE_S):
             async for message in client.messages:

@@ -1,4 +1,4 @@
-"""What an attached agent says of its VMs and its host agrees with what their second monitors say."""
+"""What an attached agent publishes about its VMs and its host agrees with the second monitors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HOST_KEYS = """
 """
 
 
-async def test_attached_vms_appear_as_their_qemus_have_them(
+async def test_attached_vms_are_published_with_the_values_of_their_qemus(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     one, other = await asyncio.gather(
@@ -47,7 +47,7 @@ async def test_attached_vms_appear_as_their_qemus_have_them(
 
     assert sorted(state) == sorted(VM_KEYS.split())
     assert sorted(state["guest"]) == sorted(GUEST_KEYS.split())
-    said = {
+    expected = {
         "schema": 1,
         "host": "edge-7",
         "vm": "web1",
@@ -69,7 +69,7 @@ async def test_attached_vms_appear_as_their_qemus_have_them(
         "socket": "web1.qmp",
         "qemu": await one.monitor.version(),
     }
-    assert {key: state[key] for key in said} == said
+    assert {key: state[key] for key in expected} == expected
     assert state["life"].startswith(f"{one.pid}-")
     await until(lambda: abs(watch.state("web1")["rss"] - rss_of(one.pid)) < 32 * MIB, what="its RSS")
     got, inside = await watch.do("web1", "get"), await one.guest_memory()
@@ -92,9 +92,9 @@ async def test_attached_vms_appear_as_their_qemus_have_them(
     assert 0 < host["mem_available"] < host["mem_total"]
     assert host["budget"] > host["available"] >= host["room"] >= 0
 
-    await watch.until_said("status", b"online")
+    await watch.until_published("status", b"online")
     async with watching(broker) as late:
-        await late.until_said("status", b"online")
+        await late.until_published("status", b"online")
         await late.until_health("db_one", "ok")
         await late.listener.wait_for_pending()
         retained = {one.topic.value for one in late.listener.messages if one.retain}
@@ -114,7 +114,7 @@ async def test_attached_vms_appear_as_their_qemus_have_them(
     assert await other.monitor.actual() == other.memory
 
 
-async def test_figures_follow_what_the_guest_does(
+async def test_figures_follow_the_guest(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guest = await lab.guest("web1")
@@ -127,26 +127,28 @@ async def test_figures_follow_what_the_guest_does(
         what="20 MiB less available",
     )
     await guest.monitor.set_target(120 * MIB)
-    state = await watch.until_state("web1", lambda state: state["actual"] == 120 * MIB, what="another's hand")
+    state = await watch.until_state(
+        "web1", lambda state: state["actual"] == 120 * MIB, what="the target of another client"
+    )
     assert state["target"] is None
     assert state["balloon"] == 8 * MIB
     await watch.until_events("web1", "balloon-change")
     got = await watch.do("web1", "get")
-    truth = await guest.monitor.stats()
-    assert abs(got["guest"]["available"] - truth["stat-available-memory"]) < MIB
+    stats = await guest.monitor.stats()
+    assert abs(got["guest"]["available"] - stats["stat-available-memory"]) < MIB
 
 
 async def test_sockets_may_come_and_go_and_one_that_never_answered_is_no_vm(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     start_agent(broker)
-    await watch.until_said("status", b"online")
+    await watch.until_published("status", b"online")
     assert watch.last_json("vms") in (None, [])
     dead = await lab.empty_qemu("dead")
-    dead.stop()  # before the agent is greeted, or after: both are right
+    dead.stop()  # before the greeting, or after it: both are right
     await dead.kill()
     silent = lab.directory / "silent.qmp"
-    async with _saying_nothing(silent):
+    async with _without_greeting(silent):
         await until(
             lambda: (
                 str(silent)
@@ -159,7 +161,7 @@ async def test_sockets_may_come_and_go_and_one_that_never_answered_is_no_vm(
         assert [row["vm"] for row in watch.last_json("vms") if row["vm"] == "silent"] == []
     await guest.terminate()
     state = await watch.until_health("web1", "offline")
-    await watch.until_said("vm/web1/availability", b"offline")
+    await watch.until_published("vm/web1/availability", b"offline")
     assert {state[key] for key in ("run_state", "actual", "balloon", "rss", "pid")} == {None}
     assert set(state["guest"].values()) == {None}
     assert (state["size"], state["floor"]) == (guest.memory, guest.memory // 4)
@@ -187,17 +189,17 @@ async def test_kills_and_reclaim_are_published_if_qemu_and_the_guest_count_them(
 
 
 def rss_of(pid: int) -> int:
-    """Return the resident memory of a process in bytes, as the kernel tells."""
+    """Return the resident memory of a process in bytes, from /proc."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 
 @contextlib.asynccontextmanager
-async def _saying_nothing(path: Path) -> AsyncIterator[None]:
-    """Listen at ``path`` and take connections that are never greeted; they are closed at the end.
+async def _without_greeting(path: Path) -> AsyncIterator[None]:
+    """Listen at ``path`` and take connections that receive no greeting; they are closed at the end.
 
     From Python 3.12 on a server waits at its end for its connections, and an agent waits in a monitor's
-    backlog for as long as that is silent.
+    backlog for as long as it sends nothing.
     """
     writers: list[asyncio.StreamWriter] = []
     server = await asyncio.start_unix_server(lambda reader, writer: writers.append(writer), path)

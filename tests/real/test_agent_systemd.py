@@ -1,4 +1,4 @@
-"""What the service manager hears of the agent."""
+"""Notifications to the service manager."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class ServiceManager:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(path))
         self.socket.setblocking(False)
-        self.heard: list[str] = []
+        self.received: list[str] = []
 
-    def forget(self) -> None:
-        """Drop what was said and not read yet."""
+    def discard(self) -> None:
+        """Drop notifications that were not read yet."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self.socket.recv(4096)
 
     async def until(self, state: str) -> None:
-        """Wait until a state is said, once more."""
+        """Wait until a state is sent, once more."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 message = await asyncio.get_running_loop().sock_recv(self.socket, 4096)
                 states = message.decode().splitlines()
-                self.heard += states
+                self.received += states
                 if state in states:
                     return
 
@@ -81,10 +81,10 @@ async def test_systemd_is_notified_of_ready_watchdog_reloading_and_stopping(
     agent.reload()
     await manager.until("RELOADING=1")
     await manager.until("READY=1")
-    assert "STOPPING=1" not in manager.heard
+    assert "STOPPING=1" not in manager.received
     status, _ = await asyncio.gather(agent.terminate(), manager.until("STOPPING=1"))
     assert status == 0
-    assert any(state.startswith("MONOTONIC_USEC=") for state in manager.heard)
+    assert any(state.startswith("MONOTONIC_USEC=") for state in manager.received)
     assert all(line.startswith("<") for line in agent.log.read_text().splitlines())  # a priority, no stamp
 
 
@@ -111,7 +111,7 @@ async def test_an_agent_out_of_descriptors_continues_logs_it_and_recovers(
     await agent.until_logged("vm-online vm=first")
     many = start_qemus("many", "--count", "30")
     await agent.until_logged("descriptors-exhausted")
-    manager.forget()
+    manager.discard()
     await manager.until("WATCHDOG=1")
     open_files = f"/proc/{agent.program.pid}/fd"
     await until(lambda: len(os.listdir(open_files)) == 40, what="no descriptor is left")
@@ -119,7 +119,7 @@ async def test_an_agent_out_of_descriptors_continues_logs_it_and_recovers(
     await agent.until_logged("reload-refused")
     await broker.restart()
     await agent.until_logged("broker-lost")
-    manager.forget()
+    manager.discard()
     await manager.until("WATCHDOG=1")
 
     many.signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Targets set over MQTT, judged by what the balloons did."""
+"""Targets set over MQTT, checked on second monitors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qmpballoon.lab.lab import Lab
 from qmpballoon.units import MIB
 
 
-async def test_targets_move_balloons_and_each_answer_tells_what_happened(
+async def test_targets_move_balloons_and_each_answer_has_the_result(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     web, oom = await asyncio.gather(
@@ -40,7 +40,7 @@ async def test_targets_move_balloons_and_each_answer_tells_what_happened(
         (96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes a quarter"
     )
 
-    # bare, on the topic of its own, answered there; upwards too
+    # as a bare size on target/set, which has its own response topic; a larger target too
     await watch.send_raw("web", "target/set", "125829121")
     await web.monitor.until_actual(
         (120 * MIB + 4096).__eq__, timeout_s=PATIENCE_S, what="a page more than 120 MiB"
@@ -66,7 +66,7 @@ async def test_targets_move_balloons_and_each_answer_tells_what_happened(
     assert len(watch.events("oom", "decision")) == 1
 
 
-async def test_a_target_that_cannot_be_reached_in_time_says_so_and_stays(
+async def test_a_target_that_cannot_be_reached_in_time_is_an_error_and_stays(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     still, bare, _ = await asyncio.gather(
@@ -95,23 +95,25 @@ async def test_a_target_that_cannot_be_reached_in_time_says_so_and_stays(
     )
     assert [await guest.monitor.actual() for guest in (still, bare)] == [still.memory, bare.memory]
 
-    await still.monitor.execute("cont")  # a wish that stays: it counts as soon as the guest can
+    await still.monitor.execute("cont")  # the target stays: it is reached as soon as the guest can
     await bare.command("driver load")
     await still.monitor.until_actual(
-        (100 * MIB).__eq__, timeout_s=PATIENCE_S, what="the guest that goes on obeys"
+        (100 * MIB).__eq__, timeout_s=PATIENCE_S, what="the continued guest reaches its target"
     )
-    await bare.monitor.until_actual((96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the new driver obeys")
+    await bare.monitor.until_actual(
+        (96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the new driver reaches the target"
+    )
     await watch.until_state("bare", lambda state: state["actual"] == 96 * MIB, what="actual")
 
 
 async def test_a_waiting_target_is_answered_superseded_or_offline(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
-    again, gone, _, silent = await asyncio.gather(
-        *(lab.guest(name, driver=False) for name in ("again", "gone", "left", "silent"))
+    again, ended, _, hung = await asyncio.gather(
+        *(lab.guest(name, driver=False) for name in ("again", "ended", "left", "hung"))
     )
     agent = start_agent(broker, vm={"qmp_timeout_s": 4})
-    vms = ("again", "gone", "left", "silent")
+    vms = ("again", "ended", "left", "hung")
     for vm in vms:
         await watch.until_health(vm, "starting", "no-driver")
 
@@ -124,17 +126,17 @@ async def test_a_waiting_target_is_answered_superseded_or_offline(
     older = [await waits("again", f"{size}MiB") for size in (100, 110)]
     newest = await waits("again", "120MiB")
     assert [error_word(await watch.answer(one)) for one in older] == ["superseded"] * 2
-    waiting = [await waits(vm, "100MiB") for vm in ("gone", "left", "silent")]
+    waiting = [await waits(vm, "100MiB") for vm in ("ended", "left", "hung")]
 
     await again.restart()
     assert error_word(await watch.answer(newest)) in ("superseded", "offline")
-    await gone.terminate()
+    await ended.terminate()
     assert error_word(await watch.answer(waiting[0])) == "offline"
-    silent.stop()
+    hung.stop()
     assert error_word(await watch.answer(waiting[2])) == "offline"
-    silent.cont()
+    hung.cont()
     assert await agent.terminate() == 0
     assert error_word(await watch.answer(waiting[1])) == "offline"
-    await watch.until_said("status", b"offline")
+    await watch.until_published("status", b"offline")
     transactions = [*older, newest, *waiting]
     assert [len(watch.answers(one)) for one in transactions] == [1] * len(transactions)

@@ -64,7 +64,7 @@ async def test_the_polling_interval_is_left_as_it_was_found(lab: Lab) -> None:
     assert await polling_interval_s(guest) == 7
 
 
-async def test_a_guest_without_a_driver_is_not_ready_and_reaches_nothing(lab: Lab) -> None:
+async def test_a_guest_without_a_driver_is_not_ready_and_reaches_no_target(lab: Lab) -> None:
     bare, none = await asyncio.gather(
         lab.guest("bare", driver=False), lab.empty_qemu("none", balloon=None, paused=False)
     )
@@ -88,7 +88,7 @@ async def test_events_come_until_the_connection_is_lost(lab: Lab) -> None:
     guest = await lab.guest("web")
     async with contextlib.AsyncExitStack() as stack:
         vm = await stack.enter_async_context(qmpballoon.connect(guest.socket))
-        await guest.monitor.set_target(112 * MIB)  # another's hand; the event was not asked for yet
+        await guest.monitor.set_target(112 * MIB)  # another client's target; no one has read events yet
         await guest.monitor.execute("stop")
         await guest.monitor.execute("cont")
         async with asyncio.timeout(PATIENCE_S):
@@ -116,7 +116,7 @@ async def all_of(events: AsyncIterator[qmpballoon.Event]) -> None:
 async def first_of(
     events: AsyncIterator[qmpballoon.Event], wanted: set[str]
 ) -> AsyncIterator[qmpballoon.Event]:
-    """Pass events on until one of each wanted word came."""
+    """Yield events until there was one of each wanted word."""
     left = set(wanted)
     async for event in events:
         yield event

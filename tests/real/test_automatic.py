@@ -1,4 +1,4 @@
-"""Closed loops: real guests on a tight budget, the agent moving memory between them by itself."""
+"""Closed loops: real guests on a small budget, between which the agent moves memory automatically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from agent_process import AgentWatch, StartAgent, until
 
 from qmpballoon.lab.broker import LabBroker
-from qmpballoon.lab.guest import GuestLook, LabGuest
+from qmpballoon.lab.guest import GuestFigures, LabGuest
 from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
@@ -20,13 +20,15 @@ from qmpballoon.units import MIB
 NAMES: Final = ("one", "two", "three", "four")
 BUDGET: Final = 376 * MIB  # 73 % of four guests of 128 MiB, whose kernels take 54 MiB each
 NEED_MIB: Final = 55  # that one guest can have beside three idle ones, and not within an equal share
-GROWTH_MIB_PER_S: Final = 5  # from an equal share to its end in six seconds: so late may a busy agent be
+GROWTH_MIB_PER_S: Final = (
+    5  # from an equal share to an OOM kill in six seconds: the time that a busy agent has
+)
 SOON_S: Final = 90.0  # for what takes a few seconds on an idle machine
-QUIET_S: Final = 5.0  # more than two calm ticks
+IDLE_S: Final = 5.0  # more than two calm ticks
 
 
 def automatic(budget: int = BUDGET, **tables: Any) -> dict[str, Any]:
-    """Return the agent's tables for a host that is ruled by itself, on this budget."""
+    """Return the agent's tables for a host in mode auto, on this budget."""
     return {"policy": {"mode": "auto"}, "host": {"budget": budget, "reserve": "16MiB"}, **tables}
 
 
@@ -39,7 +41,7 @@ async def total(guests: Sequence[LabGuest]) -> int:
 
 
 async def until_within(guests: Sequence[LabGuest], budget: int = BUDGET) -> None:
-    """Wait until all guests together are within the budget, by what QEMU says."""
+    """Wait until all guests together are within the budget, as QEMU reports it."""
     await eventually(
         lambda: total(guests),
         lambda size: size <= budget,
@@ -49,12 +51,12 @@ async def until_within(guests: Sequence[LabGuest], budget: int = BUDGET) -> None
     )
 
 
-async def grown(guest: LabGuest, mib: int = NEED_MIB, rate: int = GROWTH_MIB_PER_S) -> GuestLook:
+async def grown(guest: LabGuest, mib: int = NEED_MIB, rate: int = GROWTH_MIB_PER_S) -> GuestFigures:
     """Let a guest's workload grow; return when it holds that much, or was killed."""
     await guest.command(f"grow {mib} {rate}")
     return await eventually(
-        guest.look,
-        lambda look: look.held == mib * MIB or look.kills > 0,
+        guest.figures,
+        lambda figures: figures.held == mib * MIB or figures.kills > 0,
         timeout_s=SOON_S + mib / rate,
         what=f"{guest.name} holds {mib} MiB",
         interval_s=0.1,
@@ -62,34 +64,34 @@ async def grown(guest: LabGuest, mib: int = NEED_MIB, rate: int = GROWTH_MIB_PER
 
 
 def decisions(watch: AgentWatch, *names: str) -> list[dict[str, Any]]:
-    """Return what was decided about these VMs, in order."""
+    """Return the decisions about these VMs, in order."""
     found = [event for name in names or NAMES for event in watch.events(name, "decision")]
     return sorted(found, key=lambda event: str(event["ts"]))
 
 
-async def assert_unhurt(watch: AgentWatch, guests: Sequence[LabGuest]) -> None:
-    """Nobody's workload was killed, by the kernels' count; the story is told if one was."""
+async def assert_no_kills(watch: AgentWatch, guests: Sequence[LabGuest]) -> None:
+    """Check that no guest's kernel killed its workload; on failure, list the decisions."""
     counts = {guest.name: (await guest.guest_memory()).oom_kills for guest in guests}
-    story = [
+    listing = [
         f"{event['ts'][14:]} {event['vm']} {event['data']['from'] / MIB:.0f} -> "
         f"{event['data']['to'] / MIB:.0f} {event['data']['why']}"
         for event in decisions(watch)
     ]
-    assert not any(counts.values()), "\n".join([str(counts), *story])
+    assert not any(counts.values()), "\n".join([str(counts), *listing])
 
 
-async def until_quiet(watch: AgentWatch, *names: str) -> None:
-    """Wait until nothing has been sent to any of these VMs for ``QUIET_S``."""
+async def until_idle(watch: AgentWatch, *names: str) -> None:
+    """Wait until nothing has been sent to any of these VMs for ``IDLE_S``."""
     seen, since_s = -1, time.monotonic()
 
-    def quiet() -> bool:
+    def idle() -> bool:
         nonlocal seen, since_s
         count = len(decisions(watch, *names))
         if count != seen:
             seen, since_s = count, time.monotonic()
-        return time.monotonic() - since_s > QUIET_S
+        return time.monotonic() - since_s > IDLE_S
 
-    await until(quiet, what=f"nothing is sent for {QUIET_S:g} s", timeout_s=2 * SOON_S)
+    await until(idle, what=f"nothing is sent for {IDLE_S:g} s", timeout_s=2 * SOON_S)
 
 
 async def test_memory_moves_by_need_and_back_and_nothing_is_sent_at_rest(
@@ -101,7 +103,7 @@ async def test_memory_moves_by_need_and_back_and_nothing_is_sent_at_rest(
     one, two, *idle = guests
 
     await grown(one)
-    await assert_unhurt(watch, guests)
+    await assert_no_kills(watch, guests)
     await until_within(guests)
     assert await one.monitor.actual() > BUDGET // len(guests)
     assert min([await guest.monitor.actual() for guest in idle]) < BUDGET // len(guests)
@@ -109,17 +111,17 @@ async def test_memory_moves_by_need_and_back_and_nothing_is_sent_at_rest(
     assert "give" in reasons
     assert reasons & {"emergency", "thin", "grow"}
 
-    await until_quiet(watch)
-    await one.command("grow 4 100")  # it is done: what it had is lent on
+    await until_idle(watch)
+    await one.command("grow 4 100")  # it ends: its memory is lent to others
     await grown(two)
-    await assert_unhurt(watch, guests)
+    await assert_no_kills(watch, guests)
     await until_within(guests)
     await grown(one, 20)
-    await assert_unhurt(watch, guests)
-    await until_quiet(watch)
+    await assert_no_kills(watch, guests)
+    await until_idle(watch)
 
 
-async def test_a_guest_without_driver_is_left_alone_and_the_others_go_on(
+async def test_a_guest_without_a_driver_is_not_moved_and_the_others_are_managed(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
@@ -130,16 +132,16 @@ async def test_a_guest_without_driver_is_left_alone_and_the_others_go_on(
     await until_within(guests, budget)
 
     await grown(others[0])
-    await assert_unhurt(watch, guests)
+    await assert_no_kills(watch, guests)
     await until_within(guests, budget)
-    await assert_unhurt(watch, guests)
+    await assert_no_kills(watch, guests)
     assert decisions(watch, "four") == []
     assert await last.monitor.actual() == last.memory
 
-    await last.command("driver load")  # and is one of them again
+    await last.command("driver load")  # then it is managed again
     await watch.until_health("four", "ok")
     await grown(others[1], 30)
-    await assert_unhurt(watch, guests)
+    await assert_no_kills(watch, guests)
 
 
 async def test_a_manual_vm_is_not_moved_except_up_in_an_emergency(
@@ -152,16 +154,16 @@ async def test_a_manual_vm_is_not_moved_except_up_in_an_emergency(
     await watch.moved("one", own, 100 * MIB)
     await until_within(guests)
     await grown(others[0], 30)
-    await assert_unhurt(watch, guests)
-    assert await own.monitor.actual() == 100 * MIB  # though it has more to give than anybody
+    await assert_no_kills(watch, guests)
+    assert await own.monitor.actual() == 100 * MIB  # although it has the most to give
     assert [event["data"]["why"] for event in decisions(watch, "one")] == ["manual"]
 
-    await grown(own, 45, 3)  # more than 100 MiB can bear
-    await assert_unhurt(watch, guests)
+    await grown(own, 45, 3)  # more than fits into 100 MiB
+    await assert_no_kills(watch, guests)
     state = await watch.until_state("one", lambda state: state["why"] == "emergency", what="raised")
     assert (state["mode"], state["policy"]) == ("manual", "fairshare")
     assert await own.monitor.actual() > 100 * MIB
-    await assert_unhurt(watch, guests)
+    await assert_no_kills(watch, guests)
     targets = [event["data"]["to"] for event in decisions(watch, "one")]
     assert targets == sorted(targets)  # never lowered
 
@@ -173,10 +175,10 @@ async def test_a_host_that_observes_publishes_what_it_would_do_and_moves_nothing
     start_agent(broker, **automatic(policy={"mode": "observe"}))
     await watch.until_all_ok(*NAMES)
     await until(lambda: decisions(watch), what="decisions that are not sent")
-    told = [event["data"] for event in decisions(watch)]
-    assert {decision["sent"] for decision in told} == {False}
-    assert {decision["policy"] for decision in told} == {"fairshare"}
-    assert all(decision["to"] < decision["from"] for decision in told)
+    published = [event["data"] for event in decisions(watch)]
+    assert {decision["sent"] for decision in published} == {False}
+    assert {decision["policy"] for decision in published} == {"fairshare"}
+    assert all(decision["to"] < decision["from"] for decision in published)
     assert await total(guests) == sum(guest.memory for guest in guests)
     assert {watch.state(name)["target"] for name in NAMES} == {None}
 
@@ -185,7 +187,7 @@ async def test_a_host_reclaims_releases_changes_its_policy_and_gives_back_when_i
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
-    budget = 480 * MIB  # of which guests that are at ease leave more than is reclaimed: nobody needs a loan
+    budget = 480 * MIB  # idle guests leave more of it than is reclaimed: no guest needs a loan
     agent = start_agent(broker, **automatic(budget, agent={"on_exit": "release"}))
     await until_within(guests, budget)
     await watch.until_all_ok(*NAMES)
@@ -228,29 +230,29 @@ async def test_a_reset_guest_boots_at_its_ceiling_and_is_shrunk_later(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     guests = await fleet(lab)
-    start_agent(broker, **automatic(vm={"grace_s": 3}))  # so long it keeps its ceiling at the least
+    start_agent(broker, **automatic(vm={"grace_s": 3}))  # at least so long it keeps its ceiling
     await until_within(guests)
     await watch.until_all_ok(*NAMES)
     one, two, *_ = guests
-    await two.monitor.until_actual(lambda actual: actual < 100 * MIB, timeout_s=SOON_S, what="it is squeezed")
+    await two.monitor.until_actual(lambda actual: actual < 100 * MIB, timeout_s=SOON_S, what="it is shrunk")
 
-    async with asyncio.TaskGroup() as meanwhile:
+    async with asyncio.TaskGroup() as tasks:
         await two.monitor.execute("system_reset")
-        meanwhile.create_task(
+        tasks.create_task(
             two.monitor.until_actual(
                 lambda actual: actual > 120 * MIB, timeout_s=SOON_S, what="its ceiling, as its driver loads"
             )
         )
-        meanwhile.create_task(watch.until_health("two", "starting"))
-        meanwhile.create_task(grown(one, 30))
+        tasks.create_task(watch.until_health("two", "starting"))
+        tasks.create_task(grown(one, 30))
     booting = [event for event in decisions(watch, "two") if event["data"]["why"] == "booting"]
     assert [event["data"]["to"] for event in booting] == [two.memory - MIB]
-    await assert_unhurt(watch, [one])
+    await assert_no_kills(watch, [one])
     await two.booted(boots=2, timeout_s=SOON_S)
     await watch.until_health("two", "ok")
     await until_within(guests)
-    assert two.boots == 2  # it booted once, and did not die of it
-    await assert_unhurt(watch, guests)
+    assert two.boots == 2  # it booted once, without a kernel panic
+    await assert_no_kills(watch, guests)
 
 
 async def test_an_agent_that_is_killed_while_a_guest_grows_costs_no_kill(
@@ -264,12 +266,12 @@ async def test_an_agent_that_is_killed_while_a_guest_grows_costs_no_kill(
     rate = 1  # MiB/s: what it has available lasts for much longer than an agent takes to start
     await one.command(f"grow 35 {rate}")
     await eventually(
-        one.look, lambda look: look.held > 3 * MIB, timeout_s=SOON_S, what="it grows", interval_s=0.1
+        one.figures, lambda figures: figures.held > 3 * MIB, timeout_s=SOON_S, what="it grows", interval_s=0.1
     )
     agent.kill()
     agent.start()
     await grown(one, 35, rate)
-    await assert_unhurt(watch, guests)
+    await assert_no_kills(watch, guests)
     await until_within(guests)
 
 
@@ -282,14 +284,14 @@ async def test_a_guest_with_a_reloaded_driver_is_managed_at_once(
     await watch.until_all_ok(*NAMES)
     one = guests[0]
     await one.command("driver unload")
-    await one.monitor.until_actual(one.memory.__eq__, timeout_s=SOON_S, what="the balloon is gone")
+    await one.monitor.until_actual(one.memory.__eq__, timeout_s=SOON_S, what="the balloon is empty")
     await watch.until_health("one", "starting", "no-driver")
     await one.command("driver load")
     await watch.until_health("one", "ok")
-    await until_within(guests)  # not held for a minute as if somebody else had moved its balloon
+    await until_within(guests)  # not held for a minute as if another client had moved its balloon
     assert "foreign-hand" not in {event["data"]["why"] for event in decisions(watch, "one")}
     assert watch.state("one")["why"] != "foreign-hand"
-    await assert_unhurt(watch, guests)
+    await assert_no_kills(watch, guests)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may lock so much memory")
@@ -300,19 +302,19 @@ async def test_locked_memory_is_not_counted_as_given(
     locked = await lab.guest("locked", memory=size, fresh=True, arguments=("-overcommit", "mem-lock=on"))
     start_agent(broker, **automatic(160 * MIB))
     await locked.monitor.until_actual(
-        lambda actual: actual <= 160 * MIB, timeout_s=SOON_S, what="it gives, as it seems"
+        lambda actual: actual <= 160 * MIB, timeout_s=SOON_S, what="its actual falls"
     )
-    state = await watch.until_health("locked", "untrusted")  # its RSS had 15 s to follow
+    state = await watch.until_health("locked", "untrusted")  # its RSS did not follow within 15 s
     assert state["rss"] > size
     assert state["mode"] == "auto"
     asked = len(decisions(watch, "locked"))
     await until(
         lambda: (watch.last_json("host") or {}).get("used", 0) > 160 * MIB,
-        what="the host counts what is resident, not what was promised",
+        what="the host counts resident memory, not targets",
         timeout_s=SOON_S,
     )
-    await until_quiet(watch, "locked")
-    assert len(decisions(watch, "locked")) == asked  # and is not asked for more
+    await until_idle(watch, "locked")
+    assert len(decisions(watch, "locked")) == asked  # no further target is sent
 
 
 async def test_memory_that_is_plugged_stays_with_a_manual_guest(
@@ -327,7 +329,7 @@ async def test_memory_that_is_plugged_stays_with_a_manual_guest(
     await guest.monitor.execute("device_add", {"driver": "pc-dimm", "id": "dimm0", "memdev": "m0"})
     state = await watch.until_state("web", lambda state: state["size"] == size + more, what="it is seen")
     assert (state["mode"], state["target"]) == ("manual", target + more)
-    await until_quiet(watch, "web")
+    await until_idle(watch, "web")
     assert [event["data"]["to"] for event in decisions(watch, "web")] == [target]  # nothing was sent for it
     assert await guest.monitor.actual() == target + more
     assert watch.state("web")["health"] == "ok"

@@ -1,4 +1,4 @@
-"""The simulated guest is no kinder than the real one: the comparison of ``scripts/calibrate.py``."""
+"""A simulated guest is killed no later than a real one: the comparison of ``scripts/calibrate.py``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ async def test_a_simulated_guest_starves_and_is_killed_where_a_real_one_is() -> 
     )
     try:
         async with asyncio.timeout(500):
-            out, complaint = await program.communicate()
+            out, errors = await program.communicate()
     finally:
         if program.returncode is None:
             program.kill()
             await program.wait()
-    assert program.returncode in (0, 1), complaint.decode()
+    assert program.returncode in (0, 1), errors.decode()
     figures = {one["figure"]: one for one in json.loads(out or b"[]")}
-    assert figures, complaint.decode()
+    assert figures, errors.decode()
 
     off = {
         name: (one["real"], one["simulated"], one["tolerance"])
@@ -34,7 +34,7 @@ async def test_a_simulated_guest_starves_and_is_killed_where_a_real_one_is() -> 
         if not one["agrees"]
     }
     assert off == {}
-    # what must hold of the real ones, whatever the simulator says
+    # what must hold for the real guests, independent of the simulator
     for rate in (8, 20, 40):
         assert figures[f"available before the kill at {rate} MiB/s"]["real"] < 12
     assert figures["balloon at the kill with deflate-on-oom"]["real"] < 8

@@ -52,8 +52,8 @@ async def process(*argv: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await running.communicate()
 
 
-def complaints(err: bytes) -> list[str]:
-    """Return what was said on stderr, but for what asyncio's debug mode says of a slow machine."""
+def errors_in(err: bytes) -> list[str]:
+    """Return the lines on stderr, without those of asyncio's debug mode on a slow machine."""
     return [line for line in err.decode().splitlines() if not line.startswith("Executing <")]
 
 
@@ -82,7 +82,7 @@ async def test_status_shows_real_vms_in_whatever_state_they_are(lab: Lab, capsys
     assert abs(seen["web"]["guest"]["available"] - memory.available) < 16 * MIB
 
 
-async def test_set_moves_a_real_balloon_and_spares_the_guest(lab: Lab, capsys: Capture) -> None:
+async def test_set_moves_a_real_balloon_and_keeps_the_guests_memory(lab: Lab, capsys: Capture) -> None:
     guest = await lab.guest("web", memory=192 * MIB)
     await guest.command("hold 60")
     assert await command("set", str(guest.socket), "160MiB", "--wait", "--json") == 0
@@ -99,7 +99,7 @@ async def test_set_moves_a_real_balloon_and_spares_the_guest(lab: Lab, capsys: C
     assert (memory.held, memory.oom_kills) == (60 * MIB, 0), "the least safe size is safe"
 
 
-async def test_what_a_one_shot_verb_changed_is_put_back(lab: Lab) -> None:
+async def test_a_one_shot_verb_restores_what_it_changed(lab: Lab) -> None:
     guest = await lab.guest("web")
     before = await guest.monitor.actual()
     assert await command("status", str(guest.socket)) == 0
@@ -109,7 +109,7 @@ async def test_what_a_one_shot_verb_changed_is_put_back(lab: Lab) -> None:
     assert await guest.monitor.actual() == before
 
 
-async def test_watch_sees_a_killed_qemu_come_back_and_ends_with_ctrl_c(lab: Lab) -> None:
+async def test_watch_follows_a_restarted_qemu_and_ends_with_ctrl_c(lab: Lab) -> None:
     qemu = await lab.empty_qemu("web")
     async with process("watch", "--json", "--interval", "0.1", str(qemu.socket)) as watch:
         assert watch.stdout is not None
@@ -128,10 +128,10 @@ async def test_watch_sees_a_killed_qemu_come_back_and_ends_with_ctrl_c(lab: Lab)
         await until("online")
         watch.send_signal(signal.SIGINT)
         _, err = await watch.communicate()
-    assert (watch.returncode, complaints(err)) == (130, [])
+    assert (watch.returncode, errors_in(err)) == (130, [])
 
 
-async def test_a_pipe_that_closes_ends_watch_quietly(lab: Lab) -> None:
+async def test_a_closed_pipe_ends_watch_without_an_error(lab: Lab) -> None:
     qemu = await lab.empty_qemu("web")
     reading, writing = os.pipe()
     watch = await asyncio.create_subprocess_exec(
@@ -145,7 +145,7 @@ async def test_a_pipe_that_closes_ends_watch_quietly(lab: Lab) -> None:
         os.close(reading)
         async with asyncio.timeout(WAIT_S):
             _, err = await watch.communicate()
-        assert (watch.returncode, complaints(err)) == (0, [])
+        assert (watch.returncode, errors_in(err)) == (0, [])
     finally:
         if watch.returncode is None:
             watch.kill()
@@ -159,7 +159,7 @@ def directory_of(output: str) -> Path:
     return Path(found[1])
 
 
-def is_gone(directory: Path) -> bool:
+def is_removed(directory: Path) -> bool:
     return len(directory.parts) > 2 and not directory.exists() and not list_processes(str(directory))
 
 
@@ -169,7 +169,7 @@ async def test_the_demo_prints_every_step_and_leaves_nothing_behind(
     async with asyncio.timeout(2 * WAIT_S):
         await run_demo(None, played_s=14.0)  # the first burst, which takes 9 s, and time for a busy machine
     output, err = capsys.readouterr()
-    assert complaints(err.encode()) == []
+    assert errors_in(err.encode()) == []
     assert "\x1b" not in output, "no colour where there is no terminal"
     for text in (
         "mosquitto listens on 127.0.0.1:",
@@ -193,7 +193,7 @@ async def test_the_demo_prints_every_step_and_leaves_nothing_behind(
     moved = re.search(r"119 MiB -> ([0-9.]+) MiB; its second monitor reads ([0-9.]+) MiB", output)
     assert moved
     assert all(is_reached(int(float(seen) * MIB), 100 * MIB, SIZE) for seen in moved.groups())
-    assert is_gone(directory_of(output))
+    assert is_removed(directory_of(output))
 
 
 async def test_a_terminated_demo_ends_what_it_started(guest_image: object) -> None:
@@ -206,11 +206,11 @@ async def test_a_terminated_demo_ends_what_it_started(guest_image: object) -> No
         assert list_processes(str(directory))
         demo.send_signal(signal.SIGTERM)
         _, err = await demo.communicate()
-    assert (demo.returncode, complaints(err)) == (130, [])
-    assert is_gone(directory)
+    assert (demo.returncode, errors_in(err)) == (130, [])
+    assert is_removed(directory)
 
 
-async def test_ctrl_c_gives_the_terminal_back_from_the_live_picture(guest_image: object) -> None:
+async def test_ctrl_c_restores_the_terminal_from_the_live_picture(guest_image: object) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "", "LINES": "", "NO_COLOR": "1"}
     demo = await asyncio.create_subprocess_exec(
@@ -240,16 +240,16 @@ async def test_ctrl_c_gives_the_terminal_back_from_the_live_picture(guest_image:
         os.close(ours)
     assert demo.returncode == 130
     assert shown.endswith(b"\x1b[?25h\x1b[?1049l")
-    assert is_gone(directory_of(shown.decode(errors="replace")))
+    assert is_removed(directory_of(shown.decode(errors="replace")))
 
 
 def list_processes(words: str) -> list[str]:
-    """Return the command lines that have the words in them, our own not counted."""
+    """Return the command lines of other processes that contain the words."""
     found = []
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = place.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # gone meanwhile
+        except OSError:  # it has ended
             continue
         if words in line and place.parent.name != str(os.getpid()):
             found.append(line)

@@ -1,4 +1,4 @@
-"""Every example does what it says: scripts on a real guest, the ACL and the units before who reads them."""
+"""Every example works: the scripts on a real guest, the ACL with a broker, the keys of the units."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 USERS = {"qmpballoon-edge-7": "secret", "orchestrator": "other", "dashboard": "third"}
 
 
-async def printed_by(script: str, *arguments: str) -> tuple[int | None, str, str]:
-    """Run an example; return its exit status, and what it said on stdout and on stderr."""
+async def run_example(script: str, *arguments: str) -> tuple[int | None, str, str]:
+    """Run an example; return its exit status, its stdout and its stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         EXAMPLES / script,
@@ -32,21 +32,21 @@ async def printed_by(script: str, *arguments: str) -> tuple[int | None, str, str
         stderr=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(PATIENCE_S):
-        said, complained = await process.communicate()
-    return process.returncode, said.decode(), complained.decode()
+        out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
 
 
-async def test_wait_for_balloon_shrinks_waits_and_gives_back(lab: Lab) -> None:
+async def test_wait_for_balloon_shrinks_waits_and_grows_again(lab: Lab) -> None:
     guest = await lab.guest("web1", memory=192 * 1024**2)
-    code, said, _ = await printed_by("wait_for_balloon.py", str(guest.socket))
-    first = re.fullmatch(r"web1: ([0-9]+) bytes, asked for ([0-9]+)", said.splitlines()[0])
+    code, out, _ = await run_example("wait_for_balloon.py", str(guest.socket))
+    first = re.fullmatch(r"web1: ([0-9]+) bytes, asked for ([0-9]+)", out.splitlines()[0])
     assert code == 0
-    assert first is not None, said
+    assert first is not None, out
     assert int(first[2]) == 96 * 1024**2
     assert is_reached(int(first[1]), 96 * 1024**2, guest.memory)
     assert await guest.monitor.actual() >= guest.memory - 1024**2
-    code, _, complained = await printed_by("wait_for_balloon.py", "/nowhere.qmp")
-    assert (code, "no such socket" in complained) == (1, True)
+    code, _, err = await run_example("wait_for_balloon.py", "/nowhere.qmp")
+    assert (code, "no such socket" in err) == (1, True)
 
 
 async def test_request_prints_the_answer(
@@ -57,13 +57,13 @@ async def test_request_prints_the_answer(
     await watch.until_all_ok("web1")
     topic = "qmpballoon/edge-7/vm/web1"
     arguments = ("127.0.0.1", str(broker.port), topic, "set-target")
-    code, said, _ = await printed_by("request.py", *arguments, '{"target": "110MiB", "wait_s": 40}')
-    assert (code, json.loads(said)["result"]["reached"]) == (0, True)
-    code, said, _ = await printed_by("request.py", *arguments, '{"target": "1MiB"}')
-    assert (code, json.loads(said)["error"]["code"]) == (1, "out-of-range")
+    code, out, _ = await run_example("request.py", *arguments, '{"target": "110MiB", "wait_s": 40}')
+    assert (code, json.loads(out)["result"]["reached"]) == (0, True)
+    code, out, _ = await run_example("request.py", *arguments, '{"target": "1MiB"}')
+    assert (code, json.loads(out)["error"]["code"]) == (1, "out-of-range")
 
 
-async def test_the_acl_lets_the_agent_do_all_it_must(lab: Lab, start_agent: StartAgent) -> None:
+async def test_the_acl_permits_all_that_the_agent_does(lab: Lab, start_agent: StartAgent) -> None:
     lines = (EXAMPLES / "mosquitto.acl").read_text(encoding="utf-8").splitlines()
     broker = await lab.broker("guarded", passwords=USERS, acl=lines)
     await lab.guest("web1")
@@ -78,7 +78,7 @@ async def test_the_acl_lets_the_agent_do_all_it_must(lab: Lab, start_agent: Star
 
 
 @pytest.mark.parametrize("name", ["qmpballoon.service", "vm@.service"])
-def test_a_unit_starts_what_is_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_unit_starts_a_program_that_exists(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     unit = RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's keys have capitals
     unit.read(EXAMPLES / name)

@@ -1,4 +1,4 @@
-"""The health words that a real QEMU can be brought to say, one by one."""
+"""The health words that a real QEMU can cause, one by one."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ async def test_deflate_on_oom_gives_memory_back_and_is_published(
     await watch.until_health("oom", "ok")
     # 24 MiB are no emergency; how much of the size a kernel holds differs: 54 MiB of 6.1, 74 of 7.3
     memory = await guest.guest_memory()
-    squeezed = (guest.memory - memory.available) // MIB * MIB + 24 * MIB
-    await watch.moved("oom", guest, squeezed)
+    small = (guest.memory - memory.available) // MIB * MIB + 24 * MIB
+    await watch.moved("oom", guest, small)
     await guest.command("hold 40")
-    assert await guest.monitor.actual() > squeezed
-    state = await watch.until_state("oom", lambda state: state["actual"] > squeezed, what="memory taken back")
+    assert await guest.monitor.actual() > small
+    state = await watch.until_state("oom", lambda state: state["actual"] > small, what="memory taken back")
     assert state["mode"] == "manual"
     assert (await guest.guest_memory()).oom_kills == 0
 
@@ -82,7 +82,8 @@ async def test_old_figures_are_stale_until_new_ones_come(
     await watch.until_health("web", "ok")
     start = watch.now
     interval = {"path": await guest.monitor.balloon_path(), "property": "guest-stats-polling-interval"}
-    await guest.monitor.execute("qom-set", {**interval, "value": 0})  # another's hand: nobody asks it now
+    # as another client may: no figures come now
+    await guest.monitor.execute("qom-set", {**interval, "value": 0})
     stale = await until(  # for a second: then they are asked for again
         lambda: [state for state in watch.states("web", start) if state["health"] == "stale"], what="stale"
     )
@@ -128,7 +129,9 @@ async def test_a_reset_guest_is_starting_and_sends_one_event(
     state = await watch.until_health("web", "ok")
     assert state["life"] == life
     assert state["target"] == 112 * MIB  # QEMU keeps it over a reset
-    await guest.monitor.until_actual((112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the target counts again")
+    await guest.monitor.until_actual(
+        (112 * MIB).__eq__, timeout_s=PATIENCE_S, what="the target is in force again"
+    )
     assert len(watch.events("web", "reset")) == 1
     assert changes(watch, "web")[-2:] == [("ok", "starting"), ("starting", "ok")]
     assert watch.last("vm/web/availability") == b"online"
@@ -138,7 +141,7 @@ async def test_a_stopped_qemu_is_unresponsive_and_other_vms_are_not_affected(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     hung, *others = await asyncio.gather(*(lab.guest(name) for name in ("hung", "one", "two")))
-    vm = {"qmp_timeout_s": 3, "stats_interval_s": 5}  # so much that only who is stopped is late
+    vm = {"qmp_timeout_s": 3, "stats_interval_s": 5}  # so long that only the stopped QEMU is late
     await started_online(start_agent, broker, watch, mqtt={"samples": True}, vm=vm)
     await watch.until_all_ok("hung", "one", "two")
     hung.stop()
@@ -147,7 +150,7 @@ async def test_a_stopped_qemu_is_unresponsive_and_other_vms_are_not_affected(
     assert state["pid"] == hung.pid
     assert await watch.refused("hung", "set-target", target="112MiB", wait_s=5) == "offline"
     start = watch.now
-    await until(lambda: len(watch.heard("samples", start)) >= 2, what="two more ticks")
+    await until(lambda: len(watch.received("samples", start)) >= 2, what="two more ticks")
     await watch.moved("one", others[0], 112 * MIB)
     for name, guest in zip(("one", "two"), others, strict=True):
         got = await watch.do(name, "get")
@@ -160,7 +163,7 @@ async def test_a_stopped_qemu_is_unresponsive_and_other_vms_are_not_affected(
     assert state["life"].startswith(f"{hung.pid}-")
     assert await hung.monitor.actual() == hung.memory
     assert watch.state("hung")["target"] is None
-    # the agent holds the one monitor, and queues nobody behind itself
+    # the agent holds the monitor with one connection, and no other connection waits
     await until(lambda: queued_on(hung) == 0, what="no connection waits")
 
 
@@ -185,7 +188,7 @@ async def test_a_monitor_of_another_client_is_busy_until_it_disconnects(
 
 
 def queued_on(guest: LabGuest) -> int:
-    """Return how many connections wait in the backlog of a guest's monitor, as the kernel tells."""
+    """Return how many connections wait in the backlog of a guest's monitor, from /proc/net/unix."""
     with open("/proc/net/unix") as table:
         rows = [line.split() for line in table]
     return sum(row[-1] == str(guest.socket) and row[5] == "02" for row in rows)
@@ -202,14 +205,14 @@ async def test_a_socket_that_another_qemu_replaced_is_another_life(
 
     for path in lab.directory.glob("web.*"):
         if path.is_socket():
-            path.unlink()  # the first one lives on, and is not to be reached any more
+            path.unlink()  # the first one still runs, and cannot be reached any more
     other = await lab.guest("web")
     state = await watch.until_health("web", "ok", life=life)
     assert state["pid"] == other.pid
     assert (state["target"], state["actual"]) == (None, other.memory)
     assert await other.monitor.actual() == other.memory
 
-    async def alive() -> str:
+    async def status() -> str:
         return await first.monitor.status()
 
-    assert await eventually(alive, bool, timeout_s=PATIENCE_S, what="the first QEMU answers") == "running"
+    assert await eventually(status, bool, timeout_s=PATIENCE_S, what="the first QEMU answers") == "running"

@@ -32,7 +32,7 @@ def huge_pages() -> Iterator[None]:
 
 
 def resident(pid: int) -> tuple[int, int]:
-    """Return what of a process is resident in small and in huge pages, in bytes, as the kernel tells."""
+    """Return what of a process is resident in small and in huge pages, in bytes, from /proc."""
     lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     sizes = {words[0]: int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
     return sizes["VmRSS:"], sizes["HugetlbPages:"]

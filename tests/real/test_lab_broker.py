@@ -1,4 +1,4 @@
-"""The lab's brokers do what the other tests believe of them."""
+"""The lab's brokers behave as the other tests assume."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def _client(broker: LabBroker, **options: str) -> aiomqtt.Client:
 
 
 async def _retained(broker: LabBroker) -> bytes | None:
-    """Return what is retained under ``lab/kept``; a marker that follows tells that there is nothing."""
+    """Return what is retained under ``lab/kept``; a marker that follows shows that there is nothing."""
     async with _client(broker) as client:
         await client.subscribe([("lab/kept", 1), ("lab/marker", 1)])
         await client.publish("lab/marker", b"", qos=1)
         async for message in client.messages:
             return bytes(message.payload) if message.topic.matches("lab/kept") else None
-    raise AssertionError("the broker went away")
+    raise AssertionError("the broker closed the connection")
 
 
 async def _retain(broker: LabBroker) -> None:
@@ -46,7 +46,7 @@ async def test_a_broker_with_persistence_keeps_retained_messages_over_a_kill(lab
     assert await _retained(broker) == b"yes"
 
 
-async def test_a_killed_broker_is_gone_for_its_clients(broker: LabBroker) -> None:
+async def test_clients_of_a_killed_broker_lose_their_connections(broker: LabBroker) -> None:
     async with _client(broker) as client:
         await client.subscribe("lab/#")
         await broker.kill()
@@ -56,7 +56,7 @@ async def test_a_killed_broker_is_gone_for_its_clients(broker: LabBroker) -> Non
         await _retain(broker)
 
 
-async def test_a_broker_knows_its_users_and_their_rights(lab: Lab) -> None:
+async def test_a_broker_checks_passwords_and_acl(lab: Lab) -> None:
     broker = await lab.broker(
         passwords={"anna": "open", "ben": "sesame"},
         acl=["user anna", "topic readwrite lab/#", "user ben", "topic read lab/#"],
@@ -71,7 +71,7 @@ async def test_a_broker_knows_its_users_and_their_rights(lab: Lab) -> None:
         assert (await anext(ben.messages)).payload == b"from anna"
 
 
-async def test_a_taken_port_is_told_apart_from_a_bad_configuration(lab: Lab) -> None:
+async def test_a_taken_port_and_a_bad_configuration_are_different_errors(lab: Lab) -> None:
     broker = await lab.broker()
     with pytest.raises(PortTaken):
         await lab.broker(port=broker.port)

@@ -1,4 +1,4 @@
-"""The lab's guests do what the other tests believe of them."""
+"""The lab's guests behave as the other tests assume."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_a_fresh_guest_boots_and_its_balloon_moves(lab: Lab) -> None:
     await guest.monitor.set_target(96 * MIB)
     await guest.monitor.until_actual((96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the balloon takes 32 MiB")
     after = await guest.guest_memory()
-    assert before.total - after.total == 32 * MIB  # deflate-on-oom is off: what the balloon took is gone
+    assert before.total - after.total == 32 * MIB  # deflate-on-oom is off: the guest's total has shrunk
 
 
 async def test_memory_held_in_a_guest_is_not_available_until_it_is_freed(lab: Lab) -> None:
@@ -56,11 +56,12 @@ async def test_memory_held_in_a_guest_is_not_available_until_it_is_freed(lab: La
     assert holding.held == 40 * MIB
     assert 39 * MIB <= free.available - holding.available <= 42 * MIB
     await guest.command("hold 0")
-    await eventually(  # a list of each processor keeps freed pages for some seconds, unseen (Linux 6.12)
+    # per-CPU lists keep freed pages for some seconds, not counted as available (Linux 6.12)
+    await eventually(
         guest.guest_memory,
         lambda released: free.available - released.available <= 2 * MIB,
         timeout_s=PATIENCE_S,
-        what="what was held is available",
+        what="the freed memory is available",
         interval_s=0.1,
     )
 
@@ -82,7 +83,7 @@ async def test_a_guest_grows_in_steps_and_a_newer_order_replaces_an_older(lab: L
     assert (await guest.guest_memory()).held == 10 * MIB
 
 
-async def test_a_guest_that_holds_too_much_loses_its_workload_and_still_answers(lab: Lab) -> None:
+async def test_a_guest_whose_workload_is_killed_still_answers(lab: Lab) -> None:
     guest = await lab.guest()
     with pytest.raises(LabError, match="killed"):
         await guest.command("hold 200")
@@ -117,7 +118,9 @@ async def test_a_guest_without_its_driver_keeps_all_memory_until_the_driver_load
     assert not (await guest.guest_memory()).driver
     assert await guest.monitor.actual() == guest.memory
     await guest.command("driver load")
-    await guest.monitor.until_actual((96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the new driver obeys")
+    await guest.monitor.until_actual(
+        (96 * MIB).__eq__, timeout_s=PATIENCE_S, what="the new driver reaches the target"
+    )
     await guest.command("driver unload")
     await guest.monitor.until_actual(guest.memory.__eq__, timeout_s=PATIENCE_S, what="the balloon is empty")
 
@@ -159,7 +162,7 @@ async def test_a_terminated_qemu_removes_its_socket(lab: Lab) -> None:
     assert not guest.socket.exists()
 
 
-async def test_a_stopped_qemu_is_silent_until_it_continues(lab: Lab) -> None:
+async def test_a_stopped_qemu_does_not_answer_until_it_continues(lab: Lab) -> None:
     guest = await lab.empty_qemu()
     guest.stop()
     with pytest.raises(LabError, match="query-status not answered"):
@@ -168,13 +171,13 @@ async def test_a_stopped_qemu_is_silent_until_it_continues(lab: Lab) -> None:
     assert await guest.monitor.status() == "prelaunch"
 
 
-async def test_a_qemu_without_a_balloon_says_so(lab: Lab) -> None:
+async def test_a_qemu_without_a_balloon_is_an_error(lab: Lab) -> None:
     guest = await lab.empty_qemu(balloon=None)
     with pytest.raises(ExecuteError, match="No balloon device"):
         await guest.monitor.actual()
 
 
-async def test_a_qemu_that_does_not_start_is_an_error_with_its_words(lab: Lab) -> None:
+async def test_a_qemu_that_does_not_start_is_an_error_with_its_output(lab: Lab) -> None:
     with pytest.raises(LabError, match="no-such-device"):
         await lab.empty_qemu(arguments=("-device", "no-such-device"))
 
@@ -194,7 +197,7 @@ async def test_a_guest_that_does_not_boot_in_time_is_an_error_with_its_console(l
 async def test_a_cancelled_start_leaves_no_qemu(sockets_dir: Path) -> None:
     guest = LabGuest(sockets_dir, Machine())
     task = asyncio.create_task(guest.start(), name="start a guest")
-    while guest._program is None:  # seen at once: QEMU was started just now, and does not listen yet
+    while guest._program is None:  # QEMU was started just now, and does not listen yet
         await asyncio.sleep(0)
     pid = guest.pid
     task.cancel()
@@ -226,4 +229,4 @@ async def test_a_guest_ends_with_the_program_that_started_it(sockets_dir: Path) 
     async def qemu_is_there() -> bool:
         return _is_there(pid)
 
-    await eventually(qemu_is_there, lambda there: not there, timeout_s=PATIENCE_S, what="QEMU dies too")
+    await eventually(qemu_is_there, lambda there: not there, timeout_s=PATIENCE_S, what="QEMU ends too")

@@ -1,4 +1,4 @@
-"""The lab says what it lacks, and needs nothing once its image is built."""
+"""The lab names missing programs, and needs none of them once its image is built."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from qmpballoon.lab import image, kernel, require
 
 
-def test_a_missing_program_is_named_with_the_package_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(require, "_find", lambda name: None)
     with pytest.raises(
         require.MissingPrograms, match=r"not installed: mosquitto, qemu.* mosquitto qemu-system-x86$"
@@ -18,7 +18,7 @@ def test_a_missing_program_is_named_with_the_package_that_brings_it(monkeypatch:
         require.require_programs("mosquitto", "qemu-system-x86_64")
 
 
-def test_an_image_that_is_built_is_found_without_any_program(
+def test_a_built_image_is_found_without_any_program(
     guest_image: image.GuestImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
@@ -27,7 +27,7 @@ def test_an_image_that_is_built_is_found_without_any_program(
     assert guest_image.release.endswith("-amd64")
 
 
-def test_without_any_kernel_the_error_tells_what_to_install(
+def test_without_any_kernel_the_error_names_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def offline(directory: Path) -> None:

@@ -52,11 +52,11 @@ def test_an_invalid_file_is_named(tmp_path: Path) -> None:
     _, locked_key = certify(tmp_path, "c", "-passout", "pass:sesame")
     junk, missing = tmp_path / "junk.pem", tmp_path / "missing.pem"
     junk.write_text("no PEM")
-    gone = "cannot be read: No such file or directory"
+    missing_file = "cannot be read: No such file or directory"
     used = f"{certificate}: mqtt.cert_file: cannot be used with the key"
-    assert refusal(missing, None, None) == f"{missing}: mqtt.ca_file: {gone}"
-    assert refusal(None, missing, key) == f"{missing}: mqtt.cert_file: {gone}"
-    assert refusal(None, certificate, missing) == f"{missing}: mqtt.key_file: {gone}"
+    assert refusal(missing, None, None) == f"{missing}: mqtt.ca_file: {missing_file}"
+    assert refusal(None, missing, key) == f"{missing}: mqtt.cert_file: {missing_file}"
+    assert refusal(None, certificate, missing) == f"{missing}: mqtt.key_file: {missing_file}"
     assert refusal(junk, None, None) == f"{junk}: mqtt.ca_file: cannot be used: no certificate or crl found"
     assert refusal(None, junk, None).startswith(f"{junk}: mqtt.cert_file: cannot be used: ")
     assert refusal(None, certificate, other_key) == f"{used} {other_key}: key values mismatch"

@@ -14,7 +14,7 @@ from agent_process import AgentWatch, StartAgent, until
 
 from qmpballoon.api import connect
 from qmpballoon.lab.broker import LabBroker
-from qmpballoon.lab.guest import GuestLook
+from qmpballoon.lab.guest import GuestFigures
 from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.process import Program
 from qmpballoon.lab.waiting import eventually
@@ -66,8 +66,8 @@ def proxied(sockets_dir: Path) -> Iterator[Any]:
         program.destroy()
 
 
-def holds_or_was_killed(look: GuestLook, *, held: int) -> bool:
-    return look.held == held or look.kills > 0
+def holds_or_was_killed(figures: GuestFigures, *, held: int) -> bool:
+    return figures.held == held or figures.kills > 0
 
 
 async def test_guests_behind_a_proxy_are_served_by_their_own_figures(
@@ -89,14 +89,14 @@ async def test_guests_behind_a_proxy_are_served_by_their_own_figures(
     await first.command("grow 60 20")
     await second.command("grow 105 4")
     for guest, held in ((first, 60 * MIB), (second, 105 * MIB)):
-        look = await eventually(
-            guest.look,
+        figures = await eventually(
+            guest.figures,
             partial(holds_or_was_killed, held=held),
             timeout_s=PATIENCE_S,
             what=f"{guest.name} holds {held // MIB} MiB",
             interval_s=0.1,
         )
-        assert look.kills == 0
+        assert figures.kills == 0
     assert await second.monitor.actual() > BUDGET // 2
 
 

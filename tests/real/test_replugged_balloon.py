@@ -1,4 +1,4 @@
-"""A balloon that is unplugged and plugged again: QEMU has forgotten its target, the agent has not."""
+"""A balloon that is unplugged and plugged again: QEMU drops its target, the agent keeps it."""
 
 from __future__ import annotations
 

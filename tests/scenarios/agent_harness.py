@@ -59,7 +59,7 @@ class Kernel:
         return life
 
     def end_process(self, life: Life) -> None:
-        """Let the process of this life have ended."""
+        """Report the process of this life as ended."""
         self._ended.add(life)
 
     def open_monitor(self, path: str) -> OpenMonitor:
@@ -70,7 +70,7 @@ class Kernel:
         return pid not in self._proxies
 
     def proxy(self, life: Life) -> None:
-        """Let the process of this life be a proxy, which has not mapped the guest's memory."""
+        """Report the process of this life as a proxy, which has not mapped the guest's memory."""
         self._proxies.add(life.pid)
 
     def life_of(self, pid: int) -> Life | None:
@@ -128,7 +128,7 @@ class AgentHarness:
         return self.vm(name).status
 
     def reconfigure(self, configuration: Configuration) -> None:
-        """Take over a re-read configuration, as the agent does."""
+        """Apply a reloaded configuration, as the agent does."""
         self.context.configuration = configuration
         self.supervisor.reconfigure()
 
@@ -138,16 +138,29 @@ class AgentHarness:
         return None if vm is None else vm.status.health
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait for a condition, checked at each change and event."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():
-                self._notified.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(0.005):
-                        await self._notified.wait()
+        """Wait for a condition, checked at each change and event; without it in time the test fails."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while not condition():
+                    self._notified.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.005):
+                            await self._notified.wait()
+        except TimeoutError:
+            vms = [vm.status for vm in self.registry]
+            raise AssertionError(
+                f"not within {PATIENCE_S:g} s; VMs: {vms}; last events: {self.events[-10:]}"
+            ) from None
 
     async def until_health(self, name: str, *words: str) -> VmStatus:
         await self.until(lambda: self.health(name) in words)
+        return self.record(name)
+
+    async def until_sampled(self, name: str, *, samples: int) -> VmStatus:
+        """Wait for this many new samples of a VM."""
+        for _ in range(samples):
+            before = self.record(name).sample
+            await self.until(lambda before=before: self.record(name).sample != before)  # type: ignore[misc]
         return self.record(name)
 
     async def ask(

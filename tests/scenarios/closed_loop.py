@@ -32,7 +32,7 @@ def a_vm(name: str, *rows: tuple[float, int], size: int = 1024, floor: int = 128
 
 
 def a_trace(*vms: TraceVm, budget: int, seconds: float = 90.0, mem_total: int | None = None) -> Trace:
-    """``budget`` and ``mem_total`` in MiB; without the latter a quarter of the budget is there beyond it."""
+    """``budget`` and ``mem_total`` in MiB; ``mem_total`` is by default a quarter more than the budget."""
     return Trace(
         name="scenario",
         about="",
@@ -57,7 +57,7 @@ def played(trace: Trace, policy: Policy[Any] | None = None, *, host: Host | None
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """A policy whose snapshots or decisions are changed on the way."""
+    """A policy whose snapshots or decisions are changed."""
 
     policy: Policy[Any]
     sees: View = lambda snapshot: snapshot

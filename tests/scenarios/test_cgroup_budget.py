@@ -1,4 +1,4 @@
-"""Simulated guests in a limited cgroup: the monitor reads it, as files, and the guard goes by that."""
+"""Simulated guests in a limited cgroup: the monitor reads its files, and the guard uses the result."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Group:
 
 
 def in_turn(policy: Between, *, high: int = 170) -> Run:
-    """Two guests of 256 MiB: one grows and lets go, then the other does."""
+    """Two guests of 256 MiB: one grows and shrinks, then the other does."""
     one = a_vm("one", (0, 5), (10, 5), (20, high), (30, high), (30.5, 5), size=256, floor=64)
     two = a_vm("two", (0, 5), (40, 5), (50, high), (60, high), (60.5, 5), size=256, floor=64)
     return played(a_trace(one, two, budget=512, mem_total=8192, seconds=70), policy)

@@ -1,4 +1,4 @@
-"""What requests do: each verb, each word of refusal, and that a refusal has no later effect."""
+"""Requests: each verb, each error word, and that a refused request has no later effect."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ async def harness(
 
 
 async def refusal(harness: AgentHarness, vm: str | None, verb: str, **arguments: object) -> str:
-    """Ask, and return the word with which it is refused."""
+    """Send a request that must be refused, and return the error word."""
     with pytest.raises(QmpBalloonError) as caught:
         await harness.ask(vm, verb, **arguments)  # type: ignore[arg-type]
     assert str(caught.value)
     return caught.value.code
 
 
-# ── looking ──────────────────────────────────────────────────────────────────────────────────────
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_the_list_has_every_vm(harness: AgentHarness, qemus: Qemus) -> None:
@@ -69,7 +69,7 @@ async def test_the_list_has_every_vm(harness: AgentHarness, qemus: Qemus) -> Non
     assert listed == [{"vm": "a", "name": "a", **shown}, {"vm": "b", "name": "b", **shown}]
 
 
-async def test_a_reload_is_handed_on(harness: AgentHarness) -> None:
+async def test_a_reload_is_forwarded(harness: AgentHarness) -> None:
     assert await harness.ask(None, "reload") == {"reloaded": True}
 
 
@@ -90,7 +90,7 @@ async def test_an_unknown_vm_or_verb_has_its_error_code(harness: AgentHarness) -
 
 
 async def test_a_target_is_taken_at_once(harness: AgentHarness, qemu: SimulatedQemu) -> None:
-    qemu.set_behaviour(Behaviour.STUCK)  # QEMU takes it, and nothing moves meanwhile
+    qemu.set_behaviour(Behaviour.STUCK)  # QEMU accepts it, and nothing moves
     answer = await harness.ask("a", "set-target", target=128 * MIB + 1)
     assert answer["target"] == 128 * MIB + 4096 == qemu.guest.target
     assert answer["reached"] is False
@@ -108,15 +108,13 @@ async def test_a_target_that_is_waited_for_is_reached(harness: AgentHarness, qem
     assert is_reached(qemu.guest.actual, 128 * MIB, 256 * MIB)
 
 
-async def test_an_actual_of_before_is_not_taken_for_reached(
-    harness: AgentHarness, qemu: SimulatedQemu
-) -> None:
-    """Moved there and back: between two looks the agent has the old actual."""
+async def test_an_old_actual_does_not_count_as_reached(harness: AgentHarness, qemu: SimulatedQemu) -> None:
+    """Moved there and back: between two queries the agent has the old actual."""
     harness.vm("a").spec.settings = replace(QUICK, fast_interval_s=0.0, stats_interval_s=3600)
     await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
-    qemu.execute("balloon", {"value": 100 * MIB})  # by another hand; the event comes up to a second late
+    qemu.execute("balloon", {"value": 100 * MIB})  # by another client; the event comes up to a second late
     await harness.until(lambda: qemu.guest.actual == 100 * MIB)
-    harness.vm("a").on_qmp_event("BALLOON_CHANGE", {"actual": 200 * MIB})  # late, and all it has seen
+    harness.vm("a").on_qmp_event("BALLOON_CHANGE", {"actual": 200 * MIB})  # late, and all that it received
     qemu.set_behaviour(Behaviour.STUCK)
     assert await refusal(harness, "a", "set-target", target=200 * MIB, wait_s=0.05) == "not-reached"
 
@@ -138,9 +136,11 @@ async def test_a_target_not_reached_in_time_stays(harness: AgentHarness, qemu: S
     assert harness.record("a").mode == "manual"
 
 
-async def test_without_a_driver_a_wait_says_so(harness: AgentHarness, qemu: SimulatedQemu) -> None:
+async def test_without_a_driver_a_wait_ends_with_no_driver(
+    harness: AgentHarness, qemu: SimulatedQemu
+) -> None:
     qemu.set_behaviour(Behaviour.NO_DRIVER)
-    harness.vm("a").on_qmp_event("WAKEUP", {})  # whatever makes it look
+    harness.vm("a").on_qmp_event("WAKEUP", {})  # an event that makes it query everything
     await harness.until(lambda: not harness.record("a").driver_up)
     assert await refusal(harness, "a", "set-target", target=128 * MIB, wait_s=0.05) == "no-driver"
 
@@ -171,17 +171,17 @@ async def test_of_two_targets_at_once_one_is_superseded_and_one_is_reached(harne
 
 
 async def test_the_same_target_sent_again_supersedes_nothing(harness: AgentHarness) -> None:
-    """The tick may send a manual target of which the command is on its way as well."""
+    """The tick may send a manual target while the command for it is under way."""
     actuator, vm = harness.service._actuator, harness.vm("a")
     serial = await actuator.send(vm, 200 * MIB, why="manual")
     await actuator.send(vm, 200 * MIB, why="manual")
     assert (await actuator.reached(vm, serial, 200 * MIB, wait_s=PATIENCE_S)).is_at(200 * MIB)
 
 
-async def test_a_target_that_a_new_life_never_got_is_superseded(
+async def test_a_target_that_was_not_sent_to_a_new_life_is_superseded(
     harness: AgentHarness, qemu: SimulatedQemu, qemus: Qemus
 ) -> None:
-    """The wait may begin when the new life is there already."""
+    """The wait may begin after the new life did."""
     actuator, vm = harness.service._actuator, harness.vm("a")
     serial = await actuator.send(vm, 128 * MIB, why="manual")
     qemu.die()
@@ -193,7 +193,7 @@ async def test_a_target_that_a_new_life_never_got_is_superseded(
     assert caught.value.code == "superseded"
 
 
-async def test_a_new_life_supersedes_or_the_loss_before_it_does(
+async def test_a_new_life_ends_a_wait_with_superseded_or_offline(
     harness: AgentHarness, qemu: SimulatedQemu, qemus: Qemus
 ) -> None:
     qemu.set_behaviour(Behaviour.STUCK)
@@ -205,7 +205,9 @@ async def test_a_new_life_supersedes_or_the_loss_before_it_does(
     assert await waiting in ("offline", "superseded")
 
 
-async def test_a_vm_that_vanishes_meanwhile_is_offline(harness: AgentHarness, qemu: SimulatedQemu) -> None:
+async def test_a_wait_for_a_vm_that_vanishes_ends_with_offline(
+    harness: AgentHarness, qemu: SimulatedQemu
+) -> None:
     qemu.set_behaviour(Behaviour.STUCK)
     waiting = asyncio.create_task(refusal(harness, "a", "set-target", target=128 * MIB, wait_s=60))
     await harness.until(lambda: qemu.guest.target == 128 * MIB)
@@ -255,7 +257,7 @@ async def test_a_target_that_qemu_refuses_has_no_later_effect(
 
 
 @pytest.mark.parametrize("mode", ["auto", "manual"])
-async def test_a_qemu_that_is_lost_while_it_is_told_a_target_leaves_the_mode_and_the_target_of_before(
+async def test_a_connection_lost_while_a_target_is_sent_keeps_the_previous_mode_and_target(
     mode: str, harness: AgentHarness, qemu: SimulatedQemu
 ) -> None:
     await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
@@ -265,10 +267,10 @@ async def test_a_qemu_that_is_lost_while_it_is_told_a_target_leaves_the_mode_and
     assert await refusal(harness, "a", "set-target", target=128 * MIB) == "offline"
     after = harness.store.kept(A)
     assert (after.mode, after.target) == (before.mode, before.target)
-    assert after.sent is None  # it may have been taken
+    assert after.sent is None  # QEMU may have accepted it
 
 
-async def test_a_vm_that_was_given_up_stays_away_when_its_last_request_ends(
+async def test_a_dropped_vm_is_not_published_again_when_its_last_request_ends(
     harness: AgentHarness, qemu: SimulatedQemu
 ) -> None:
     qemu.faults = Faults(silent_to=frozenset({"balloon"}))
@@ -311,7 +313,7 @@ async def test_a_host_that_only_observes_moves_nothing(
         assert qemu.guest.target == 256 * MIB
 
 
-async def test_a_vm_that_migrates_is_left_alone(
+async def test_a_vm_that_migrates_is_not_moved(
     sockets_dir: Path, qemu: SimulatedQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu.set_migration("active")
@@ -342,7 +344,7 @@ async def test_a_full_disk_does_not_stop_a_command(
     assert is_reached(qemu.guest.actual, 128 * MIB, 256 * MIB)
 
 
-async def test_a_paused_vm_takes_a_target_and_says_that_it_is_not_reached(
+async def test_a_paused_vm_accepts_a_target_that_is_not_reached(
     harness: AgentHarness, qemu: SimulatedQemu
 ) -> None:
     qemu.execute("stop", {})
@@ -355,7 +357,7 @@ async def test_a_paused_vm_takes_a_target_and_says_that_it_is_not_reached(
 # ── set-mode ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_mode_is_kept_and_auto_gives_up_the_manual_target(
+async def test_a_mode_is_stored_and_auto_drops_the_manual_target(
     harness: AgentHarness, qemu: SimulatedQemu
 ) -> None:
     await harness.ask("a", "set-target", target=200 * MIB)
@@ -369,7 +371,7 @@ async def test_a_mode_is_kept_and_auto_gives_up_the_manual_target(
     assert qemu.guest.target == 200 * MIB  # a mode moves nothing by itself
 
 
-async def test_a_mode_for_a_while_falls_back_by_itself(
+async def test_a_temporary_mode_ends_by_itself(
     harness: AgentHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = await harness.ask("a", "set-mode", mode="observe", for_s=60)
@@ -384,14 +386,14 @@ async def test_a_mode_for_a_while_falls_back_by_itself(
     assert harness.store.kept(A).mode_until is None
 
 
-async def test_a_mode_for_a_while_does_not_outlive_a_reboot_of_the_host(harness: AgentHarness) -> None:
+async def test_a_temporary_mode_ends_with_a_reboot_of_the_host(harness: AgentHarness) -> None:
     await harness.ask("a", "set-mode", mode="observe", for_s=3600)
     harness.store.keep(A, boot_id="of another boot")
     harness.vm("a").renew_mode()
     assert harness.record("a").mode == "auto"
 
 
-async def test_a_new_target_ends_a_mode_for_a_while(harness: AgentHarness) -> None:
+async def test_a_new_target_ends_a_temporary_mode(harness: AgentHarness) -> None:
     await harness.ask("a", "set-mode", mode="manual", for_s=60)
     await harness.ask("a", "set-target", target=200 * MIB)
     assert harness.store.kept(A).mode_until is None
@@ -400,7 +402,7 @@ async def test_a_new_target_ends_a_mode_for_a_while(harness: AgentHarness) -> No
 # ── set-limits ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_limits_narrow_and_null_takes_them_back(harness: AgentHarness) -> None:
+async def test_limits_narrow_and_null_removes_them(harness: AgentHarness) -> None:
     answer = await harness.ask("a", "set-limits", floor="128MiB", ceiling="75%", shares=7)
     assert answer == {"floor": 128 * MIB, "ceiling": 192 * MIB, "shares": 7}
     assert harness.record("a").limits.overridden == ("floor", "ceiling", "shares")

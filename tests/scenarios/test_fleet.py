@@ -1,4 +1,4 @@
-"""Sockets become VMs: names, lives, what appears, vanishes and moves."""
+"""Sockets become VMs: names, lives, sockets that appear, vanish and move."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def named(name: str) -> MachineSpec:
 # ── names ────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_vm_is_called_as_configured_else_as_qemu_says_else_as_its_socket(
+async def test_a_vm_has_its_configured_name_else_the_one_of_qemu_else_the_one_of_its_socket(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a", machine=named("db-7"))
@@ -89,13 +89,13 @@ async def test_names_are_remembered_per_socket_over_a_restart(
     async with running_agent(sockets_dir, monkeypatch, kernel) as again:
         await again.until_health("web-2", "ok")
         assert again.vm("web-2").path == os.fspath(qemus.path("a"))
-        assert again.record("web").health == "offline"  # kept though nothing answers
+        assert again.record("web").health == "offline"  # kept although it does not answer
         await qemus.start("b", machine=named("web"))
         await again.until_health("web", "ok")
         assert again.ids == {"web", "web-2"}
 
 
-async def test_a_vm_that_comes_back_under_another_name_leaves_the_old_one(
+async def test_a_vm_that_restarts_with_another_name_drops_the_old_name(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel()
@@ -110,7 +110,7 @@ async def test_a_vm_that_comes_back_under_another_name_leaves_the_old_one(
         assert harness.ids == {"new"}
 
 
-async def test_a_rename_in_a_new_configuration_holds_at_once(
+async def test_a_rename_in_a_new_configuration_applies_at_once(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a", machine=named("old"))
@@ -134,7 +134,7 @@ async def test_a_new_configuration_changes_settings_without_a_reconnect(
         assert harness.records["a"].health == "ok"
 
 
-async def test_a_socket_that_no_glob_covers_any_more_is_let_go(
+async def test_a_socket_that_no_glob_matches_any_more_is_closed(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
@@ -144,13 +144,13 @@ async def test_a_socket_that_no_glob_covers_any_more_is_let_go(
         only_b = DiscoverySettings(sockets=(f"{sockets_dir}/b*.qmp",))
         harness.reconfigure(replace(harness.configuration, discovery=only_b))
         assert harness.gone == ["a"]
-        await harness.until(lambda: not qemu._connections)  # somebody else may have the monitor now
+        await harness.until(lambda: not qemu._connections)  # another client can use the monitor now
         await qemus.start("b2")
         await harness.until_health("b2", "ok")
         assert harness.ids == {"b", "b2"}
 
 
-async def test_a_monitor_that_never_answered_is_let_go_as_well(
+async def test_a_monitor_that_never_answered_is_closed_as_well(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
@@ -201,7 +201,7 @@ async def test_the_second_socket_takes_over_and_the_vm_keeps_its_name(
         assert harness.ids == {"a"}
 
 
-async def test_the_first_socket_takes_the_vm_back(
+async def test_the_first_socket_serves_the_vm_again(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel()
@@ -312,7 +312,7 @@ async def test_a_killed_qemu_is_offline_and_a_new_one_is_a_new_life(
         assert harness.gone == []
 
 
-async def test_the_same_life_after_a_restart_is_taken_up_as_it_stands(
+async def test_the_same_life_after_a_restart_keeps_its_target_and_mode(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel()
@@ -320,7 +320,7 @@ async def test_the_same_life_after_a_restart_is_taken_up_as_it_stands(
     async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
         await harness.until_health("a", "ok")
         await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
-    qemu.guest.set_target(180 * MIB)  # somebody else's hand, meanwhile
+    qemu.guest.set_target(180 * MIB)  # by another client, meanwhile
     async with running_agent(sockets_dir, monkeypatch, kernel, governed=True) as again:
         record = await again.until_health("a", "ok")
         assert (record.target, record.mode) == (200 * MIB, "manual")
@@ -333,15 +333,18 @@ async def test_a_socket_replaced_at_the_same_path_is_another_life(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel()
-    old_life = kernel.new_life(qemus.path("a"))
     old = await qemus.start("a")
     async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
         await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
         new_life = kernel.new_life(qemus.path("a"))
-        await qemus.start("a")  # the old one still lives and still talks to us
-        await harness.until(lambda: harness.record("a").life == new_life)
-        assert old_life != new_life
-        await harness.until(lambda: not old._connections)
+        new = await qemus.start("a")  # the old one still runs and still answers
+        await qemus.start("b")
+        await harness.until_health("b", "ok")  # the scan that found it has seen the replaced socket
+        assert harness.health("a") == "offline" or harness.record("a").life == new_life
+        await harness.until(lambda: harness.record("a").life == new_life and harness.health("a") == "ok")
+        assert (harness.record("a").target, harness.record("a").actual) == (None, 256 * MIB)
+        assert (len(old._connections), len(new._connections)) == (0, 1)
 
 
 @pytest.mark.parametrize("seen_gone", [True, False])
@@ -352,7 +355,7 @@ async def test_a_socket_that_is_replaced_by_one_that_does_not_listen_yet_is_anot
     await qemus.start("a")
     async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
         await harness.until_health("a", "ok")
-        path.unlink()  # the old one still lives and still talks to us
+        path.unlink()  # the old one still runs and still answers
         if seen_gone:
             await harness.until(lambda: harness.supervisor._connectors[os.fspath(path)]._mark is None)
         with socket.socket(socket.AF_UNIX) as slow:
@@ -371,14 +374,14 @@ async def test_a_socket_whose_rights_change_is_still_the_same(
         await harness.until_health("a", "ok")
         harness.healths.clear()
         qemus.path("a").chmod(0o600)
-        await qemus.start("b")  # seen after the change, or with it
+        await qemus.start("b")  # found by the scan that finds the change, or by a later one
         await harness.until_health("b", "ok")
         assert harness.events_of("a").count("health") <= 2
         assert harness.health("a") == "ok"
         assert "offline" not in [event.data.get("to") for _, event in harness.events]
 
 
-async def test_a_qemu_that_shuts_down_says_so_and_is_offline(
+async def test_a_qemu_that_shuts_down_publishes_shutdown_and_is_offline(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
@@ -443,7 +446,7 @@ def unidentified(harness: AgentHarness) -> tuple[str, ...]:
 HUMAN = b"QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) "
 
 
-async def test_what_lies_beside_a_monitor_is_named_and_left_alone_and_never_disturbs_the_vm(
+async def test_other_sockets_beside_a_monitor_are_listed_and_closed_and_do_not_affect_the_vm(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(connector_module, "FIRST_OTHER_RETRY_S", 60.0)
@@ -470,7 +473,7 @@ async def test_what_lies_beside_a_monitor_is_named_and_left_alone_and_never_dist
         await harness.until_health("web", "ok")
         async with asyncio.timeout(PATIENCE_S):
             await left.wait()
-        assert received == [b""]  # nothing is typed into a console, and it is let go
+        assert received == [b""]  # nothing is sent to a console, and its connection is closed
         console_path, human_path = (os.fspath(qemus.path(name)) for name in "ab")
         await harness.until(lambda: "console" in dict(harness.supervisor.unidentified)[console_path])
         assert "human monitor" in dict(harness.supervisor.unidentified)[human_path]
@@ -480,10 +483,10 @@ async def test_what_lies_beside_a_monitor_is_named_and_left_alone_and_never_dist
 
 
 @pytest.mark.parametrize("directory", [".", "link"])
-async def test_a_console_is_let_go_under_whatever_name_it_is_bound_while_a_held_monitor_is_waited_for(
+async def test_a_console_is_closed_under_any_bound_name_while_the_agent_waits_for_a_held_monitor(
     directory: str, qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """/var/run is a link to /run, and QEMU may be given a relative path: no table of sockets has it then."""
+    """/var/run is a link to /run, and QEMU's path may be relative: then no socket table contains the path."""
     monkeypatch.setattr(connector_module, "FIRST_OTHER_RETRY_S", 60.0)
     (sockets_dir / "link").symlink_to(".")
     left = asyncio.Event()
@@ -508,7 +511,7 @@ async def test_a_console_is_let_go_under_whatever_name_it_is_bound_while_a_held_
         await harness.until_health("held", "ok")
 
 
-async def test_a_socket_that_may_not_be_opened_says_so(
+async def test_a_socket_that_may_not_be_opened_is_listed_with_the_reason(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await qemus.start("a")
@@ -530,22 +533,25 @@ async def test_a_socket_that_never_answered_is_no_vm(
     silent = await qemus.start("silent", faults=Faults(silent_greeting=True))
     (await qemus.start("dead")).die()
 
-    async def talk(line: Line) -> None:
+    async def send_mail_greeting(line: Line) -> None:
         await line.send(b"220 mail.example.org ESMTP\r\n")
 
-    async with peer(qemus.path("mail"), talk), running_agent(sockets_dir, monkeypatch) as harness:
-        strangers = tuple(os.fspath(qemus.path(name)) for name in ("dead", "mail", "silent"))
-        await harness.until(lambda: unidentified(harness) == strangers)
+    async with (
+        peer(qemus.path("mail"), send_mail_greeting),
+        running_agent(sockets_dir, monkeypatch) as harness,
+    ):
+        others = tuple(os.fspath(qemus.path(name)) for name in ("dead", "mail", "silent"))
+        await harness.until(lambda: unidentified(harness) == others)
         assert not harness.ids
         silent.faults = Faults()
         silent.drop_clients()
         await harness.until_health("silent", "ok")
-        assert unidentified(harness) == strangers[:2]
+        assert unidentified(harness) == others[:2]
         qemus.path("dead").unlink()
-        await harness.until(lambda: unidentified(harness) == strangers[1:2])
+        await harness.until(lambda: unidentified(harness) == others[1:2])
 
 
-async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
+async def test_a_vm_is_forgotten_some_time_after_its_socket_and_process_ended(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel()
@@ -557,22 +563,22 @@ async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
         qemu.die()
         await harness.until_health("a", "offline")
 
-        def look_much_later() -> None:
+        def check_much_later() -> None:
             harness.supervisor.forget_absent_vms()
             harness.later_s += 86_401
 
-        look_much_later()
+        check_much_later()
         harness.supervisor.forget_absent_vms()
-        assert "a" in harness.ids  # its socket file is there
+        assert "a" in harness.ids  # its socket file exists
         qemus.path("a").unlink()
         await harness.until(
             lambda: all(endpoint.is_over for endpoint in harness.supervisor._connectors.values())
         )
-        await qemus.start("b")  # whatever makes the fleet look
+        await qemus.start("b")  # causes another scan
         await harness.until_health("b", "ok")
-        look_much_later()
+        check_much_later()
         harness.supervisor.forget_absent_vms()
-        assert "a" in harness.ids  # its process is there
+        assert "a" in harness.ids  # its process runs
         kernel.end_process(life)
         harness.supervisor.forget_absent_vms()
         harness.later_s += 86_300
@@ -586,7 +592,7 @@ async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
         assert harness.store.kept(VmId("a")).shares is None
 
 
-# ── one bad QEMU costs only itself ───────────────────────────────────────────────────────────────
+# ── faults of one QEMU ───────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -607,7 +613,7 @@ async def test_a_vm_is_forgotten_when_socket_and_process_are_gone_for_long(
     ],
     ids=str,
 )
-async def test_a_bad_qemu_delays_nobody_else(
+async def test_a_faulty_qemu_does_not_delay_another(
     fault: Faults, qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = await qemus.start("bad", faults=fault)

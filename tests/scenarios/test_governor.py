@@ -42,7 +42,7 @@ def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
         ("observe", "auto", "manual", "observe"),
     ],
 )
-async def test_the_host_that_observes_wins_then_the_request_then_the_vm_then_the_host(
+async def test_mode_observe_of_the_host_wins_then_the_request_then_the_vm_then_the_host(
     host: str,
     match: str | None,
     request_mode: str | None,
@@ -122,15 +122,15 @@ async def test_only_automatic_vms_are_released_and_none_of_a_host_that_observes(
         assert [vm.id for vm in harness.governor.release_all()] == released
 
 
-async def test_the_host_is_told_with_every_tick(
+async def test_the_host_is_published_with_every_tick(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a", machine=MachineSpec(name="a"))
-    gone = await qemus.start("b")
+    ended = await qemus.start("b")
     host = HostSettings(budget=parse_amount("1GiB"), reserve=parse_amount("1MiB"))
     async with running_agent(sockets_dir, monkeypatch, governed=True, policy=MANUAL, host=host) as harness:
         await harness.until(lambda: harness.health("a") == harness.health("b") == "ok")
-        gone.die()
+        ended.die()
         await harness.until_health("b", "offline")
         harness.hosts.clear()
         await harness.until(lambda: harness.hosts and harness.hosts[-1].vms_online == 1)
@@ -147,17 +147,19 @@ async def test_a_sleep_of_the_host_makes_every_sample_stale(
 ) -> None:
     qemu = await qemus.start("a")
     asleep_s = 0.0
-    really = governor_module._asleep_s
-    monkeypatch.setattr(governor_module, "_asleep_s", lambda: really() + asleep_s)
+    original = governor_module._asleep_s
+    monkeypatch.setattr(governor_module, "_asleep_s", lambda: original() + asleep_s)
     async with running_agent(sockets_dir, monkeypatch, governed=True, policy=MANUAL) as harness:
         await harness.until_health("a", "ok")
         qemu.set_behaviour(Behaviour.FROZEN_STATS)
         asleep_s = 3600.0
         with harness.vm("a").watched():
-            await harness.until_health("a", "stale")
+            record = await harness.until_health("a", "stale")
+        assert record.sample is not None
+        assert harness.context.clock() - record.sample.seen_at_s > 3600
 
 
-async def test_the_first_decision_after_observe_is_entered_again_is_told(
+async def test_the_first_decision_after_observe_is_entered_again_is_published(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guest has more than the budget, so that each tick would shrink it."""
@@ -166,16 +168,16 @@ async def test_the_first_decision_after_observe_is_entered_again_is_told(
     observe = PolicySettings(mode="observe")
     async with running_agent(sockets_dir, monkeypatch, governed=True, policy=observe, host=host) as harness:
 
-        def told() -> int:
+        def published() -> int:
             return harness.events_of("a").count("decision")
 
-        await harness.until(lambda: told() == 1)
+        await harness.until(lambda: published() == 1)
         ticks = len(harness.hosts)
         await harness.until(lambda: len(harness.hosts) > ticks + 3)
-        assert told() == 1  # the same decision again is no news
+        assert published() == 1  # a repeated decision is not published
         harness.governor.choose(None, "manual")
         await harness.until(lambda: harness.record("a").mode == "manual")
         ticks = len(harness.hosts)
         await harness.until(lambda: len(harness.hosts) > ticks + 1)
         harness.governor.choose(None, "observe")
-        await harness.until(lambda: told() == 2)
+        await harness.until(lambda: published() == 2)

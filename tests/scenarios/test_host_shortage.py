@@ -35,7 +35,7 @@ def short_of(neighbours: int) -> Run:
 
 
 @pytest.mark.parametrize("neighbours", [1800, 2000, 2560])
-def test_no_guest_is_squeezed_below_what_it_holds_with_a_margin(neighbours: int) -> None:
+def test_no_guest_is_shrunk_below_what_it_holds_with_a_margin(neighbours: int) -> None:
     run = short_of(neighbours)
     for name in IDLE:
         last = run.points[VmId(name)][-1]

@@ -1,4 +1,4 @@
-"""Every safety is needed: with it the scenario ends well, without it does not."""
+"""Every safety is needed: with it the scenario succeeds, without it the scenario fails."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from qmpballoon.sim.vm import QEMU_OVERHEAD, SimulatedVm
 from qmpballoon.units import MIB
 
 
-def beside_a_sick_one(behaviour: Behaviour, *, grown_at_s: float = 30.0) -> Trace:
-    """A sick guest grows late, an honest one before it, a third is idle."""
-    sick = a_vm("sick", (0, 150), (40, 150), (50, 350), behaviour=behaviour)
-    honest = a_vm("honest", (0, 200), (10, 200), (grown_at_s, 700))
-    return a_trace(sick, honest, a_vm("idle", (0, 200)), budget=1700, seconds=70)
+def beside_a_faulty_guest(behaviour: Behaviour, *, grown_at_s: float = 30.0) -> Trace:
+    """A faulty guest grows late, a sound one before it, a third is idle."""
+    faulty = a_vm("faulty", (0, 150), (40, 150), (50, 350), behaviour=behaviour)
+    sound = a_vm("sound", (0, 200), (10, 200), (grown_at_s, 700))
+    return a_trace(faulty, sound, a_vm("idle", (0, 200)), budget=1700, seconds=70)
 
 
-def test_staleness_a_guest_with_old_figures_is_not_squeezed_by_them() -> None:
-    trace = beside_a_sick_one(Behaviour.FROZEN_STATS)
+def test_staleness_a_guest_with_old_figures_is_not_shrunk_by_them() -> None:
+    trace = beside_a_faulty_guest(Behaviour.FROZEN_STATS)
     assert played(trace).figures.oom_kills == 0
     assert played(trace, ours(staleness=False)).figures.oom_kills > 0
 
 
-def test_stuck_balloons_a_guest_that_does_not_deliver_is_not_counted_on() -> None:
-    trace = beside_a_sick_one(Behaviour.STUCK, grown_at_s=25.0)
+def test_stuck_balloons_memory_of_a_stuck_balloon_is_not_counted_as_given() -> None:
+    trace = beside_a_faulty_guest(Behaviour.STUCK, grown_at_s=25.0)
     right, wrong = played(trace), played(trace, ours(stuck_balloons=False))
-    assert "contradicted" in words(right, "sick")
+    assert "contradicted" in words(right, "faulty")
     assert right.figures.over_budget_mib_s < wrong.figures.over_budget_mib_s / 2
 
 
 def test_corroborate_a_claim_that_the_host_refutes_takes_nothing_from_others() -> None:
-    liar = a_vm("liar", (0, 120), behaviour=Behaviour.CLAIMS_ALL)
-    honest = a_vm("honest", (0, 200), (10, 200), (40, 850))
-    trace = a_trace(liar, replace(liar, name="liar2"), honest, budget=1700, seconds=60)
+    wrong_figures = a_vm("wrong_figures", (0, 120), behaviour=Behaviour.CLAIMS_ALL)
+    sound = a_vm("sound", (0, 200), (10, 200), (40, 850))
+    trace = a_trace(wrong_figures, replace(wrong_figures, name="wrong2"), sound, budget=1700, seconds=60)
     assert played(trace).figures.oom_kills == 0
     assert played(trace, ours(corroborate=False)).figures.oom_kills > 2
 
@@ -72,13 +72,13 @@ def test_emergencies_are_relieved_in_manual_mode() -> None:
     assert played(trace, Between(ours(emergencies=False), sees=manual)).figures.oom_kills > 0
 
 
-def test_enforce_budget_no_memory_is_granted_before_it_is_free() -> None:
+def test_accounts_memory_is_not_given_before_it_is_free() -> None:
     trace = in_turn(10, budget=780)
     right, wrong = played(trace, host=STRICT), played(trace, ours(enforce_budget=False), host=STRICT)
     assert right.figures.over_budget_mib_s < wrong.figures.over_budget_mib_s / 4
 
 
-def test_remember_peaks_a_peak_that_returns_finds_its_memory() -> None:
+def test_remember_peaks_a_repeated_peak_has_its_memory() -> None:
     again = (85, 100), (87, 800), (95, 800)
     peaky = a_vm("peaky", (0, 100), (5, 100), (15, 800), (18, 800), (19, 100), *again)
     leaky = a_vm("leaky", (0, 200), (55, 200), (75, 700))
@@ -90,7 +90,7 @@ def test_remember_peaks_a_peak_that_returns_finds_its_memory() -> None:
     assert wrong.figures.oom_kills > 0
 
 
-def test_discount_returned_memory_that_is_reported_late_is_not_taken_for_growth() -> None:
+def test_mind_lists_memory_that_is_freed_and_reported_late_is_no_growth() -> None:
     # Two guests grow and shrink one after the other, too slowly for an emergency.
     rows = [((0, 300), (at_s, 300), (at_s + 50, 650), (at_s + 100, 300)) for at_s in (10, 30)]
     drifting = [a_vm(f"vm{number}", *of_one) for number, of_one in enumerate(rows)]
@@ -104,7 +104,7 @@ def test_discount_returned_memory_that_is_reported_late_is_not_taken_for_growth(
     assert right.figures.moves_per_vm_h < wrong.figures.moves_per_vm_h * 2 / 3
 
 
-def test_grace_a_guest_that_has_just_come_up_is_not_squeezed() -> None:
+def test_grace_a_guest_that_has_just_booted_is_not_shrunk() -> None:
     new = a_vm("new", (0, 20), (29, 20), (31, 500), boots_at_s=20.0)
     hungry = a_vm("hungry", (0, 300), (20, 300), (35, 800))
     trace = a_trace(new, hungry, a_vm("idle", (0, 100)), budget=1700, seconds=50)
@@ -119,7 +119,7 @@ def test_grace_a_guest_that_has_just_come_up_is_not_squeezed() -> None:
     assert early(played(trace, ours(grace=False))) != []
 
 
-def test_pause_and_migration_a_guest_that_migrates_is_left_alone() -> None:
+def test_hands_off_a_guest_that_migrates_is_not_moved() -> None:
     def migrating(guest: GuestSnapshot, snapshot: Snapshot) -> GuestSnapshot:
         return replace(guest, migrating=guest.id == "idle")
 
@@ -144,7 +144,7 @@ def memory_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Resident:
-    """Watches how much all QEMUs have resident together."""
+    """Records the largest resident memory of all QEMUs together."""
 
     most: int = 0
 
@@ -155,7 +155,7 @@ class Resident:
 
 
 @pytest.mark.usefixtures("memory_that_stays")
-def test_contradiction_memory_that_did_not_come_free_is_not_given_on() -> None:
+def test_contradiction_memory_that_was_not_freed_is_not_given_to_others() -> None:
     hungry = a_vm("hungry", (0, 300), (10, 300), (30, 500), (60, 500), (80, 900))
     locked = a_vm("locked", (0, 100))
     trace = a_trace(locked, hungry, a_vm("idle", (0, 300)), budget=2000, mem_total=4096, seconds=100)
@@ -167,8 +167,8 @@ def test_contradiction_memory_that_did_not_come_free_is_not_given_on() -> None:
 
 
 @dataclass
-class OtherHand:
-    """Somebody else who sets the balloon of one guest every few seconds."""
+class OtherController:
+    """Another controller that sets the balloon of one guest every few seconds."""
 
     target: int
     next_s: float = 20.0
@@ -181,30 +181,30 @@ class OtherHand:
 
 
 @pytest.fixture
-def other_hand(monkeypatch: pytest.MonkeyPatch) -> OtherHand:
-    """Somebody else sets the balloon of the guest ``contested``."""
-    hand, refresh = OtherHand(400 * MIB), SimulatedVm.refresh
+def other_controller(monkeypatch: pytest.MonkeyPatch) -> OtherController:
+    """Another controller sets the balloon of the guest ``contested``."""
+    controller, refresh = OtherController(400 * MIB), SimulatedVm.refresh
 
-    def with_hand(vm: SimulatedVm, now_s: float) -> None:
+    def with_controller(vm: SimulatedVm, now_s: float) -> None:
         refresh(vm, now_s)
-        hand.refresh(vm, now_s)
+        controller.refresh(vm, now_s)
 
-    monkeypatch.setattr(SimulatedVm, "refresh", with_hand)
-    return hand
+    monkeypatch.setattr(SimulatedVm, "refresh", with_controller)
+    return controller
 
 
-def test_foreign_control_is_not_fought(other_hand: OtherHand) -> None:
+def test_foreign_control_is_not_fought(other_controller: OtherController) -> None:
     trace = a_trace(
         a_vm("contested", (0, 100)), a_vm("hungry", (0, 300), (10, 300), (50, 900)), budget=1400, seconds=60
     )
     right = played(trace)
-    other_hand.next_s = 20.0
+    other_controller.next_s = 20.0
     wrong = played(trace, ours(foreign_control=False))
     assert "foreign-hand" in words(right, "contested")
     assert moves(right, "contested") < moves(wrong, "contested")
 
 
-def test_late_ticks_what_was_seen_before_a_stop_takes_nothing() -> None:
+def test_late_ticks_samples_from_before_a_stop_take_nothing() -> None:
     grown = a_vm("grown", (0, 100), (21, 100), (31, 600), (33, 760), stats_interval_s=20.0)
     trace = a_trace(grown, a_vm("hungry", (0, 300), (20, 300), (50, 700)), budget=1300, seconds=60)
     right = played(trace, Between(ours(), sees=Stopped()))
@@ -226,7 +226,7 @@ def test_late_ticks_what_was_seen_before_a_stop_takes_nothing() -> None:
 
 @dataclass
 class Stopped:
-    """The agent is stopped from 20 s to 32 s; what it knows after that is from before, for a while."""
+    """The agent is stopped from 20 s to 32 s; its samples are older than that until 36 s."""
 
     samples: dict[str, Sample | None] = field(default_factory=dict)
     late: bool = True

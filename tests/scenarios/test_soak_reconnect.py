@@ -1,4 +1,4 @@
-"""Thousands of reconnects leave no task, no descriptor, no thread and no memory behind."""
+"""Thousands of reconnects leak no task, no descriptor, no thread and no memory."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ PATIENCE_S = 60.0
 
 
 def ignored(_name: str, _details: Mapping[str, object]) -> None:
-    """Take an event and forget it."""
+    """Discard an event."""
 
 
 def held() -> tuple[int, int, int]:
-    """Tasks, open descriptors and threads of now."""
+    """Return the numbers of tasks, open descriptors and threads."""
     return len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd")), threading.active_count()
 
 
 def more_than(before: tuple[int, int, int]) -> bool:
-    """Tell whether there is more of anything than there was."""
+    """Tell whether any of the numbers has grown."""
     return any(now > was for now, was in zip(held(), before, strict=True))
 
 
 async def grows_by(round_of_work: Callable[[int], Awaitable[None]], rounds: int) -> int:
     """Do the rounds and return by how many bytes memory grew; tasks, descriptors and threads must not."""
-    for number in range(rounds // 10):  # what is made once: caches, pools, the first lines of logs
+    for number in range(rounds // 10):  # allocated once: caches, pools, the first log lines
         await round_of_work(number)
     before, memory_before = held(), traced_bytes()
     for number in range(rounds):
         await round_of_work(number)
-    with suppress(TimeoutError):  # what is on its way out is no leak
+    with suppress(TimeoutError):  # tasks and connections that still end are no leak
         async with asyncio.timeout(PATIENCE_S):
             while more_than(before):
                 await asyncio.sleep(0.001)
@@ -75,7 +75,7 @@ def traced_bytes() -> int:
 
 
 FAULTS = [
-    Faults(),  # it is cut off by the server
+    Faults(),  # the server disconnects
     Faults(cut_after_bytes=20),  # within the greeting
     Faults(cut_after_bytes=130),  # within the negotiation
     Faults(half_reply_to=frozenset({"*"})),
@@ -88,7 +88,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_thousands_of_sessions_leave_nothing_behind(
+def test_thousands_of_sessions_leak_nothing(
     loop_factory: Callable[[], asyncio.AbstractEventLoop], sockets_dir: Path
 ) -> None:
     ended = {"well": 0, "lost": 0, "busy": 0}
@@ -134,7 +134,7 @@ def test_thousands_of_sessions_leave_nothing_behind(
     assert sum(ended.values()) == RECONNECTS * 11 // 10
 
 
-async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
+async def test_hundreds_of_lives_at_one_path_leak_nothing(
     sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = sockets_dir / "a.qmp"
@@ -163,7 +163,7 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
             while not any(vm.status.health == word for vm in registry):
                 await asyncio.sleep(0.001)
 
-    async def live_and_die(number: int) -> None:
+    async def run_and_end(number: int) -> None:
         nonlocal life
         life = Life(life.pid + 1, 1)
         async with SimulatedQemu(path) as qemu:
@@ -173,13 +173,13 @@ async def test_hundreds_of_lives_at_one_path_leave_nothing_behind(
             await until_health("offline")
         supervisor.forget_absent_vms()
 
-    # A pool with room for more makes a thread whenever none is idle yet: one more now and then is no leak.
+    # A pool with room for more makes a thread whenever none is idle yet: one more is no leak.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
     following = asyncio.create_task(supervisor.run())
     asyncio.get_running_loop().set_debug(False)  # it keeps tracebacks of every task
     tracemalloc.start()
     try:
-        assert await grows_by(live_and_die, LIVES) < GROWTH
+        assert await grows_by(run_and_end, LIVES) < GROWTH
     finally:
         tracemalloc.stop()
         following.cancel()

@@ -1,4 +1,4 @@
-"""Rules that look reasonable and are bad: each is played beside the right one, and must lose."""
+"""Rules that look reasonable and are wrong: each is compared with the right one, and must be worse."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def guests_of(snapshot: Snapshot) -> dict[VmId, GuestSnapshot]:
     return {guest.id: guest for guest in snapshot.guests}
 
 
-def test_a_starving_guest_that_is_released_to_its_ceiling_at_once_breaks_the_budget() -> None:
+def test_a_starving_guest_that_gets_its_ceiling_at_once_exceeds_the_budget() -> None:
     def released(snapshot: Snapshot, decisions: Decisions) -> Decisions:
         guests = guests_of(snapshot)
         return {**decisions} | {
-            vm: replace(wish, target=guests[vm].ceiling)
-            for vm, wish in targets_of(decisions).items()
-            if wish.why == "emergency"
+            vm: replace(decision, target=guests[vm].ceiling)
+            for vm, decision in targets_of(decisions).items()
+            if decision.why == "emergency"
         }
 
     trace = in_turn(40, inflate=128)
@@ -64,7 +64,7 @@ def test_a_starving_guest_that_is_released_to_its_ceiling_at_once_breaks_the_bud
     assert right.figures.over_budget_mib_s < wrong.figures.over_budget_mib_s / 4
 
 
-def test_a_fixed_emergency_mark_keeps_small_guests_in_it_for_ever(patch: pytest.MonkeyPatch) -> None:
+def test_a_fixed_emergency_threshold_keeps_small_guests_in_emergency(patch: pytest.MonkeyPatch) -> None:
     vms = [a_vm(f"vm{number}", (0, 38), size=192, floor=64, base=35 * MIB) for number in range(6)]
     trace = a_trace(*vms, budget=6 * 93, mem_total=4096, seconds=60)
     right = played(trace)
@@ -83,8 +83,8 @@ class HeldAfterGrows:
 
     def __call__(self, snapshot: Snapshot, decisions: Decisions) -> Decisions:
         guests, found = guests_of(snapshot), dict(decisions)
-        for vm, wish in targets_of(decisions).items():
-            if wish.target > guests[vm].actual:
+        for vm, decision in targets_of(decisions).items():
+            if decision.target > guests[vm].actual:
                 self.grown_at_s[vm] = snapshot.now_s
             elif snapshot.now_s - self.grown_at_s.get(vm, float("-inf")) < self.for_s:
                 found[vm] = Hold("held-after-grow")
@@ -102,9 +102,9 @@ def test_shrinks_by_an_eighth_of_the_gap_come_too_late() -> None:
     def eighth(snapshot: Snapshot, decisions: Decisions) -> Decisions:
         guests = guests_of(snapshot)
         return {**decisions} | {
-            vm: replace(wish, target=guests[vm].actual - (guests[vm].actual - wish.target) // 8)
-            for vm, wish in targets_of(decisions).items()
-            if wish.target < guests[vm].actual
+            vm: replace(decision, target=guests[vm].actual - (guests[vm].actual - decision.target) // 8)
+            for vm, decision in targets_of(decisions).items()
+            if decision.target < guests[vm].actual
         }
 
     trace = in_turn(20)
@@ -117,11 +117,11 @@ def test_shrinks_by_an_eighth_of_the_gap_come_too_late() -> None:
 
 
 def observed_with(patch: pytest.MonkeyPatch, change: Any) -> None:
-    """Let ``change(past, after)`` falsify what is remembered of each guest."""
-    true = estimate.observe
+    """Change the past of each guest with ``change(past, after)``."""
+    original = estimate.observe
 
     def observe(past: Past | None, *rest: Any) -> Past | None:
-        after = true(past, *rest)
+        after = original(past, *rest)
         return None if after is None else change(past, after)
 
     swapped(patch, "observe", observe)
@@ -136,7 +136,7 @@ def test_a_smoothed_need_alone_hides_the_beginning_of_a_burst(patch: pytest.Monk
     assert wrong.figures.oom_kills > 1
 
 
-def test_without_a_trend_help_comes_too_late() -> None:
+def test_without_a_trend_relief_comes_too_late() -> None:
     trace = in_turn(20)
     right, wrong = played(trace, host=STRICT), played(trace, ours(look_ahead=False), host=STRICT)
     assert right.figures.oom_kills == 0
@@ -156,17 +156,17 @@ def test_rates_per_sample_instead_of_per_second_cost_commands(patch: pytest.Monk
     assert moves(wrong) > 1.1 * moves(right)
 
 
-def test_what_is_held_by_the_actual_of_now_and_the_stats_of_then_makes_it_oscillate(
+def test_held_from_a_new_actual_and_old_stats_makes_it_oscillate(
     patch: pytest.MonkeyPatch,
 ) -> None:
-    true = estimate.observe
+    original = estimate.observe
 
     def observe(past: Past | None, guest: GuestSnapshot, *rest: Any) -> Past | None:
         sample = guest.sample and replace(guest.sample, actual=guest.actual)
-        return true(past, replace(guest, sample=sample), *rest)
+        return original(past, replace(guest, sample=sample), *rest)
 
     trace = in_turn(40, inflate=64)
-    fewer_ticks = Host(tick_cost_s=0.02)  # else each sample is acted upon before the balloon moves on
+    fewer_ticks = Host(tick_cost_s=0.02)  # otherwise a decision follows each sample before the balloon moves
     right = played(trace, host=fewer_ticks)
     swapped(patch, "observe", observe)
     wrong = played(trace, host=fewer_ticks)
@@ -174,7 +174,7 @@ def test_what_is_held_by_the_actual_of_now_and_the_stats_of_then_makes_it_oscill
 
 
 @pytest.mark.parametrize("cost_s", [0.1, 1.0])
-def test_emergencies_that_wait_until_earlier_ticks_are_paid_for_come_too_late(
+def test_relief_that_waits_for_the_cost_of_earlier_ticks_comes_too_late(
     patch: pytest.MonkeyPatch, cost_s: float
 ) -> None:
     trace, expensive = in_turn(40), Host(tick_cost_s=cost_s)
@@ -185,7 +185,7 @@ def test_emergencies_that_wait_until_earlier_ticks_are_paid_for_come_too_late(
     assert wrong.figures.oom_kills > 2
 
 
-def test_stats_every_two_seconds_are_too_rare_for_a_guest_that_grows() -> None:
+def test_stats_every_two_seconds_are_too_rare_for_a_growing_guest() -> None:
     trace = in_turn(40)
     right, wrong = played(trace), played(trace, host=Host(fast_interval_s=0))
     assert right.figures.oom_kills == 0
@@ -194,7 +194,7 @@ def test_stats_every_two_seconds_are_too_rare_for_a_guest_that_grows() -> None:
 
 @dataclass(frozen=True)
 class FloorsThenShares:
-    """All floors first, then the rest of the budget by shares, whatever a guest holds."""
+    """All floors first, then the rest of the budget by shares, regardless of what a guest holds."""
 
     name: str = "floors-then-shares"
 
@@ -208,13 +208,13 @@ class FloorsThenShares:
             {guest.id: guest.shares for guest in snapshot.guests},
             rest,
         )
-        wishes: dict[VmId, Decision] = {}
+        decisions: dict[VmId, Decision] = {}
         for guest in snapshot.guests:
-            wishes[guest.id] = SetTarget(guest.floor + gets[guest.id], "share")
-        return None, wishes
+            decisions[guest.id] = SetTarget(guest.floor + gets[guest.id], "share")
+        return None, decisions
 
 
-def test_floors_then_the_rest_by_shares_squeezes_a_guest_below_what_it_holds() -> None:
+def test_floors_then_the_rest_by_shares_shrinks_a_guest_below_what_it_holds() -> None:
     trace = one_starves()
     right, wrong = played(trace), played(trace, FloorsThenShares())
     assert right.figures.oom_kills == 0
@@ -232,13 +232,13 @@ def test_a_learned_floor_displaces_the_others() -> None:
 
 
 def test_a_stuck_vm_that_may_not_grow_is_killed(patch: pytest.MonkeyPatch) -> None:
-    sick = a_vm("sick", (0, 150), (32, 150), (45, 700), behaviour=Behaviour.INTERMITTENT)
+    stuck = a_vm("stuck", (0, 150), (32, 150), (45, 700), behaviour=Behaviour.INTERMITTENT)
     burst = a_vm("burst", (0, 200), (10, 200), (30, 600), (32, 600), (33, 200))
-    trace = a_trace(sick, burst, a_vm("idle", (0, 200)), budget=1700, seconds=70)
-    true = cooperation.judge
+    trace = a_trace(stuck, burst, a_vm("idle", (0, 200)), budget=1700, seconds=70)
+    original = cooperation.judge
 
     def judge(*known: Any, **switches: Any) -> tuple[Cooperation, Judgement]:
-        after, judgement = true(*known, **switches)
+        after, judgement = original(*known, **switches)
         jammed = judgement.why in ("stuck", "backs-off", "contradicted")
         return after, replace(judgement, may_grow=False, set_back=False) if jammed else judgement
 
@@ -273,7 +273,7 @@ def test_dead_bands_of_many_donors_do_not_add_up(patch: pytest.MonkeyPatch) -> N
     assert right.figures.starved_vm_s < wrong.figures.starved_vm_s
 
 
-def test_a_crumb_at_each_tick_of_a_long_growth_costs_commands(patch: pytest.MonkeyPatch) -> None:
+def test_a_small_step_at_each_tick_of_a_long_growth_costs_commands(patch: pytest.MonkeyPatch) -> None:
     trace = in_turn(20, inflate=256)
     right = played(trace)
     patch.setattr(GuestSnapshot, "least_relief", property(lambda guest: 4 * MIB))
@@ -282,7 +282,7 @@ def test_a_crumb_at_each_tick_of_a_long_growth_costs_commands(patch: pytest.Monk
     assert moves(wrong) > 1.3 * moves(right)
 
 
-def test_a_peak_that_is_remembered_before_page_cache_that_is_used_is_hoarded(
+def test_remembered_peaks_that_precede_page_cache_in_use_waste_memory(
     patch: pytest.MonkeyPatch,
 ) -> None:
     def cached(name: str, cache: int) -> TraceVm:
@@ -293,14 +293,14 @@ def test_a_peak_that_is_remembered_before_page_cache_that_is_used_is_hoarded(
     apps = [a_vm(f"app{n}", (0, 150), (5, 150), (15, 600), (16, 600), (20, 150)) for n in range(2)]
     trace = a_trace(*apps, cached("files", 700), budget=1700, seconds=120)
     right = played(trace)
-    true = fairshare._levels
-    patch.setattr(fairshare, "_levels", lambda entry: [*true(entry)[:-3], *true(entry)[-1:] * 3])
+    original = fairshare._levels
+    patch.setattr(fairshare, "_levels", lambda entry: [*original(entry)[:-3], *original(entry)[-1:] * 3])
     wrong = played(trace)
     assert right.figures.oom_kills == 0
     assert right.figures.regret_mib < 0.7 * wrong.figures.regret_mib
 
 
-def test_floors_that_the_budget_cannot_keep_cost_a_life_for_idle_memory(patch: pytest.MonkeyPatch) -> None:
+def test_floors_that_exceed_the_budget_kill_a_guest_for_idle_memory(patch: pytest.MonkeyPatch) -> None:
     idle = [a_vm(f"idle{number}", (0, 150), floor=700) for number in range(3)]
     hungry = a_vm("hungry", (0, 150), (10, 150), (40, 650), floor=700)
     trace = a_trace(*idle, hungry, budget=4 * 600, seconds=60)

@@ -1,4 +1,4 @@
-"""A VM as the agent knows it: every health word on the simulated QEMU, resets, moves, waits."""
+"""A VM of the agent: every health word on the simulated QEMU, resets, moves, waits."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
         yield started
 
 
-# ── every word ───────────────────────────────────────────────────────────────────────────────────
+# ── every health word ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_sound_vm_is_ok_and_its_record_is_whole(
+async def test_a_sound_vm_is_ok_and_its_record_is_complete(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uuid = "9b1f6a0e-3d53-4a0e-8c3e-0123456789ab"
@@ -56,7 +56,7 @@ async def test_a_sound_vm_is_ok_and_its_record_is_whole(
         assert "health" in harness.events_of("web_1")
 
 
-async def test_of_a_vm_behind_a_proxy_no_process_is_known(
+async def test_a_vm_behind_a_proxy_has_no_pid_no_rss_and_no_life(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel()
@@ -72,7 +72,7 @@ async def test_of_a_vm_behind_a_proxy_no_process_is_known(
             assert guest.rss is None
 
 
-async def test_a_vm_whose_process_is_unknown_is_charged_until_it_is_silent_for_long(
+async def test_a_vm_whose_process_is_unknown_is_charged_until_it_is_offline_for_long(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel()
@@ -130,7 +130,7 @@ async def test_unresponsive_and_back(
         assert "offline" not in harness.healths
 
 
-async def test_busy_and_served_the_moment_the_holder_leaves(
+async def test_busy_until_the_other_client_disconnects(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connector_module, "LOOK_AT_SILENCE_S", 0.05)
@@ -140,7 +140,7 @@ async def test_busy_and_served_the_moment_the_holder_leaves(
         await harness.until_health("a", "ok")
         async with AsyncExitStack() as holder:
             greeting = asyncio.create_task(holder.enter_async_context(session_with(qemu.path)))
-            await asyncio.sleep(0)  # it waits in line, and is first when the agent is cut off
+            await asyncio.sleep(0)  # it waits in the backlog, and is next when the agent is disconnected
             qemu.drop_clients()
             await greeting
             assert not (await harness.until_health("a", "busy")).answers
@@ -161,9 +161,12 @@ async def test_migrating(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.Mo
     async with running_agent(sockets_dir, monkeypatch) as harness:
         await harness.until_health("a", "migrating")
         qemu.set_migration("completed")
-        harness.later_s += 11  # at what no event tells is looked every ten seconds
         with harness.vm("a").watched():
-            await harness.until_health("a", "ok")
+            record = await harness.until_sampled("a", samples=2)
+            assert record.health == "migrating"  # no event reports its end
+            harness.later_s += 11  # it is queried every ten seconds
+            record = await harness.until_sampled("a", samples=2)
+            assert record.health == "ok"
 
 
 async def test_paused_and_resumed(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +238,7 @@ async def test_stale(qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.Monkey
         harness.later_s += 6
         with harness.vm("a").watched():
             record = await harness.until_health("a", "stale")
-            assert record.sample is not None  # its age tells
+            assert record.sample is not None  # with its age
             qemu.set_behaviour(Behaviour.IDEAL)
             await harness.until_health("a", "ok")
 
@@ -252,10 +255,10 @@ async def test_samples_of_a_host_that_slept_are_stale(
         assert harness.health("a") == "stale"
 
 
-# ── resets, plugs, other hands ───────────────────────────────────────────────────────────────────
+# ── resets, plugged memory, other clients ───────────────────────────────────────────────────────────────────
 
 
-async def test_a_reset_forgets_the_figures_and_the_driver(
+async def test_a_reset_drops_the_figures_and_the_driver(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a", guest=GuestSpec(boot_s=0.2))
@@ -266,11 +269,11 @@ async def test_a_reset_forgets_the_figures_and_the_driver(
         record = await harness.until_health("a", "starting")
         assert record.sample is None
         assert not record.driver_up
-        assert not record.is_at(200 * MIB)  # though actual still says so
+        assert not record.is_at(200 * MIB)  # although actual still has that value
         record = await harness.until_health("a", "ok")
         assert record.life == life
         assert record.target == 200 * MIB
-        assert harness.events_of("a").count("reset") == 1  # QEMU says it twice
+        assert harness.events_of("a").count("reset") == 1  # QEMU sends it twice
 
 
 async def test_plugged_memory_is_seen(
@@ -333,7 +336,7 @@ async def test_a_balloon_that_was_replugged_while_the_agent_was_away_gets_the_ma
         await harness.until(lambda: harness.record("a").is_at(200 * MIB))
 
 
-async def test_somebody_elses_target_is_seen_in_actual(
+async def test_a_target_of_another_client_is_seen_in_actual(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
@@ -359,7 +362,7 @@ async def test_an_absurd_balloon_event_changes_nothing(
         assert "balloon-change" not in harness.events_of("a")
 
 
-async def test_statistics_are_armed_again_after_a_reconnect(
+async def test_statistics_are_enabled_again_after_a_reconnect(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
@@ -374,7 +377,7 @@ async def test_statistics_are_armed_again_after_a_reconnect(
         assert (record.life, record.target) == (life, 200 * MIB)
 
 
-async def test_a_balloon_that_is_unplugged_is_none(
+async def test_an_unplugged_balloon_is_no_balloon(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
@@ -413,10 +416,10 @@ async def test_limits_set_by_request_stay_within_those_of_the_file(
 
 # ── where QEMU is not asked for the driver ───────────────────────────────────────────────────────
 
-UNASKED = MachineSpec(version=(11, 1, 3))  # which would die of it
+UNASKED = MachineSpec(version=(11, 1, 3))  # which would abort on it
 
 
-async def test_statistics_prove_a_driver_and_what_is_offered_counts_as_negotiated(
+async def test_statistics_prove_a_driver_and_offered_features_count_as_negotiated(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a", machine=UNASKED, guest=GuestSpec(deflate_on_oom=True))
@@ -446,7 +449,7 @@ async def test_a_moving_balloon_proves_a_driver_that_reports_nothing(
         assert guest.charge < 256 * MIB
 
 
-async def test_a_reset_takes_the_proof_back_until_the_driver_returns(
+async def test_after_a_reset_the_driver_is_down_until_it_is_seen_again(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a", machine=UNASKED)
@@ -466,7 +469,7 @@ async def test_a_reset_takes_the_proof_back_until_the_driver_returns(
         assert harness.record("a").driver_up
 
 
-async def test_a_driver_that_comes_late_has_time_for_its_first_sample(
+async def test_a_late_driver_has_time_for_its_first_sample(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a", machine=UNASKED, guest=GuestSpec(statistics=False))
@@ -478,7 +481,7 @@ async def test_a_driver_that_comes_late_has_time_for_its_first_sample(
         assert harness.health("a") == "starting"
 
 
-async def test_a_driver_that_is_unloaded_is_missed_when_the_balloon_empties(
+async def test_an_unloaded_driver_is_detected_when_the_balloon_empties(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a", machine=UNASKED)
@@ -491,7 +494,7 @@ async def test_a_driver_that_is_unloaded_is_missed_when_the_balloon_empties(
         assert harness.record("a").sample is None
 
 
-async def test_the_first_step_towards_a_target_is_no_driver_that_went(
+async def test_the_first_step_towards_a_target_is_no_unloaded_driver(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a", machine=UNASKED, guest=GuestSpec(behaviour=Behaviour.SLOW))
@@ -502,41 +505,41 @@ async def test_the_first_step_towards_a_target_is_no_driver_that_went(
         assert harness.healths == was
 
 
-async def test_an_emergency_that_a_request_sees_first_asks_for_a_tick_at_once(
+async def test_an_emergency_in_a_sample_of_a_request_asks_for_a_tick_at_once(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await qemus.start("a")
-    said: list[str] = []
+    calls: list[str] = []
 
     def sampled(self: VmSchedule, guest: object, settings: object) -> bool:
-        said.append("urgent")
+        calls.append("urgent")
         return True
 
     async with running_agent(sockets_dir, monkeypatch) as harness:
         await harness.until_health("a", "ok")
         monkeypatch.setattr(VmSchedule, "sampled", sampled)
-        monkeypatch.setattr(TickSignal, "at_once", lambda self: said.append("tick"))
+        monkeypatch.setattr(TickSignal, "at_once", lambda self: calls.append("tick"))
         for _ in range(3):
             await harness.vm("a").refreshed(timeout_s=PATIENCE_S)
-    assert said
-    assert said == ["urgent", "tick"] * (len(said) // 2)
+    assert calls
+    assert calls == ["urgent", "tick"] * (len(calls) // 2)
 
 
-async def test_a_vm_whose_session_ended_is_silent_before_anybody_says_why(
+async def test_a_vm_whose_session_ended_is_offline_in_the_facts_before_the_reason_is_published(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu = await qemus.start("a")
     async with running_agent(sockets_dir, monkeypatch) as harness:
         await harness.until_health("a", "ok")
         vm = harness.vm("a")
-        said: list[tuple[str, str]] = []
-        true = vm.mark_unreachable
+        calls: list[tuple[str, str]] = []
+        original = vm.mark_unreachable
 
         def mark_unreachable(how: Connection, pid: int | None = None) -> None:
-            said.append((vm.facts.connection, vm.status.health))
-            true(how, pid)
+            calls.append((vm.facts.connection, vm.status.health))
+            original(how, pid)
 
         monkeypatch.setattr(vm, "mark_unreachable", mark_unreachable)
         qemu.die(unlink=True)
         await harness.until_health("a", "offline")
-        assert said[0] == ("offline", "ok")
+        assert calls[0] == ("offline", "ok")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -280,13 +280,22 @@ async def test_closing_restores_the_interval_and_leaves_the_balloon(found: int, 
         assert qemu.guest.target == 128 * MIB
 
 
-async def test_a_connection_that_read_no_state_sets_no_interval(sockets_dir: Path) -> None:
-    faults = Faults(silent_to=frozenset({"qom-set"}))
-    async with (
-        SimulatedQemu(sockets_dir / "a.qmp", faults=faults) as qemu,
-        qmpballoon.connect(qemu.path) as vm,
-    ):
-        await vm.set_target("128MiB", wait_s=5)
+async def test_a_connection_that_read_no_figures_sets_no_interval(
+    sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed: list[str] = []
+    async with SimulatedQemu(sockets_dir / "a.qmp") as qemu:
+        execute = qemu.execute
+
+        def recorded(command: str, arguments: Mapping[str, object]) -> object:
+            executed.append(command)
+            return execute(command, arguments)
+
+        monkeypatch.setattr(qemu, "execute", recorded)
+        async with qmpballoon.connect(qemu.path) as vm:
+            await vm.set_target("128MiB", wait_s=5)
+    assert "balloon" in executed
+    assert "qom-set" not in executed
 
 
 async def test_cancelling_a_call_leaves_the_connection_usable(sockets_dir: Path) -> None:
@@ -343,11 +352,11 @@ async def test_a_process_that_never_sends_a_greeting_is_unreachable(sockets_dir:
                 pass
 
 
-async def test_a_peer_that_does_not_speak_qmp_is_connection_lost(sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+async def test_a_server_that_is_not_qmp_is_a_lost_connection(sockets_dir: Path) -> None:
+    async def send_mail_greeting(line: Line) -> None:
         await line.send(b"220 mail.example.org ESMTP\r\n")
 
-    async with peer(sockets_dir / "a.qmp", talk):
+    async with peer(sockets_dir / "a.qmp", send_mail_greeting):
         with pytest.raises(qmpballoon.ConnectionLost, match="this is not QMP") as caught:
             async with qmpballoon.connect(sockets_dir / "a.qmp"):
                 pass
@@ -357,7 +366,7 @@ async def test_a_peer_that_does_not_speak_qmp_is_connection_lost(sockets_dir: Pa
 @pytest.mark.parametrize(
     "fault", [{"refuse": frozenset({"query-name"})}, {"half_reply_to": frozenset({"*"})}]
 )
-async def test_a_connection_that_fails_at_once_leaves_nothing_behind(
+async def test_a_connection_that_fails_at_once_leaks_nothing(
     fault: dict[str, Any], sockets_dir: Path
 ) -> None:
     async with SimulatedQemu(sockets_dir / "a.qmp", faults=Faults(**fault)) as qemu:

@@ -83,7 +83,7 @@ def test_what_is_no_limit_is_an_error_that_can_be_logged(text: str) -> None:
     assert len(str(error.value)) < 300
 
 
-def test_page_cache_counts_as_far_as_it_can_go() -> None:
+def test_page_cache_counts_as_far_as_it_can_be_dropped() -> None:
     stat = "file 900\nshmem 500\ninactive_file 100\nactive_file 60\nslab_reclaimable 40\nfile_dirty 30\n"
     assert parse_reclaimable(stat) == 100 + 30 + 20
     assert parse_reclaimable(stat, unwritten=("file_dirty",)) == 100 + 30 - 30 + 20
@@ -99,7 +99,7 @@ def test_a_group_of_version_two_is_read(tmp_path: Path) -> None:
     assert (memory.psi_some_avg10, memory.psi_full_avg10) == (3.0, 2.0)
 
 
-def test_a_group_of_version_one_is_read_with_what_is_below_it(tmp_path: Path) -> None:
+def test_a_group_of_version_one_is_read_with_its_descendants(tmp_path: Path) -> None:
     v1(tmp_path, "", None)
     v1(tmp_path, "a", 600, 500, 50)
     memory = read_cgroup("/a/", str(tmp_path))
@@ -159,7 +159,7 @@ def test_what_cannot_be_read_is_named(files: dict[str, object], why: str, tmp_pa
         read_cgroup("/a", str(tmp_path))
 
 
-def test_a_group_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_group_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no cgroup .*/a/b"):
         read_cgroup("/a/b", str(tmp_path))
 

@@ -1,4 +1,4 @@
-"""The demo's picture, its workload and its results: pure, so no guest is needed."""
+"""The demo's picture, its lines and its results: pure, so no guest is needed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qmpballoon.lab.demo.output import moves_line
 from qmpballoon.lab.demo.picture import (
     ASCII,
     MEANINGS,
-    GuestLook,
-    Happening,
     Move,
+    Note,
     Picture,
+    PublishedGuest,
     drawn,
     merged,
     reason,
@@ -40,8 +40,8 @@ from qmpballoon.units import MIB
 KERNEL = 60 * MIB  # held by an idle lab guest beside its work
 
 
-def look(name: str = "web", *, actual: int | None = 150, available: int | None = 50) -> GuestLook:
-    return GuestLook(
+def a_guest(name: str = "web", *, actual: int | None = 150, available: int | None = 50) -> PublishedGuest:
+    return PublishedGuest(
         name,
         192 * MIB,
         None if actual is None else actual * MIB,
@@ -58,7 +58,7 @@ def move(at_s: float, was: int, now: int, why: str = "grow", vm: str = "web") ->
 PICTURE = Picture(
     title="a title",
     progress="3 of 54 s",
-    guests=(look("web"), look("db", actual=100, available=2)),
+    guests=(a_guest("web"), a_guest("db", actual=100, available=2)),
     budget=300 * MIB,
     log=tuple(move(at, 100, 120) for at in range(40)),
     hint="a hint",
@@ -82,8 +82,8 @@ def test_a_picture_fits_a_terminal_of_any_size(columns: int, rows: int) -> None:
     assert unpainted(lines[0]) == f"a title{' ' * max(1, columns - 16)}3 of 54 s"[:columns]
 
 
-def test_bars_are_in_proportion_to_held_actual_and_size() -> None:
-    text = drawn(replace(PICTURE, guests=(look(actual=96, available=48),)), 4 + 32 + 20 + 13, 24)
+def test_bars_are_in_proportion_to_what_a_guest_holds_has_and_could_have() -> None:
+    text = drawn(replace(PICTURE, guests=(a_guest(actual=96, available=48),)), 4 + 32 + 20 + 13, 24)
     bar = re.search(r"web +(█*)(▒*)(·*) +(\d+) +(\d+) +(\d+)  (.*)", "\n".join(text))
     assert bar
     assert [len(part) for part in bar.groups()[:3]] == [8, 8, 16]
@@ -101,8 +101,8 @@ def test_the_budget_is_marked_on_the_sum_and_red_only_if_exceeded() -> None:
     assert (mark(300), mark(200)) == ("green", "red")
 
 
-def test_a_guest_nearly_out_of_memory_is_red_and_an_offline_one_is_labelled() -> None:
-    picture = replace(PICTURE, guests=(*PICTURE.guests, replace(look("mail"), health="offline")))
+def test_a_guest_that_is_nearly_out_of_memory_is_red_and_an_offline_one_is_named_so() -> None:
+    picture = replace(PICTURE, guests=(*PICTURE.guests, replace(a_guest("mail"), health="offline")))
     lines = {unpainted(line)[:4].strip(): line for line in drawn(picture, 80, 24, paint=paint)}
     assert "\x1b[green]" in lines["web"]
     assert "\x1b[red]" in lines["db"]
@@ -110,8 +110,8 @@ def test_a_guest_nearly_out_of_memory_is_red_and_an_offline_one_is_labelled() ->
     assert "give" not in lines["mail"]
 
 
-def test_an_unknown_guest_has_no_figures() -> None:
-    unknown = GuestLook("web", None, None, None, "unknown", None)
+def test_a_guest_of_which_nothing_is_known_has_no_figures() -> None:
+    unknown = PublishedGuest("web", None, None, None, "unknown", None)
     lines = drawn(replace(PICTURE, guests=(unknown,)), 80, 24)
     assert re.search(r"^web +- +- +-  unknown$", "\n".join(lines), re.MULTILINE)
 
@@ -120,15 +120,15 @@ def test_control_characters_are_not_drawn() -> None:
     picture = replace(
         PICTURE,
         title="t\x1b[2J",
-        guests=(replace(look("we\x1b]0;b\x07"), why="gi\nve"),),
-        log=(Happening(1.0, "a\r\nb\x9b"), move(2.0, 1, 2, "x\x1b[1m", vm="we\x1bb")),
+        guests=(replace(a_guest("we\x1b]0;b\x07"), why="gi\nve"),),
+        log=(Note(1.0, "a\r\nb\x9b"), move(2.0, 1, 2, "x\x1b[1m", vm="we\x1bb")),
         hint="\x07",
     )
     assert all(character.isprintable() for line in drawn(picture, 80, 24) for character in line)
 
 
-def test_the_newest_log_entries_are_kept_if_there_is_little_space() -> None:
-    picture = replace(PICTURE, log=tuple(Happening(at, f"thing {at}.") for at in range(40)))
+def test_the_newest_of_the_log_is_kept_where_there_is_little_room() -> None:
+    picture = replace(PICTURE, log=tuple(Note(at, f"thing {at}.") for at in range(40)))
     text = "\n".join(drawn(picture, 80, 14))
     assert "thing 39." in text
     assert "thing 30." not in text

@@ -1,4 +1,4 @@
-"""Sessions that go as they should, on asyncio's own loop and on uvloop alike."""
+"""Sessions without faults, on asyncio's own loop and on uvloop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     return run
 
 
-def test_a_session_executes_requests_and_knows_version_and_pid(run: Run, sockets_dir: Path) -> None:
+def test_a_session_executes_requests_and_has_version_and_pid(run: Run, sockets_dir: Path) -> None:
     async def scene() -> None:
         async with SimulatedQemu(sockets_dir / "a.qmp") as qemu, session_with(qemu.path) as session:
             assert session.version == "7.2.22"
@@ -59,15 +59,15 @@ def test_many_requests_at_once_each_get_their_own_reply(run: Run, sockets_dir: P
     run(scene())
 
 
-def test_out_of_band_execution_is_not_asked_for(run: Run, sockets_dir: Path) -> None:
+def test_out_of_band_execution_is_not_requested(run: Run, sockets_dir: Path) -> None:
     asked: list[object] = []
 
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         asked.append(await line.negotiate())
         await line.until_the_client_leaves()
 
     async def scene() -> None:
-        async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp"):
+        async with peer(sockets_dir / "a.qmp", serve), session_with(sockets_dir / "a.qmp"):
             pass
 
     run(scene())
@@ -83,7 +83,7 @@ def test_events_around_the_negotiation_are_not_missed(run: Run, sockets_dir: Pat
         if len(events) == 3:
             all_came.set()
 
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.send(GREETING)
         await line.request()
         before = b'{"event": "STOP", "timestamp": {}}\r\n'
@@ -92,7 +92,7 @@ def test_events_around_the_negotiation_are_not_missed(run: Run, sockets_dir: Pat
         await line.until_the_client_leaves()
 
     async def scene() -> None:
-        async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp", on_event):
+        async with peer(sockets_dir / "a.qmp", serve), session_with(sockets_dir / "a.qmp", on_event):
             await all_came.wait()
 
     run(scene())
@@ -102,23 +102,23 @@ def test_events_around_the_negotiation_are_not_missed(run: Run, sockets_dir: Pat
 def test_the_three_symptoms_of_a_busy_monitor(run: Run, sockets_dir: Path) -> None:
     async def scene() -> None:
         async with SimulatedQemu(sockets_dir / "a.qmp") as qemu, session_with(qemu.path) as holder:
-            # The second waits in line unheard, and gives up after its time.
+            # The second waits in the backlog without a greeting, until its time-out.
             with pytest.raises(MonitorBusy, match="another client holds"):
                 await Session.greeted(
                     open_monitor(qemu.path), ignored, greeting_timeout_s=0.02, request_timeout_s=1
                 )
-            # What it gave up still fills the backlog; one more fits in ...
-            patient = asyncio.create_task(
+            # Its closed connection still fills the backlog; one more fits in ...
+            waiting = asyncio.create_task(
                 Session.greeted(
                     open_monitor(qemu.path), ignored, greeting_timeout_s=None, request_timeout_s=PATIENCE_S
                 )
             )
-            # ... and the next is turned away at once.
+            # ... and the next is refused at once.
             with pytest.raises(MonitorBusy, match="another client holds"):
                 open_monitor(qemu.path)
-            assert not patient.done()
+            assert not waiting.done()
             await holder.close()
-            second = await patient
+            second = await waiting
             try:
                 assert await second.request("query-status")
             finally:
@@ -131,7 +131,7 @@ def test_a_cancelled_request_leaves_the_session_usable(run: Run, sockets_dir: Pa
     async def scene() -> None:
         asked, let_go = asyncio.Event(), asyncio.Event()
 
-        async def talk(line: Line) -> None:
+        async def serve(line: Line) -> None:
             await line.negotiate()
             late = await line.request()
             asked.set()
@@ -141,7 +141,7 @@ def test_a_cancelled_request_leaves_the_session_usable(run: Run, sockets_dir: Pa
                 request = await line.request()
                 await line.answer(request, request["execute"])
 
-        async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
+        async with peer(sockets_dir / "a.qmp", serve), session_with(sockets_dir / "a.qmp") as session:
             given_up = asyncio.create_task(session.request("slow"))
             await asked.wait()
             given_up.cancel()
@@ -158,16 +158,16 @@ def test_a_cancelled_request_leaves_the_session_usable(run: Run, sockets_dir: Pa
 def test_a_request_that_is_not_answered_in_time_marks_the_session_as_hung(
     run: Run, sockets_dir: Path
 ) -> None:
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.negotiate()
         await line.until_the_client_leaves()
 
     async def scene() -> None:
-        silent, sound = sockets_dir / "a.qmp", sockets_dir / "b.qmp"
+        hung_path, sound = sockets_dir / "a.qmp", sockets_dir / "b.qmp"
         async with (
-            peer(silent, talk),
+            peer(hung_path, serve),
             peer(sound, answering),
-            session_with(silent, request_timeout_s=0.5) as hung,
+            session_with(hung_path, request_timeout_s=0.5) as hung,
             session_with(sound) as other,
         ):
             waiting = asyncio.create_task(hung.request("also waits", timeout_s=PATIENCE_S))
@@ -192,7 +192,7 @@ def test_twenty_thousand_events_leak_nothing(
     monkeypatch.setattr(client_module, "MOST_UNASKED_PER_S", count)
     seen: list[str] = []
 
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.negotiate()
         request = await line.request()
         for _ in range(count // 100):
@@ -202,7 +202,7 @@ def test_twenty_thousand_events_leak_nothing(
 
     async def scene() -> None:
         path = sockets_dir / "a.qmp"
-        async with peer(path, talk), session_with(path, lambda name, _: seen.append(name)) as session:
+        async with peer(path, serve), session_with(path, lambda name, _: seen.append(name)) as session:
             assert await session.request("wait") == "done"
             assert session.events.empty()
             assert not session.events.history
@@ -256,16 +256,16 @@ async def test_waiting_for_something_else_ends_with_the_session(sockets_dir: Pat
 
 @pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", "18446744073709551616", '[{"a": NaN}]'])
 async def test_an_event_that_could_not_be_published_ends_the_session(value: str, sockets_dir: Path) -> None:
-    """Neither JSON nor msgpack can say it, and whoever tries would fail for one QEMU's fault."""
+    """Neither JSON nor msgpack can encode the value, so publishing it would raise an error."""
     events: list[object] = []
 
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.negotiate()
         await line.send(f'{{"event": "STOP", "data": {{"x": {value}}}}}\r\n'.encode())
         await line.until_the_client_leaves()
 
     async with (
-        peer(sockets_dir / "a.qmp", talk),
+        peer(sockets_dir / "a.qmp", serve),
         session_with(sockets_dir / "a.qmp", lambda *event: events.append(event)) as session,
     ):
         assert "this is no event" in str(await session.ended())
@@ -276,12 +276,12 @@ async def test_an_exception_of_the_event_handler_is_raised(sockets_dir: Path) ->
     def on_event(_name: str, _details: object) -> None:
         raise LookupError("a bug")
 
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.negotiate()
         await line.send(b'{"event": "STOP"}\r\n')
         await line.until_the_client_leaves()
 
-    async with peer(sockets_dir / "a.qmp", talk):
+    async with peer(sockets_dir / "a.qmp", serve):
         session = await Session.greeted(
             open_monitor(sockets_dir / "a.qmp"), on_event, greeting_timeout_s=1, request_timeout_s=1
         )

@@ -1,4 +1,4 @@
-"""What answers is not QMP, stops in the middle or never stops: a clear loss, and nothing else anywhere."""
+"""Replies that are not QMP, end in the middle or never end: a lost connection, and no other effect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("any_command")
 
 @pytest.fixture(autouse=True)
 async def nothing_is_left(sockets_dir: Path) -> AsyncIterator[None]:
-    """No task outlives a test, and nothing is reported to the loop's handler of last resort."""
+    """Check that no task outlives a test, and that the loop's exception handler is not called."""
     reported: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     before = asyncio.all_tasks()
@@ -50,7 +50,7 @@ BAD_REPLIES = {
     "an empty line": (b"\r\n", "this is not QMP"),
     "too many digits": (b'{"id": 1, "return": ' + b"9" * 5000 + b"}\r\n", "this is not QMP"),
     "deeply nested": (nested(100_000), "this is not QMP"),
-    "nested deeper than anybody asked for": (nested(400), "this is not QMP"),
+    "nested too deeply": (nested(400), "this is not QMP"),
     "a wide and deep list": (
         b'{"id": 1, "return": ' + b"[[]," * 300 + b"1" + b"]" * 300 + b"}\r\n",
         "not QMP",
@@ -73,7 +73,7 @@ BAD_REPLIES = {
 async def test_a_bad_reply_ends_this_session_and_no_other(
     reply: bytes, reason: str, sockets_dir: Path
 ) -> None:
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.negotiate()
         await line.request()
         await line.send(reply)
@@ -82,7 +82,7 @@ async def test_a_bad_reply_ends_this_session_and_no_other(
 
     bad, good = sockets_dir / "a.qmp", sockets_dir / "b.qmp"
     async with (
-        peer(bad, talk),
+        peer(bad, serve),
         peer(good, answering),
         session_with(bad) as session,
         session_with(good) as other,
@@ -95,14 +95,14 @@ async def test_a_bad_reply_ends_this_session_and_no_other(
 
 
 async def test_a_reply_given_twice_ends_the_session(sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.negotiate()
         request = await line.request()
         await line.answer(request, "once")
         await line.answer(request, "twice")
         await line.until_the_client_leaves()
 
-    async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
+    async with peer(sockets_dir / "a.qmp", serve), session_with(sockets_dir / "a.qmp") as session:
         assert await session.request("query-status") == "once"
         assert "an unexpected reply" in str(await session.ended())
 
@@ -125,30 +125,30 @@ BAD_GREETINGS = {
 
 @pytest.mark.parametrize("greeting", BAD_GREETINGS.values(), ids=BAD_GREETINGS.keys())
 async def test_a_bad_greeting_is_a_loss(greeting: bytes, sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.send(greeting)
         if greeting.endswith(b"\n"):
             await line.until_the_client_leaves()
 
-    async with peer(sockets_dir / "a.qmp", talk):
+    async with peer(sockets_dir / "a.qmp", serve):
         with pytest.raises(ConnectionLost, match=r"a\.qmp: "):
             await greet(sockets_dir / "a.qmp")
 
 
-async def test_an_event_before_the_greeting_does_no_harm(sockets_dir: Path) -> None:
-    """The protocol has the greeting first; an event before it is no reason to give up."""
+async def test_an_event_before_the_greeting_is_ignored(sockets_dir: Path) -> None:
+    """The protocol has the greeting first; an event before it does not end the connection."""
 
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.send(b'{"event": "STOP", "data": {}}\r\n' + GREETING + NEGOTIATED)
         await line.until_the_client_leaves()
 
-    async with peer(sockets_dir / "a.qmp", talk):
+    async with peer(sockets_dir / "a.qmp", serve):
         session = await greet(sockets_dir / "a.qmp")
         assert session.version == "7.2.22"
         await session.close()
 
 
-async def test_a_greeting_with_odd_versions_still_greets(sockets_dir: Path) -> None:
+async def test_a_greeting_with_odd_versions_is_accepted(sockets_dir: Path) -> None:
     shown = {
         b'{"QMP": {"version": {"qemu": [7, 2]}, "capabilities": []}}\r\n': "?",
         b'{"QMP": {"version": {"qemu": {"major": "'
@@ -157,12 +157,12 @@ async def test_a_greeting_with_odd_versions_still_greets(sockets_dir: Path) -> N
     }
     for number, (greeting, version) in enumerate(shown.items()):
 
-        async def talk(line: Line, greeting: bytes = greeting) -> None:
+        async def serve(line: Line, greeting: bytes = greeting) -> None:
             await line.send(greeting + NEGOTIATED)
             await line.until_the_client_leaves()
 
         path = sockets_dir / f"{number}.qmp"
-        async with peer(path, talk), session_with(path) as session:
+        async with peer(path, serve), session_with(path) as session:
             assert session.version == version
 
 
@@ -171,22 +171,22 @@ async def test_a_greeting_with_odd_versions_still_greets(sockets_dir: Path) -> N
     [b'{"error": {"class": "CommandNotFound", "desc": "no"}, "id": 0}\r\n', b'{"id": 0}\r\n', b"[]\r\n", b""],
 )
 async def test_a_refused_negotiation_is_a_loss(answer: bytes, sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.send(GREETING)
         await line.request()
         await line.send(answer)
 
-    async with peer(sockets_dir / "a.qmp", talk):
+    async with peer(sockets_dir / "a.qmp", serve):
         with pytest.raises(ConnectionLost, match=r"a\.qmp: "):
             await greet(sockets_dir / "a.qmp")
 
 
 async def test_a_negotiation_that_is_not_answered_is_a_loss(sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.send(GREETING)
         await line.until_the_client_leaves()
 
-    async with peer(sockets_dir / "a.qmp", talk):
+    async with peer(sockets_dir / "a.qmp", serve):
         with pytest.raises(ConnectionLost, match=r"did not answer within 0\.05 s"):
             await Session.greeted(
                 open_monitor(sockets_dir / "a.qmp"), ignored, greeting_timeout_s=1, request_timeout_s=0.05
@@ -194,13 +194,13 @@ async def test_a_negotiation_that_is_not_answered_is_a_loss(sockets_dir: Path) -
 
 
 async def test_an_event_flood_instead_of_the_negotiation_is_a_loss(sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.send(GREETING)
         await line.request()
         while True:
             await line.send(b'{"event": "STOP"}\r\n' * 100)
 
-    async with peer(sockets_dir / "a.qmp", talk):
+    async with peer(sockets_dir / "a.qmp", serve):
         with pytest.raises(ConnectionLost, match="events in a second"):
             await greet(sockets_dir / "a.qmp")
 
@@ -210,7 +210,7 @@ async def test_a_close_at_any_byte_is_a_loss(sockets_dir: Path) -> None:
     parts = (GREETING, NEGOTIATED, reply)
     cut = 0
 
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         left = cut
         for part in parts:
             await line.send(part[:left])
@@ -218,10 +218,10 @@ async def test_a_close_at_any_byte_is_a_loss(sockets_dir: Path) -> None:
                 return
             left -= len(part)
             await line.request()
-        raise AssertionError("the cut lies behind the conversation")
+        raise AssertionError("the cut is after the last message")
 
     lost_after_greeting = 0
-    async with peer(sockets_dir / "a.qmp", talk):
+    async with peer(sockets_dir / "a.qmp", serve):
         for length in range(sum(len(part) for part in parts)):
             cut = length
             monitor = open_monitor(sockets_dir / "a.qmp")
@@ -244,11 +244,11 @@ async def test_a_close_at_any_byte_is_a_loss(sockets_dir: Path) -> None:
 
 
 async def test_abandoned_replies_are_bounded(sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await line.negotiate()
         await line.until_the_client_leaves()
 
-    async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
+    async with peer(sockets_dir / "a.qmp", serve), session_with(sockets_dir / "a.qmp") as session:
         waiting = [asyncio.create_task(session.request("never")) for _ in range(MOST_ABANDONED + 1)]
         await asyncio.sleep(0)  # all are under way
         assert len(session._replies) == MOST_ABANDONED + 1
@@ -259,11 +259,11 @@ async def test_abandoned_replies_are_bounded(sockets_dir: Path) -> None:
         assert "replies are missing" in str(await session.ended())
 
 
-async def test_giving_up_on_the_greeting_frees_the_connection(sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+async def test_a_timeout_of_the_greeting_closes_the_connection(sockets_dir: Path) -> None:
+    async def serve(line: Line) -> None:
         await line.until_the_client_leaves()
 
-    async with peer(sockets_dir / "a.qmp", talk):
+    async with peer(sockets_dir / "a.qmp", serve):
         monitor = open_monitor(sockets_dir / "a.qmp")
         waiting = asyncio.create_task(
             Session.greeted(monitor, ignored, greeting_timeout_s=None, request_timeout_s=1)
@@ -289,14 +289,14 @@ async def negotiate_spread(line: Line) -> None:
 
 
 async def test_a_monitor_with_pretty_on_spreads_each_message_over_many_lines(sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await negotiate_spread(line)
         request = await line.request()
         await line.send(spread({"event": "STOP", "data": {}, "timestamp": {"seconds": 1, "microseconds": 2}}))
         await line.send(spread({"return": {"rows": [1, {"text": '}"]{'}]}, "id": request["id"]}))
         await line.until_the_client_leaves()
 
-    async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
+    async with peer(sockets_dir / "a.qmp", serve), session_with(sockets_dir / "a.qmp") as session:
         assert await session.request("query-status") == {"rows": [1, {"text": '}"]{'}]}
 
 
@@ -314,23 +314,23 @@ BAD_SPREAD = {
 
 @pytest.mark.parametrize(("reply", "reason"), BAD_SPREAD.values(), ids=BAD_SPREAD.keys())
 async def test_a_bad_message_over_many_lines_is_a_loss(reply: bytes, reason: str, sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await negotiate_spread(line)
         await line.request()
         await line.send(reply)
         await line.until_the_client_leaves()
 
-    async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
+    async with peer(sockets_dir / "a.qmp", serve), session_with(sockets_dir / "a.qmp") as session:
         with pytest.raises(ConnectionLost, match=reason):
             await session.request("query-status")
 
 
 async def test_a_message_over_many_lines_that_ends_in_the_middle_is_a_loss(sockets_dir: Path) -> None:
-    async def talk(line: Line) -> None:
+    async def serve(line: Line) -> None:
         await negotiate_spread(line)
         await line.request()
         await line.send(b'{\r\n    "id": 1,\r\n')
 
-    async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
+    async with peer(sockets_dir / "a.qmp", serve), session_with(sockets_dir / "a.qmp") as session:
         with pytest.raises(ConnectionLost, match="in the middle of a message"):
             await session.request("query-status")

@@ -1,4 +1,4 @@
-"""Sockets that come and go."""
+"""Sockets that appear and vanish."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,25 +16,28 @@ from qmpballoon.qmp.discovery import SocketMark, SocketWatch, scan
 
 
 def bind(path: Path) -> None:
-    """Make a socket file; nobody needs to listen."""
+    """Make a socket file on which no process listens."""
     path.parent.mkdir(exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(os.fspath(path))
 
 
 class Changes:
-    """What a watch tells, one after the other."""
+    """The changes that a watch reports, in order."""
 
     def __init__(self, changes: AsyncIterator[Mapping[str, SocketMark]]) -> None:
         self._changes = changes
 
     async def until(self, *names: str) -> Mapping[str, SocketMark]:
-        """Wait until exactly these sockets are there."""
-        async with asyncio.timeout(10):
-            while True:
-                found = await anext(self._changes)
-                if [os.path.basename(path) for path in found] == list(names):
-                    return found
+        """Wait until exactly these sockets are reported; without them in time the test fails."""
+        reported: list[list[str]] = []
+        with suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                while list(names) not in reported:
+                    found = await anext(self._changes)
+                    reported.append([os.path.basename(path) for path in found])
+                return found
+        raise AssertionError(f"expected {list(names)}, reported were {reported}")
 
 
 @asynccontextmanager
@@ -46,7 +49,7 @@ async def watching(*globs: Path | str) -> AsyncIterator[tuple[SocketWatch, Chang
 
 @pytest.fixture(params=["inotify", "scan"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With inotify and never a scan that is due, or with scans alone."""
+    """With inotify and without periodic scans, or with periodic scans alone."""
     if request.param == "inotify":
         monkeypatch.setattr(discovery, "SCAN_EVERY_S", 3600.0)
     else:
@@ -59,7 +62,7 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-def test_a_scan_finds_sockets_alone_and_sorts_them(sockets_dir: Path) -> None:
+def test_a_scan_finds_only_sockets_and_sorts_them(sockets_dir: Path) -> None:
     for name in ("b.qmp", "a.qmp", "c.sock"):
         bind(sockets_dir / name)
     (sockets_dir / "file.qmp").write_text("", encoding="ascii")
@@ -88,10 +91,12 @@ async def test_another_socket_on_the_same_path_is_a_change(how: str, sockets_dir
         before = (await changes.until("a.qmp"))[os.fspath(path)]
         path.unlink()
         bind(path)
-        assert (await changes.until("a.qmp"))[os.fspath(path)] != before
+        after = scan([os.fspath(path)])[os.fspath(path)]
+        assert after != before  # although the inode may be the same
+        assert (await changes.until("a.qmp"))[os.fspath(path)] == after
 
 
-async def test_a_directory_that_comes_later_is_watched_then(how: str, sockets_dir: Path) -> None:
+async def test_a_directory_that_is_made_later_is_watched(how: str, sockets_dir: Path) -> None:
     later = sockets_dir / "vm1"
     async with watching(sockets_dir / "*" / "*.qmp") as (watch, changes):
         await changes.until()
@@ -103,7 +108,7 @@ async def test_a_directory_that_comes_later_is_watched_then(how: str, sockets_di
         await changes.until("a.qmp", "b.qmp")
 
 
-async def test_a_directory_that_was_made_anew_is_watched_again(how: str, sockets_dir: Path) -> None:
+async def test_a_directory_that_is_made_again_is_watched_again(how: str, sockets_dir: Path) -> None:
     directory = sockets_dir / "vms"
     bind(directory / "a.qmp")
     async with watching(directory / "*.qmp") as (watch, changes):
@@ -111,13 +116,21 @@ async def test_a_directory_that_was_made_anew_is_watched_again(how: str, sockets
         (directory / "a.qmp").unlink()
         directory.rmdir()
         await changes.until()
-        directory.mkdir()
-        watch.watch(watch.globs)
         bind(directory / "b.qmp")
+        watch.watch(watch.globs)  # a directory that is made again is found by the next scan
         await changes.until("b.qmp")
+        bind(directory / "c.qmp")
+        await changes.until("b.qmp", "c.qmp")
+        for name in ("b.qmp", "c.qmp"):
+            (directory / name).unlink()
+        directory.rmdir()
+        bind(directory / "d.qmp")  # the next scan does not see that the directory was removed
+        await changes.until("d.qmp")
+        bind(directory / "e.qmp")
+        await changes.until("d.qmp", "e.qmp")
 
 
-async def test_the_globs_can_be_exchanged(how: str, sockets_dir: Path) -> None:
+async def test_the_globs_can_be_replaced(how: str, sockets_dir: Path) -> None:
     bind(sockets_dir / "a.qmp")
     bind(sockets_dir / "b.sock")
     async with watching(sockets_dir / "*.qmp") as (watch, changes):
@@ -128,7 +141,7 @@ async def test_the_globs_can_be_exchanged(how: str, sockets_dir: Path) -> None:
         assert not watch.covers(os.fspath(sockets_dir / "x.qmp"))
 
 
-async def test_many_watches_leave_no_descriptor(sockets_dir: Path) -> None:
+async def test_many_watches_leak_no_descriptor(sockets_dir: Path) -> None:
     bind(sockets_dir / "a.qmp")
     before = set(os.listdir("/proc/self/fd"))
     for _ in range(20):
@@ -147,5 +160,5 @@ async def test_many_watches_leave_no_descriptor(sockets_dir: Path) -> None:
         ("/srv/x/web.qmp", True),
     ],
 )
-def test_a_glob_covers_a_path_that_is_not_there(path: str, covered: bool) -> None:
+def test_a_glob_covers_a_path_that_does_not_exist(path: str, covered: bool) -> None:
     assert SocketWatch(["/run/vms/*.qmp", "/srv/*/web.qmp"]).covers(path) is covered

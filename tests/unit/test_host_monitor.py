@@ -1,4 +1,4 @@
-"""What is told of the host: alarms begin and end."""
+"""Events and log lines about the host: alarms begin and end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEEDS = "what the guests hold exceeds the budget"
 
 
 class _Listener(Feed):
-    """Keeps the host's alarms."""
+    """Records the host's alarms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Listener(Feed):
 
 @pytest.fixture
 def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The words that are logged of alarms."""
+    """The event names in the log."""
     words: list[str] = []
 
     def say(word: str, *_: object, **__: object) -> None:
@@ -51,7 +51,7 @@ def holding(mib: int, **more: int) -> Snapshot:
     return a_host(a_guest(available=1024 - mib), **more)
 
 
-def told(*snapshots: Snapshot) -> list[tuple[str, object]]:
+def alarms_of(*snapshots: Snapshot) -> list[tuple[str, object]]:
     listener = _Listener()
     monitor = HostMonitor(listener)
     for snapshot in snapshots:
@@ -61,14 +61,17 @@ def told(*snapshots: Snapshot) -> list[tuple[str, object]]:
 
 def test_each_alarm_ends(words: list[str]) -> None:
     calm, short = holding(200, budget=900), holding(950, budget=900)
-    assert told(calm, short, short, calm, calm, short, calm) == [("alarm", NEEDS), ("alarm-over", NEEDS)] * 2
+    assert (
+        alarms_of(calm, short, short, calm, calm, short, calm)
+        == [("alarm", NEEDS), ("alarm-over", NEEDS)] * 2
+    )
     assert words == ["alarm", "alarm-over"] * 2
 
 
 @pytest.mark.usefixtures("words")
 def test_one_alarm_ends_before_another_begins() -> None:
     needed, floors = holding(950, budget=900), holding(200, budget=100)
-    assert told(needed, floors, holding(200, budget=900)) == [
+    assert alarms_of(needed, floors, holding(200, budget=900)) == [
         ("alarm", NEEDS),
         ("alarm-over", NEEDS),
         ("alarm", FLOORS),
@@ -78,15 +81,18 @@ def test_one_alarm_ends_before_another_begins() -> None:
 
 @pytest.mark.usefixtures("words")
 def test_a_host_without_guests_has_no_alarm() -> None:
-    assert told(holding(950, budget=900), a_host(budget=900)) == [("alarm", NEEDS), ("alarm-over", NEEDS)]
+    assert alarms_of(holding(950, budget=900), a_host(budget=900)) == [
+        ("alarm", NEEDS),
+        ("alarm-over", NEEDS),
+    ]
 
 
 @pytest.mark.usefixtures("words")
-def test_an_alarm_does_not_come_and_go_with_each_mebibyte() -> None:
+def test_an_alarm_has_hysteresis() -> None:
     needed = needs(holding(600)) // MIB
     above, just_below, well_below = needed - 1, needed + 10, needed * 107 // 100
     budgets = (above, just_below, above, just_below, well_below, just_below)
-    assert told(*(holding(600, budget=budget) for budget in budgets)) == [
+    assert alarms_of(*(holding(600, budget=budget) for budget in budgets)) == [
         ("alarm", NEEDS),
         ("alarm-over", NEEDS),
     ]
@@ -101,7 +107,7 @@ class _Machine:
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.proc, self.cgroups = directory / "proc", directory / "cgroups"
         self.group = self.cgroups / "vms"
-        self.said: list[str] = []
+        self.logged: list[str] = []
         self.rss = dict.fromkeys(QEMUS, 150)
         for name in ("self", *QEMUS):
             self.move(str(name), "/vms")
@@ -111,7 +117,7 @@ class _Machine:
         (self.proc / "pressure/memory").write_text("some avg10=1.00\nfull avg10=1.00\n")
         self.limit(560, current=400)
         monkeypatch.setattr(host_monitor_module, "rss_of", lambda pid: self.rss[pid] * MIB)
-        monkeypatch.setattr(host_monitor_module, "say", lambda word, *_, **__: self.said.append(word))
+        monkeypatch.setattr(host_monitor_module, "say", lambda word, *_, **__: self.logged.append(word))
         self.monitor = HostMonitor(Feed(), proc=str(self.proc), cgroups=str(self.cgroups))
 
     def move(self, process: str, path: str) -> None:
@@ -124,7 +130,7 @@ class _Machine:
         (self.group / "memory.stat").write_text(f"inactive_file {20 * MIB}\n")
 
     def look(self, budget: str = "cgroup:/vms", **settings: str) -> tuple[int, int, int]:
-        """Look, and return the budget, the reserve and what is left, in MiB."""
+        """Update the monitor; return the budget, the reserve and the available memory, in MiB."""
         source = CgroupBudget("/vms") if budget == "cgroup:/vms" else parse_amount(budget)
         reserve = {name: parse_amount(size) for name, size in settings.items()}
         self.monitor.look(HostSettings(budget=source, **reserve), lambda: QEMUS)
@@ -151,7 +157,7 @@ def test_the_budget_of_a_cgroup_is_what_is_left_for_guests(machine: _Machine) ->
     assert machine.look(reserve="16MiB") == (560 - others - 16, 16, 560 - 380)
     assert machine.monitor.for_guests == (560 - others) * MIB
     assert machine.monitor.sample.mem_total == 560 * MIB
-    assert machine.said == ["budget-limited"]
+    assert machine.logged == ["budget-limited"]
 
 
 def test_more_of_a_qemu_than_its_guest_may_have_is_not_the_guests(machine: _Machine) -> None:
@@ -173,7 +179,7 @@ def test_a_limit_that_changes_changes_the_budget(machine: _Machine) -> None:
     machine.limit(None, current=400)
     assert machine.look() == WHOLE_HOST
     machine.look()
-    assert machine.said == ["budget-limited", "budget-unlimited"]
+    assert machine.logged == ["budget-limited", "budget-unlimited"]
 
 
 @pytest.mark.parametrize("text", [None, "", "lots"])
@@ -186,25 +192,25 @@ def test_the_last_budget_stays_while_the_cgroup_cannot_be_read(text: str | None,
     assert [machine.look(), machine.look()] == [before, before]
     machine.limit(560, current=400)
     assert machine.look() == before
-    assert machine.said == ["budget-limited", "budget-unknown", "budget-limited"]
+    assert machine.logged == ["budget-limited", "budget-unknown", "budget-limited"]
 
 
 def test_the_stall_is_that_of_the_cgroup(machine: _Machine) -> None:
     machine.look()
-    assert machine.monitor.sample.psi_full_avg10 == 1.0  # version 1 tells none of a group
+    assert machine.monitor.sample.psi_full_avg10 == 1.0  # version 1 has none per group
     (machine.group / "memory.pressure").write_text("some avg10=40.00\nfull avg10=30.00\n")
     machine.look()
     assert machine.monitor.sample.psi_full_avg10 == 30.0
 
 
-def test_the_level_goes_by_what_is_left_in_the_cgroup(machine: _Machine) -> None:
+def test_the_level_depends_on_the_memory_left_in_the_cgroup(machine: _Machine) -> None:
     machine.limit(560, current=570)
     machine.look()
     sample = machine.monitor.sample
     machine.monitor.judge(
         a_host(budget=8192, mem_available=sample.mem_available, reserve=machine.monitor.reserve), lent=0
     )
-    assert "level" in machine.said
+    assert "level" in machine.logged
     assert sample.mem_available == 10 * MIB
 
 
@@ -222,7 +228,7 @@ def test_the_own_limit_counts_where_the_configured_cgroup_has_none(machine: _Mac
     (machine.cgroups / "outside/memory.max").write_text("max")
     machine.monitor.look(HostSettings(budget=CgroupBudget("/outside")), lambda: QEMUS)
     assert machine.monitor.budget == (560 - (400 - 20 - 2 * (150 - 32)) - 56) * MIB
-    assert machine.said == ["budget-unlimited"]
+    assert machine.logged == ["budget-unlimited"]
 
 
 def test_a_limit_of_the_agent_alone_does_not_count(machine: _Machine) -> None:
@@ -230,7 +236,7 @@ def test_a_limit_of_the_agent_alone_does_not_count(machine: _Machine) -> None:
     assert machine.look("80%") == WHOLE_HOST
     machine.monitor.look(HostSettings())  # no QEMU is known
     assert machine.monitor.budget == parse_amount("80%").of(8192 * MIB)
-    assert machine.said == []
+    assert machine.logged == []
 
 
 def test_the_reserve_of_the_host_is_kept_beside_that_of_the_cgroup(machine: _Machine) -> None:
@@ -244,7 +250,7 @@ def test_a_total_that_is_that_of_the_container_already_is_not_lowered_twice(mach
     assert machine.monitor.sample.mem_total == 560 * MIB
 
 
-def test_another_budget_ends_what_a_cgroup_limited(machine: _Machine) -> None:
+def test_another_budget_ends_the_limit_of_a_cgroup(machine: _Machine) -> None:
     machine.look()
     for process in QEMUS:
         machine.move(str(process), "/elsewhere")

@@ -1,4 +1,4 @@
-"""What the kernel tells of the host and of QEMU's process."""
+"""Figures of the kernel about the host and about QEMU's process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def test_meminfo_is_bytes_and_leaves_out_what_is_no_size() -> None:
+def test_meminfo_is_bytes_and_omits_lines_without_a_size() -> None:
     sizes = "MemTotal:       24576 kB\nMemAvailable:    1024 kB\n"
     text = f"{sizes}HugePages_Total:       0\nnonsense\nX: -1 kB\nY: ² kB\n"
     assert parse_meminfo(text) == {"MemTotal": 24576 * 1024, "MemAvailable": 1024 * 1024}
@@ -62,7 +62,7 @@ def a_proc(directory: Path, meminfo: str, **files: str) -> str:
 MEMINFO = "MemTotal: 8192 kB\nMemAvailable: 1024 kB\nShmem: 4096 kB\nSwapFree: 9999 kB\n"
 
 
-def test_what_the_cache_of_zfs_can_give_is_available(tmp_path: Path) -> None:
+def test_memory_that_the_zfs_cache_can_free_is_available(tmp_path: Path) -> None:
     arcstats = "9 1 0x01 147 39984 1 2\nname type data\nhits 4 7\nc_min 4 1048576\nsize 4 3145728\n"
     assert read_host(a_proc(tmp_path, MEMINFO, arcstats=arcstats)).mem_available == 3 * MIB
 
@@ -79,7 +79,7 @@ def test_what_the_cache_of_zfs_can_give_is_available(tmp_path: Path) -> None:
         "c_min 4 0\nsize 4 ²\n",
     ],
 )
-def test_a_cache_of_zfs_that_can_give_nothing_adds_nothing(arcstats: str) -> None:
+def test_a_zfs_cache_that_can_free_nothing_adds_nothing(arcstats: str) -> None:
     assert parse_arc(arcstats) == 0
 
 
@@ -115,7 +115,7 @@ def test_pressure_is_the_average_of_ten_seconds() -> None:
     assert parse_pressure(text) == {"some": 1.25, "full": 0.0}
 
 
-def test_a_process_name_may_hold_brackets_and_blanks() -> None:
+def test_a_process_name_may_contain_brackets_and_blanks() -> None:
     text = "4711 (qemu) R 1 (x) y) T 1 " + "0 " * 17 + "889123 0 0\n"
     stat = parse_process_stat(text)
     assert stat is not None
@@ -125,18 +125,18 @@ def test_a_process_name_may_hold_brackets_and_blanks() -> None:
 @pytest.mark.parametrize(
     "text", ["", "4711 (qemu) S 1 2 3", "4711 qemu S " + "1 " * 30, "1 (a) S " + "² " * 30]
 )
-def test_what_is_no_process_is_none(text: str) -> None:
+def test_an_invalid_stat_line_is_none(text: str) -> None:
     assert parse_process_stat(text) is None
 
 
-def test_the_host_is_read_with_what_this_kernel_has() -> None:
+def test_the_host_is_read_with_the_files_of_this_kernel() -> None:
     sample = read_host()
     assert sample.mem_total is not None
     assert sample.mem_available is not None
     assert 0 < sample.mem_available <= sample.mem_total
 
 
-def test_a_kernel_that_tells_nothing_is_none_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_file_every_figure_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(procfs, "text_of", lambda _: "")
     assert read_host() == procfs.HostSample(None, None, None, None)
     assert age_of(Life(1, 1)) is None
@@ -154,7 +154,7 @@ def test_a_life_is_a_pid_and_when_it_started(child: subprocess.Popen[bytes]) -> 
     assert 0 <= age_s < 60
 
 
-def test_a_dead_process_has_no_life_though_its_parent_has_not_noticed(child: subprocess.Popen[bytes]) -> None:
+def test_a_zombie_has_no_life(child: subprocess.Popen[bytes]) -> None:
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
     assert life_of(child.pid) is None
@@ -164,23 +164,23 @@ def test_a_dead_process_has_no_life_though_its_parent_has_not_noticed(child: sub
     assert not is_stopped(child.pid)
 
 
-def test_resident_memory_is_read_until_the_process_is_gone_or_the_file_closed(
+def test_resident_memory_is_read_until_the_process_ends_or_the_file_is_closed(
     child: subprocess.Popen[bytes],
 ) -> None:
-    ours, gone = ResidentMemory(os.getpid()), ResidentMemory(child.pid)
-    assert gone.read()
+    ours, ended = ResidentMemory(os.getpid()), ResidentMemory(child.pid)
+    assert ended.read()
     child.kill()
     child.wait()
-    assert gone.read() is None
+    assert ended.read() is None
     assert ResidentMemory(child.pid).read() is None
-    gone.close()
+    ended.close()
     assert ours.read()
     ours.close()
     ours.close()
     assert ours.read() is None
 
 
-def test_a_stopped_process_is_told_from_a_running_one(child: subprocess.Popen[bytes]) -> None:
+def test_a_stopped_process_differs_from_a_running_one(child: subprocess.Popen[bytes]) -> None:
     assert not is_stopped(child.pid)
     child.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, child.pid, os.WSTOPPED)
@@ -213,7 +213,7 @@ def test_huge_pages_are_resident_memory_too(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(procfs, "text_of", lambda path: STATUS.replace("4096", "0"))
     assert resident.read() == 90000 * 1024
     monkeypatch.setattr(procfs, "text_of", lambda path: STATUS)
-    small = resident.read()  # none were there: the cheaper file is read until somebody looks again
+    small = resident.read()  # none existed: the cheaper file is read until the next closer look
     assert small is not None
     assert small != (90000 + 4096) * 1024
     assert resident.look_closely() == 12 * 1024  # swapped out
@@ -223,7 +223,7 @@ def test_huge_pages_are_resident_memory_too(monkeypatch: pytest.MonkeyPatch) -> 
     assert resident.look_closely() == 0
 
 
-def test_a_kernel_without_huge_pages_tells_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_huge_pages_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
     def status(path: str) -> str:
@@ -278,5 +278,5 @@ def test_reserved_address_space_holds_no_guest(protection: int, held: bool) -> N
         process.stdin.close()
 
 
-def test_a_process_that_is_gone_holds_nothing() -> None:
+def test_a_process_that_has_ended_holds_nothing() -> None:
     assert not can_hold(2**22, 4096)

@@ -1,4 +1,4 @@
-"""What survives the agent."""
+"""State that survives the agent."""
 
 from __future__ import annotations
 
@@ -85,9 +85,13 @@ async def test_a_complete_temporary_file_wins_and_a_partial_one_is_ignored(tmp_p
     async with running(tmp_path) as again:
         assert again.kept(WEB1).mode == "observe"
     write_draft(file, text[: len(text) // 2])
+    assert draft.exists()
     async with running(tmp_path) as third:
         assert third.kept(WEB1).mode == "manual"
-    assert not draft.exists() or third.kept(WEB1).mode == "manual"
+        third.keep(WEB1, mode="auto")
+    assert not draft.exists()
+    async with running(tmp_path) as fourth:
+        assert fourth.kept(WEB1).mode == "auto"
 
 
 async def test_nothing_is_written_while_nothing_changes(
@@ -101,7 +105,7 @@ async def test_nothing_is_written_while_nothing_changes(
         await saved(store)
         store.keep(WEB1, mode="manual")
         store.know("/run/none.qmp", None)
-        store.forget(VmId("nobody"))
+        store.forget(VmId("unknown"))
         store.announce([])
         await saved(store)
     assert len(set(written)) == 1
@@ -140,9 +144,9 @@ GARBAGE = {
     "vms is a list": b'{"version": 1, "sockets": {}, "vms": [], "announced": []}',
     "an odd mode": with_vm('{"mode": "fast"}'),
     "a target of text": with_vm('{"target": "1"}'),
-    "a target of truth": with_vm('{"target": true}'),
+    "a target that is a boolean": with_vm('{"target": true}'),
     "a floor that is no size": with_vm('{"floor": "512M"}'),
-    "a floor of nothing": with_vm('{"floor": "0"}'),
+    "a floor of zero": with_vm('{"floor": "0"}'),
     "a socket of two words": b'{"version": 1, "sockets": {"/a": {"vm": "a"}}, "vms": {}, "announced": []}',
     "a topic that is a number": b'{"version": 1, "sockets": {}, "vms": {}, "announced": [1]}',
 }
@@ -206,8 +210,8 @@ def test_what_a_newer_version_adds_anywhere_is_left_out() -> None:
 async def test_an_invalid_row_is_dropped_alone_and_logged_once(
     table: str, key: Any, row: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[tuple[str, str]] = []
-    monkeypatch.setattr(store_module, "say", lambda word, text="", **_: said.append((word, text)))
+    logged: list[tuple[str, str]] = []
+    monkeypatch.setattr(store_module, "say", lambda word, text="", **_: logged.append((word, text)))
     expected = parse_state(json.dumps(GOOD))
     tree = json.loads(json.dumps(GOOD))
     if table == "announced":
@@ -224,14 +228,14 @@ async def test_an_invalid_row_is_dropped_alone_and_logged_once(
         assert store.announced == expected.announced
         assert store.chosen == (expected.policy, expected.mode)
         await saved(store)
-    ((word, sentence),) = said
+    ((word, sentence),) = logged
     assert word == "state-incomplete"
     assert f"{table} {key}" in sentence
     (aside,) = tmp_path.glob("edge-7.json.unreadable-*")
     assert json.loads(aside.read_text()) == tree
     async with running(tmp_path) as again:
         assert again.kept(WEB1) == expected.vms[WEB1]
-    assert len(said) == 1
+    assert len(logged) == 1
 
 
 async def test_two_sockets_of_one_name_are_one_vm(tmp_path: Path) -> None:
@@ -248,8 +252,8 @@ async def test_two_sockets_of_one_name_are_one_vm(tmp_path: Path) -> None:
 async def test_a_full_disk_is_logged_once_and_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(store_module, "say", lambda word, *_, **__: said.append(word))
+    logged: list[str] = []
+    monkeypatch.setattr(store_module, "say", lambda word, *_, **__: logged.append(word))
     monkeypatch.setattr(store_module, "_TRY_AGAIN_S", 0.01)
     full, tries = True, 0
     wrote = asyncio.Event()
@@ -266,7 +270,7 @@ async def test_a_full_disk_is_logged_once_and_retried(
     monkeypatch.setattr(store_module, "write_draft", write)
     async with running(tmp_path) as store:
         store.keep(WEB1, mode="manual")
-        await saved(store)  # it says no, and the agent goes on
+        await saved(store)  # returns although the write failed
         assert store.kept(WEB1).mode == "manual"
         store.keep(WEB1, mode="observe")
         await saved(store)
@@ -274,14 +278,12 @@ async def test_a_full_disk_is_logged_once_and_retried(
         full = False
         async with asyncio.timeout(10):
             await wrote.wait()
-    assert said == ["state-not-saved"]
+    assert logged == ["state-not-saved"]
     async with running(tmp_path) as again:
         assert again.kept(WEB1).mode == "observe"
 
 
-async def test_what_could_not_be_written_is_tried_once_more_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_write_is_retried_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -313,11 +315,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path: Path
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-async def test_a_slow_write_never_overtakes_the_last_one(
+async def test_a_slow_write_does_not_replace_a_later_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A write whose task was cancelled goes on in its thread: closing must wait for it."""
-    began, may_go_on, first_ended = asyncio.Event(), threading.Event(), threading.Event()
+    """A write whose task was cancelled continues in its thread: closing must wait for it."""
+    began, may_continue, first_ended = asyncio.Event(), threading.Event(), threading.Event()
     loop = asyncio.get_running_loop()
     first = True
 
@@ -326,7 +328,7 @@ async def test_a_slow_write_never_overtakes_the_last_one(
         if first:
             first = False
             loop.call_soon_threadsafe(began.set)
-            may_go_on.wait(10)
+            may_continue.wait(10)
             write_draft(file, text)
             first_ended.set()
         else:
@@ -342,7 +344,7 @@ async def test_a_slow_write_never_overtakes_the_last_one(
         writing.cancel()
         await asyncio.wait((writing,))
         closing = asyncio.create_task(store.close())
-        loop.call_later(0.02, may_go_on.set)
+        loop.call_later(0.02, may_continue.set)
         await closing
         assert await asyncio.to_thread(first_ended.wait, 10)
     async with running(tmp_path) as again:
@@ -374,10 +376,10 @@ def test_a_kill_in_the_middle_of_writing_leaves_a_readable_file(tmp_path: Path) 
         again = Store(tmp_path, "edge-7")
         target = again.kept(WEB1).target
         assert target is not None
-        assert target >= seen + 1  # what was said to be saved is saved
+        assert target >= seen + 1  # every change that was reported as saved is saved
         assert len(again.sockets) == 200
         asyncio.run(again.close())
-    assert len(os.listdir(tmp_path)) <= 3  # one scratch file at most, whatever was killed how often
+    assert len(os.listdir(tmp_path)) <= 3  # one draft at most, after any number of kills
 
 
 async def test_settings_of_names_without_a_socket_are_bounded(

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from qmpballoon.lab.demo.output import Display, move_of
-from qmpballoon.lab.demo.testbed import Observer, Seen, Testbed
+from qmpballoon.lab.demo.output import Display, move_in
+from qmpballoon.lab.demo.testbed import Message, Observer, Testbed
 from qmpballoon.lab.demo.workload import (
     BUDGET,
     EQUAL_PART,
@@ -27,8 +27,8 @@ from qmpballoon.lab.require import LabError
 from qmpballoon.units import MIB
 
 _SAMPLE_EVERY_S: Final = 0.2
-_ANSWER_S: Final = 3.0  # of a thrashing guest; it counts as holding nothing then
-_RESTARTS_AFTER_S: Final = 3.0  # as a service manager would restart what was killed
+_ANSWER_S: Final = 3.0  # a guest that thrashes answers later; it counts as holding nothing then
+_RESTARTS_AFTER_S: Final = 3.0  # as a service manager restarts a process that was killed
 _LONGEST_GAP_S: Final = 1.0  # between two samples; longer gaps are not counted
 
 
@@ -101,14 +101,14 @@ async def play(testbed: Testbed, observer: Observer, display: Display, *, second
     began_s = time.monotonic()
     outcome = Outcome()
 
-    def on_message(seen: Seen) -> None:
-        move = move_of(seen, began_s)
+    def on_message(message: Message) -> None:
+        move = move_in(message, began_s)
         if move is not None:
             outcome.commands += 1
-            display.moved(move)
-        elif seen["event"] == "health" and isinstance(data := seen["data"], Mapping):
+            display.add_move(move)
+        elif message["event"] == "health" and isinstance(data := message["data"], Mapping):
             health = f"health {data.get('from')} -> {data.get('to')}"
-            display.happened(seen.at_s - began_s, f"{seen['vm']}'s {health}", "yellow")
+            display.add_note(message.at_s - began_s, f"{message['vm']}'s {health}", "yellow")
 
     workloads = [_Workload(guest, list(SCRIPT[name])) for name, guest in testbed.guests.items()]
     for workload in workloads:
@@ -118,19 +118,19 @@ async def play(testbed: Testbed, observer: Observer, display: Display, *, second
         before_s = now_s = time.monotonic() - began_s
         while now_s < seconds:
             samples = await asyncio.gather(*(workload.sample(now_s, display) for workload in workloads))
-            seen_s = time.monotonic() - began_s
+            sampled_s = time.monotonic() - began_s
             outcome.add(
-                seen_s - before_s,
+                sampled_s - before_s,
                 [sample.actual for sample in samples],
                 [sample.held for sample in samples],
                 [sample.wanted for sample in samples],
             )
-            before_s = seen_s
-            display.refresh(seen_s)
-            await asyncio.sleep(max(0.0, now_s + _SAMPLE_EVERY_S - seen_s))
+            before_s = sampled_s
+            display.refresh(sampled_s)
+            await asyncio.sleep(max(0.0, now_s + _SAMPLE_EVERY_S - sampled_s))
             now_s = time.monotonic() - began_s
     finally:
-        observer.on_message = lambda seen: None
+        observer.on_message = lambda message: None
     outcome.kills = sum(workload.kills for workload in workloads)
     return outcome
 
@@ -168,7 +168,7 @@ class _Workload:
     async def begin(self) -> None:
         """Begin idle, and record the counters at the beginning."""
         await self.guest.command(f"grow {IDLE_MIB} {MIB_PER_S}")
-        self._boots, self._counted = self.guest.boots, (await self.guest.look()).kills
+        self._boots, self._counted = self.guest.boots, (await self.guest.figures()).kills
 
     async def sample(self, now_s: float, display: Display) -> _Sample:
         """Send the command that is due, and take a sample."""
@@ -177,13 +177,13 @@ class _Workload:
         actual = await self.guest.monitor.actual()
         try:
             await self._send(step_at(self.steps, played_s), now_s, display)
-            look = await self.guest.look(timeout_s=_ANSWER_S)
+            figures = await self.guest.figures(timeout_s=_ANSWER_S)
         except LabError:  # no answer in time; after a kernel panic it reboots
             self._note_boot(now_s, display)
             self._held = 0
         else:
-            self._note_kills(look.kills, now_s, display)
-            self._held = look.held
+            self._note_kills(figures.kills, now_s, display)
+            self._held = figures.held
         return _Sample(actual, self._held, wanted_now)
 
     async def _send(self, step: Step, now_s: float, display: Display) -> None:
@@ -191,11 +191,11 @@ class _Workload:
             return
         if self._restarts_at_s > 0:
             self._restarts_at_s = -math.inf
-            display.happened(now_s, f"{self.guest.name}'s workload restarts")
+            display.add_note(now_s, f"{self.guest.name}'s workload restarts")
         elif step == self._sent:
             return
         else:
-            display.happened(now_s, f"{self.guest.name}'s workload {_described(step)}", "bold")
+            display.add_note(now_s, f"{self.guest.name}'s workload {_described(step)}", "bold")
         self._sent = step
         await self.guest.command(f"grow {step.mib} {MIB_PER_S}", timeout_s=_ANSWER_S)
 
@@ -203,7 +203,7 @@ class _Workload:
         if counted > self._counted:
             self.kills += counted - self._counted
             self._restarts_at_s = now_s + _RESTARTS_AFTER_S
-            display.happened(
+            display.add_note(
                 now_s,
                 f"{self.guest.name} is out of memory: its kernel killed the workload, "
                 f"which held {round(self._held / MIB)} of {self._sent.mib} MiB",
@@ -216,7 +216,7 @@ class _Workload:
             self.kills += 1
             self._boots, self._counted = self.guest.boots, 0
             self._restarts_at_s = now_s + _RESTARTS_AFTER_S
-            display.happened(now_s, f"{self.guest.name} had no memory left and rebooted", "red")
+            display.add_note(now_s, f"{self.guest.name} had no memory left and rebooted", "red")
 
 
 def _described(step: Step) -> str:

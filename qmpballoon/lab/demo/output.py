@@ -14,16 +14,16 @@ from qmpballoon import terminal
 from qmpballoon.lab.demo.picture import (
     ASCII,
     Glyphs,
-    GuestLook,
-    Happening,
     Move,
+    Note,
     Picture,
+    PublishedGuest,
     drawn,
     mebibytes,
     merged,
     reason,
 )
-from qmpballoon.lab.demo.testbed import BASE, Observer, Seen
+from qmpballoon.lab.demo.testbed import BASE, Message, Observer
 from qmpballoon.lab.demo.workload import BUDGET, NAMES
 from qmpballoon.screen import Screen, can_draw, whole_screen
 from qmpballoon.units import MIB
@@ -54,11 +54,11 @@ class Printer:
 class Display(Protocol):
     """The display of one run; times are seconds since its start."""
 
-    def moved(self, move: Move) -> None:
+    def add_move(self, move: Move) -> None:
         """Record a decision that was sent."""
 
-    def happened(self, at_s: float, text: str, colour: str | None = None) -> None:
-        """Note something else."""
+    def add_note(self, at_s: float, text: str, colour: str | None = None) -> None:
+        """Record another event."""
 
     def refresh(self, at_s: float) -> None:
         """Update the display; called several times a second."""
@@ -76,20 +76,20 @@ def showing(title: str, seconds: float, observer: Observer, printer: Printer, hi
         yield _Live(title, seconds, observer, screen, hint)
 
 
-def looks(observer: Observer) -> list[GuestLook]:
+def published_guests(observer: Observer) -> list[PublishedGuest]:
     """Return the guests as last published."""
-    return [_look(name, observer.latest.get(f"{BASE}/vm/{name}/state")) for name in NAMES]
+    return [_published_guest(name, observer.latest.get(f"{BASE}/vm/{name}/state")) for name in NAMES]
 
 
-def move_of(seen: Seen, began_s: float) -> Move | None:
+def move_in(message: Message, began_s: float) -> Move | None:
     """Return the decision in a message; None if the message is no decision."""
-    details = seen["data"]
-    if seen["event"] != "decision" or not isinstance(details, Mapping):
+    details = message["data"]
+    if message["event"] != "decision" or not isinstance(details, Mapping):
         return None
     was, now = details.get("from"), details.get("to")
     if not isinstance(was, int) or not isinstance(now, int):
         return None
-    return Move(seen.at_s - began_s, str(seen["vm"]), was, now, (str(details.get("why")),))
+    return Move(message.at_s - began_s, str(message["vm"]), was, now, (str(details.get("why")),))
 
 
 def moves_line(moves: Sequence[Move], reason: Callable[[Sequence[str]], str] = reason) -> str:
@@ -103,7 +103,7 @@ def moves_line(moves: Sequence[Move], reason: Callable[[Sequence[str]], str] = r
 
 
 class _Lines:
-    """Prints the moves of each two seconds in a line, and the state of the guests now and then."""
+    """Prints the moves of each two seconds in a line, and the state of the guests every ten seconds."""
 
     def __init__(self, observer: Observer, printer: Printer) -> None:
         self._observer = observer
@@ -113,10 +113,10 @@ class _Lines:
         self._printed_s = 0.0
         self._table_printed_s = 0.0
 
-    def moved(self, move: Move) -> None:
+    def add_move(self, move: Move) -> None:
         self._moves.append(move)
 
-    def happened(self, at_s: float, text: str, colour: str | None = None) -> None:
+    def add_note(self, at_s: float, text: str, colour: str | None = None) -> None:
         self._print_moves()
         self._printer.line(text)
 
@@ -143,7 +143,7 @@ class _Lines:
         return ", ".join(whys) if known else reason(whys)
 
     def _print_guests(self) -> None:
-        guests = looks(self._observer)
+        guests = published_guests(self._observer)
         each = ", ".join(
             f"{guest.name} {mebibytes(guest.held)}/{mebibytes(guest.actual)}" for guest in guests
         )
@@ -161,22 +161,22 @@ class _Live:
         self._screen = screen
         self._hint = hint
         self._moves: deque[Move] = deque(maxlen=_LOG)
-        self._happenings: deque[Happening] = deque(maxlen=_LOG)
+        self._notes: deque[Note] = deque(maxlen=_LOG)
         encoding = getattr(sys.stdout, "encoding", None) or "ascii"
         self._glyphs = Glyphs() if encoding.lower().replace("-", "") == "utf8" else ASCII
 
-    def moved(self, move: Move) -> None:
+    def add_move(self, move: Move) -> None:
         self._moves.append(move)
 
-    def happened(self, at_s: float, text: str, colour: str | None = None) -> None:
-        self._happenings.append(Happening(at_s, text, colour))
+    def add_note(self, at_s: float, text: str, colour: str | None = None) -> None:
+        self._notes.append(Note(at_s, text, colour))
 
     def refresh(self, at_s: float) -> None:
-        log: list[Move | Happening] = [*merged(self._moves), *self._happenings]
+        log: list[Move | Note] = [*merged(self._moves), *self._notes]
         picture = Picture(
             title=self._title,
             progress=f"{min(at_s, self._seconds):.0f} of {self._seconds:.0f} s",
-            guests=looks(self._observer),
+            guests=published_guests(self._observer),
             budget=BUDGET,
             log=sorted(log, key=lambda entry: entry.at_s),
             hint=self._hint,
@@ -185,9 +185,9 @@ class _Live:
         self._screen.draw(drawn(picture, *self._screen.size(), paint=paint, glyphs=self._glyphs))
 
 
-def _look(name: str, seen: Seen | None) -> GuestLook:
-    state = seen.payload if seen is not None and isinstance(seen.payload, Mapping) else {}
-    return GuestLook(
+def _published_guest(name: str, message: Message | None) -> PublishedGuest:
+    state = message.payload if message is not None and isinstance(message.payload, Mapping) else {}
+    return PublishedGuest(
         name=name,
         size=_number(state, "size"),
         actual=_number(state, "actual"),

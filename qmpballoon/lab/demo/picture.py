@@ -46,7 +46,7 @@ ASCII: Final = Glyphs("#", "=", ".", "|", "->")
 
 
 @dataclass(frozen=True, slots=True)
-class GuestLook:
+class PublishedGuest:
     """A guest as it was last published; sizes in bytes, None: not known."""
 
     name: str
@@ -75,8 +75,8 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
-    """Another event, in words; ``at_s`` since the start."""
+class Note:
+    """Another event, as text; ``at_s`` since the start."""
 
     at_s: float
     text: str
@@ -89,9 +89,9 @@ class Picture:
 
     title: str
     progress: str
-    guests: Sequence[GuestLook]
+    guests: Sequence[PublishedGuest]
     budget: int
-    log: Sequence[Move | Happening]  # oldest first
+    log: Sequence[Move | Note]  # oldest first
     hint: str = ""
 
 
@@ -178,7 +178,7 @@ def _head(names: int, bar: int, glyphs: Glyphs, *, has_why: bool) -> list[Span]:
 
 
 def _guest(
-    guest: GuestLook, names: int, bar: int, largest: int, glyphs: Glyphs, *, has_why: bool
+    guest: PublishedGuest, names: int, bar: int, largest: int, glyphs: Glyphs, *, has_why: bool
 ) -> list[Span]:
     size, actual, held = guest.size or 0, guest.actual or 0, guest.held or 0
     columns = [round(bar * part / largest) if largest else 0 for part in (min(held, actual), actual, size)]
@@ -191,8 +191,8 @@ def _guest(
         (_numbers(guest.held, guest.actual, guest.size), None),
     ]
     if has_why:
-        is_well = guest.health == "ok"
-        spans.append((f"  {guest.why or '' if is_well else guest.health}", None if is_well else "yellow"))
+        is_ok = guest.health == "ok"
+        spans.append((f"  {guest.why or '' if is_ok else guest.health}", None if is_ok else "yellow"))
     return spans
 
 
@@ -221,16 +221,16 @@ def _numbers(*sizes: int | None) -> str:
     return "".join(mebibytes(size).rjust(_NUMBER_COLUMNS) for size in sizes)
 
 
-def _colour(guest: GuestLook) -> str | None:
+def _colour(guest: PublishedGuest) -> str | None:
     if not guest.actual or guest.held is None:
         return None
     part = 1 - guest.held / guest.actual
     return "red" if part < _STARVED else "yellow" if part < _THIN else "green"
 
 
-def _log_line(entry: Move | Happening, picture: Picture, glyphs: Glyphs) -> list[Span]:
+def _log_line(entry: Move | Note, picture: Picture, glyphs: Glyphs) -> list[Span]:
     stamp = f"{entry.at_s:5.1f} s  "
-    if isinstance(entry, Happening):
+    if isinstance(entry, Note):
         return [(stamp, "dim"), (entry.text, entry.colour)]
     names = max((len(guest.name) for guest in picture.guests), default=0)
     moved = f"{mebibytes(entry.was):>3} {glyphs.arrow} {mebibytes(entry.now):>3} MiB"

@@ -16,7 +16,7 @@ from qmpballoon import terminal
 from qmpballoon.lab.broker import HOST
 from qmpballoon.lab.demo.measurement import Outcome, compared, play, rest
 from qmpballoon.lab.demo.output import Printer, showing
-from qmpballoon.lab.demo.testbed import BASE, Observer, Seen, Testbed, ended, observing
+from qmpballoon.lab.demo.testbed import BASE, Message, Observer, Testbed, ended, observing
 from qmpballoon.lab.demo.workload import BUDGET, EQUAL_PART, NAMES, PLAYED_S, SIZE
 from qmpballoon.lab.image import guest_image
 from qmpballoon.lab.require import LabError
@@ -31,10 +31,10 @@ _EXAMPLE_VM: Final = "test"  # always idle
 _TARGET: Final = 100 * MIB
 _IDLE_HELD: Final = 80 * MIB  # an idle guest holds less: 66 MiB, most of it in its kernel
 _BOOT_S: Final = 120.0
-_SEEN_S: Final = 60.0  # on a busy machine
+_PUBLISHED_S: Final = 60.0  # on a busy machine
 _SETTLE_S: Final = 90.0  # the same; a few seconds on an idle one
 _NOT_READY: Final = ("starting", "no-driver", "no-stats", "offline")
-_LOOK_S: Final = 0.01  # between two samples of the second monitors while the agent is down
+_SAMPLE_EVERY_S: Final = 0.01  # between two samples of the second monitors while the agent is down
 
 
 async def run_demo(stay_s: float | None, *, played_s: float = PLAYED_S) -> None:
@@ -44,7 +44,7 @@ async def run_demo(stay_s: float | None, *, played_s: float = PLAYED_S) -> None:
 
     Raises:
         LabError: a process does not start, or did not respond in time.
-        BrokerGone: the connection to the broker broke.
+        BrokerGone: the connection to the broker is lost.
     """
     demo = asyncio.current_task()
     assert demo is not None
@@ -118,8 +118,8 @@ class _Steps:
         began_s = time.monotonic()
         async with self._agent_watched("the agent attaches to the guests"):
             self._testbed.start_agent()
-            await self._seen("status", "online", began_s)
-            states = [await self._settled(name, began_s) for name in NAMES]
+            await self._until_published("status", "online", began_s)
+            states = [await self._until_figures(name, began_s) for name in NAMES]
         self._printer.line(f"online, with all VMs, after {time.monotonic() - began_s:.1f} s; one of them:")
         self._printer.line(f"{BASE}/vm/{NAMES[0]}/state  {_described(states[0].payload)}")
         async with self._agent_watched("the guests give what they do not use"):
@@ -191,19 +191,23 @@ class _Steps:
         asked_s = time.monotonic()
         async with self._agent_watched(f"{_MANUAL_VM} shrinks"):
             answer = await self._observer.request(
-                _MANUAL_VM, "set-target", target=f"{_TARGET // MIB}MiB", wait_s=20, timeout_s=_SEEN_S + 20
+                _MANUAL_VM,
+                "set-target",
+                target=f"{_TARGET // MIB}MiB",
+                wait_s=20,
+                timeout_s=_PUBLISHED_S + 20,
             )
         took_s = answer.at_s - asked_s
         result = answer["result"]
         if answer["status"] != "ok" or not isinstance(result, Mapping):
             raise LabError(f"set-target was answered with {answer.payload}")
         after = await self._get(_MANUAL_VM)
-        true = await self._testbed.guests[_MANUAL_VM].monitor.until_actual(
-            _TARGET.__eq__, timeout_s=_SEEN_S, what="the target"
+        measured = await self._testbed.guests[_MANUAL_VM].monitor.until_actual(
+            _TARGET.__eq__, timeout_s=_PUBLISHED_S, what="the target"
         )
         self._printer.line(
             f"< ok, reached in {took_s:.2f} s: {format_size(_number(before, 'actual'))} -> "
-            f"{format_size(_number(result, 'actual'))}; its second monitor reads {format_size(true)}"
+            f"{format_size(_number(result, 'actual'))}; its second monitor reads {format_size(measured)}"
         )
         self._printer.line(
             f"available in the guest {format_size(_guest(before, 'available'))} -> "
@@ -225,16 +229,16 @@ class _Steps:
         guest = self._testbed.guests["db"]
         killed_s = time.monotonic()
         await guest.kill()
-        gone = await self._seen("vm/db/availability", "offline", killed_s)
-        self._printer.line(f"kill -9 of db's QEMU; offline on MQTT {_ms(gone.at_s - killed_s)} later")
+        offline = await self._until_published("vm/db/availability", "offline", killed_s)
+        self._printer.line(f"kill -9 of db's QEMU; offline on MQTT {_ms(offline.at_s - killed_s)} later")
         started_s = time.monotonic()
         async with self._agent_watched("db boots again"):
             await guest.start()
-            back = await self._seen("vm/db/availability", "online", started_s)
+            online = await self._until_published("vm/db/availability", "online", started_s)
             await guest.booted(timeout_s=_BOOT_S)
-            state = await self._settled("db", started_s)
+            state = await self._until_figures("db", started_s)
         self._printer.line(
-            f"started again; online on MQTT {_ms(back.at_s - started_s)} later, "
+            f"started again; online on MQTT {_ms(online.at_s - started_s)} later, "
             f"booted and {state['health']} after {state.at_s - started_s:.1f} s"
         )
 
@@ -245,13 +249,15 @@ class _Steps:
         try:
             killed_s = time.monotonic()
             self._testbed.kill_agent()
-            gone = await self._seen("status", "offline", killed_s)
-            self._printer.line(f"kill -9 of the agent; its last will came {_ms(gone.at_s - killed_s)} later")
+            offline = await self._until_published("status", "offline", killed_s)
+            self._printer.line(
+                f"kill -9 of the agent; its last will came {_ms(offline.at_s - killed_s)} later"
+            )
             started_s = time.monotonic()
             async with self._agent_watched("the agent attaches again"):
                 self._testbed.start_agent()
-                await self._seen("status", "online", started_s)
-                states = [await self._settled(name, started_s) for name in NAMES]
+                await self._until_published("status", "online", started_s)
+                states = [await self._until_figures(name, started_s) for name in NAMES]
         finally:
             await ended(sampling)
         target = format_size(_number(states[NAMES.index(_MANUAL_VM)].payload, "target"))
@@ -266,34 +272,36 @@ class _Steps:
 
     # ---- conditions that the steps wait for ----
 
-    async def _seen(self, topic: str, payload: str, since_s: float) -> Seen:
+    async def _until_published(self, topic: str, payload: str, since_s: float) -> Message:
         return await self._observer.until(
             topic,
-            lambda seen: seen.payload == payload,
+            lambda message: message.payload == payload,
             since_s=since_s,
-            timeout_s=_SEEN_S,
+            timeout_s=_PUBLISHED_S,
             what=payload,
         )
 
-    async def _settled(self, name: str, since_s: float) -> Seen:
-        """Return a state of the VM that has its guest's figures."""
+    async def _until_figures(self, name: str, since_s: float) -> Message:
+        """Wait for a state of the VM that has its guest's figures, and return it."""
         return await self._observer.until(
             f"vm/{name}/state",
-            lambda seen: seen["health"] not in _NOT_READY and _guest(seen.payload, "available") is not None,
+            lambda message: (
+                message["health"] not in _NOT_READY and _guest(message.payload, "available") is not None
+            ),
             since_s=since_s,
-            timeout_s=_SEEN_S,
+            timeout_s=_PUBLISHED_S,
             what=f"the figures of {name}",
         )
 
     async def _until_idle(self) -> None:
-        """Let all guests release their memory, and wait until the agent has seen it."""
+        """Let all guests release their memory, and wait until the agent has published it."""
         await rest(self._testbed)
         for name in NAMES:
             await self._observer.until(
                 f"vm/{name}/state",
-                lambda seen: _held(seen.payload) < _IDLE_HELD,
-                timeout_s=_SEEN_S,
-                what=f"{name} is calm",
+                lambda message: _held(message.payload) < _IDLE_HELD,
+                timeout_s=_PUBLISHED_S,
+                what=f"{name} is idle",
             )
 
     async def _get(self, name: str) -> object:
@@ -312,7 +320,7 @@ class _Steps:
         except LabError as error:
             if self._testbed.agent is None:
                 raise
-            raise LabError(self._testbed.agent.complaint(f"did not do its part: {error}")) from error
+            raise LabError(self._testbed.agent.failure(f"did not respond as expected: {error}")) from error
 
 
 class _BalloonSampler:
@@ -330,7 +338,7 @@ class _BalloonSampler:
                 actual = await guest.monitor.actual()
                 self.count += 1
                 self.largest_change = max(self.largest_change, abs(actual - first.setdefault(name, actual)))
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_SAMPLE_EVERY_S)
 
 
 def _print_commands(testbed: Testbed, printer: Printer) -> None:

@@ -116,7 +116,7 @@ class Testbed:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Message:
     """A received message: JSON decoded, other text unchanged; ``at_s`` on the monotonic clock."""
 
     topic: str
@@ -128,14 +128,14 @@ class Seen:
 
 
 class Observer:
-    """An MQTT client that remembers the last message of each topic, and can send requests.
+    """An MQTT client that stores the last message of each topic, and can send requests.
 
     ``on_message`` is called with each message when it is received.
     """
 
     def __init__(self, client: aiomqtt.Client) -> None:
-        self.latest: dict[str, Seen] = {}
-        self.on_message: Callable[[Seen], None] = lambda seen: None
+        self.latest: dict[str, Message] = {}
+        self.on_message: Callable[[Message], None] = lambda message: None
         self._client = client
         self._changed = asyncio.Event()
         self._numbers = itertools.count(1)
@@ -144,61 +144,65 @@ class Observer:
         """Store received messages until the connection ends.
 
         Raises:
-            aiomqtt.MqttError: the broker is gone.
+            aiomqtt.MqttError: the connection to the broker is lost.
         """
-        async for message in self._client.messages:
-            topic = message.topic.value
-            seen = self.latest[topic] = Seen(topic, _read(bytes(message.payload)), time.monotonic())
-            self.on_message(seen)
+        async for received in self._client.messages:
+            topic, payload = received.topic.value, _read(bytes(received.payload))
+            message = self.latest[topic] = Message(topic, payload, time.monotonic())
+            self.on_message(message)
             self._changed.set()
             self._changed = asyncio.Event()
 
-    async def changes(self) -> AsyncIterator[Seen]:
+    async def changes(self) -> AsyncIterator[Message]:
         """Iterate over messages from now on; of several at once on a topic only the newest is returned."""
         known = dict(self.latest)
         while True:
             changed = self._changed
-            fresh = [seen for topic, seen in self.latest.items() if known.get(topic) is not seen]
+            fresh = [message for topic, message in self.latest.items() if known.get(topic) is not message]
             known = dict(self.latest)
-            for seen in sorted(fresh, key=lambda seen: seen.at_s):
-                yield seen
+            for message in sorted(fresh, key=lambda message: message.at_s):
+                yield message
             if not fresh:
                 await changed.wait()
 
     async def until(
         self,
         topic: str,
-        condition: Callable[[Seen], bool],
+        condition: Callable[[Message], bool],
         *,
         timeout_s: float,
         what: str,
         since_s: float = 0.0,
-    ) -> Seen:
-        """Wait for a message on a topic below the base that came after ``since_s`` and fits; return it.
+    ) -> Message:
+        """Wait for a message received after ``since_s`` that meets the condition, and return it.
+
+        ``topic`` is below the base.
 
         Raises:
-            LabError: it did not come in time.
+            LabError: it was not received in time.
         """
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
                     changed = self._changed
-                    seen = self.latest.get(f"{BASE}/{topic}")
-                    if seen is not None and seen.at_s >= since_s and condition(seen):
-                        return seen
+                    message = self.latest.get(f"{BASE}/{topic}")
+                    if message is not None and message.at_s >= since_s and condition(message):
+                        return message
                     await changed.wait()
         except TimeoutError:
             last = self.latest.get(f"{BASE}/{topic}")
-            came = f"the last there was {str(last.payload)[:200]}" if last else "nothing came there"
-            raise LabError(f"{what}: not seen on {BASE}/{topic} within {timeout_s:g} s; {came}") from None
+            there = f"the last payload was {str(last.payload)[:200]}" if last else "nothing was"
+            raise LabError(
+                f"{what}: not published on {BASE}/{topic} within {timeout_s:g} s; {there}"
+            ) from None
 
     async def request(
         self, vm: str | None, verb: str, *, timeout_s: float = _MQTT_S, **arguments: object
-    ) -> Seen:
+    ) -> Message:
         """Send a request to a VM, or to the host where ``vm`` is None, and return its response.
 
         Raises:
-            LabError: none came in time.
+            LabError: none was received in time.
         """
         transaction = f"demo-{next(self._numbers)}"
         payload = json.dumps({"transaction": transaction, **arguments})
@@ -207,7 +211,7 @@ class Observer:
         await self._client.publish(f"{BASE}/{to}request/{verb}", payload, qos=1, timeout=_MQTT_S)
         return await self.until(
             f"{to}response/{verb}",
-            lambda seen: seen["transaction"] == transaction,
+            lambda message: message["transaction"] == transaction,
             since_s=sent_s,
             timeout_s=timeout_s,
             what=f"the answer to {verb}",

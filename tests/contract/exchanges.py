@@ -1,4 +1,4 @@
-"""What is said to QEMU when a conversation is recorded, and which values of its replies are its own."""
+"""The texts that are sent to QEMU in a recording, and the volatile values of its replies."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ VOLATILE = (
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Exchange:
     """One start of QEMU and the texts that are sent to it, each after the replies to the one before."""
 
     name: str
     start: Start
-    says: Sequence[str]
+    requests: Sequence[str]
 
 
 def _ask(command: str, **arguments: object) -> str:
@@ -62,8 +62,8 @@ def _intervals() -> Iterator[str]:
 
 NEGOTIATE = _ask("qmp_capabilities")
 
-CONVERSATIONS = (
-    Conversation(
+EXCHANGES = (
+    Exchange(
         "negotiation and broken requests",
         Start(stopped=True),
         (
@@ -93,7 +93,7 @@ CONVERSATIONS = (
             '{"execute":"query-status",\n "id":"\\u00e9\\"{"}',
         ),
     ),
-    Conversation(
+    Exchange(
         "what an agent asks",
         Start(name="web1", stopped=True),
         (
@@ -122,7 +122,7 @@ CONVERSATIONS = (
             _ask("qom-set", path=DEVICE, property="nosuch"),
         ),
     ),
-    Conversation(
+    Exchange(
         "targets",
         Start(),
         (
@@ -134,7 +134,7 @@ CONVERSATIONS = (
             _ask("query-balloon"),
         ),
     ),
-    Conversation(
+    Exchange(
         "no balloon",
         Start(device=None),
         (
@@ -147,7 +147,7 @@ CONVERSATIONS = (
             _ask("qom-list", path="/machine/peripheral-anon"),
         ),
     ),
-    Conversation(
+    Exchange(
         "without an id, with DIMMs and features",
         Start(
             device="virtio-balloon-pci-transitional",
@@ -168,12 +168,12 @@ CONVERSATIONS = (
             _set(ANONYMOUS_DEVICE, "free-page-reporting", False),
         ),
     ),
-    Conversation(
+    Exchange(
         "stopped before it ran, reset while stopped",
         Start(stopped=True),
         tuple(map(_ask, ("qmp_capabilities", "stop", "system_reset", "cont", "query-status"))),
     ),
-    Conversation(
+    Exchange(
         "stop, go on, reset, quit",
         Start(),
         tuple(
@@ -183,9 +183,9 @@ CONVERSATIONS = (
             )
         ),
     ),
-    Conversation("reset without reboot", Start(no_reboot=True), (NEGOTIATE, _ask("system_reset"))),
-    # Conversations of their own, and the device last: some versions do not live through it.
-    Conversation(
+    Exchange("reset without reboot", Start(no_reboot=True), (NEGOTIATE, _ask("system_reset"))),
+    # Separate exchanges, and the device last: some versions abort on it.
+    Exchange(
         "the driver's status",
         Start(stopped=True),
         (
@@ -193,12 +193,12 @@ CONVERSATIONS = (
             *(_ask(DRIVER_STATUS, path=path) for path in ("/nosuch", DEVICE, BACKEND)),
         ),
     ),
-    Conversation(
+    Exchange(
         "the driver's status without a balloon",
         Start(device=None),
         (NEGOTIATE, _ask(DRIVER_STATUS, path=BACKEND)),
     ),
-    Conversation(
+    Exchange(
         "the driver's status without an id, with features",
         Start(
             device="virtio-balloon-pci-transitional",

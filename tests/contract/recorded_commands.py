@@ -1,4 +1,4 @@
-"""A listener between the program and a QEMU: hands on every byte and keeps what the program says."""
+"""A proxy between the program and a QEMU that forwards every byte and records the commands."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from qmpballoon.sim.qemu.stream import Request, RequestStream
 
 
 @contextlib.asynccontextmanager
-async def overheard(qemu: Path, at: Path) -> AsyncIterator[list[str]]:
-    """Listen at ``at`` for one monitor; the names of what is sent to it, as in the table of commands."""
-    said: list[str] = []
+async def recorded_commands(qemu: Path, at: Path) -> AsyncIterator[list[str]]:
+    """Serve the monitor ``qemu`` at ``at`` too; yield the names of its commands, as in `COMMANDS`."""
+    sent: list[str] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         requests = RequestStream()
 
-        def heard(chunk: bytes) -> None:
-            said.extend(_name(request) for request in requests.feed(chunk))
+        def record(chunk: bytes) -> None:
+            sent.extend(_name(request) for request in requests.feed(chunk))
 
-        await relayed(reader, writer, await asyncio.open_unix_connection(qemu), heard=heard)
+        await relayed(reader, writer, await asyncio.open_unix_connection(qemu), heard=record)
 
     async with serving(serve, at):
-        yield said
+        yield sent
 
 
 def _name(request: object) -> str:

@@ -76,7 +76,7 @@ class _Repeats:
 _repeats: Final = _Repeats()
 
 
-def say(word: str, sentence: str = "", *, level: int = logging.INFO, **fields: object) -> None:
+def log_event(word: str, sentence: str = "", *, level: int = logging.INFO, **fields: object) -> None:
     """Log ``word key=value ...: sentence``; fields that are None are left out.
 
     The same word about the same VM or broker is logged three times a minute. The rest is counted, and

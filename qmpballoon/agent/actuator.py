@@ -7,7 +7,7 @@ import asyncio
 from qmpballoon.agent.feed import Feed
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NotReady, RequestRefused
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 from qmpballoon.model.records import Event, VmStatus, utc_now
 from qmpballoon.units import format_size
 
@@ -26,7 +26,7 @@ class Actuator:
         """
         before = vm.status.actual
         serial = await vm.send_target(target, why)
-        say("target", vm=vm.id, was=format_size(before), now=format_size(target), why=why)
+        log_event("target", vm=vm.id, was=format_size(before), now=format_size(target), why=why)
         details = {
             "from": before,
             "to": target,

@@ -44,7 +44,7 @@ from qmpballoon.errors import (
     QmpError,
     RequestRefused,
 )
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId, safe_name
 from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 from qmpballoon.mqtt.connection import Broker
@@ -127,7 +127,7 @@ class Agent:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job ignores it
             handlers[signal.SIGINT] = stop.interrupt
         with _signals(handlers):
-            say(
+            log_event(
                 "agent-started",
                 host=self._host,
                 version=__version__,
@@ -148,7 +148,7 @@ class Agent:
                 }
                 systemd.notify("READY=1", f"STATUS={self._host}: watching")
                 await stop.asked_for.wait()
-                say("agent-stopping", host=self._host)
+                log_event("agent-stopping", host=self._host)
                 systemd.notify("STOPPING=1")
                 # Answer pending requests and publish offline first, then stop deciding.
                 for name in ("mqtt", "governor"):
@@ -159,7 +159,7 @@ class Agent:
                 self._registry.retire()
                 for task in tasks.values():
                     task.cancel()
-        say("agent-stopped", host=self._host)
+        log_event("agent-stopped", host=self._host)
         return stop.exit_code
 
     async def _release(self) -> None:
@@ -172,7 +172,7 @@ class Agent:
         try:
             await self._actuator.send(vm, target, why="on-exit")
         except (ConnectionLost, NoBalloon, QmpError) as error:
-            say("target-not-sent", str(error), level=logging.WARNING, vm=vm.id)
+            log_event("target-not-sent", str(error), level=logging.WARNING, vm=vm.id)
 
     # ── MQTT, one listener of the feed ───────────────────────────────────────────────────────────
 
@@ -255,7 +255,7 @@ class Agent:
             self._reload()
         except QmpBalloonError as error:
             reason = str(error).replace("\n", "; ")  # a configuration may have more than one problem
-            say("reload-refused", f"the old one stays: {reason}", level=logging.ERROR)
+            log_event("reload-refused", f"the old one stays: {reason}", level=logging.ERROR)
         finally:
             systemd.notify("READY=1")
 
@@ -275,7 +275,7 @@ class Agent:
         if taken.mqtt != before.mqtt or files != self._mqtt_files:
             self._mqtt_files = files
             self._mqtt_renewed.set()
-        say("reloaded", restart_needed=",".join(later) or None)
+        log_event("reloaded", restart_needed=",".join(later) or None)
         return later
 
 

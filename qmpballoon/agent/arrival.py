@@ -12,7 +12,7 @@ from typing import Final
 
 from qmpballoon.agent.registry import Answering, Registry
 from qmpballoon.agent.vm import Identity
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 from qmpballoon.model.records import Life
 from qmpballoon.qmp.balloon import query_run_state
 from qmpballoon.qmp.client import Session
@@ -46,7 +46,7 @@ async def until_machine_is_there(session: Session, report: Report) -> None:
     while not await machine_is_there(session):
         report(PRECONFIG)
         if not waits:
-            say("qemu-preconfig", PRECONFIG, socket=session.path)
+            log_event("qemu-preconfig", PRECONFIG, socket=session.path)
         waits = True
         await asyncio.sleep(LOOK_AGAIN_S)
     report(None)
@@ -56,7 +56,7 @@ async def life_behind(session: Session, life: Life | None) -> Life | None:
     """Return the life of the process behind the socket; None if that process is not the QEMU."""
     if life is None or await qemu_pid(session) == life.pid:
         return life
-    say(
+    log_event(
         "qemu-unknown",
         "the process behind the socket does not have the VM's memory (a proxy?): its RSS and its "
         "end say nothing about the VM",
@@ -86,7 +86,7 @@ async def until_arrived(session: Session, identity: Identity, registry: Registry
             looks_left = LOOKS_AT_TWIN
             report(f"{_NOT_THE_VM[state]} {twin.id}")
         elif twin.has_left or (looks_left and twin.connection != "up"):
-            say(
+            log_event(
                 "vm-migrated", "another process on this host is its QEMU now", vm=twin.id, socket=session.path
             )
             registry.take_over(twin, session.path)
@@ -125,7 +125,7 @@ async def check_it_is_first(monitor: Answering, registry: Registry) -> None:
             if vm is not None:
                 await vm.rearm()
             raise SecondMonitor(there)
-        say("socket-second", "another socket of the same QEMU comes first", socket=there)
+        log_event("socket-second", "another socket of the same QEMU comes first", socket=there)
         other.connector.kick()
         if vm is not None:
             registry.take_over(vm, path)

@@ -21,7 +21,7 @@ from qmpballoon.agent.registry import Answering, Registry
 from qmpballoon.agent.vm import Identity, ManagedVm
 from qmpballoon.config import vm_settings
 from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError, Unreachable
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 from qmpballoon.model.facts import Connection
 from qmpballoon.model.records import Life
 from qmpballoon.procfs import is_stopped, life_of
@@ -79,7 +79,7 @@ class Connector:
             another_file = before is None or before[:2] != mark[:2]
             # The file may exist before its QEMU listens, and it is checked only when it changes.
             if another_file or socket_table(self.path).bound != self._bound:
-                say("socket-replaced", "the path has another socket now", socket=self.path)
+                log_event("socket-replaced", "the path has another socket now", socket=self.path)
                 self.kick()
         self._wakeup.set()
 
@@ -117,7 +117,7 @@ class Connector:
         except Unreachable as error:
             self._silent("offline")
             if isinstance(error.__cause__, PermissionError) and self._problem != str(error):
-                say("socket-refused", str(error), level=logging.WARNING, socket=self.path)
+                log_event("socket-refused", str(error), level=logging.WARNING, socket=self.path)
             self._problem = str(error)
             return
         except MonitorBusy:
@@ -173,7 +173,7 @@ class Connector:
             self.identity = identity
             vm = self._registry.answered(self.path, identity, life)
             session.request_timeout_s = vm.spec.settings.qmp_timeout_s
-            say("vm-online", vm=vm.id, life=life, qemu=session.version, socket=self.path)
+            log_event("vm-online", vm=vm.id, life=life, qemu=session.version, socket=self.path)
             reason = await vm.serve(session, life, identity)
             if time.monotonic() - began_s > HELD_FOR_S:
                 self._retry_s = FIRST_RETRY_S
@@ -249,7 +249,7 @@ class Connector:
         """Leave the socket alone for some time, each time longer: it is not ours to hold."""
         if self._problem != problem:
             self._problem = problem
-            say("socket-not-qmp", problem, level=logging.WARNING, socket=self.path)
+            log_event("socket-not-qmp", problem, level=logging.WARNING, socket=self.path)
         if self._other_retry_s is None:
             self._other_retry_s = FIRST_OTHER_RETRY_S
         else:
@@ -302,7 +302,7 @@ class Connector:
 
     def _lost(self, reason: str) -> None:
         vm = self._registry.at(self.path)
-        say("session-lost", reason, level=logging.WARNING, vm=vm.id if vm else None, socket=self.path)
+        log_event("session-lost", reason, level=logging.WARNING, vm=vm.id if vm else None, socket=self.path)
 
 
 class _NoMonitor(Exception):

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 
 _UNUSABLE: Final = (
     ImportError,  # no wheel for this machine (armv7l, riscv64), or a library that does not load
@@ -22,7 +22,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         import uvloop
     except _UNUSABLE as error:
-        say(
+        log_event(
             "asyncio-loop",
             "uvloop cannot be used: asyncio's own loop serves, at some more processor time",
             reason=error,

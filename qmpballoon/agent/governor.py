@@ -24,7 +24,7 @@ from qmpballoon.agent.spec import boot_time_s
 from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpError
-from qmpballoon.log import log_withheld, say
+from qmpballoon.log import log_event, log_withheld
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, utc_now
 from qmpballoon.model.tolerance import is_reached
@@ -72,7 +72,7 @@ class Governor:
         """Put a policy or a mode in force, over the configured ones."""
         before = self._context.store.chosen
         self._context.store.choose(policy or before[0], mode or before[1])
-        say("policy-chosen", policy=self._context.policy, mode=self._context.mode)
+        log_event("policy-chosen", policy=self._context.policy, mode=self._context.mode)
         self.renew()
 
     def renew(self) -> None:
@@ -212,7 +212,7 @@ class Governor:
             try:
                 await self._actuator.send(vm, target, why=why)
             except (ConnectionLost, NoBalloon, QmpError) as error:
-                say("target-not-sent", str(error), level=logging.WARNING, vm=vm.id)
+                log_event("target-not-sent", str(error), level=logging.WARNING, vm=vm.id)
             finally:
                 self._sending.pop(vm.id, None)
 
@@ -249,7 +249,7 @@ class Governor:
         sample = vm.facts.seen.sample if vm.facts.seen else None
         details = {"held": sample.held if sample else None, "rss": vm.facts.rss}
         if refuted:
-            say(
+            log_event(
                 "claim-refuted",
                 "the guest reports to hold more than its QEMU has resident; RSS counts instead",
                 level=logging.WARNING,
@@ -272,7 +272,7 @@ class Governor:
         try:
             self._send(vm, checked_target(status, target), "manual", sends)
         except (OutOfRange, ConnectionLost) as error:
-            say("manual-target-refused", str(error), level=logging.WARNING, vm=vm.id)
+            log_event("manual-target-refused", str(error), level=logging.WARNING, vm=vm.id)
 
     def release_all(self) -> dict[ManagedVm, int]:
         """Return how far each automatic VM may grow within the host's reserve, for a clean stop."""
@@ -307,7 +307,7 @@ class Governor:
         asleep_s = _asleep_s()
         slept_s, self._asleep_s = asleep_s - self._asleep_s, asleep_s
         if slept_s > _SLEPT_S:
-            say("host-slept", "all samples count as stale", seconds=round(slept_s))
+            log_event("host-slept", "all samples count as stale", seconds=round(slept_s))
             for vm in self._registry:
                 vm.age_sample(slept_s)
 

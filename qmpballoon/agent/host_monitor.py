@@ -18,7 +18,7 @@ from qmpballoon.cgroups import (
     read_own_cgroup,
 )
 from qmpballoon.config import CgroupBudget, HostSettings
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 from qmpballoon.model.records import Event, HostStatus, VmStatus, utc_now
 from qmpballoon.policy.host_level import level_of, needs, reclaimable
 from qmpballoon.policy.snapshot import Snapshot
@@ -94,7 +94,7 @@ class HostMonitor:
         """Log when no file descriptor is left for another VM or broker, and when there are some again."""
         exhausted = not descriptors.are_left()
         if exhausted and not self._exhausted:
-            say(
+            log_event(
                 "descriptors-exhausted",
                 "no monitor or broker can be connected to and no state saved: raise the limit (LimitNOFILE= "
                 "in a systemd unit)",
@@ -102,7 +102,7 @@ class HostMonitor:
                 most=descriptors.limit(),
             )
         elif self._exhausted and not exhausted:
-            say("descriptors-left", "there are some again")
+            log_event("descriptors-left", "there are some again")
         self._exhausted = exhausted
 
     def _look_at_cgroup(self, source: CgroupBudget | None, charges: Charges) -> None:
@@ -141,7 +141,7 @@ class HostMonitor:
     def _remark_once(self, word: str, remark: str, *, level: int) -> None:
         if self._remark != (word, remark):
             self._remark = (word, remark)
-            say(word, remark, level=level)
+            log_event(word, remark, level=level)
 
     def judge(self, snapshot: Snapshot, *, lent: int) -> None:
         """Publish a new level, and an alarm that begins or ends."""
@@ -155,7 +155,9 @@ class HostMonitor:
         )
         if level != self._level:
             before, self._level = self._level, level
-            say("level", level=logging.INFO if level == "ok" else logging.WARNING, was=before, now=level)
+            log_event(
+                "level", level=logging.INFO if level == "ok" else logging.WARNING, was=before, now=level
+            )
             self._feed.host_event(Event("level", utc_now(), {"from": before, "to": level}))
         was, self._alarm = self._alarm, _alarm_of(snapshot, self._alarm)
         if was is not None and was != self._alarm:
@@ -164,7 +166,7 @@ class HostMonitor:
             self._tell_of_alarm("alarm", self._alarm, snapshot, lent, level=logging.ERROR)
 
     def _tell_of_alarm(self, word: str, reason: str, snapshot: Snapshot, lent: int, *, level: int) -> None:
-        say(word, reason, level=level, budget=format_size(snapshot.budget), lent=format_size(lent))
+        log_event(word, reason, level=level, budget=format_size(snapshot.budget), lent=format_size(lent))
         details = {"reason": reason, "budget": snapshot.budget, "lent": lent}
         self._feed.host_event(Event(word, utc_now(), details))
 

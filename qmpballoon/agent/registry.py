@@ -16,7 +16,7 @@ from qmpballoon.agent.context import Context
 from qmpballoon.agent.store import KnownSocket
 from qmpballoon.agent.vm import Identity, ManagedVm
 from qmpballoon.config import rename_for, vm_settings
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 from qmpballoon.model.names import LONGEST_NAME, VmId, safe_name
 from qmpballoon.model.records import Life
 from qmpballoon.procfs import life_of
@@ -121,7 +121,7 @@ class Registry:
             vm.touch()
             return vm
         if vm is not None:
-            say("vm-renamed", vm=vm.id, now=name)
+            log_event("vm-renamed", vm=vm.id, now=name)
             vm.retired = True
             self.drop(vm)
         free = self._free_id(base)
@@ -150,7 +150,7 @@ class Registry:
     def is_no_vm(self, path: str) -> None:
         """Drop the VM that was known at this socket, if any: it is another monitor of a known VM."""
         if (vm := self.at(path)) is not None:
-            say("vm-same", "it is another monitor of a VM that is known already", vm=vm.id, socket=path)
+            log_event("vm-same", "it is another monitor of a VM that is known already", vm=vm.id, socket=path)
             self.drop(vm)
 
     def drop(self, vm: ManagedVm) -> None:
@@ -183,7 +183,7 @@ class Registry:
         if holder is not None and holder.path < connector.path:
             return False
         if holder is not None:
-            say("socket-second", "another socket of the same QEMU comes first", socket=holder.path)
+            log_event("socket-second", "another socket of the same QEMU comes first", socket=holder.path)
             holder.kick()
         self._serving[life] = connector
         self._move(life, connector.path)
@@ -263,7 +263,7 @@ class Registry:
         known = store.sockets.get(vm.path)
         store.know(vm.path, None)
         store.know(path, known)
-        say("vm-moved", vm=vm.id, socket=path)
+        log_event("vm-moved", vm=vm.id, socket=path)
         del self._by_path[vm.path]
         vm.path = path
         self._by_path[path] = vm

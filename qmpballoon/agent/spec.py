@@ -13,7 +13,7 @@ from qmpballoon.agent.context import Context
 from qmpballoon.agent.limits import limits_of
 from qmpballoon.agent.store import Kept, boot_id
 from qmpballoon.config import VmSettings
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Limits
 
@@ -83,7 +83,7 @@ class VmSpec:
         kept = self.kept
         if kept.mode_until is None or (kept.boot_id == _BOOT_ID and kept.mode_until > boot_time_s()):
             return
-        say("mode-over", "back to the configured mode", vm=self.vm, was=kept.mode)
+        log_event("mode-over", "back to the configured mode", vm=self.vm, was=kept.mode)
         self.set_mode(None)
 
     # ── limits ───────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 
 from qmpballoon.descriptors import EXHAUSTED
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import MODES, POLICIES
 from qmpballoon.units import parse_amount
@@ -213,7 +213,7 @@ class Store:
             await asyncio.to_thread(self._sync)
         except OSError as error:
             if not self._failed:
-                say(
+                log_event(
                     "state-not-saved",
                     "what is set now would be lost with the agent; it is tried again",
                     level=logging.ERROR,
@@ -282,7 +282,7 @@ class Store:
             aside = self._aside
             with suppress(OSError):
                 self._file.rename(aside)
-            say(
+            log_event(
                 "state-unreadable",
                 "moved aside; limits, modes and manual targets start as configured",
                 level=logging.ERROR,
@@ -297,7 +297,7 @@ class Store:
             aside = self._aside
             with suppress(OSError):
                 aside.hardlink_to(file)  # the next write replaces the name only
-            say(
+            log_event(
                 "state-incomplete",
                 f"kept aside, and taken but for {'; '.join(contents.unread[:_MOST_TOLD])}",
                 level=logging.ERROR,

@@ -11,7 +11,7 @@ from qmpballoon.agent.context import Context
 from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import vm_settings
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId
 from qmpballoon.procfs import life_of
 from qmpballoon.qmp.discovery import SocketMark, SocketWatch
@@ -78,7 +78,7 @@ class Supervisor:
             if self._is_there(vm):
                 self._gone_since_s.pop(vm.id, None)
             elif now_s - self._gone_since_s.setdefault(vm.id, now_s) >= after_s:
-                say("vm-forgotten", "no socket and no process for forget_after_s", vm=vm.id)
+                log_event("vm-forgotten", "no socket and no process for forget_after_s", vm=vm.id)
                 self._drop(vm)
                 self._context.store.forget(vm.id)
 

@@ -22,7 +22,7 @@ from qmpballoon.agent.spec import VmSpec
 from qmpballoon.agent.vm_session import VmSession
 from qmpballoon.config import VmSettings
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 from qmpballoon.model.facts import Connection, Seen, VmFacts, status_of
 from qmpballoon.model.health import BOOT_S, health_of
 from qmpballoon.model.names import VmId
@@ -191,7 +191,7 @@ class ManagedVm:
         if not self.retired:
             if health != before:
                 level = logging.INFO if health in ("ok", "starting") else logging.WARNING
-                say("health", vm=self.id, level=level, was=before, now=health)
+                log_event("health", vm=self.id, level=level, was=before, now=health)
                 self._context.feed.vm_event(
                     self.id, Event("health", utc_now(), {"from": before, "to": health})
                 )
@@ -468,7 +468,7 @@ class ManagedVm:
     def _target_was_forgotten(self, reason: str) -> None:
         """Note that QEMU does not have our target any more."""
         if self.run.target is not None:
-            say("target-forgotten", reason, vm=self.id, was=self.run.target)
+            log_event("target-forgotten", reason, vm=self.id, was=self.run.target)
         self.run.target = None
         self._context.store.keep(self.id, lazily=True, sent=None)
 

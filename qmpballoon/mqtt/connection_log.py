@@ -14,7 +14,7 @@ from typing import Final
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
-from qmpballoon.log import say
+from qmpballoon.log import log_event
 from qmpballoon.mqtt.connection import SESSION_TAKEN_OVER, Broker, Login, reason_code
 from qmpballoon.mqtt.topics import Topics
 
@@ -40,7 +40,7 @@ class ConnectionLog:
     def connected(self, broker: Broker, *, mqtt5: bool) -> None:
         """Log that all retained topics are published, ``online`` last: an outage is over."""
         self._logged.clear()
-        say("broker-connected", url=broker, protocol="5" if mqtt5 else "3.1.1")
+        log_event("broker-connected", url=broker, protocol="5" if mqtt5 else "3.1.1")
 
     def failed(self, broker: Broker, error: aiomqtt.MqttError) -> None:
         """Log that a connection could not be established."""
@@ -50,16 +50,16 @@ class ConnectionLog:
             return
         self._logged.add((word, broker))
         if refused:
-            say(word, str(error), level=logging.ERROR, url=broker, **{"as": self._user()})
+            log_event(word, str(error), level=logging.ERROR, url=broker, **{"as": self._user()})
         else:
-            say(word, str(error), level=logging.WARNING, url=broker)
+            log_event(word, str(error), level=logging.WARNING, url=broker)
 
     def lost(self, broker: Broker, error: aiomqtt.MqttError, held_s: float) -> None:
         """Log that a connection ended after ``held_s``, and whether a second agent may be the cause."""
         if ("broker-lost", broker) not in self._logged:
             self._logged |= {("broker-lost", broker), ("broker-unreachable", broker)}
             reason = "the connection broke" if reason_code(error) == _UNSPECIFIED else str(error)
-            say("broker-lost", reason, level=logging.WARNING, url=broker, after=f"{held_s:.1f}s")
+            log_event("broker-lost", reason, level=logging.WARNING, url=broker, after=f"{held_s:.1f}s")
         taken = reason_code(error) == SESSION_TAKEN_OVER
         if not taken and held_s >= STEADY_S:
             return
@@ -72,7 +72,7 @@ class ConnectionLog:
             and now_s - self._short_connections[-enough] < TAKEN_WITHIN_S
         ):
             self._taken_logged_at_s = now_s
-            say(
+            log_event(
                 "client-id-taken",
                 "connections end right after they began; does a second agent use this client id? "
                 "Give each its own",
@@ -83,7 +83,7 @@ class ConnectionLog:
 
     def only_311(self, broker: Broker) -> None:
         """Log that a broker does not speak MQTT 5."""
-        say("broker-protocol", "it refuses MQTT 5, so 3.1.1 is used", url=broker)
+        log_event("broker-protocol", "it refuses MQTT 5, so 3.1.1 is used", url=broker)
 
     def status_missing(self, waited_s: float) -> None:
         """Log that our own status did not come back."""
@@ -112,7 +112,7 @@ class ConnectionLog:
     def _log_acl(self, sentence: str) -> None:
         if not self._acl_logged:
             self._acl_logged = True
-            say("broker-acl", sentence, level=logging.ERROR)
+            log_event("broker-acl", sentence, level=logging.ERROR)
 
     def _user(self) -> str:
         user = self._login.username

@@ -72,7 +72,7 @@ def test_emergencies_are_relieved_in_manual_mode() -> None:
     assert played(trace, Between(ours(emergencies=False), sees=manual)).figures.oom_kills > 0
 
 
-def test_accounts_memory_is_not_given_before_it_is_free() -> None:
+def test_enforce_budget_memory_is_not_given_before_it_is_free() -> None:
     trace = in_turn(10, budget=780)
     right, wrong = played(trace, host=STRICT), played(trace, ours(enforce_budget=False), host=STRICT)
     assert right.figures.over_budget_mib_s < wrong.figures.over_budget_mib_s / 4
@@ -90,7 +90,7 @@ def test_remember_peaks_a_repeated_peak_has_its_memory() -> None:
     assert wrong.figures.oom_kills > 0
 
 
-def test_mind_lists_memory_that_is_freed_and_reported_late_is_no_growth() -> None:
+def test_discount_returned_memory_that_is_reported_late_is_no_growth() -> None:
     # Two guests grow and shrink one after the other, too slowly for an emergency.
     rows = [((0, 300), (at_s, 300), (at_s + 50, 650), (at_s + 100, 300)) for at_s in (10, 30)]
     drifting = [a_vm(f"vm{number}", *of_one) for number, of_one in enumerate(rows)]
@@ -119,7 +119,7 @@ def test_grace_a_guest_that_has_just_booted_is_not_shrunk() -> None:
     assert early(played(trace, ours(grace=False))) != []
 
 
-def test_hands_off_a_guest_that_migrates_is_not_moved() -> None:
+def test_pause_and_migration_a_guest_that_migrates_is_not_moved() -> None:
     def migrating(guest: GuestSnapshot, snapshot: Snapshot) -> GuestSnapshot:
         return replace(guest, migrating=guest.id == "idle")
 

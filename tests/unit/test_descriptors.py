@@ -173,7 +173,7 @@ def test_exhausted_and_recovered_descriptors_are_each_logged_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words: list[str] = []
-    monkeypatch.setattr(host_monitor_module, "say", lambda word, *_, **__: words.append(word))
+    monkeypatch.setattr(host_monitor_module, "log_event", lambda word, *_, **__: words.append(word))
     monitor = HostMonitor(Feed())
     monitor.look(HostSettings())
     with none_left():

@@ -16,10 +16,10 @@ from qmpballoon.agent.event_loop import loop_factory
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     words: list[str] = []
 
-    def say(word: str, *_: Any, **__: Any) -> None:
+    def log_event(word: str, *_: Any, **__: Any) -> None:
         words.append(word)
 
-    monkeypatch.setattr(event_loop, "say", say)
+    monkeypatch.setattr(event_loop, "log_event", log_event)
     return words
 
 

@@ -38,11 +38,11 @@ def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The event names in the log."""
     words: list[str] = []
 
-    def say(word: str, *_: object, **__: object) -> None:
+    def log_event(word: str, *_: object, **__: object) -> None:
         if word.startswith("alarm"):
             words.append(word)
 
-    monkeypatch.setattr(host_monitor_module, "say", say)
+    monkeypatch.setattr(host_monitor_module, "log_event", log_event)
     return words
 
 
@@ -117,7 +117,7 @@ class _Machine:
         (self.proc / "pressure/memory").write_text("some avg10=1.00\nfull avg10=1.00\n")
         self.limit(560, current=400)
         monkeypatch.setattr(host_monitor_module, "rss_of", lambda pid: self.rss[pid] * MIB)
-        monkeypatch.setattr(host_monitor_module, "say", lambda word, *_, **__: self.logged.append(word))
+        monkeypatch.setattr(host_monitor_module, "log_event", lambda word, *_, **__: self.logged.append(word))
         self.monitor = HostMonitor(Feed(), proc=str(self.proc), cgroups=str(self.cgroups))
 
     def move(self, process: str, path: str) -> None:

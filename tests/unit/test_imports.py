@@ -145,7 +145,7 @@ def test_there_is_one_way_to_log() -> None:
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in levels and isinstance(node.value, ast.Name):
-                assert "log" not in node.value.id.lower(), f"{file}:{node.lineno}: use log.say"
+                assert "log" not in node.value.id.lower(), f"{file}:{node.lineno}: use log.log_event"
 
 
 def test_what_the_package_offers_is_what_the_contract_names() -> None:

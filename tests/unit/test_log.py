@@ -13,7 +13,7 @@ import pytest
 
 from qmpballoon import log as log_module
 from qmpballoon.errors import QmpError
-from qmpballoon.log import LOG, log_withheld, say, set_up
+from qmpballoon.log import LOG, log_event, log_withheld, set_up
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
 
 
 def test_a_line_has_a_stamp_a_word_its_fields_and_a_sentence(log: io.StringIO) -> None:
-    say("vm-online", "the monitor answers", vm="web1", life=None, qemu="7.2.22")
+    log_event("vm-online", "the monitor answers", vm="web1", life=None, qemu="7.2.22")
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO vm-online vm=web1 qemu=7\.2\.22: the monitor answers\n",
         log.getvalue(),
@@ -45,13 +45,13 @@ def test_under_systemd_a_line_has_its_priority_instead(
 ) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", "8:1")
     set_up(stream=log)
-    say("health", level=logging.WARNING, vm="a")
-    say("bad", level=logging.ERROR)
+    log_event("health", level=logging.WARNING, vm="a")
+    log_event("bad", level=logging.ERROR)
     assert log.getvalue() == "<4>health vm=a\n<3>bad\n"
 
 
 def test_text_of_a_vm_cannot_forge_a_log_line(log: io.StringIO) -> None:
-    say("vm-online", vm="a\n<0>panic\x1b[2J", name="", other="two words")
+    log_event("vm-online", vm="a\n<0>panic\x1b[2J", name="", other="two words")
     assert log.getvalue().count("\n") == 1
     assert 'vm=a?<0>panic?[2J name="" other="two words"' in log.getvalue()
 
@@ -67,7 +67,7 @@ def test_untrusted_text_forges_no_log_line(
         monkeypatch.setenv("JOURNAL_STREAM", "8:1")
         set_up(stream=log)
     refused = QmpError("balloon", HOSTILE, HOSTILE)
-    say("target-not-sent", str(refused), level=logging.WARNING, vm=HOSTILE, reason=refused)
+    log_event("target-not-sent", str(refused), level=logging.WARNING, vm=HOSTILE, reason=refused)
     assert len(log.getvalue().splitlines()) == 1
     assert "\x1b" not in log.getvalue()
     assert log.getvalue().startswith("<4>target-not-sent vm=" if journal else "2")
@@ -102,7 +102,7 @@ def test_an_exception_that_ends_the_program_is_logged(
 
 
 def test_a_value_cannot_forge_a_field(log: io.StringIO) -> None:
-    say("vm-online", vm='web1" life="4711', other=r"a\" b")
+    log_event("vm-online", vm='web1" life="4711', other=r"a\" b")
     assert log.getvalue().endswith(r'vm="web1\" life=\"4711" other="a\\\" b"' + "\n")
 
 
@@ -110,17 +110,17 @@ def test_repeated_lines_are_counted(log: io.StringIO, monkeypatch: pytest.Monkey
     now_s = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     for _ in range(100):
-        say("session-lost", vm="a")
-    say("session-lost", vm="b")
-    say("vm-online", vm="a")
+        log_event("session-lost", vm="a")
+    log_event("session-lost", vm="b")
+    log_event("vm-online", vm="a")
     assert log.getvalue().count("session-lost vm=a") == 3
     assert log.getvalue().count("session-lost vm=b") == 1
     assert log.getvalue().count("vm-online vm=a") == 1
     now_s += 61
-    say("session-lost", vm="a")
+    log_event("session-lost", vm="a")
     assert log.getvalue().splitlines()[-1].endswith("session-lost vm=a withheld=97")
     now_s += 61
-    say("session-lost", vm="a")
+    log_event("session-lost", vm="a")
     assert log.getvalue().splitlines()[-1].endswith("session-lost vm=a")
 
 
@@ -128,7 +128,7 @@ def test_the_last_state_is_logged(log: io.StringIO, monkeypatch: pytest.MonkeyPa
     now_s = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     for word in ("ok", "stale", "ok", "stale", "ok"):
-        say("health", "as seen", vm="a", now=word)
+        log_event("health", "as seen", vm="a", now=word)
     log_withheld()
     assert log.getvalue().splitlines()[-1].endswith("health vm=a now=ok: as seen")
     assert log.getvalue().count("health") == 3
@@ -147,7 +147,7 @@ def test_an_endless_repeat_is_logged_three_times_a_minute(
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     for _ in range(600):
         now_s += 1
-        say("session-lost", vm="a")
+        log_event("session-lost", vm="a")
         log_withheld()
     assert log.getvalue().count("session-lost") <= 3 * (600 // 60 + 1)
 
@@ -160,8 +160,8 @@ def test_the_memory_for_repeats_is_bounded(log: io.StringIO) -> None:
 
 
 def test_debug_lines_are_logged_when_verbose(log: io.StringIO) -> None:
-    say("detail", level=logging.DEBUG)
+    log_event("detail", level=logging.DEBUG)
     assert log.getvalue() == ""
     set_up(verbose=True, stream=log)
-    say("detail", level=logging.DEBUG)
+    log_event("detail", level=logging.DEBUG)
     assert "DEBUG detail" in log.getvalue()

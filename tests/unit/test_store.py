@@ -211,7 +211,7 @@ async def test_an_invalid_row_is_dropped_alone_and_logged_once(
     table: str, key: Any, row: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[tuple[str, str]] = []
-    monkeypatch.setattr(store_module, "say", lambda word, text="", **_: logged.append((word, text)))
+    monkeypatch.setattr(store_module, "log_event", lambda word, text="", **_: logged.append((word, text)))
     expected = parse_state(json.dumps(GOOD))
     tree = json.loads(json.dumps(GOOD))
     if table == "announced":
@@ -253,7 +253,7 @@ async def test_a_full_disk_is_logged_once_and_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[str] = []
-    monkeypatch.setattr(store_module, "say", lambda word, *_, **__: logged.append(word))
+    monkeypatch.setattr(store_module, "log_event", lambda word, *_, **__: logged.append(word))
     monkeypatch.setattr(store_module, "_TRY_AGAIN_S", 0.01)
     full, tries = True, 0
     wrote = asyncio.Event()

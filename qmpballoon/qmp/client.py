@@ -6,7 +6,8 @@ process that runs for months with hundreds of QEMUs (qemu.qmp 0.0.6, measured):
 - The default listener keeps every event without a bound. Here events go only to a callback, which is set
   before the negotiation.
 - Every message is pretty-printed for a debug log that is off. Sending and receiving bypass that.
-- A request costs a queue and two task switches. Here it costs one future, with a time-out.
+- A request costs a queue and two task switches. Here it costs one future, with a time-out, and replies do not
+  pass a stream reader. A request that is repeated costs no future (`qmpballoon.qmp.repeated`).
 - ``disconnect()`` waits for a flush, which never ends if the peer hangs. Here the transport is aborted.
 
 Input that is not QMP ends the session with a reason and raises nowhere else.
@@ -17,8 +18,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import cached_property
 from typing import Final, Self, TypeVar, cast
 
@@ -26,16 +27,23 @@ from qemu.qmp import QMPClient, QMPError, Runstate
 from qemu.qmp.message import Message
 from qemu.qmp.models import Greeting
 
-from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError
+from qmpballoon.errors import ConnectionLost, MonitorBusy
 from qmpballoon.qmp import commands
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
+from qmpballoon.qmp.repeated import Repeated, refusal
+from qmpballoon.qmp.wire import (
+    LONGEST_GREETING,
+    LONGEST_MESSAGE,
+    Splitter,
+    Wire,
+    decoded,
+    is_plain,
+    shortened,
+)
 
-LONGEST_MESSAGE: Final = 4 * 1024**2  # the largest reply we ask for is some 100 KB; libvirt reads 10 MB
-DEEPEST: Final = 64  # nesting levels; QEMU uses a few, a thousand would overflow a recursive printer
 MOST_UNASKED_PER_S: Final = 2000  # events; QEMU itself limits the frequent ones to one per second
 MOST_ABANDONED: Final = 256  # outstanding replies to cancelled requests
-_MANY_BRACKETS: Final = 256  # a message with fewer brackets cannot be too deep: skip the check
-_TURN: Final = 64  # messages handled before yielding to the loop, so that a flood does not delay other tasks
+_ONE_MORE_LOOK_S: Final = 0.001  # at what was received, before a time-out that was noticed late counts
 
 _QUIET: Final = logging.getLogger("qmpballoon.qmp.wire")  # qemu.qmp logs each loss several times
 _QUIET.addHandler(logging.NullHandler())
@@ -85,7 +93,11 @@ class Session(QMPClient):
         self._abandoned: set[object] = set()
         self._reason: ConnectionLost | None = None
         self._over = asyncio.Event()
-        self._turn = 0
+        self._splitter = Splitter()
+        self._early: deque[bytes] | None = deque()  # messages of the negotiation; None: it is over
+        self._early_came = asyncio.Event()
+        self._repeated: deque[Repeated] = deque()  # those whose reply is to come, in the order of the replies
+        self._repeated_since_s = 0.0
         self._unasked = 0
         self._unasked_since_s = 0.0
 
@@ -153,7 +165,7 @@ class Session(QMPClient):
         key = self._serial
         reply = self._replies[key] = self._loop.create_future()
         allowed_s = self.request_timeout_s if timeout_s is None else timeout_s
-        hangs = self._loop.call_later(allowed_s, self._hangs, command, allowed_s)
+        hangs = self._loop.call_later(allowed_s, self._hangs, key, command, allowed_s)
         try:
             self._writer.write(json.dumps(message).encode() + b"\n")  # for multiplexers that read lines
             answer = await reply
@@ -167,11 +179,39 @@ class Session(QMPClient):
             raise self.reason
         if "return" in answer:
             return answer["return"]
-        error = answer.get("error")
-        if not isinstance(error, Mapping):
-            self._end(ConnectionLost(f"{self.path}: the reply to {command} has neither return nor error"))
-            raise self.reason
-        raise QmpError(command, str(error.get("class"))[:64], str(error.get("desc"))[:500])
+        try:
+            raise refusal(command, answer)
+        except TypeError as error:
+            self._end(ConnectionLost(f"{self.path}: {error}"))
+            raise self.reason from None
+
+    def repeat(self, *requests: Repeated) -> None:
+        """Send requests whose replies go to their sinks; nothing is sent once the session is over.
+
+        Raises:
+            NeverSent: the table of commands does not allow one for this QEMU; a bug of the caller.
+        """
+        if self._reason is not None or self._writer is None:
+            return
+        for request in requests:
+            commands.check(request.command, request.arguments, self.version)
+        if not self._repeated:
+            self._repeated_since_s = self._loop.time()
+        self._repeated.extend(requests)
+        self._writer.write(b"".join(request.request for request in requests))
+
+    @property
+    def awaits_replies(self) -> bool:
+        """Tell whether replies to repeated requests are to come."""
+        return bool(self._repeated)
+
+    def check_repeated(self) -> float:
+        """End the session if a reply to a repeated request is overdue; return in how many seconds it is."""
+        left_s = self._repeated_since_s + self.request_timeout_s - self._loop.time()
+        if self._repeated and left_s <= 0:
+            self._loop.call_later(_ONE_MORE_LOOK_S, self._hangs_repeated, self._repeated_since_s)
+            return self.request_timeout_s
+        return left_s
 
     async def vm_name(self) -> str | None:
         """Return QEMU's ``-name``; None if it was given none."""
@@ -221,9 +261,11 @@ class Session(QMPClient):
 
     async def _do_connect(self, address: object, ssl: object = None) -> None:
         self._set_state(Runstate.CONNECTING)
-        self._reader, self._writer = await asyncio.open_unix_connection(
-            sock=self._connection, limit=LONGEST_MESSAGE
+        reader = asyncio.StreamReader(loop=self._loop)
+        transport, wire = await self._loop.create_unix_connection(
+            lambda: Wire(reader, self._received, self._early_came.set), sock=self._connection
         )
+        self._reader, self._writer = reader, asyncio.StreamWriter(transport, wire, reader, self._loop)
 
     async def _get_greeting(self) -> Greeting:
         # Observed with a real QEMU that had just been resumed.
@@ -232,7 +274,7 @@ class Session(QMPClient):
         try:
             return Greeting(message)
         except (KeyError, TypeError):
-            raise ConnectionLost(f"{self.path}: this is no greeting: {_shortened(message)}") from None
+            raise ConnectionLost(f"{self.path}: this is no greeting: {shortened(message)}") from None
 
     async def _negotiate(self) -> None:
         # Without "oob": it is not needed, and with it QEMU parses in a second thread.
@@ -243,7 +285,7 @@ class Session(QMPClient):
                 while "return" not in (answer := await self._do_recv()):
                     if "event" not in answer:
                         raise ConnectionLost(
-                            f"{self.path}: no answer to qmp_capabilities: {_shortened(answer)}"
+                            f"{self.path}: no answer to qmp_capabilities: {shortened(answer)}"
                         )
                     self._take_event(answer)
         except TimeoutError:
@@ -252,39 +294,26 @@ class Session(QMPClient):
             ) from None
 
     async def _do_recv(self) -> Message:
-        raw = await self._read_message()
-        try:
-            message = json.loads(raw.decode())
-        except (ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict) or _is_too_deep(raw, message):
-            raise ConnectionLost(f"{self.path}: this is not QMP{_other_protocol(raw)}: {_shortened(raw)}")
-        return cast(Message, message)  # a plain dict is enough: Message would only serialise it again
-
-    async def _read_message(self) -> bytes:
-        """Read a line, or with ``pretty=on`` lines: from a lone ``{`` to a ``}`` that is not indented."""
+        assert self._early is not None
         assert self._reader is not None
-        try:
-            raw = await self._reader.readline()
-            if raw in (b"{\r\n", b"{\n"):
-                raw += await self._reader.readuntil(b"\n}")
-                raw += await self._reader.readline()
-        except (ValueError, asyncio.LimitOverrunError):
-            raise ConnectionLost(f"{self.path}: a message of more than {LONGEST_MESSAGE} bytes") from None
-        if not raw.endswith(b"\n"):
-            raise EOFError(*([len(raw)] if raw else []))
-        return raw
+        while not self._early:
+            if self._reader.at_eof() or self._reader.exception() is not None:
+                await self._until_end()
+            self._early_came.clear()
+            await self._early_came.wait()
+        return cast(Message, decoded(self.path, self._early.popleft()))  # Message would serialise it again
 
     async def _bh_recv_message(self) -> None:
-        message = await self._do_recv()
-        if "event" in message:
-            self._take_event(message)
-        else:
-            self._take_reply(message)
-        self._turn += 1
-        if self._turn >= _TURN:
-            self._turn = 0
-            await asyncio.sleep(0)
+        """Wait for the end of the input; from now on messages are taken as they are received."""
+        early, self._early = self._early or (), None
+        for message in early:
+            self._take(message)
+        await self._until_end()
+
+    async def _until_end(self) -> None:
+        assert self._reader is not None
+        await self._reader.read(1)
+        raise EOFError(*([rest] if (rest := self._splitter.rest) else []))
 
     async def _bh_loop_forever(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
         try:
@@ -308,10 +337,44 @@ class Session(QMPClient):
 
     # ── ours ─────────────────────────────────────────────────────────────────────────────────────
 
+    def _received(self, received: bytes) -> None:
+        """Take bytes from the monitor."""
+        if self._reason is not None:
+            return
+        for message in self._splitter.feed(received):
+            if len(message) > LONGEST_MESSAGE:
+                raise self._too_long(LONGEST_MESSAGE)
+            if self._early is None:
+                self._take(message)
+            else:
+                self._early.append(message)
+                self._early_came.set()
+        longest = LONGEST_MESSAGE if self._early is None else LONGEST_GREETING
+        if self._splitter.rest + sum(map(len, self._early or ())) > longest:
+            raise self._too_long(longest)
+
+    def _too_long(self, longest: int) -> ConnectionLost:
+        return ConnectionLost(f"{self.path}: a message of more than {longest} bytes")
+
+    def _take(self, raw: bytes) -> None:
+        if self._repeated and self._repeated[0].takes_same(raw):
+            self._repeated.popleft()
+            return
+        message = decoded(self.path, raw)
+        if "event" in message:
+            self._take_event(message)
+        elif self._repeated and message.get("id") == self._repeated[0].key:
+            try:
+                self._repeated.popleft().take(raw, message)
+            except TypeError as error:
+                raise ConnectionLost(f"{self.path}: {error}") from None
+        else:
+            self._take_reply(message)
+
     def _take_event(self, message: Mapping[str, object]) -> None:
         name, details = message["event"], message.get("data", {})
-        if not isinstance(name, str) or not isinstance(details, dict) or not _is_plain(details):
-            raise ConnectionLost(f"{self.path}: this is no event: {_shortened(message)}")
+        if not isinstance(name, str) or not isinstance(details, dict) or not is_plain(details):
+            raise ConnectionLost(f"{self.path}: this is no event: {shortened(message)}")
         now_s = self._loop.time()
         if now_s - self._unasked_since_s > 1:
             self._unasked, self._unasked_since_s = 0, now_s
@@ -329,9 +392,21 @@ class Session(QMPClient):
         elif type(key) is int and key in self._abandoned:
             self._abandoned.remove(key)
         else:
-            raise ConnectionLost(f"{self.path}: an unexpected reply: {_shortened(message)}")
+            raise ConnectionLost(f"{self.path}: an unexpected reply: {shortened(message)}")
 
-    def _hangs(self, command: str, allowed_s: float) -> None:
+    def _hangs(self, key: int, command: str, allowed_s: float) -> None:
+        """Look once more at what was received: perhaps it was us who were late."""
+        self._loop.call_later(_ONE_MORE_LOOK_S, self._hangs_still, key, command, allowed_s)
+
+    def _hangs_still(self, key: int, command: str, allowed_s: float) -> None:
+        if key in self._replies:
+            self._is_hung(command, allowed_s)
+
+    def _hangs_repeated(self, since_s: float) -> None:
+        if self._repeated and self._repeated_since_s == since_s:
+            self._is_hung(self._repeated[0].command, self.request_timeout_s)
+
+    def _is_hung(self, command: str, allowed_s: float) -> None:
         if self._reason is None:
             self.hung = True
         self._end(ConnectionLost(f"{self.path}: QEMU did not answer {command} within {allowed_s:g} s"))
@@ -345,6 +420,7 @@ class Session(QMPClient):
             if not waiting.done():
                 waiting.set_result(None)
         self._replies.clear()
+        self._repeated.clear()
         if self._writer is not None:
             self._writer.transport.abort()
 
@@ -360,44 +436,4 @@ def _as_loss(path: str, error: BaseException) -> ConnectionLost:
         case OSError():
             return ConnectionLost(f"{path}: {error.strerror or error}")
         case _:
-            return ConnectionLost(f"{path}: this is not QMP: {_shortened(str(error))}")
-
-
-def _other_protocol(line: bytes) -> str:
-    """Return what greets with this line, if it is something known that lies beside monitors; else nothing."""
-    if line.startswith(b"QEMU ") and b" monitor - type 'help'" in line:
-        return " but QEMU's human monitor (give QEMU one more: -qmp unix:PATH,server=on,wait=off)"
-    for start, name in ((b"RFB ", "a VNC server"), (b"SSH-", "an SSH server"), (b"HTTP/", "a web server")):
-        if line.startswith(start):
-            return f" but {name}"
-    return ""
-
-
-def _is_too_deep(line: bytes, message: object) -> bool:
-    if line.count(b"{") + line.count(b"[") <= _MANY_BRACKETS:
-        return False
-    level = [message]
-    for _ in range(DEEPEST):
-        level = [child for node in level for child in _children(node)]
-    return bool(level)
-
-
-def _is_plain(value: object) -> bool:
-    """Tell whether JSON and msgpack can represent it: no NaN, no number of more than 64 bits."""
-    match value:
-        case int():
-            return -(2**63) <= value < 2**64
-        case float():
-            return math.isfinite(value)
-    return all(_is_plain(child) for child in _children(value))
-
-
-def _children(node: object) -> Iterable[object]:
-    if isinstance(node, dict):
-        return node.values()
-    return node if isinstance(node, list) else ()
-
-
-def _shortened(message: object) -> str:
-    text = repr(message)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+            return ConnectionLost(f"{path}: this is not QMP: {shortened(str(error))}")

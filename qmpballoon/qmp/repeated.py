@@ -1,0 +1,107 @@
+"""Requests that are sent again and again, and whose replies are mostly the same bytes as the one before.
+
+Such a request is made once. A reply that is the same is recognised without decoding it. No I/O.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from qmpballoon.errors import QmpError
+
+
+class Sink(Protocol):
+    """Takes the replies to a repeated request. Every call must return at once."""
+
+    def same(self, number: int | None) -> None:
+        """The reply is the one before, but for the number under the volatile key (None: there is none)."""
+
+    def changed(self, result: object) -> None:
+        """The reply is another one, or the first; ``result`` is what QEMU returned."""
+
+    def refused(self, error: QmpError) -> None:
+        """QEMU refused the request."""
+
+
+class Repeated:
+    """One such request, with its id ``key``.
+
+    ``volatile`` is the key of a number that changes in replies that are otherwise the same.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        sink: Sink,
+        *,
+        volatile: str = "",
+    ) -> None:
+        message: dict[str, object] = {"execute": command, "id": key}
+        if arguments is not None:
+            message["arguments"] = arguments
+        self.key: Final = key
+        self.command: Final = command
+        self.arguments: Final = arguments
+        self.request: Final = json.dumps(message).encode() + b"\n"
+        self._sink = sink
+        self._volatile = f'"{volatile}": '.encode() if volatile else b""
+        self._before = b""  # the last reply up to the volatile number, and what follows it
+        self._after = b""
+        self._error: QmpError | None = None  # the last reply was one
+
+    def takes_same(self, line: bytes) -> bool:
+        """Take a reply if it is the same as the last one; return whether it was."""
+        if not self._before or not line.startswith(self._before) or not line.endswith(self._after):
+            return False
+        number = line[len(self._before) : len(line) - len(self._after)]
+        if self._after:
+            if not number.isdigit() or len(number) > _MOST_DIGITS:
+                return False
+            self._sink.same(int(number))
+        elif number:
+            return False
+        elif self._error is not None:
+            self._sink.refused(self._error)
+        else:
+            self._sink.same(None)
+        return True
+
+    def take(self, line: bytes, reply: Mapping[str, object]) -> None:
+        """Take a reply that is not the same as the last one."""
+        start = line.find(self._volatile) + len(self._volatile) if self._volatile else 0
+        if self._volatile and line.count(self._volatile) == 1:
+            end = start
+            while line[end : end + 1].isdigit():
+                end += 1
+            self._before, self._after = line[:start], line[end:]
+        else:
+            self._before, self._after = line, b""
+        self._error = None
+        if "return" in reply:
+            self._sink.changed(reply["return"])
+        else:
+            self._error = refusal(self.command, reply)
+            self._sink.refused(self._error)
+
+    def forget(self) -> None:
+        """Take the next reply as another one, whatever it is."""
+        self._before = self._after = b""
+
+
+_MOST_DIGITS: Final = 16
+
+
+def refusal(command: str, reply: Mapping[str, object]) -> QmpError:
+    """Return the error that a reply without ``return`` is.
+
+    Raises:
+        TypeError: it has no error either.
+    """
+    error = reply.get("error")
+    if not isinstance(error, Mapping):
+        raise TypeError(f"the reply to {command} has neither return nor error")
+    return QmpError(command, str(error.get("class"))[:64], str(error.get("desc"))[:500])

@@ -1,4 +1,4 @@
-"""What is made first and shared by the agent's parts: configuration, store, feed, tick signal, clock."""
+"""What the agent's parts share: configuration, store, feed, tick signal, wheel, clock."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from qmpballoon.agent.feed import Feed
 from qmpballoon.agent.store import Store
+from qmpballoon.agent.wheel import Wheel
 from qmpballoon.config import Configuration
 from qmpballoon.policy.schedule import CALM_TICK_S, TickSchedule
 
@@ -64,6 +65,7 @@ class Context:
     store: Store
     feed: Feed = field(default_factory=Feed)
     ticks: TickSignal = field(default_factory=TickSignal)
+    wheel: Wheel = field(default_factory=Wheel)
     clock: Callable[[], float] = time.monotonic
 
     @property

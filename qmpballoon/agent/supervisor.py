@@ -48,6 +48,7 @@ class Supervisor:
     async def run(self) -> None:
         """Follow the sockets for as long as the agent runs."""
         async with asyncio.TaskGroup() as connectors, aclosing(self._watch.changes()) as changes:
+            connectors.create_task(self._context.wheel.run(), name="polls of all VMs")
             async for found in changes:
                 self._follow(found, connectors)
 

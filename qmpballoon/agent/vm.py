@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Final
 from qmpballoon.agent.boot import Boot
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.spec import VmSpec
-from qmpballoon.agent.vm_session import VmSession
+from qmpballoon.agent.vm_session import REPORTS_WITHIN_S, VmSession
 from qmpballoon.config import VmSettings
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.log import log_event
@@ -280,6 +281,7 @@ class ManagedVm:
             life.pid if life else None,
             stats_interval_s=self.spec.settings.stats_interval_s,
             clock=self._context.clock,
+            polled=self._polled_usually,
         )
         try:
             await session.while_running(self._turns(serving))
@@ -288,6 +290,7 @@ class ManagedVm:
         finally:
             serving.close()
             if self._session is serving:  # else another socket of this QEMU serves it already
+                self._context.wheel.remove(self)
                 self._session = None
                 self.facts = self._freeze()  # silent from now on; the connector publishes why
         raise AssertionError("the turns end only with the session")
@@ -379,16 +382,63 @@ class ManagedVm:
         self._silence = None
         self.touch()
         self._context.ticks.soon()  # it is charged from now on
-        loop = asyncio.get_running_loop()
+        self._context.wheel.put(self, random.random() * self._pause_s())  # not all VMs at the same moment
         while True:
+            await self._wake.wait()
             self._wake.clear()
-            pause_s = self._schedule.pause_s(self.spec.settings, hurried=self._is_hurried())
-            alarm = loop.call_later(pause_s, self._wake.set)
-            try:
-                await self._wake.wait()
-            finally:
-                alarm.cancel()
             await self._turn(session)
+            self._context.wheel.put(self, self._pause_s())
+
+    def due(self) -> None:
+        """Poll, as the wheel says: by the usual requests if it is calm, else by a turn of its task."""
+        session = self._session
+        if session is None:
+            return
+        settings, wheel = self.spec.settings, self._context.wheel
+        if session.session.awaits_replies:
+            wheel.put(self, session.session.check_repeated())
+            return
+        every_s = self._schedule.sample_every_s(settings, hurried=self._is_hurried())
+        if not self._is_calm(session, every_s):
+            self._wake.set()
+            return
+        everything = self._schedule.is_full_poll_due
+        if not session.poll(everything=everything, ask=every_s < settings.stats_interval_s):
+            wheel.put(self, REPORTS_WITHIN_S)
+            return
+        if everything:
+            self._schedule.defer_full_poll()
+        wheel.put(self, self._pause_s())
+
+    def _polled_usually(self, is_new: bool, is_same: bool, has_changed: bool) -> None:
+        """Take the outcome of the usual poll."""
+        session = self._session
+        if session is None:
+            return
+        if is_new and session.sample is not None:
+            self.run.boot.sampled(session.sample.seen_at_s)
+        settings = self.spec.settings
+        often = (
+            self._schedule.sample_every_s(settings, hurried=self._is_hurried()) < settings.stats_interval_s
+        )
+        self._follow_up(is_new, asked=often and not is_same)
+        if has_changed:
+            self._look_soon()
+
+    def _pause_s(self) -> float:
+        return self._schedule.pause_s(self.spec.settings, hurried=self._is_hurried())
+
+    def _is_calm(self, session: VmSession, every_s: float) -> bool:
+        """Tell whether the usual poll is enough for a VM that is sampled so often."""
+        settings = self.spec.settings
+        return (
+            every_s > settings.fast_interval_s
+            and session.driver_up
+            and session.sample is not None
+            and session.can_poll
+            and session.stats_interval_s == settings.stats_interval_s
+            and self.status.health != "stale"  # another client may have turned polling off
+        )
 
     async def _turn(self, session: VmSession) -> None:
         try:

@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
+from qmpballoon.agent.usual_poll import UsualPoll
 from qmpballoon.errors import NoBalloon, QmpError
 from qmpballoon.model.facts import Seen
-from qmpballoon.model.records import Sample
+from qmpballoon.model.records import GuestStats, Sample
 from qmpballoon.model.tolerance import is_steady
 from qmpballoon.procfs import ResidentMemory
 from qmpballoon.qmp import balloon
@@ -18,6 +19,7 @@ from qmpballoon.qmp.resizer import DriverState, Resizer
 from qmpballoon.units import MIB
 
 FRESH_WITHIN_S: Final = 0.06  # how long a poll at the short interval waits for its sample
+REPORTS_WITHIN_S: Final = 0.01  # a guest that was asked mostly takes 3 ms, 9 at worst
 RESET_SHOWS_WITHIN_S: Final = 0.5  # DRIVER_OK went 30 ms after RESET, and came back after 2.7 s
 LATE_EVENTS_S: Final = 1.5  # BALLOON_CHANGE comes up to a second late; no guest's driver is back so soon
 _LITTLE: Final = 8 * MIB
@@ -32,7 +34,8 @@ class _Device:
     path: str  # in QEMU's object tree
     resizer: Resizer
     offers_deflate_on_oom: bool
-    sampler: balloon.Sampler | None  # None: a device without statistics
+    sampler: balloon.Sampler | None = None  # None: a device without statistics
+    usual_poll: UsualPoll | None = None
 
 
 class _Driver:
@@ -73,8 +76,19 @@ class VmSession:
     """A VM over one session. ``None`` is not known; ``actual`` is untrue while ``driver_up`` is False."""
 
     def __init__(
-        self, session: Session, pid: int | None, *, stats_interval_s: int, clock: Callable[[], float]
+        self,
+        session: Session,
+        pid: int | None,
+        *,
+        stats_interval_s: int,
+        clock: Callable[[], float],
+        polled: Callable[[bool, bool, bool], None] = lambda is_new, is_same, has_changed: None,
     ) -> None:
+        """``polled`` is called after a usual poll.
+
+        It is told whether the sample is new, whether its figures are those of the sample before, and whether
+        everything has to be looked at again.
+        """
         self.session = session
         self.run_state: str | None = None
         self.size: int | None = None
@@ -89,6 +103,10 @@ class VmSession:
         self._clock = clock
         self._resident = ResidentMemory(pid) if pid else None
         self._size_at_actual: int | None = None  # ``size`` when ``actual`` was taken
+        self._polled = polled
+        self._actual_before: int | None = None  # the usual poll under way
+        self._asked = False
+        self._has_changed = False
         self._unseen: int | None = None  # of actual, by the guest's total: constant while it runs
 
     # ── what is known ────────────────────────────────────────────────────────────────────────────
@@ -161,11 +179,12 @@ class VmSession:
         except NoBalloon:
             return
         resizer = balloon.VirtioBalloon(self.session, found)
-        self._device = _Device(found.path, resizer, await resizer.offers_deflate_on_oom(), None)
+        self._device = _Device(found.path, resizer, await resizer.offers_deflate_on_oom())
         sampler = balloon.Sampler(self.session, found, clock=self._clock)
         with suppress(QmpError):  # a device without statistics
             await sampler.start(self.stats_interval_s)
             self._device.sampler = sampler
+            self._device.usual_poll = UsualPoll(self.session, found, sampler, self)
 
     async def look_at_actual(self) -> None:
         """Ask for ``actual``: events are throttled to one a second."""
@@ -224,11 +243,63 @@ class VmSession:
             await sampler.poll()
         if moves_unasked:
             await self.look_at_actual()
-        found = sampler.sample
+        return self._take_newest(before)
+
+    def _take_newest(self, actual_before: int | None) -> bool:
+        """Take the newest sample, if it was not taken yet; return whether it was new."""
+        found = self._device.sampler.sample if self._device and self._device.sampler else None
         if found is None or (self.sample is not None and found.seen_at_s == self.sample.seen_at_s):
             return False
-        self.sample = replace(found, actual=self._actual_of(found.stats.total, before))
+        self.sample = Sample(found.stats, found.seen_at_s, self._actual_of(found.stats.total, actual_before))
         return True
+
+    # ── the usual poll ───────────────────────────────────────────────────────────────────────────
+
+    @property
+    def can_poll(self) -> bool:
+        """Tell whether the usual poll has what it needs."""
+        return self._device is not None and self._device.usual_poll is not None and self._is_armed
+
+    @property
+    def _is_armed(self) -> bool:
+        sampler = self._device.sampler if self._device else None
+        return sampler is not None and sampler.is_armed_with(self.stats_interval_s)
+
+    def poll(self, *, everything: bool, ask: bool) -> bool:
+        """Ask for what a calm VM's poll needs; ``polled`` is called when it is there.
+
+        With ``ask`` the guest is asked for figures first, and False is returned: call again in
+        ``REPORTS_WITHIN_S``. The sample gets ``actual`` if that is the same as at the poll before.
+        """
+        assert self._device is not None
+        assert self._device.usual_poll is not None
+        if ask and not self._asked:
+            self._asked = True
+            self._device.usual_poll.arm(self.stats_interval_s)
+            return False
+        self._asked, self._actual_before, self._has_changed = False, self.actual, False
+        self._device.usual_poll.ask(actual=ask or self.deflates_on_oom, rest=everything)
+        if everything and self._resident is not None:
+            self._rss_is_complete = self._resident.look_closely() <= _LITTLE
+        return True
+
+    def actual_polled(self, actual: int) -> None:
+        """Take ``actual`` as the usual poll found it."""
+        self.take_actual(actual)
+
+    def statistics_polled(self, last_update: int, stats: GuestStats, *, asked_at: int) -> None:
+        """Take the guest's statistics as the usual poll found them, its last reply."""
+        if self._device is not None and self._device.sampler is not None:
+            self._device.sampler.take(last_update, stats, asked_at=asked_at)
+        self.look_at_process()
+        before = self.sample
+        is_new = self._take_newest(self._actual_before)
+        is_same = before is not None and self.sample is not None and before.is_like(self.sample)
+        self._polled(is_new, is_same, self._has_changed)
+
+    def something_changed(self) -> None:
+        """Note that the usual poll found something that has to be asked for again."""
+        self._has_changed = True
 
     def _actual_of(self, total: int | None, before: int | None) -> int | None:
         if before is None or self.actual is None:

@@ -117,6 +117,10 @@ class Sample:
         """
         return self.stats.free if self.stats.available is None else self.stats.available
 
+    def is_like(self, other: Sample) -> bool:
+        """Tell whether another sample has the same figures."""
+        return self.actual == other.actual and (self.stats is other.stats or self.stats == other.stats)
+
     def aged(self, now_s: float) -> GuestStats:
         """Return the statistics with their age at ``now_s``."""
         return replace(self.stats, age_s=max(0.0, now_s - self.seen_at_s))

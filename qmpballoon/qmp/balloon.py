@@ -28,7 +28,7 @@ _CONTAINERS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
 DEFLATE_ON_OOM: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"  # features, by QEMU's names
 STATS_QUEUE: Final = "VIRTIO_BALLOON_F_STATS_VQ"
 
-_INTERVAL: Final = "guest-stats-polling-interval"
+INTERVAL: Final = "guest-stats-polling-interval"
 _LEAST_MEMORY: Final = MIB
 
 _FIRST_LOOK_AFTER_S: Final = 0.003  # fresh figures come after 3 ms, 9 at worst
@@ -124,7 +124,7 @@ async def query_actual(session: Session) -> int:
         QmpError: no balloon (class DeviceNotActive).
         ConnectionLost: the session ended meanwhile.
     """
-    return _bytes(session, _fields(session, await session.request("query-balloon")).get("actual"))
+    return parse_actual(session, await session.request("query-balloon"))
 
 
 async def query_run_state(session: Session) -> str:
@@ -185,12 +185,12 @@ async def polling_interval(session: Session, device: BalloonDevice) -> int:
         QmpError: the device has no statistics (QEMU before 1.5).
         ConnectionLost: the session ended meanwhile.
     """
-    return _bytes(session, await _property(session, device, _INTERVAL))
+    return _bytes(session, await _property(session, device, INTERVAL))
 
 
 async def set_polling_interval(session: Session, device: BalloonDevice, interval_s: int) -> None:
     """Set how often QEMU asks the guest for statistics, in whole seconds; errors as in `polling_interval`."""
-    await session.request("qom-set", {"path": device.path, "property": _INTERVAL, "value": interval_s})
+    await session.request("qom-set", {"path": device.path, "property": INTERVAL, "value": interval_s})
 
 
 async def _property(session: Session, device: BalloonDevice, name: str) -> object:
@@ -257,13 +257,13 @@ class Sampler:
         self._device = device
         self._clock = clock
         self._last: tuple[int, GuestStats] | None = None
-        self._forgotten = 0  # how often samples were discarded; reads from before that are not compared
-        self._known_since = 0  # the ``_forgotten`` at which ``_last`` was read
+        self.generation = 0  # how often samples were discarded; reads from before that are not compared
+        self._known_since = 0  # the ``generation`` at which ``_last`` was read
 
     @property
     def ever_reported(self) -> bool:
         """Tell whether the guest has reported since QEMU started and was not reset after that."""
-        return self._last is not None and self._last[0] != 0 and not self._forgotten
+        return self._last is not None and self._last[0] != 0 and not self.generation
 
     async def start(self, interval_s: int) -> None:
         """Read the present statistics, then ask for a sample now and every ``interval_s``.
@@ -294,18 +294,22 @@ class Sampler:
         Figures that arrived before the reset and were not read yet count as old, too.
         """
         self.sample = None
-        self._forgotten += 1
+        self.generation += 1
 
     async def poll(self) -> None:
         """Read the statistics once; new ones are then in ``sample``."""
-        asked_at = self._forgotten
-        found = await self._read()
-        if asked_at != self._forgotten:
+        asked_at = self.generation
+        self.take(*await self._read(), asked_at=asked_at)
+
+    def take(self, last_update: int, stats: GuestStats, *, asked_at: int) -> None:
+        """Take statistics that were asked for when ``generation`` was ``asked_at``."""
+        if asked_at != self.generation:
             return  # requested before the guest was reset
+        found = last_update, stats
         if found != self._last:
             self._last = found
             if asked_at == self._known_since:
-                self.sample = Sample(found[1], self._clock(), None)
+                self.sample = Sample(stats, self._clock(), None)
         self._known_since = asked_at
 
     async def refresh(self, *, timeout_s: float) -> bool:
@@ -341,12 +345,30 @@ class Sampler:
         await set_polling_interval(self._session, self._device, interval_s)
         self._armed_s = interval_s
 
+    def is_armed_with(self, interval_s: int) -> bool:
+        """Tell whether this interval is set in QEMU, as far as is known here."""
+        return self._armed_s == self._interval_s == interval_s
+
     async def _read(self) -> tuple[int, GuestStats]:
-        answer = _fields(self._session, await _property(self._session, self._device, "guest-stats"))
-        return (
-            _bytes(self._session, answer.get("last-update")),
-            parse_stats(_fields(self._session, answer.get("stats"))),
-        )
+        return parse_statistics(self._session, await _property(self._session, self._device, "guest-stats"))
+
+
+def parse_statistics(session: Session, answer: object) -> tuple[int, GuestStats]:
+    """Return ``last-update`` and the figures of the property ``guest-stats``.
+
+    Raises:
+        ConnectionLost: it is not of the documented form.
+    """
+    fields = _fields(session, answer)
+    return (
+        _bytes(session, fields.get("last-update")),
+        parse_stats(_fields(session, fields.get("stats"))),
+    )
+
+
+def parse_actual(session: Session, answer: object) -> int:
+    """Return ``actual`` of query-balloon in bytes; the errors of `parse_statistics`."""
+    return _bytes(session, _fields(session, answer).get("actual"))
 
 
 def parse_stats(stats: Mapping[str, object]) -> GuestStats:

@@ -22,7 +22,7 @@ class Sink(Protocol):
         """The reply is another one, or the first; ``result`` is what QEMU returned."""
 
     def refused(self, error: QmpError) -> None:
-        """QEMU refused the request."""
+        """QEMU refused the request, and did not before; if it does so again, that is the same."""
 
 
 class Repeated:
@@ -51,7 +51,6 @@ class Repeated:
         self._volatile = f'"{volatile}": '.encode() if volatile else b""
         self._before = b""  # the last reply up to the volatile number, and what follows it
         self._after = b""
-        self._error: QmpError | None = None  # the last reply was one
 
     def takes_same(self, line: bytes) -> bool:
         """Take a reply if it is the same as the last one; return whether it was."""
@@ -64,8 +63,6 @@ class Repeated:
             self._sink.same(int(number))
         elif number:
             return False
-        elif self._error is not None:
-            self._sink.refused(self._error)
         else:
             self._sink.same(None)
         return True
@@ -80,16 +77,10 @@ class Repeated:
             self._before, self._after = line[:start], line[end:]
         else:
             self._before, self._after = line, b""
-        self._error = None
         if "return" in reply:
             self._sink.changed(reply["return"])
         else:
-            self._error = refusal(self.command, reply)
-            self._sink.refused(self._error)
-
-    def forget(self) -> None:
-        """Take the next reply as another one, whatever it is."""
-        self._before = self._after = b""
+            self._sink.refused(refusal(self.command, reply))
 
 
 _MOST_DIGITS: Final = 16

@@ -1,0 +1,157 @@
+"""The poll of a calm VM: its requests are made once, and a reply that is the same as before is not decoded.
+
+What is not usual is left to `VmSession`, which asks for everything again.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from qmpballoon.errors import QmpError
+from qmpballoon.model.records import GuestStats
+from qmpballoon.qmp import balloon
+from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
+from qmpballoon.qmp.repeated import Repeated
+
+
+class Polled(Protocol):
+    """Takes what a poll finds. Every call must return at once."""
+
+    def actual_polled(self, actual: int) -> None:
+        """Take ``actual`` in bytes."""
+
+    def statistics_polled(self, last_update: int, stats: GuestStats, *, asked_at: int) -> None:
+        """Take the guest's statistics; the poll is over. ``asked_at`` is what ``Sampler.generation`` was."""
+
+    def something_changed(self) -> None:
+        """Note that everything has to be asked for again."""
+
+
+_REST: Final = ("query-status", "query-migrate", "query-memory-size-summary")
+
+
+class UsualPoll:
+    """The requests of one VM's poll over one session."""
+
+    def __init__(
+        self, session: Session, device: balloon.BalloonDevice, sampler: balloon.Sampler, polled: Polled
+    ) -> None:
+        self._session = session
+        self._sampler = sampler
+        rest = _Rest(polled)
+        self._rest = [Repeated(name, name, None, rest) for name in _REST]
+        if may_be_sent(DRIVER_STATUS, session.version):
+            self._rest.append(Repeated("driver", DRIVER_STATUS, {"path": device.backend}, rest))
+        self._device = device
+        self._polled = polled
+        self._interval_s = 0
+        self._arm: list[Repeated] = []
+        self._actual = Repeated("actual", "query-balloon", None, _Actual(session, polled))
+        self._statistics_sink = _Statistics(session, polled)
+        self._statistics = Repeated(
+            "stats",
+            "qom-get",
+            {"path": device.path, "property": "guest-stats"},
+            self._statistics_sink,
+            volatile="last-update",
+        )
+
+    def arm(self, interval_s: int) -> None:
+        """Have QEMU ask the guest for statistics now, and every ``interval_s`` from then on."""
+        if interval_s != self._interval_s:
+            self._interval_s = interval_s
+            self._arm = [self._setting(0), self._setting(interval_s)]
+        self._session.repeat(*self._arm)
+
+    def _setting(self, interval_s: int) -> Repeated:
+        arguments = {"path": self._device.path, "property": balloon.INTERVAL, "value": interval_s}
+        return Repeated(f"interval{interval_s}", "qom-set", arguments, _Set(self._polled))
+
+    def ask(self, *, actual: bool, rest: bool) -> None:
+        """Ask for the guest's statistics, and before for ``actual`` and for the rest where wanted."""
+        self._statistics_sink.asked_at = self._sampler.generation
+        requests = [self._statistics]
+        if actual or rest:
+            requests.insert(0, self._actual)
+        if rest:
+            requests[:0] = self._rest
+        self._session.repeat(*requests)
+
+
+class _Rest:
+    """What mostly stays as it is. The first replies count as changed: nothing is known of before."""
+
+    def __init__(self, polled: Polled) -> None:
+        self._polled: Final = polled
+
+    def same(self, number: int | None) -> None:
+        """Nothing changed."""
+
+    def changed(self, result: object) -> None:
+        """Something did."""
+        self._polled.something_changed()
+
+    def refused(self, error: QmpError) -> None:
+        """It was not refused before."""
+        self._polled.something_changed()
+
+
+class _Set:
+    """What has no result; the first reply is not different from the others."""
+
+    def __init__(self, polled: Polled) -> None:
+        self._polled: Final = polled
+
+    def same(self, number: int | None) -> None:
+        """It was set."""
+
+    def changed(self, result: object) -> None:
+        """It was set."""
+
+    def refused(self, error: QmpError) -> None:
+        """The balloon was unplugged."""
+        self._polled.something_changed()
+
+
+class _Actual:
+    def __init__(self, session: Session, polled: Polled) -> None:
+        self._session = session
+        self._polled: Final = polled
+        self._value = 0
+
+    def same(self, number: int | None) -> None:
+        """The same as at the last poll; an event may have told another value since."""
+        self._polled.actual_polled(self._value)
+
+    def changed(self, result: object) -> None:
+        """Another value."""
+        self._value = balloon.parse_actual(self._session, result)
+        self._polled.actual_polled(self._value)
+
+    def refused(self, error: QmpError) -> None:
+        """The balloon was unplugged."""
+        self._polled.something_changed()
+
+
+class _Statistics:
+    def __init__(self, session: Session, polled: Polled) -> None:
+        self.asked_at = 0
+        self._session = session
+        self._polled: Final = polled
+        self._stats = GuestStats()
+        self._last_update = 0
+
+    def same(self, number: int | None) -> None:
+        """The same figures, perhaps of another second."""
+        self._last_update = self._last_update if number is None else number
+        self._polled.statistics_polled(self._last_update, self._stats, asked_at=self.asked_at)
+
+    def changed(self, result: object) -> None:
+        """Other figures."""
+        self._last_update, self._stats = balloon.parse_statistics(self._session, result)
+        self._polled.statistics_polled(self._last_update, self._stats, asked_at=self.asked_at)
+
+    def refused(self, error: QmpError) -> None:
+        """The balloon was unplugged."""
+        self._polled.something_changed()

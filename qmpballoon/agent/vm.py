@@ -417,11 +417,8 @@ class ManagedVm:
             return
         if is_new and session.sample is not None:
             self.run.boot.sampled(session.sample.seen_at_s)
-        settings = self.spec.settings
-        often = (
-            self._schedule.sample_every_s(settings, hurried=self._is_hurried()) < settings.stats_interval_s
-        )
-        self._follow_up(is_new, asked=often and not is_same)
+        every_s = self._schedule.sample_every_s(self.spec.settings, hurried=self._is_hurried())
+        self._follow_up(is_new, asked=not is_same and every_s < self.spec.settings.stats_interval_s)
         if has_changed:
             self._look_soon()
 

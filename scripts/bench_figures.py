@@ -38,7 +38,7 @@ from qmpballoon.units import MIB
 TOPICS: Final = Topics("qmpballoon", AGENT_HOST)
 # The first samples and messages of a VM are part of attaching. The half second puts the ends of the window
 # between two polls of VMs that were attached together; otherwise the number of polls may vary by one.
-_SETTLE_S: Final = 2.5 * INTERVAL_S
+_SETTLE_S: Final = 13.5 * INTERVAL_S
 _LEAST_SAMPLED: Final = 0.9  # with a smaller part of the due samples the figure is invalid
 
 

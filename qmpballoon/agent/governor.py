@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Any, Final
 
 from qmpballoon.agent.actuator import Actuator
@@ -28,13 +29,16 @@ from qmpballoon.log import log_event, log_withheld
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, utc_now
 from qmpballoon.model.tolerance import is_reached
+from qmpballoon.policy.cooperation import LATE_TICK_S
 from qmpballoon.policy.guard import Guard, GuardState, as_charged
 from qmpballoon.policy.registry import guarded
 from qmpballoon.policy.sharing import water_fill
-from qmpballoon.policy.snapshot import Decision, Hold, SetTarget, Snapshot
+from qmpballoon.policy.snapshot import Decision, Decisions, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB, round_up_to_page
 
 _FIT_FOR_A_TARGET: Final = ("ok", "stale", "no-stats")  # its driver is up and the grace time is over
+STEP_EVERY_S: Final = 10.0  # while nothing moves
+_LITTLE: Final = 16 * MIB  # of the host's available memory
 _SLEPT_S: Final = 10.0  # after a sleep of this length no sample is fresh
 
 
@@ -45,6 +49,32 @@ class _Published:
     problem: bool = False  # its ``why`` names a problem
     observed: int | None = None  # the last target that observe would have sent
     refuted: bool = False  # RSS refutes what the guest reports to hold
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The host as the last step saw it, which decided to move no guest."""
+
+    snapshot: Snapshot
+
+    def holds_for(self, now: Snapshot) -> bool:
+        """Tell whether a step would decide the same now: nothing moved, and little time has passed.
+
+        A guest whose facts are the same is the same object. What depends on time alone (back-offs, the decay of
+        a trend) waits until the next full step.
+        """
+        before = self.snapshot
+        moved = (before.mem_available or 0) - (now.mem_available or 0)
+        return (
+            now.now_s - before.now_s < STEP_EVERY_S
+            and now.elapsed_s <= LATE_TICK_S
+            and len(now.guests) == len(before.guests)
+            and all(map(is_, now.guests, before.guests))
+            and (now.budget, now.reserve, now.held_back, now.overload, now.mem_total)
+            == (before.budget, before.reserve, before.held_back, before.overload, before.mem_total)
+            and abs(moved) <= max(_LITTLE, (before.mem_available or 0) // 100)
+            and (now.mem_available is None) == (before.mem_available is None)
+        )
 
 
 class Governor:
@@ -65,6 +95,7 @@ class Governor:
         self._guard: Guard[Any] = guarded(context.policy)
         self._state: GuardState[Any] = self._guard.start()
         self._ticked_at_s = time.monotonic()
+        self._last_step: _Step | None = None  # None: it decided something, or what it depends on changed
         self._host_at_s = float("-inf")
         self._monitor = HostMonitor(context.feed)
 
@@ -77,6 +108,7 @@ class Governor:
 
     def renew(self) -> None:
         """Apply the policy and the modes that are in force now, and tick soon."""
+        self._last_step = None
         if self._guard.name != self._context.policy:
             self._guard = guarded(self._context.policy)
             self._state = self._guard.start()
@@ -107,16 +139,11 @@ class Governor:
         if whole:
             self._monitor.look(self._context.configuration.host, self._charges)
         snapshot = self._seen(now_s, elapsed_s)
-        self._state, decisions = self._guard.step(self._state, snapshot)
-        self._note_judgements()
-        self._published = {
-            vm.id: published for vm in self._registry if (published := self._published.get(vm.id)) is not None
-        }
-        for vm in self._registry:
-            decision = decisions.get(vm.id)
-            if decision is not None:
-                self._act(vm, decision, sends)
-            self._renew_manual_target(vm, sends)
+        if self._last_step is None or not self._last_step.holds_for(snapshot) or self._sending:
+            self._state, decisions = self._guard.step(self._state, snapshot)
+            is_calm = all(isinstance(decision, Hold) for decision in decisions.values())
+            self._last_step = _Step(snapshot) if is_calm else None
+            self._carry_out(decisions, sends)
         if whole:
             self._host_at_s = now_s
             self.holds.expire(now_s)
@@ -126,6 +153,17 @@ class Governor:
             self._context.feed.host_changed(self.host(snapshot))
             self._context.feed.sampled()
             log_withheld()
+
+    def _carry_out(self, decisions: Decisions, sends: asyncio.TaskGroup) -> None:
+        self._note_judgements()
+        self._published = {
+            vm.id: published for vm in self._registry if (published := self._published.get(vm.id)) is not None
+        }
+        for vm in self._registry:
+            decision = decisions.get(vm.id)
+            if decision is not None:
+                self._act(vm, decision, sends)
+            self._renew_manual_target(vm, sends)
 
     def snapshot(self) -> Snapshot:
         """Return the host now, its guests charged as the guard judged them at the last tick."""

@@ -5,6 +5,8 @@ What is not usual is left to `VmSession`, which asks for everything again.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final, Protocol
 
 from qmpballoon.errors import QmpError
@@ -18,6 +20,9 @@ from qmpballoon.qmp.repeated import Repeated
 class Polled(Protocol):
     """Takes what a poll finds. Every call must return at once."""
 
+    def known(self, command: str) -> object:
+        """Return what is known of what a command reads, in the form of its parser in `qmp.balloon`."""
+
     def actual_polled(self, actual: int) -> None:
         """Take ``actual`` in bytes."""
 
@@ -28,7 +33,7 @@ class Polled(Protocol):
         """Note that everything has to be asked for again."""
 
 
-_REST: Final = ("query-status", "query-migrate", "query-memory-size-summary")
+_Other = tuple[str, Mapping[str, object] | None, Callable[[object], object]]
 
 
 class UsualPoll:
@@ -39,23 +44,33 @@ class UsualPoll:
     ) -> None:
         self._session = session
         self._sampler = sampler
-        rest = _Rest(polled)
-        self._rest = [Repeated(name, name, None, rest) for name in _REST]
-        if may_be_sent(DRIVER_STATUS, session.version):
-            self._rest.append(Repeated("driver", DRIVER_STATUS, {"path": device.backend}, rest))
+        self._rest = [
+            session.repeated(name, arguments, _Rest(polled, read, partial(polled.known, name)))
+            for name, arguments, read in self._others(device)
+        ]
         self._device = device
         self._polled = polled
         self._interval_s = 0
         self._arm: list[Repeated] = []
-        self._actual = Repeated("actual", "query-balloon", None, _Actual(session, polled))
         self._statistics_sink = _Statistics(session, polled)
-        self._statistics = Repeated(
-            "stats",
+        statistics = session.repeated(
             "qom-get",
             {"path": device.path, "property": "guest-stats"},
             self._statistics_sink,
             volatile="last-update",
         )
+        actual = session.repeated("query-balloon", None, _Actual(session, polled))
+        self._requests = {False: (statistics,), True: (actual, statistics)}  # by whether actual is asked for
+
+    def _others(self, device: balloon.BalloonDevice) -> Iterator[_Other]:
+        """Yield the other commands, with their arguments and what reads their replies."""
+        session = self._session
+        yield "query-status", None, partial(balloon.parse_run_state, session)
+        yield "query-migrate", None, partial(balloon.parse_migrating, session)
+        yield "query-memory-size-summary", None, partial(balloon.parse_memory_summary, session)
+        if may_be_sent(DRIVER_STATUS, session.version):
+            arguments = {"path": device.backend}
+            yield DRIVER_STATUS, arguments, lambda answer: balloon.parse_driver(answer).state
 
     def arm(self, interval_s: int) -> None:
         """Have QEMU ask the guest for statistics now, and every ``interval_s`` from then on."""
@@ -66,31 +81,35 @@ class UsualPoll:
 
     def _setting(self, interval_s: int) -> Repeated:
         arguments = {"path": self._device.path, "property": balloon.INTERVAL, "value": interval_s}
-        return Repeated(f"interval{interval_s}", "qom-set", arguments, _Set(self._polled))
+        return self._session.repeated("qom-set", arguments, _Set(self._polled))
 
     def ask(self, *, actual: bool, rest: bool) -> None:
         """Ask for the guest's statistics, and before for ``actual`` and for the rest where wanted."""
         self._statistics_sink.asked_at = self._sampler.generation
-        requests = [self._statistics]
-        if actual or rest:
-            requests.insert(0, self._actual)
         if rest:
-            requests[:0] = self._rest
-        self._session.repeat(*requests)
+            self._session.repeat(*self._rest, *self._requests[True])
+        else:
+            self._session.repeat(*self._requests[actual])
 
 
 class _Rest:
-    """What mostly stays as it is. The first replies count as changed: nothing is known of before."""
+    """What mostly stays as it is: the value that is read from a reply is compared with what is known."""
 
-    def __init__(self, polled: Polled) -> None:
+    def __init__(self, polled: Polled, read: Callable[[object], object], known: Callable[[], object]) -> None:
         self._polled: Final = polled
+        self._read = read
+        self._known = known
+        self._value: object = None
 
     def same(self, number: int | None) -> None:
-        """Nothing changed."""
+        """The same as at the last poll; something else may have told another value since."""
+        if self._value != self._known():
+            self._polled.something_changed()
 
     def changed(self, result: object) -> None:
-        """Something did."""
-        self._polled.something_changed()
+        """Another reply, or the first."""
+        self._value = self._read(result)
+        self.same(None)
 
     def refused(self, error: QmpError) -> None:
         """It was not refused before."""

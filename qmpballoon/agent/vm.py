@@ -57,6 +57,7 @@ _ALTERS: Final = _PUBLISHED | {"MIGRATION", "DEVICE_DELETED", "MEMORY_DEVICE_SIZ
 
 
 _MOVED: Final = 2 * MIB
+_LITTLE_RSS: Final = MIB // 4
 ENDED_AFTER_S: Final = 30.0  # of silence, where no process tells whether the QEMU has ended
 
 _SERIALS: Final = count(1)
@@ -415,12 +416,21 @@ class ManagedVm:
         session = self._session
         if session is None:
             return
+        if has_changed:
+            self._look_soon()
+        if is_new and is_same and self.status.health == "ok" and self._is_as_frozen(session):
+            return  # the facts have the sample already, which was seen again
         if is_new and session.sample is not None:
             self.run.boot.sampled(session.sample.seen_at_s)
         every_s = self._schedule.sample_every_s(self.spec.settings, hurried=self._is_hurried())
         self._follow_up(is_new, asked=not is_same and every_s < self.spec.settings.stats_interval_s)
-        if has_changed:
-            self._look_soon()
+
+    def _is_as_frozen(self, session: VmSession) -> bool:
+        """Tell whether the facts have what the usual poll found; small changes of RSS do not count."""
+        seen, frozen, now = self.facts.seen, self.facts.rss, session.rss
+        if seen is None or seen.sample is not session.sample or seen.actual != session.actual:
+            return False
+        return frozen == now or (frozen is not None and now is not None and abs(frozen - now) < _LITTLE_RSS)
 
     def _pause_s(self) -> float:
         return self._schedule.pause_s(self.spec.settings, hurried=self._is_hurried())

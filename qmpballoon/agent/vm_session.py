@@ -250,7 +250,12 @@ class VmSession:
         found = self._device.sampler.sample if self._device and self._device.sampler else None
         if found is None or (self.sample is not None and found.seen_at_s == self.sample.seen_at_s):
             return False
-        self.sample = Sample(found.stats, found.seen_at_s, self._actual_of(found.stats.total, actual_before))
+        actual = self._actual_of(found.stats.total, actual_before)
+        last = self.sample
+        if last is not None and last.actual == actual and last.stats.has_sizes_of(found.stats):
+            last.seen_again(found.stats, found.seen_at_s)
+        else:
+            self.sample = Sample(found.stats, found.seen_at_s, actual)
         return True
 
     # ── the usual poll ───────────────────────────────────────────────────────────────────────────
@@ -283,6 +288,18 @@ class VmSession:
             self._rss_is_complete = self._resident.look_closely() <= _LITTLE
         return True
 
+    def known(self, command: str) -> object:
+        """Return what is known of what a command of the usual poll reads."""
+        match command:
+            case "query-status":
+                return self.run_state
+            case "query-migrate":
+                return self.migrating
+            case "query-memory-size-summary":
+                return self.size, False  # with memory that is plugged everything is asked for
+            case _:
+                return self._driver.state
+
     def actual_polled(self, actual: int) -> None:
         """Take ``actual`` as the usual poll found it."""
         self.take_actual(actual)
@@ -294,8 +311,7 @@ class VmSession:
         self.look_at_process()
         before = self.sample
         is_new = self._take_newest(self._actual_before)
-        is_same = before is not None and self.sample is not None and before.is_like(self.sample)
-        self._polled(is_new, is_same, self._has_changed)
+        self._polled(is_new, self.sample is before, self._has_changed)
 
     def something_changed(self) -> None:
         """Note that the usual poll found something that has to be asked for again."""

@@ -83,6 +83,16 @@ class GuestStats:
     direct_reclaims: int | None = None
     age_s: float = 0.0
 
+    def has_sizes_of(self, other: GuestStats) -> bool:
+        """Tell whether what decisions depend on is the same; counters of faults, for one, may differ."""
+        return (
+            self.available == other.available
+            and self.free == other.free
+            and self.caches == other.caches
+            and self.total == other.total
+            and self.oom_kills == other.oom_kills
+        )
+
 
 STATISTICS: Final = tuple(entry.name for entry in fields(GuestStats) if entry.name != "age_s")
 """The names of a guest's statistics."""
@@ -94,7 +104,7 @@ class Sample:
 
     ``actual`` is None if it was not read, or if the balloon moved too much around the sample to combine the
     two. ``held`` is what the guest cannot give without reclaim or kills, in bytes, with and without
-    deflate-on-oom.
+    deflate-on-oom. If the guest reports the same sizes again, the sample is the same, seen again.
     """
 
     stats: GuestStats
@@ -117,9 +127,13 @@ class Sample:
         """
         return self.stats.free if self.stats.available is None else self.stats.available
 
-    def is_like(self, other: Sample) -> bool:
-        """Tell whether another sample has the same figures."""
-        return self.actual == other.actual and (self.stats is other.stats or self.stats == other.stats)
+    def seen_again(self, stats: GuestStats, now_s: float) -> None:
+        """Note that the guest has reported the same sizes again; only the owner of the sample calls this.
+
+        Everything that refers to the sample is current then, and nothing has to be made anew.
+        """
+        object.__setattr__(self, "stats", stats)
+        object.__setattr__(self, "seen_at_s", now_s)
 
     def aged(self, now_s: float) -> GuestStats:
         """Return the statistics with their age at ``now_s``."""

@@ -79,6 +79,11 @@ class DriverStatus:
         """Tell whether the driver took the statistics queue."""
         return STATS_QUEUE in self.features
 
+    @property
+    def state(self) -> DriverState:
+        """The same as a `Resizer` tells it."""
+        return DriverState(self.up, DEFLATE_ON_OOM in self.features, self.has_statistics)
+
 
 async def find_balloon(session: Session) -> BalloonDevice:
     """Return the VM's balloon device; QEMU allows one.
@@ -106,15 +111,20 @@ async def memory_size(session: Session) -> int:
     Raises:
         ConnectionLost: the session ended meanwhile, or the size is impossible for a VM.
     """
-    summary = _fields(session, await session.request("query-memory-size-summary"))
-    size = _bytes(session, summary.get("base-memory"))
-    plugged = summary.get("plugged-memory") != 0  # DIMMs among others; a machine that takes none has no key
+    size, plugged = parse_memory_summary(session, await session.request("query-memory-size-summary"))
     for device in _rows(session, await session.request("query-memory-devices")) if plugged else ():
         if device.get("type") == "dimm":
             size += _bytes(session, _fields(session, device.get("data")).get("size"))
     if not _LEAST_MEMORY <= size <= MAX_SIZE:  # a percentage of it would not be a valid size
         raise ConnectionLost(f"{session.path}: {size} bytes are not a VM memory size")
     return size
+
+
+def parse_memory_summary(session: Session, answer: object) -> tuple[int, bool]:
+    """Return the base memory in bytes, and whether any may be plugged; the errors of `parse_statistics`."""
+    summary = _fields(session, answer)
+    # DIMMs among others; a machine that takes none has no key.
+    return _bytes(session, summary.get("base-memory")), summary.get("plugged-memory") != 0
 
 
 async def query_actual(session: Session) -> int:
@@ -129,13 +139,22 @@ async def query_actual(session: Session) -> int:
 
 async def query_run_state(session: Session) -> str:
     """Return QMP's run state, such as ``running`` or ``paused``."""
-    return str(_fields(session, await session.request("query-status")).get("status"))[:64]
+    return parse_run_state(session, await session.request("query-status"))
+
+
+def parse_run_state(session: Session, answer: object) -> str:
+    """Return the run state of query-status; the errors of `parse_statistics`."""
+    return str(_fields(session, answer).get("status"))[:64]
 
 
 async def is_migrating(session: Session) -> bool:
     """Tell whether an outgoing migration is under way."""
-    status = _fields(session, await session.request("query-migrate")).get("status")
-    return str(status) in _MIGRATION_UNDER_WAY
+    return parse_migrating(session, await session.request("query-migrate"))
+
+
+def parse_migrating(session: Session, answer: object) -> bool:
+    """Tell whether query-migrate reports a migration under way; the errors of `parse_statistics`."""
+    return str(_fields(session, answer).get("status")) in _MIGRATION_UNDER_WAY
 
 
 _MIGRATION_UNDER_WAY: Final = frozenset(
@@ -164,6 +183,11 @@ async def query_driver(session: Session, device: BalloonDevice) -> DriverStatus 
         answer = await session.request(DRIVER_STATUS, {"path": device.backend})
     except QmpError:
         return None  # a build without the command
+    return parse_driver(answer)
+
+
+def parse_driver(answer: object) -> DriverStatus:
+    """Return the state of the guest's driver as x-query-virtio-status has it."""
     status, features = _part(answer, "status"), _part(answer, "guest-features")
     up = any(name.startswith("VIRTIO_CONFIG_S_DRIVER_OK") for name in _names(status, "statuses"))
     negotiated = frozenset(name.partition(":")[0] for name in _names(features, "dev-features"))
@@ -219,9 +243,7 @@ class VirtioBalloon:
     async def driver(self) -> DriverState | None:
         """Return the state of the guest's driver; None where this QEMU may not be asked."""
         status = await query_driver(self._session, self.device)
-        if status is None:
-            return None
-        return DriverState(status.up, DEFLATE_ON_OOM in status.features, status.has_statistics)
+        return None if status is None else status.state
 
     async def offers_deflate_on_oom(self) -> bool:
         """Tell whether QEMU offers deflate-on-oom to the guest."""
@@ -309,7 +331,10 @@ class Sampler:
         if found != self._last:
             self._last = found
             if asked_at == self._known_since:
-                self.sample = Sample(stats, self._clock(), None)
+                if self.sample is not None and self.sample.stats.has_sizes_of(stats):
+                    self.sample.seen_again(stats, self._clock())
+                else:
+                    self.sample = Sample(stats, self._clock(), None)
         self._known_since = asked_at
 
     async def refresh(self, *, timeout_s: float) -> bool:
@@ -318,7 +343,7 @@ class Sampler:
         Setting the interval to 0 and back makes QEMU ask now; the answer mostly takes 3 ms. If the
         figures of an idle guest did not change, new ones are detected only at the next whole second.
         """
-        before = self.sample
+        before_s = self.sample.seen_at_s if self.sample else None
         deadline_s = self._clock() + timeout_s
         for ask_again_after_s in chain(_ASK_AGAIN_AFTER_S, repeat(_ASK_AGAIN_AFTER_S[-1])):
             await self.rearm()
@@ -326,7 +351,7 @@ class Sampler:
             while True:
                 await asyncio.sleep(max(_FIRST_LOOK_AFTER_S, ask_again_after_s / 5))
                 await self.poll()
-                if self.sample not in (None, before):  # perhaps another caller's poll saw it first
+                if self.sample is not None and self.sample.seen_at_s != before_s:  # perhaps by another poll
                     return True
                 if self._clock() >= again_s:
                     break

@@ -30,7 +30,7 @@ from qemu.qmp.models import Greeting
 from qmpballoon.errors import ConnectionLost, MonitorBusy
 from qmpballoon.qmp import commands
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
-from qmpballoon.qmp.repeated import Repeated, refusal
+from qmpballoon.qmp.repeated import Repeated, Sink, refusal
 from qmpballoon.qmp.wire import (
     LONGEST_GREETING,
     LONGEST_MESSAGE,
@@ -185,20 +185,26 @@ class Session(QMPClient):
             self._end(ConnectionLost(f"{self.path}: {error}"))
             raise self.reason from None
 
-    def repeat(self, *requests: Repeated) -> None:
-        """Send requests whose replies go to their sinks; nothing is sent once the session is over.
+    def repeated(
+        self, command: str, arguments: Mapping[str, object] | None, sink: Sink, *, volatile: str = ""
+    ) -> Repeated:
+        """Return a request for `repeat`; ``volatile`` as in `Repeated`.
 
         Raises:
-            NeverSent: the table of commands does not allow one for this QEMU; a bug of the caller.
+            NeverSent: the table of commands does not allow it for this QEMU; a bug of the caller.
         """
+        commands.check(command, arguments, self.version)
+        self._serial += 1
+        return Repeated(f"r{self._serial}", command, arguments, sink, volatile=volatile)
+
+    def repeat(self, *requests: Repeated) -> None:
+        """Send requests whose replies go to their sinks; nothing is sent once the session is over."""
         if self._reason is not None or self._writer is None:
             return
-        for request in requests:
-            commands.check(request.command, request.arguments, self.version)
         if not self._repeated:
             self._repeated_since_s = self._loop.time()
         self._repeated.extend(requests)
-        self._writer.write(b"".join(request.request for request in requests))
+        self._writer.write(b"".join([request.request for request in requests]))
 
     @property
     def awaits_replies(self) -> bool:

@@ -60,8 +60,8 @@ class _Step:
     def holds_for(self, now: Snapshot) -> bool:
         """Tell whether a step would decide the same now: nothing moved, and little time has passed.
 
-        A guest whose facts are the same is the same object. What depends on time alone (back-offs, the decay of
-        a trend) waits until the next full step.
+        A guest whose facts are the same is the same object. What depends on time alone (back-offs, the decay
+        of a trend) waits until the next full step.
         """
         before = self.snapshot
         moved = (before.mem_available or 0) - (now.mem_available or 0)

@@ -159,9 +159,14 @@ class AgentHarness:
     async def until_sampled(self, name: str, *, samples: int) -> VmStatus:
         """Wait for this many new samples of a VM."""
         for _ in range(samples):
-            before = self.record(name).sample
-            await self.until(lambda before=before: self.record(name).sample != before)  # type: ignore[misc]
+            before = self.sampled_at_s(name)
+            await self.until(lambda before=before: self.sampled_at_s(name) != before)  # type: ignore[misc]
         return self.record(name)
+
+    def sampled_at_s(self, name: str) -> float | None:
+        """Return when the VM's newest sample was seen; a sample whose figures come again is seen again."""
+        sample = self.record(name).sample
+        return None if sample is None else sample.seen_at_s
 
     async def ask(
         self, vm: str | None, verb: str, *, expires_at_s: float | None = None, **arguments: object

@@ -193,8 +193,7 @@ async def test_starting_until_the_driver_and_its_samples_are_there(
         assert harness.health("a") == "starting"  # the grace time of fresh stats runs
         harness.later_s += 400
         with harness.vm("a").watched():
-            before = harness.record("a").sample
-            await harness.until(lambda: harness.record("a").sample != before)
+            await harness.until_sampled("a", samples=1)
             assert harness.health("a") == "starting"
             harness.later_s += 200
             await harness.until_health("a", "ok")

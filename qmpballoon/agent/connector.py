@@ -27,7 +27,7 @@ from qmpballoon.model.records import Life
 from qmpballoon.procfs import is_stopped, life_of
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
-from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, socket_table, was_accepted
+from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, was_accepted
 
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
@@ -35,6 +35,7 @@ FIRST_OTHER_RETRY_S: Final = 10.0  # of a socket that is no QMP monitor: a conso
 LAST_OTHER_RETRY_S: Final = 300.0
 HELD_FOR_S: Final = 10.0  # after a session of this length the back-off is reset
 LOOK_AT_SILENCE_S: Final = 1.0
+AT_ONCE_S: Final = 0.005  # many sockets that appear at once share one reading of the kernel's table
 SECOND_WAITS_S: Final = 5.0  # where no process tells: for the monitor that served the VM to answer again
 _OTHER: Final = "it is a console, a guest agent or another protocol; keep it out of the globs of monitors"
 
@@ -78,7 +79,7 @@ class Connector:
         if mark is not None and self._connection is not None:
             another_file = before is None or before[:2] != mark[:2]
             # The file may exist before its QEMU listens, and it is checked only when it changes.
-            if another_file or socket_table(self.path).bound != self._bound:
+            if another_file or self._table(AT_ONCE_S).bound != self._bound:
                 log_event("socket-replaced", "the path has another socket now", socket=self.path)
                 self.kick()
         self._wakeup.set()
@@ -111,7 +112,7 @@ class Connector:
             self._silent("offline")
 
     async def _connect_once(self) -> None:
-        before = socket_table(self.path)
+        before = self._table(AT_ONCE_S)
         try:
             monitor = open_monitor(self.path)
         except Unreachable as error:
@@ -134,13 +135,13 @@ class Connector:
         finally:
             monitor.connection.close()
         if self._second_of is not None:
-            await self._park(partial(self._is_served_at, self._second_of), look_again_s=SECOND_WAITS_S)
+            await self._park(partial(self._served_second, self._second_of), look_again_s=SECOND_WAITS_S)
 
     async def _with(self, monitor: OpenMonitor, before: SocketTable) -> None:
         life = life_of(monitor.pid) if monitor.pid else None
         if life is not None and self._registry.is_served_before(self, life):
             monitor.connection.close()
-            await self._park(partial(self._registry.is_served_by_another, self, life))
+            await self._park(partial(self._registry.served_at, self, life))
             return
         self._bound = before.bound
         vm: ManagedVm | None = None
@@ -184,7 +185,7 @@ class Connector:
                 session = session or await greeting
             if session is not None:
                 if session.hung:
-                    self._unclosed |= socket_table(self.path).accepted
+                    self._unclosed |= self._table(LOOK_AT_SILENCE_S).accepted
                     self._silent("unresponsive", monitor.pid)
                 await session.close()
 
@@ -242,7 +243,7 @@ class Connector:
             return False
         accepted = was_accepted(monitor.connection)
         if accepted is None:  # then by the table, where one more has come
-            return not before.accepted and bool(socket_table(self.path).accepted)
+            return not before.accepted and bool(self._table(AT_ONCE_S).accepted)
         return accepted
 
     def _is_no_monitor(self, problem: str) -> None:
@@ -258,22 +259,27 @@ class Connector:
     def _why_silent(self, pid: int | None) -> Connection:
         if pid is not None and is_stopped(pid):
             return "unresponsive"
-        table: SocketTable = socket_table(self.path)
+        table = self._table(LOOK_AT_SILENCE_S)
         if table.accepted - self._unclosed:
             return "busy"
         # A socket that QEMU bound under another name (a relative path, a link) is in no row.
         return "unresponsive" if table.listening or self._unclosed else "busy"
 
-    def _is_served_at(self, path: str) -> bool:
-        vm = self._registry.at(path)
-        return self._registry.answers_at(path) or (vm is not None and vm.silent_for_s < SECOND_WAITS_S)
+    def _table(self, max_age_s: float) -> SocketTable:
+        return self._context.socket_tables.of(self.path, max_age_s=max_age_s)
 
-    async def _park(self, is_served: Callable[[], bool], *, look_again_s: float | None = None) -> None:
-        """Wait while another socket serves this QEMU."""
+    def _served_second(self, path: str) -> str | None:
+        vm = self._registry.at(path)
+        is_served = self._registry.answers_at(path) or (vm is not None and vm.silent_for_s < SECOND_WAITS_S)
+        return path if is_served else None
+
+    async def _park(self, served_at: Callable[[], str | None], *, look_again_s: float | None = None) -> None:
+        """Wait while another socket, the one at the path that is returned, serves this QEMU."""
         self._parked = True
         try:
-            while self._mark is not None and is_served():
-                changed = asyncio.create_task(self._registry.lives_changed.wait(), name=f"parked {self.path}")
+            while self._mark is not None and (path := served_at()) is not None:
+                given_up = self._registry.given_up(path)
+                changed = asyncio.create_task(given_up.wait(), name=f"parked {self.path}")
                 wakeup = asyncio.create_task(self._wakeup.wait(), name=f"parked {self.path}")
                 try:
                     await asyncio.wait(

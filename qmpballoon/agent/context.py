@@ -1,4 +1,4 @@
-"""What the agent's parts share: configuration, store, feed, tick signal, wheel, clock."""
+"""What the agent's parts share: configuration, store, feed, ticks, wheel, clock, sockets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from qmpballoon.agent.store import Store
 from qmpballoon.agent.wheel import Wheel
 from qmpballoon.config import Configuration
 from qmpballoon.policy.schedule import CALM_TICK_S, TickSchedule
+from qmpballoon.qmp.monitor import SocketTables
 
 
 class TickSignal:
@@ -67,6 +68,7 @@ class Context:
     ticks: TickSignal = field(default_factory=TickSignal)
     wheel: Wheel = field(default_factory=Wheel)
     clock: Callable[[], float] = time.monotonic
+    socket_tables: SocketTables = field(default_factory=SocketTables)
 
     @property
     def policy(self) -> str:

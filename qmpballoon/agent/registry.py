@@ -54,14 +54,16 @@ class Registry:
     """The VMs, their names, and which connector serves which life."""
 
     def __init__(self, context: Context) -> None:
-        self.lives_changed = asyncio.Event()  # set, and replaced, when a life is given up
         self._context = context
         self._by_id: dict[VmId, ManagedVm] = {}
         self._by_path: dict[str, ManagedVm] = {}
         self._by_life: dict[str, ManagedVm] = {}  # also lives that an earlier run of the agent knew
+        self._lives: dict[ManagedVm, set[str]] = {}  # the same, by VM
         self._by_identity: dict[Identity, dict[ManagedVm, None]] = {}
         self._identities: dict[ManagedVm, Identity] = {}
         self._serving: dict[Life, Serving] = {}
+        self._life_at: dict[str, Life] = {}  # the same, by path
+        self._given_up: dict[str, asyncio.Event] = {}  # by path, where somebody waits for it
         self._answering: dict[str, Answering] = {}  # by path
         self._alike: dict[tuple[str | None, str | None], _Alike] = {}  # the same, by what they report
         self._stems: dict[Life, str] = {}  # the names of QEMUs without -name: from their first socket
@@ -95,11 +97,18 @@ class Registry:
         """Return the VM that answered at this socket, under its name; a new or renamed one is set up."""
         vm = self.named(path, identity)
         if life is not None:
-            self._by_life[str(life)] = vm
+            self._belongs(str(life), vm)
         self._forget_identity(vm)
         self._identities[vm] = identity
         self._by_identity.setdefault(identity, {})[vm] = None
         return vm
+
+    def _belongs(self, life: str, vm: ManagedVm) -> None:
+        before = self._by_life.get(life)
+        if before is not None:
+            self._lives[before].discard(life)
+        self._by_life[life] = vm
+        self._lives.setdefault(vm, set()).add(life)
 
     def _forget_identity(self, vm: ManagedVm) -> None:
         if (identity := self._identities.pop(vm, None)) is not None:
@@ -156,7 +165,8 @@ class Registry:
     def drop(self, vm: ManagedVm) -> None:
         """Forget a VM: it leaves the lists, and its retained topics are cleared."""
         del self._by_id[vm.id], self._by_path[vm.path]
-        self._by_life = {life: other for life, other in self._by_life.items() if other is not vm}
+        for life in self._lives.pop(vm, ()):
+            del self._by_life[life]
         self._forget_identity(vm)
         self._context.store.know(vm.path, None)
         vm.mark_unreachable("offline")
@@ -186,6 +196,7 @@ class Registry:
             log_event("socket-second", "another socket of the same QEMU comes first", socket=holder.path)
             holder.kick()
         self._serving[life] = connector
+        self._life_at[connector.path] = life
         self._move(life, connector.path)
         return True
 
@@ -196,7 +207,16 @@ class Registry:
 
     def is_served_by_another(self, connector: Serving, life: Life) -> bool:
         """Tell whether another socket of the same QEMU serves this life."""
-        return self._serving.get(life) not in (None, connector)
+        return self.served_at(connector, life) is not None
+
+    def served_at(self, connector: Serving, life: Life) -> str | None:
+        """Return the path of the other socket of the same QEMU that serves this life, if one does."""
+        holder = self._serving.get(life)
+        return None if holder is None or holder is connector else holder.path
+
+    def given_up(self, path: str) -> asyncio.Event:
+        """Return what is set when the connector at this path does not serve its VM any more."""
+        return self._given_up.setdefault(path, asyncio.Event())
 
     def gave_up(self, connector: Serving) -> None:
         """Note that the connector no longer serves any life."""
@@ -204,10 +224,11 @@ class Registry:
             self._alike[answering.reported].leave(answering)
             if not self._alike[answering.reported].monitors:
                 del self._alike[answering.reported]
-        for life in [life for life, holder in self._serving.items() if holder is connector]:
+        life = self._life_at.pop(connector.path, None)
+        if life is not None and self._serving.get(life) is connector:
             del self._serving[life]
-        self.lives_changed.set()
-        self.lives_changed = asyncio.Event()
+        if (given_up := self._given_up.pop(connector.path, None)) is not None:
+            given_up.set()
 
     # ── monitors ─────────────────────────────────────────────────────────────────────────────────
 
@@ -227,7 +248,8 @@ class Registry:
         ended = [life for life in self._stems if life not in self._serving and life_of(life.pid) != life]
         for life in ended:
             del self._stems[life]
-            self._by_life.pop(str(life), None)
+            if (vm := self._by_life.pop(str(life), None)) is not None:
+                self._lives[vm].discard(str(life))
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────
 
@@ -236,8 +258,8 @@ class Registry:
         vm = ManagedVm(vm_id, name, path, settings, self._context)
         self._by_id[vm_id] = self._by_path[path] = vm
         life = self._context.store.kept(vm_id).life
-        if life is not None:
-            self._by_life.setdefault(life, vm)
+        if life is not None and life not in self._by_life:
+            self._belongs(life, vm)
         vm.touch()
         return vm
 

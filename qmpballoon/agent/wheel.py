@@ -31,7 +31,7 @@ class Wheel:
 
     def __init__(self) -> None:
         self._due: dict[Member, int] = {}  # by member: its slot
-        self._slots: dict[int, list[Member]] = {}  # also entries that are obsolete
+        self._slots: dict[int, list[Member]] = {}
         self._order: list[int] = []  # a heap of the slots
         self._ready: deque[tuple[int, Member]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -44,6 +44,7 @@ class Wheel:
         slot = ceil(at_s / SHORT_SLOT_S) if pause_s < _SHORT_S else ceil(at_s / SLOT_S) * _SLOTS
         if self._due.get(member) == slot:
             return
+        self.remove(member)
         self._due[member] = slot
         members = self._slots.get(slot)
         if members is not None:
@@ -56,7 +57,9 @@ class Wheel:
 
     def remove(self, member: Member) -> None:
         """Do not call a member any more."""
-        self._due.pop(member, None)
+        slot = self._due.pop(member, None)
+        if slot is not None and member in (members := self._slots.get(slot, [])):
+            members.remove(member)
 
     def lateness_s(self) -> float:
         """Return how late members were called at most since this was asked last, in seconds."""
@@ -84,10 +87,10 @@ class Wheel:
         while self._order and self._order[0] * SHORT_SLOT_S <= now_s:
             slot = heapq.heappop(self._order)
             late_s = now_s - slot * SHORT_SLOT_S
-            for member in self._slots.pop(slot):
-                if self._due.get(member) == slot:
-                    self._latest_s = max(self._latest_s, late_s)
-                    self._ready.append((slot, member))
+            members = self._slots.pop(slot)
+            if members:
+                self._latest_s = max(self._latest_s, late_s)
+            self._ready.extend((slot, member) for member in members)
         self._arm()
 
     def _arm(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import glob
 import os
 import stat
+import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from fnmatch import fnmatchcase
@@ -20,6 +21,9 @@ from asyncinotify import Inotify, Mask, Watch
 
 SCAN_EVERY_S: Final = 2.0
 _SETTLE_S: Final = 0.02  # a directory that fills with sockets is scanned once, not once per socket
+_SHARE: Final = 0.1  # of the time that scans after changes may take
+_REGULAR_SHARE: Final = 0.005  # of the time that regular scans may take
+_LONGEST_PAUSE_S: Final = 10.0
 _INTERESTING: Final = (
     Mask.CREATE
     | Mask.DELETE
@@ -57,18 +61,18 @@ class SocketWatch:
     """Watches the sockets that match some globs. The globs may be replaced at any time."""
 
     def __init__(self, globs: Iterable[str]) -> None:
-        self.globs = tuple(globs)
+        self.globs = _absolute(globs)
         self._wakeup = asyncio.Event()
         self._watches: dict[str, Watch] = {}
 
     def watch(self, globs: Iterable[str]) -> None:
         """Replace the globs."""
-        self.globs = tuple(globs)
+        self.globs = _absolute(globs)
         self._wakeup.set()
 
     def covers(self, path: str) -> bool:
         """Tell whether a glob matches the path, whether or not it exists."""
-        return any(_fits(path, os.path.abspath(pattern)) for pattern in self.globs)
+        return path in self.globs or any(_fits(path, pattern) for pattern in self.globs)
 
     async def changes(self) -> AsyncGenerator[Mapping[str, SocketMark], None]:
         """Yield the sockets that exist: first at once, then after every change."""
@@ -83,14 +87,18 @@ class SocketWatch:
                 self._wakeup.clear()
                 if inotify is not None:
                     self._watch_directories(inotify)
+                began_s = time.thread_time()
                 found = self.scan(known or {})
+                cost_s = time.thread_time() - began_s
                 if found != known:
                     known = found
                     yield found
                 try:
-                    async with asyncio.timeout(SCAN_EVERY_S):
+                    async with asyncio.timeout(
+                        min(_LONGEST_PAUSE_S, max(SCAN_EVERY_S, cost_s / _REGULAR_SHARE))
+                    ):
                         await self._wakeup.wait()
-                    await asyncio.sleep(_SETTLE_S)
+                    await asyncio.sleep(max(_SETTLE_S, cost_s / _SHARE))
                 except TimeoutError:
                     pass
 
@@ -115,7 +123,7 @@ class SocketWatch:
         self._wakeup.set()
 
     def _watch_directories(self, inotify: Inotify) -> None:
-        parents = {os.path.dirname(os.path.abspath(pattern)) for pattern in self.globs}
+        parents = {os.path.dirname(pattern) for pattern in self.globs}
         wanted = {directory for parent in parents for directory in glob.iglob(parent)}
         for directory in self._watches.keys() - wanted:
             with suppress(OSError):  # the directory was removed, and the watch with it
@@ -125,6 +133,10 @@ class SocketWatch:
                 self._watches[directory] = inotify.add_watch(Path(directory), _INTERESTING)
             except OSError:
                 self._watches.pop(directory, None)
+
+
+def _absolute(globs: Iterable[str]) -> frozenset[str]:
+    return frozenset(os.path.abspath(pattern) for pattern in globs)
 
 
 def _opened(stack: ExitStack) -> Inotify | None:

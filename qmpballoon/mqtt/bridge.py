@@ -34,7 +34,7 @@ from qmpballoon.mqtt.connection import (
     reason_code,
 )
 from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
-from qmpballoon.mqtt.outbox import Make, Outbox, Publication
+from qmpballoon.mqtt.outbox import Make, Outbox, Pace, Publication
 from qmpballoon.mqtt.topics import BIRTH_TOPIC, Topics
 from qmpballoon.protocol.payloads import CONTENT_TYPES, Format, encode
 from qmpballoon.protocol.requests import Handle, Requests
@@ -49,6 +49,8 @@ REFUSED_PAUSE_S: Final = (
     60.0  # a bad password stays bad until it is corrected, and some brokers ban clients that retry
 )
 BIRTH_WAIT_S: Final = (1.0, 10.0)
+
+_PACE_S: Final = 0.02
 
 _CONTENT_TYPES: Final = {name: ContentType(media_type) for name, media_type in CONTENT_TYPES.items()}
 
@@ -267,14 +269,21 @@ class Bridge:
         return (*self.topics.subscriptions(), self.topics.status)
 
     async def _send(self, connection: Connection, broker: Broker) -> None:
+        pace = Pace()
         while True:
-            await self._wake.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PACE_S if self._outbox.has_repeats else None):
+                    await self._wake.wait()
             self._wake.clear()
             while True:
                 await connection.wait_window()
-                publication = self._outbox.take(retained=not self._has_unannounced)
+                publication = self._outbox.take(
+                    retained=not self._has_unannounced, repeats=pace.allows(self._clock())
+                )
                 if publication is None:
                     break
+                if publication.is_repeat:
+                    pace.count()
                 self._publish(connection, publication)
                 if publication.topic == self.topics.status and not self._online.is_set():
                     self._online.set()

@@ -2,8 +2,9 @@
 
 A change is published at once, but not within ``min_interval_s`` of the previous message; the last value
 is always published. The list of VMs, whose size is that of the host, waits longer if there are many.
-Everything is published again every ``heartbeat_s``. One task sleeps until the earliest of these times; a
-bounded number of topics is published in one turn of the loop.
+Everything is published again every ``heartbeat_s``; many VMs that are due at once are spread over a short
+time. One task sleeps until the earliest of these times; a bounded number of topics is published in one
+turn of the loop.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ _NEVER: Final = float("-inf")
 _NO_END: Final = float("inf")
 _LISTED_PER_S: Final = 500  # rows of the list of VMs: of 1000 VMs it is published every 2 s at most
 _MOST_AT_ONCE: Final = 20  # topics
+_HEARTBEATS_AT_ONCE: Final = 20
+_HEARTBEAT_S: Final = 0.002  # for each one more: of 1000 VMs 2 s
 _SHORTEST_SLEEP_S: Final = 0.02  # the due times of many VMs lie close together
 
 
@@ -49,12 +52,15 @@ _SHORTEST_SLEEP_S: Final = 0.02  # the due times of many VMs lie close together
 class _Slot:
     """When a topic was published last, when it is due again, and the times of its heap entries.
 
+    ``heartbeat_at_s`` is when its heartbeat is to be sent, if that was postponed.
+
     A heap entry is never removed before its time. If it comes up before the topic is due, the topic is
     queued again. So changes at a high rate do not fill the heap.
     """
 
     published_at_s: float = _NEVER
     due_at_s: float = _NO_END
+    heartbeat_at_s: float | None = None
     heap_times_s: list[float] = field(default_factory=list)
 
 
@@ -88,6 +94,7 @@ class Publisher:
         self._due: list[tuple[float, _Key]] = []
         self._wake = asyncio.Event()
         self._sleeps_until_s = _NEVER
+        self._next_heartbeat_s = _NEVER
         self._schedule(_VMS, changed=True)  # an empty list is published, too
 
     def vm_changed(self, record: VmStatus) -> None:
@@ -163,7 +170,7 @@ class Publisher:
                 continue  # the VM was removed, and perhaps added again
             slot.heap_times_s.remove(heap_time_s)
             if slot.due_at_s <= now_s:
-                if self._is_changed(key) or now_s >= slot.published_at_s + self._agent.heartbeat_s:
+                if self._is_changed(key) or self._may_send_heartbeat(slot, now_s):
                     self._publish(key, slot, now_s)
                 slot.due_at_s = self._due_at_s(key, slot, changed=False)
             self._queue(key, slot)
@@ -176,12 +183,27 @@ class Publisher:
             slot = self._slots[key] = _Slot()
         now_s = self._clock()
         slot.due_at_s = self._due_at_s(key, slot, changed=changed)
-        if slot.due_at_s <= now_s:
+        if changed and slot.due_at_s <= now_s:
             self._publish(key, slot, now_s)
             slot.due_at_s = self._due_at_s(key, slot, changed=False)
         self._queue(key, slot)
 
+    def _may_send_heartbeat(self, slot: _Slot, now_s: float) -> bool:
+        """Tell whether a heartbeat is due and may be sent now; else postpone it."""
+        heartbeat_s = self._agent.heartbeat_s
+        if now_s < slot.published_at_s + heartbeat_s:
+            return False
+        if slot.heartbeat_at_s is None:
+            step_s = min(_HEARTBEAT_S, heartbeat_s / 4 / len(self._slots))
+            self._next_heartbeat_s = (
+                max(self._next_heartbeat_s, now_s - _HEARTBEATS_AT_ONCE * step_s) + step_s
+            )
+            slot.heartbeat_at_s = self._next_heartbeat_s
+        return slot.heartbeat_at_s <= now_s
+
     def _due_at_s(self, key: _Key, slot: _Slot, *, changed: bool) -> float:
+        if not changed and slot.heartbeat_at_s is not None:
+            return slot.heartbeat_at_s
         min_interval_s = self._min_interval_s
         if key == _VMS:
             min_interval_s = max(min_interval_s, len(self._vms) / _LISTED_PER_S)
@@ -202,6 +224,7 @@ class Publisher:
 
     def _publish(self, key: _Key, slot: _Slot, now_s: float) -> None:
         slot.published_at_s = now_s
+        slot.heartbeat_at_s = None
         if key == _HOST:
             self._published_host = self._host
             self._bridge.retain(self._bridge.topics.host_object, self._make_host)

@@ -179,11 +179,34 @@ async def test_unchanged_vms_publish_nothing_and_queue_nothing(count: int) -> No
     assert len(setup.publisher._due) == queued
 
 
-async def test_the_heartbeats_of_many_vms_are_published_over_several_turns_of_the_loop() -> None:
+async def test_the_heartbeats_of_many_vms_are_spread_and_stay_so() -> None:
+    setup = Setup()
+    records = vms(1000)
+    for record in records:
+        setup.publisher.vm_changed(record)
+    sent = len(setup.bridge.sent)
+    for beat in (1, 2):
+        rates: list[int] = []
+        for step in range(80):  # from 60.0 to 64.0, with quiet samples in between
+            setup.now_s = 1000.0 + beat * 60.0 + step * 0.05 + (beat - 1) * 0.05
+            while setup.publisher._publish_due():
+                pass
+            for record in vms(1000):
+                setup.publisher.vm_changed(record)
+            rates.append(len(setup.bridge.sent) - sent - sum(rates))
+        sent = len(setup.bridge.sent)
+        assert max(rates) <= 50
+        assert all(len(setup.bridge.on(TOPICS.state(one.id))) == 1 + beat for one in records[::50])
+        assert sum(rates) == 1000 + 1
+
+
+async def test_the_changes_of_many_vms_are_published_over_several_turns_of_the_loop() -> None:
     setup = Setup()
     for record in vms(1000):
         setup.publisher.vm_changed(record)
-    setup.now_s += 60.0
+    for record in vms(1000, actual=7):
+        setup.publisher.vm_changed(record)
+    setup.now_s += 2.0
     sent = len(setup.bridge.sent)
     publisher = asyncio.create_task(setup.publisher.run(), name="publisher")
     turns: list[int] = []

@@ -50,7 +50,7 @@ REFUSED_PAUSE_S: Final = (
 )
 BIRTH_WAIT_S: Final = (1.0, 10.0)
 
-_PACE_S: Final = 0.02
+_PACE_S: Final = 0.02  # between the repetitions that `Pace` allows
 
 _CONTENT_TYPES: Final = {name: ContentType(media_type) for name, media_type in CONTENT_TYPES.items()}
 
@@ -271,9 +271,12 @@ class Bridge:
     async def _send(self, connection: Connection, broker: Broker) -> None:
         pace = Pace()
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_PACE_S if self._outbox.has_repeats else None):
-                    await self._wake.wait()
+            if self._outbox.has_repeats:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_PACE_S):
+                        await self._wake.wait()
+            else:
+                await self._wake.wait()
             self._wake.clear()
             while True:
                 await connection.wait_window()

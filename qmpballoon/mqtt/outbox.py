@@ -25,7 +25,7 @@ Make: TypeAlias = Callable[[], object]
 MOST_EVENTS: Final = 1000  # about 300 bytes each
 MOST_ANSWERS: Final = 1000
 ANSWER_KEPT_S: Final = 60.0  # as long as a repeated request would be answered again
-REPEATS_AT_ONCE: Final = 500
+REPEATS_AT_ONCE: Final = 600
 REPEATS_PER_S: Final = 1000.0
 
 

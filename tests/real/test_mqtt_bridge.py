@@ -450,7 +450,7 @@ async def test_many_new_topics_are_announced_together_each_before_its_first_mess
 async def test_a_delay_of_our_own_loop_is_no_time_out_of_the_broker(
     monkeypatch: pytest.MonkeyPatch, confirms: bool
 ) -> None:
-    monkeypatch.setattr(connection_module, "CONFIRM_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connection_module, "CONFIRM_TIMEOUT_S", 0.8)
     connection = Connection(
         Broker("mqtt", HOST, 1),
         Login("test"),
@@ -462,7 +462,7 @@ async def test_a_delay_of_our_own_loop_is_no_time_out_of_the_broker(
     connection._unconfirmed.update(dict.fromkeys(range(WINDOW), Publication("x", dict)))
     waiting = asyncio.create_task(connection.wait_window(), name="window")
     await asyncio.sleep(0)
-    time.sleep(0.3)  # longer than the time-out, in which the loop reads nothing
+    time.sleep(0.9)  # longer than the time-out, in which the loop reads nothing
     for _ in range(5):
         await asyncio.sleep(0)
     assert not waiting.done()

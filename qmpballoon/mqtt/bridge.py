@@ -14,6 +14,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -33,12 +34,14 @@ from qmpballoon.mqtt.connection import (
     reason_code,
 )
 from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
-from qmpballoon.mqtt.outbox import Make, Outbox, Publication
+from qmpballoon.mqtt.outbox import Make, Outbox, Pace, Publication
 from qmpballoon.mqtt.topics import BIRTH_TOPIC, Topics
 from qmpballoon.protocol.payloads import CONTENT_TYPES, Format, encode
 from qmpballoon.protocol.requests import Handle, Requests
 
 ECHO_TIMEOUT_S: Final = 5.0
+_PARTS: Final = 5  # of that time-out: a delay of our own loop ends one of them only
+ANNOUNCE_INTERVAL_S: Final = 0.2
 OFFLINE_TIMEOUT_S: Final = 2.0
 SHORTEST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
@@ -46,6 +49,8 @@ REFUSED_PAUSE_S: Final = (
     60.0  # a bad password stays bad until it is corrected, and some brokers ban clients that retry
 )
 BIRTH_WAIT_S: Final = (1.0, 10.0)
+
+_PACE_S: Final = 0.02  # between the repetitions that `Pace` allows
 
 _CONTENT_TYPES: Final = {name: ContentType(media_type) for name, media_type in CONTENT_TYPES.items()}
 
@@ -82,7 +87,7 @@ class Bridge:
     ``handle`` carries out a request (see `Handle`). ``vm_exists`` returns whether there is a VM of that
     name in topics. ``announced_before`` are the retained topics of the last run. ``on_announced`` is
     called with all topics that a later run may have to clear, before the first message to a new one;
-    it must not wait.
+    it must not wait. All that is new within ANNOUNCE_INTERVAL_S is announced in one call.
     """
 
     def __init__(
@@ -111,7 +116,8 @@ class Bridge:
         self._outbox.retain(self.topics.status, lambda: "online")
         self._requests = Requests(handle, vm_exists, clock)
         self._announced = set(announced_before)
-        self._announced_changed = False
+        self._announced_changed = asyncio.Event()
+        self._has_unannounced = False
         self._on_announced = on_announced
         self._announce(self.topics.status)
         self._online = asyncio.Event()
@@ -234,6 +240,7 @@ class Bridge:
             self._outbox.connected(self._clock())
             self._wake.set()
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._report_announced(), name="mqtt announced")
                 group.create_task(self._send(connection, broker), name="mqtt send")
                 group.create_task(self._receive(connection), name="mqtt receive")
                 group.create_task(self._check_status(), name="mqtt self-check")
@@ -262,15 +269,24 @@ class Bridge:
         return (*self.topics.subscriptions(), self.topics.status)
 
     async def _send(self, connection: Connection, broker: Broker) -> None:
+        pace = Pace()
         while True:
-            await self._wake.wait()
+            if self._outbox.has_repeats:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_PACE_S):
+                        await self._wake.wait()
+            else:
+                await self._wake.wait()
             self._wake.clear()
             while True:
                 await connection.wait_window()
-                self._report_announced()
-                publication = self._outbox.take()
+                publication = self._outbox.take(
+                    retained=not self._has_unannounced, repeats=pace.allows(self._clock())
+                )
                 if publication is None:
                     break
+                if publication.is_repeat:
+                    pace.count()
                 self._publish(connection, publication)
                 if publication.topic == self.topics.status and not self._online.is_set():
                     self._online.set()
@@ -317,13 +333,13 @@ class Bridge:
 
     async def _check_status(self) -> None:
         await self._online.wait()
-        try:
-            async with asyncio.timeout(ECHO_TIMEOUT_S):
-                await self._seen_status.wait()
-        except TimeoutError:
-            self._log.status_missing(ECHO_TIMEOUT_S)
-        else:
-            self._log.status_received()
+        for _ in range(_PARTS):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ECHO_TIMEOUT_S / _PARTS):
+                    await self._seen_status.wait()
+                self._log.status_received()
+                return
+        self._log.status_missing(ECHO_TIMEOUT_S)
 
     async def _republish_on_birth(self) -> None:
         while True:
@@ -349,18 +365,28 @@ class Bridge:
     def _announce(self, topic: str) -> None:
         if topic not in self._announced:
             self._announced.add(topic)
-            self._announced_changed = True
+            self._has_unannounced = self._on_announced is not None
+            self._announced_changed.set()
 
-    def _report_announced(self) -> None:
-        if self._announced_changed and self._on_announced is not None:
-            self._announced_changed = False
+    async def _report_announced(self) -> None:
+        """Pass the announced topics on when they change, all at once: not for each of many new VMs.
+
+        Retained topics are held back meanwhile.
+        """
+        if self._on_announced is None:
+            return
+        while True:
+            await self._announced_changed.wait()
+            self._announced_changed.clear()
+            self._has_unannounced = False
             self._on_announced(frozenset(self._announced))
+            self._wake.set()
+            await asyncio.sleep(ANNOUNCE_INTERVAL_S)
 
     def _confirmed(self, publication: Publication) -> None:
         if self._outbox.confirmed(publication):
             self._announced.discard(publication.topic)
-            self._announced_changed = True
-            self._wake.set()
+            self._announced_changed.set()
 
     def _refused(self, publication: Publication, reason: str) -> None:
         if publication.answer is None or publication.topic.startswith(f"{self.topics.root}/"):

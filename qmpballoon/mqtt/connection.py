@@ -7,7 +7,8 @@ paho-mqtt 2.2:
   open, and its thread may still establish the connection later, under our client id. Here the socket
   is closed, at once or when the thread ends.
 - A broker that closes before its CONNACK is noticed at once, not after the time-out.
-- TCP_NODELAY is set, also below a websocket: Nagle's algorithm adds 40 ms to an answer.
+- TCP_NODELAY is set, also below a websocket: Nagle's algorithm adds 40 ms to an answer. TCP_QUICKACK is
+  set after each read, because the broker may use that algorithm, too (see `quick_ack`).
 - A socket that was closed before its writer is registered is skipped: aiomqtt reads its descriptor
   later, which may belong to another file by then.
 - `send` hands a message to paho and returns: aiomqtt's ``publish`` waits for each PUBACK and
@@ -45,12 +46,14 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from qmpballoon.errors import ConfigurationError
 from qmpballoon.mqtt.commands import Message
 from qmpballoon.mqtt.outbox import Publication
+from qmpballoon.quick_ack import set_after_reads
 from qmpballoon.tls import client_context
 
 CONNECT_TIMEOUT_S: Final = 10.0
 CONFIRM_TIMEOUT_S: Final = 20.0
 KEEPALIVE_S: Final = 20
 WINDOW: Final = 20  # unconfirmed messages; mosquitto's Receive Maximum
+_PARTS: Final = 4  # of a time-out: a delay of our own loop ends one of them, not the connection
 LARGEST_PACKET: Final = 1024 * 1024  # largest that we accept; a request is at most 64 KiB
 MOST_WAITING_MESSAGES: Final = 1000
 UNSUPPORTED_PROTOCOL: Final = 132
@@ -132,7 +135,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._received: asyncio.Queue[Message] = asyncio.Queue(MOST_WAITING_MESSAGES)
         self._unconfirmed: dict[int, Publication] = {}
-        self._window_changed = asyncio.Event()
+        self._window_changed: asyncio.Future[None] | None = None  # of a waiting `send`
         self._tls: ssl.SSLContext | None = None
         self._raw: socket.socket | None = None
         self._connect_returned = False
@@ -160,6 +163,7 @@ class Connection:
         paho.on_publish = self._on_publish
         paho.on_message = self._on_message
         paho.on_socket_register_write = self._on_socket_register_write
+        set_after_reads(paho, lambda: self._raw)
         self._connect_tcp = paho._create_socket_connection
         paho._create_socket_connection = self._open_socket  # type: ignore[method-assign]
         paho._ssl_wrap_socket = self._wrap_tls  # type: ignore[method-assign]
@@ -234,7 +238,10 @@ class Connection:
             aiomqtt.MqttError: the broker confirmed nothing for CONFIRM_TIMEOUT_S.
         """
         while len(self._unconfirmed) >= WINDOW:
-            if not await self._wait_window_changed(CONFIRM_TIMEOUT_S):
+            for _ in range(_PARTS):
+                if await self._wait_window_changed(CONFIRM_TIMEOUT_S / _PARTS):
+                    break
+            else:
                 raise aiomqtt.MqttError(f"the broker confirmed nothing for {CONFIRM_TIMEOUT_S:g} s")
 
     async def wait_all_confirmed(self, timeout_s: float) -> None:
@@ -275,13 +282,13 @@ class Connection:
     async def _wait_window_changed(self, timeout_s: float) -> bool:
         # Not asyncio.timeout: with Python 3.11.2 (Debian 12; not 3.11.7) it does not raise TimeoutError in a
         # task that is being cancelled, and that task publishes ``offline``.
-        self._window_changed.clear()
-        moved = asyncio.create_task(self._window_changed.wait(), name="mqtt window")
-        try:
-            await asyncio.wait((moved,), timeout=max(0.0, timeout_s))
-            return moved.done()
-        finally:
-            moved.cancel()
+        self._window_changed = changed = self._loop.create_future()
+        await asyncio.wait((changed,), timeout=max(0.0, timeout_s))
+        return changed.done()
+
+    def _note_window_changed(self) -> None:
+        if self._window_changed is not None and not self._window_changed.done():
+            self._window_changed.set_result(None)
 
     def _connect(self) -> None:
         """Connect; run in a thread, because paho blocks and files are read."""
@@ -359,7 +366,7 @@ class Connection:
                 self._ended.set_result(None)
             else:
                 self._ended.set_exception(MqttCodeError(reason_code, "Unexpected disconnection"))
-        self._window_changed.set()
+        self._note_window_changed()
 
     def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:
         properties = message.properties
@@ -383,7 +390,7 @@ class Connection:
         publication = self._unconfirmed.pop(mid, None)
         if publication is None:
             return
-        self._window_changed.set()
+        self._note_window_changed()
         if reason_code.value >= 128:
             self._refused(publication, str(reason_code))
         else:

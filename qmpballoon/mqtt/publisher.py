@@ -1,8 +1,10 @@
 """Decides when the state of the VMs and of the host is published.
 
 A change is published at once, but not within ``min_interval_s`` of the previous message; the last value
-is always published. Everything is published again every ``heartbeat_s``. One task sleeps until the
-earliest of these times.
+is always published. The list of VMs, whose size is that of the host, waits longer if there are many.
+Everything is published again every ``heartbeat_s``; many VMs that are due at once are spread over a short
+time. One task sleeps until the earliest of these times; a bounded number of topics is published in one
+turn of the loop.
 """
 
 from __future__ import annotations
@@ -39,11 +41,18 @@ _HOST: Final = ("host", "")
 _VMS: Final = ("vms", "")
 _NEVER: Final = float("-inf")
 _NO_END: Final = float("inf")
+_LISTED_PER_S: Final = 500  # rows of the list of VMs: of 1000 VMs it is published every 2 s at most
+_MOST_AT_ONCE: Final = 20  # topics
+_HEARTBEATS_AT_ONCE: Final = 20
+_HEARTBEAT_S: Final = 0.002  # for each one more: of 1000 VMs 2 s
+_SHORTEST_SLEEP_S: Final = 0.02  # the due times of many VMs lie close together
 
 
 @dataclass(slots=True)
 class _Slot:
     """When a topic was published last, when it is due again, and the times of its heap entries.
+
+    ``heartbeat_at_s`` is when its heartbeat is to be sent, if that was postponed.
 
     A heap entry is never removed before its time. If it comes up before the topic is due, the topic is
     queued again. So changes at a high rate do not fill the heap.
@@ -51,6 +60,7 @@ class _Slot:
 
     published_at_s: float = _NEVER
     due_at_s: float = _NO_END
+    heartbeat_at_s: float | None = None
     heap_times_s: list[float] = field(default_factory=list)
 
 
@@ -84,11 +94,14 @@ class Publisher:
         self._due: list[tuple[float, _Key]] = []
         self._wake = asyncio.Event()
         self._sleeps_until_s = _NEVER
+        self._next_heartbeat_s = _NEVER
         self._schedule(_VMS, changed=True)  # an empty list is published, too
 
     def vm_changed(self, record: VmStatus) -> None:
         """Take a VM's newest snapshot; a new VM is added."""
         before = self._vms.get(record.id)
+        if before is record:
+            return
         self._vms[record.id] = record
         if before is None or before.answers != record.answers:
             word = "online" if record.answers else "offline"
@@ -133,43 +146,71 @@ class Publisher:
         """Publish what becomes due, until cancelled."""
         while True:
             self._wake.clear()
-            self._publish_due()
-            self._sleeps_until_s = self._due[0][0] if self._due else self._clock() + self._agent.heartbeat_s
+            if self._publish_due():
+                await asyncio.sleep(0)  # requests and answers come first
+                continue
+            due_s = self._due[0][0] if self._due else _NO_END
+            now_s = self._clock()
+            self._sleeps_until_s = max(now_s + _SHORTEST_SLEEP_S, min(due_s, now_s + self._agent.heartbeat_s))
             try:
                 async with asyncio.timeout(max(0.0, self._sleeps_until_s - self._clock())):
                     await self._wake.wait()
             except TimeoutError:
                 continue
 
-    def _publish_due(self) -> None:
+    def _publish_due(self) -> bool:
+        """Publish a bounded number of due topics; return whether more are due."""
         now_s = self._clock()
-        while self._due and self._due[0][0] <= now_s:
+        for _ in range(_MOST_AT_ONCE):
+            if not self._due or self._due[0][0] > now_s:
+                return False
             heap_time_s, key = heapq.heappop(self._due)
             slot = self._slots.get(key)
             if slot is None or heap_time_s not in slot.heap_times_s:
                 continue  # the VM was removed, and perhaps added again
             slot.heap_times_s.remove(heap_time_s)
             if slot.due_at_s <= now_s:
-                if self._is_changed(key) or now_s >= slot.published_at_s + self._agent.heartbeat_s:
+                if self._is_changed(key) or self._may_send_heartbeat(slot, now_s):
                     self._publish(key, slot, now_s)
-                slot.due_at_s = self._due_at_s(slot, changed=False)
+                slot.due_at_s = self._due_at_s(key, slot, changed=False)
             self._queue(key, slot)
+        return True
 
     def _schedule(self, key: _Key, *, changed: bool) -> None:
         """Publish now if the topic is due, else queue it."""
-        slot = self._slots.setdefault(key, _Slot())
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = _Slot()
         now_s = self._clock()
-        slot.due_at_s = self._due_at_s(slot, changed=changed)
-        if slot.due_at_s <= now_s:
+        slot.due_at_s = self._due_at_s(key, slot, changed=changed)
+        if changed and slot.due_at_s <= now_s:
             self._publish(key, slot, now_s)
-            slot.due_at_s = self._due_at_s(slot, changed=False)
+            slot.due_at_s = self._due_at_s(key, slot, changed=False)
         self._queue(key, slot)
 
-    def _due_at_s(self, slot: _Slot, *, changed: bool) -> float:
+    def _may_send_heartbeat(self, slot: _Slot, now_s: float) -> bool:
+        """Tell whether a heartbeat is due and may be sent now; else postpone it."""
+        heartbeat_s = self._agent.heartbeat_s
+        if now_s < slot.published_at_s + heartbeat_s:
+            return False
+        if slot.heartbeat_at_s is None:
+            step_s = min(_HEARTBEAT_S, heartbeat_s / 4 / len(self._slots))
+            self._next_heartbeat_s = (
+                max(self._next_heartbeat_s, now_s - _HEARTBEATS_AT_ONCE * step_s) + step_s
+            )
+            slot.heartbeat_at_s = self._next_heartbeat_s
+        return slot.heartbeat_at_s <= now_s
+
+    def _due_at_s(self, key: _Key, slot: _Slot, *, changed: bool) -> float:
+        if not changed and slot.heartbeat_at_s is not None:
+            return slot.heartbeat_at_s
+        min_interval_s = self._min_interval_s
+        if key == _VMS:
+            min_interval_s = max(min_interval_s, len(self._vms) / _LISTED_PER_S)
         return due_at_s(
             changed,
             slot.published_at_s,
-            min_interval_s=self._min_interval_s,
+            min_interval_s=min_interval_s,
             heartbeat_s=self._agent.heartbeat_s,
         )
 
@@ -183,6 +224,7 @@ class Publisher:
 
     def _publish(self, key: _Key, slot: _Slot, now_s: float) -> None:
         slot.published_at_s = now_s
+        slot.heartbeat_at_s = None
         if key == _HOST:
             self._published_host = self._host
             self._bridge.retain(self._bridge.topics.host_object, self._make_host)

@@ -11,6 +11,8 @@ or of the host, run at a time.
 from __future__ import annotations
 
 import asyncio
+import json
+import zlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +26,8 @@ from qmpballoon.protocol.payloads import Content, decode_request, encode
 from qmpballoon.protocol.verbs import Asked, read_asked
 
 MOST_WAITING: Final = 16  # requests of one VM, or of the host
-MOST_REMEMBERED: Final = 1000  # answers
+MOST_REMEMBERED: Final = 4000  # answers: a few for each of 1000 VMs
+MOST_REMEMBERED_BYTES: Final = 4 * 1024 * 1024  # of compressed answers; `list` has a row per VM
 REMEMBERED_S: Final = 60.0  # from the answer on
 
 
@@ -103,7 +106,8 @@ class Requests:
     _group: asyncio.TaskGroup | None = None
     _running: dict[str | None, list[_Running]] = field(default_factory=dict)
     _joinable: dict[_Key, _Running] = field(default_factory=dict)
-    _remembered: OrderedDict[_Key, tuple[float, Mapping[str, object]]] = field(default_factory=OrderedDict)
+    _remembered: OrderedDict[_Key, tuple[float, bytes]] = field(default_factory=OrderedDict)
+    _remembered_bytes: int = 0
 
     def open(self, group: asyncio.TaskGroup) -> None:
         """Run requests in ``group`` from now on; a bug in the handler ends the group."""
@@ -147,7 +151,7 @@ class Requests:
         if key is not None:
             self._forget_old()
             if key in self._remembered:
-                reply(self._remembered[key][1])
+                reply(_unpacked(self._remembered[key][1]))
                 return
         joined = None if key is None else self._joinable.get(key)
         waiting = self._running.setdefault(request.vm, [])
@@ -191,19 +195,29 @@ class Requests:
             del self._running[running.request.vm]
         if running.key is not None:
             del self._joinable[running.key]
-            self._remembered[running.key] = (self.clock(), response)
-            while len(self._remembered) > MOST_REMEMBERED:
-                self._remembered.popitem(last=False)
         for reply in running.replies:
             reply(response)
+        if running.key is not None:
+            self._remember(running.key, response)
+
+    def _remember(self, key: _Key, response: Mapping[str, object]) -> None:
+        packed = _packed(response)
+        self._remembered[key] = (self.clock(), packed)
+        self._remembered_bytes += len(packed)
+        while len(self._remembered) > MOST_REMEMBERED or self._remembered_bytes > MOST_REMEMBERED_BYTES:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        _, (_, packed) = self._remembered.popitem(last=False)
+        self._remembered_bytes -= len(packed)
 
     def _forget_old(self) -> None:
         oldest_kept_s = self.clock() - REMEMBERED_S
         while self._remembered:
-            key, (answered_at_s, _) = next(iter(self._remembered.items()))
+            answered_at_s, _ = next(iter(self._remembered.values()))
             if answered_at_s >= oldest_kept_s:
                 return
-            del self._remembered[key]
+            self._forget_oldest()
 
     def _respond(
         self, request: Request, *, result: object = None, error: QmpBalloonError | None = None
@@ -221,3 +235,12 @@ class Requests:
     ) -> Mapping[str, object]:
         vm = None if vm is None else mirrored(vm)
         return response_object(transaction, vm, mirrored(verb), utc_now(), result=result, error=error)
+
+
+def _packed(response: Mapping[str, object]) -> bytes:
+    return zlib.compress(encode(response, "json"), level=1)
+
+
+def _unpacked(packed: bytes) -> Mapping[str, object]:
+    response: Mapping[str, object] = json.loads(zlib.decompress(packed))
+    return response

@@ -18,6 +18,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from qmpballoon.lab.broker import HOST, LabBroker
 from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 from qmpballoon.mqtt.connection import Broker
+from qmpballoon.quick_ack import acknowledge_quickly
 
 WAIT_S = 60.0  # for steps that take milliseconds on an idle machine
 
@@ -103,6 +104,7 @@ async def listening(
         password=password,
         socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
     ) as client:
+        acknowledge_quickly(client)
         listener = Listener(client)
         collecting = asyncio.create_task(listener.collect(), name="listener")
         try:

@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ import aiomqtt
 import msgpack  # type: ignore[import-untyped]
 import pytest
 from mqtt_listener import WAIT_S, listening, property_of, running, settings_for
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 from serving import relayed, serving
 
 from qmpballoon import log as log_module
+from qmpballoon import quick_ack
 from qmpballoon.lab.broker import HOST, LabBroker
+from qmpballoon.lab.demo.testbed import observing
 from qmpballoon.lab.require import find_program
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.model.names import VmId
@@ -30,7 +35,7 @@ from qmpballoon.model.records import VmStatus
 from qmpballoon.mqtt import bridge as bridge_module
 from qmpballoon.mqtt import connection as connection_module
 from qmpballoon.mqtt.bridge import Bridge
-from qmpballoon.mqtt.connection import Broker
+from qmpballoon.mqtt.connection import WINDOW, Broker, Connection, Login
 from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.protocol.objects import Agent
@@ -129,6 +134,33 @@ async def test_nagle_is_off_on_the_real_socket(sockets_dir: Path, scheme: str) -
         async with running(bridge):
             assert bridge.connection is not None
             assert bridge.connection.no_delay
+
+
+@pytest.mark.parametrize("scheme", ["mqtt", "ws"])
+async def test_received_data_is_acknowledged_at_once(
+    sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    acknowledged: list[socket.socket | None] = []
+    monkeypatch.setattr(quick_ack, "set_quick_ack", acknowledged.append)
+    options = [f"listener 0 {sockets_dir}/mqtt.socket"]
+    async with LabBroker(sockets_dir, websockets=scheme == "ws", options=options) as broker:
+        bridge = a_bridge(brokers=(Broker(scheme, HOST, broker.port),))
+        async with running(bridge):
+            await until(bridge._seen_status.is_set, "our own status comes back")
+            assert bridge.connection is not None
+            before = acknowledged.count(sock := bridge.connection._raw)
+            bridge.event(f"{ROOT}/event", {"number": 1})
+            await until(lambda: acknowledged.count(sock) > before, "the PUBACK is read")
+        assert set(acknowledged) == {sock}
+
+
+async def test_clients_of_the_lab_acknowledge_at_once(
+    mosquitto: LabBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acknowledged: list[socket.socket] = []
+    monkeypatch.setattr(quick_ack, "set_quick_ack", acknowledged.append)
+    async with observing(mosquitto.port):
+        assert len(acknowledged) == 1  # after the SUBACK
 
 
 async def test_tls_needs_the_named_ca_and_reports_its_absence(
@@ -378,6 +410,68 @@ async def test_leftovers_of_an_earlier_run_are_cleared_and_new_topics_are_announ
     async with listening(mosquitto.port) as late:
         await late.wait_for_pending()
         assert gone not in {one.topic.value for one in late.messages}
+
+
+async def test_many_new_topics_are_announced_together_each_before_its_first_message(
+    mosquitto: LabBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced_sets: list[frozenset[str]] = []
+    sent_topics: list[str] = []
+    bridge = a_bridge(mosquitto, on_announced=announced_sets.append)
+    loop = asyncio.get_running_loop()
+    async with running(bridge):
+        connection = bridge.connection
+        assert connection is not None
+        send = connection.send
+
+        def recorded(publication: Publication, *content: Any) -> None:
+            assert publication.topic in announced_sets[-1]
+            sent_topics.append(publication.topic)
+            send(publication, *content)
+
+        monkeypatch.setattr(connection, "send", recorded)
+        began_s, before = loop.time(), len(announced_sets)
+        topics = [f"{ROOT}/vm/vm{number}/state" for number in range(500)]
+        for topic in topics:
+            bridge.retain(topic, dict)
+            await asyncio.sleep(0)
+        await until(lambda: len(sent_topics) == len(topics), "all are sent")
+        intervals = (loop.time() - began_s) / bridge_module.ANNOUNCE_INTERVAL_S
+        assert len(announced_sets) - before <= intervals + 2
+        assert sent_topics == topics
+        for topic in topics:
+            bridge.clear(topic)
+        await until(lambda: announced_sets[-1] == {bridge.topics.status}, "none is left")
+        intervals = (loop.time() - began_s) / bridge_module.ANNOUNCE_INTERVAL_S
+        assert len(announced_sets) - before <= intervals + 4
+
+
+@pytest.mark.parametrize("confirms", [True, False])
+async def test_a_delay_of_our_own_loop_is_no_time_out_of_the_broker(
+    monkeypatch: pytest.MonkeyPatch, confirms: bool
+) -> None:
+    monkeypatch.setattr(connection_module, "CONFIRM_TIMEOUT_S", 0.8)
+    connection = Connection(
+        Broker("mqtt", HOST, 1),
+        Login("test"),
+        mqtt5=True,
+        will=aiomqtt.Will("x"),
+        confirmed=lambda _: None,
+        refused=lambda *_: None,
+    )
+    connection._unconfirmed.update(dict.fromkeys(range(WINDOW), Publication("x", dict)))
+    waiting = asyncio.create_task(connection.wait_window(), name="window")
+    await asyncio.sleep(0)
+    time.sleep(0.9)  # longer than the time-out, in which the loop reads nothing
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    if confirms:
+        connection._on_publish(None, None, 0, ReasonCode(PacketTypes.PUBACK), None)
+        await asyncio.wait_for(waiting, WAIT_S)
+    else:
+        with pytest.raises(aiomqtt.MqttError, match="confirmed nothing"):
+            await asyncio.wait_for(waiting, WAIT_S)
 
 
 async def test_a_hanging_broker_delays_the_stop_by_a_bounded_time(

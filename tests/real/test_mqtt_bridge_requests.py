@@ -15,6 +15,9 @@ from mqtt_listener import WAIT_S, Listener, listening, property_of, running, set
 from qmpballoon.errors import NoBalloon
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.mqtt.bridge import Bridge
+from qmpballoon.mqtt.commands import Message
+from qmpballoon.mqtt.connection import WINDOW
+from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.protocol.requests import MOST_WAITING, Request
 
 ROOT = "qmpballoon/edge-7"
@@ -232,6 +235,29 @@ async def test_pending_requests_are_answered_before_offline_at_a_stop(
         (answer, _) = listener.messages[start:]
         assert code(json.loads(answer.payload)) == "offline"
     assert len(agent.handled) == 1
+
+
+async def test_a_burst_of_a_thousand_states_delays_no_answer(
+    mosquitto: LabBroker, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = agent.bridge(mosquitto)
+    sent: list[str] = []
+    async with listening(mosquitto.port, GET.replace("request", "response")) as listener, running(bridge):
+        connection = bridge.connection
+        assert connection is not None
+        send = connection.send
+
+        def recorded(publication: Publication, *content: Any) -> None:
+            sent.append(publication.topic)
+            send(publication, *content)
+            if len(sent) == 100:
+                connection._received.put_nowait(Message(GET, b'{"transaction": 1}'))
+
+        monkeypatch.setattr(connection, "send", recorded)
+        for number in range(1000):
+            bridge.retain(f"{ROOT}/vm/vm{number}/state", dict)
+        await listener.on(GET.replace("request", "response"))
+        assert sent.index(GET.replace("request", "response")) <= 100 + 2 * WINDOW
 
 
 async def test_an_internal_error_is_answered_and_ends_the_bridge(mosquitto: LabBroker, agent: Agent) -> None:

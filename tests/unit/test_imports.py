@@ -20,6 +20,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "model": ". names tolerance records facts health",
     "errors": "",
     "tls": "",
+    "quick_ack": "",
     "units": "",
     "readers": "",
     "procfs": "",

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from qmpballoon.mqtt.outbox import ANSWER_KEPT_S, MOST_EVENTS, Answer, Outbox, Publication
+from qmpballoon.mqtt.outbox import (
+    ANSWER_KEPT_S,
+    MOST_EVENTS,
+    REPEATS_AT_ONCE,
+    REPEATS_PER_S,
+    Answer,
+    Outbox,
+    Pace,
+    Publication,
+)
 
 
 def outbox() -> Outbox:
@@ -110,6 +119,85 @@ def test_answers_are_kept_over_a_short_outage_in_order_and_dropped_after_a_long_
     box.answer(answer("third", 10.0))
     box.connected(ANSWER_KEPT_S + 1.5)
     assert [value for _, value in sent(box)] == ["second", "third"]
+
+
+def test_answers_and_events_pass_the_states_of_a_thousand_vms() -> None:
+    box = outbox()
+    box.connected(0.0)
+    for number in range(1000):
+        box.retain(f"vm{number}", lambda number=number: number)  # type: ignore[misc]
+    assert [taken.topic for taken in (box.take(), box.take()) if taken] == ["vm0", "vm1"]
+    box.event("event", lambda: "e")
+    box.answer(answer("a"))
+    assert sent(box)[:3] == [("reply", "a"), ("event", "e"), ("vm2", 2)]
+
+
+def test_a_change_passes_the_repetitions_of_a_thousand_vms_and_is_sent_once() -> None:
+    box = outbox()
+    box.retain("status", lambda: "online")
+    for number in range(1000):
+        box.retain(f"vm{number}", lambda number=number: number)  # type: ignore[misc]
+    box.connected(0.0)
+    first = box.take()
+    assert first is not None
+    assert first.is_repeat
+    box.retain("vm500", lambda: "new")
+    box.clear("vm600")
+    topics = [one.topic for one in drained(box)]
+    assert topics[:3] == ["vm500", "vm600", "vm1"]
+    assert topics[-1] == "status"
+    assert len(topics) == len(set(topics)) == 1000
+
+
+def test_repetitions_that_are_held_back_delay_neither_changes_nor_samples_but_the_last_topic() -> None:
+    box = outbox()
+    box.retain("status", lambda: "online")
+    box.retain("a", lambda: 1)
+    box.connected(0.0)
+    box.retain("b", lambda: 2)
+    box.sample("samples", lambda: 3)
+    assert [one.topic for one in iter(lambda: box.take(repeats=False), None)] == ["b", "samples"]
+    assert box.has_repeats
+    assert sent(box) == [("a", 1), ("status", "online")]
+    assert not box.has_repeats
+
+
+def test_a_topic_that_the_broker_cleared_is_not_repeated() -> None:
+    box = outbox()
+    box.connected(0.0)
+    box.clear("a")
+    (cleared,) = drained(box)
+    box.republish()
+    assert box.confirmed(cleared)
+    assert drained(box) == []
+
+
+def allowed(pace: Pace, now_s: float) -> int:
+    number = 0
+    while pace.allows(now_s):
+        pace.count()
+        number += 1
+    return number
+
+
+def test_repetitions_have_a_pace_after_a_first_burst() -> None:
+    pace = Pace()
+    assert allowed(pace, 10.0) == REPEATS_AT_ONCE
+    assert allowed(pace, 10.0) == 0
+    assert allowed(pace, 10.1) in (round(REPEATS_PER_S / 10) - 1, round(REPEATS_PER_S / 10))
+    assert allowed(pace, 1000.0) == REPEATS_AT_ONCE
+
+
+def test_retained_topics_that_are_held_back_stay_due_in_order_and_delay_nothing_else() -> None:
+    box = outbox()
+    box.retain("status", lambda: "online")
+    box.retain("a", lambda: 1)
+    box.connected(0.0)
+    box.event("event", lambda: 2)
+    box.sample("samples", lambda: 3)
+    taken = list(iter(lambda: box.take(retained=False), None))
+    assert [one.topic for one in taken] == ["event", "samples"]
+    assert sent(box) == [("a", 1), ("status", "online")]
 
 
 def test_answers_are_sent_first_and_can_be_taken_alone() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 from typing import Any
 
+import pytest
+
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, VmStatus, utc_now
 from qmpballoon.mqtt.outbox import Make
@@ -127,6 +129,96 @@ async def test_a_steady_stream_of_changes_keeps_the_heap_small() -> None:
         setup.at(step * 0.5).actual(step)
     assert len(setup.publisher._due) <= 4
     assert 245 <= len(setup.bridge.on(STATE)) <= 251
+
+
+def vms(count: int, **changed: Any) -> list[VmStatus]:
+    names = [VmId(f"vm{number}") for number in range(count)]
+    return [dataclasses.replace(RECORD, id=name, name=name, **changed) for name in names]
+
+
+@pytest.mark.parametrize("count", [10, 1000])
+async def test_what_is_published_of_a_vm_does_not_grow_with_the_number_of_vms(count: int) -> None:
+    setup = Setup()
+    for step in range(100):  # 10 s; each VM changes ten times a second
+        setup.now_s = 1000.0 + step * 0.1
+        while setup.publisher._publish_due():
+            pass
+        for record in vms(count, actual=step):
+            setup.publisher.vm_changed(record)
+    assert all(len(setup.bridge.on(TOPICS.state(record.id))) == 10 for record in vms(count))
+    assert all(len(setup.bridge.on(TOPICS.availability(record.id))) == 1 for record in vms(count))
+    assert len(setup.publisher._due) <= 3 * (count + 2)
+
+
+async def test_the_rows_of_the_list_have_a_bounded_rate() -> None:
+    setup = Setup()
+    records = vms(1000)
+    for step in range(200):  # 20 s; another VM's health changes each tenth of a second
+        for record in records if step == 0 else [dataclasses.replace(records[step], health="stale")]:
+            setup.publisher.vm_changed(record)
+        setup.at(step * 0.1)
+    lists = setup.bridge.on(TOPICS.vms)
+    assert sum(len(rows) for rows in lists) <= 20 * 500 + 2 * 1000
+    setup.at(22.0)
+    last = setup.bridge.on(TOPICS.vms)[-1]
+    assert sum(row["health"] == "stale" for row in last) == 199
+
+
+@pytest.mark.parametrize("count", [10, 1000])
+async def test_unchanged_vms_publish_nothing_and_queue_nothing(count: int) -> None:
+    setup = Setup()
+    for record in vms(count):
+        setup.publisher.vm_changed(record)
+    setup.at(5.0)
+    sent, queued = len(setup.bridge.sent), len(setup.publisher._due)
+    for step in range(20):
+        setup.now_s = 1005.0 + step
+        for record in vms(count):
+            setup.publisher.vm_changed(record)
+    assert len(setup.bridge.sent) == sent
+    assert len(setup.publisher._due) == queued
+
+
+async def test_the_heartbeats_of_many_vms_are_spread_and_stay_so() -> None:
+    setup = Setup()
+    records = vms(1000)
+    for record in records:
+        setup.publisher.vm_changed(record)
+    sent = len(setup.bridge.sent)
+    for beat in (1, 2):
+        rates: list[int] = []
+        for step in range(80):  # from 60.0 to 64.0, with quiet samples in between
+            setup.now_s = 1000.0 + beat * 60.0 + step * 0.05 + (beat - 1) * 0.05
+            while setup.publisher._publish_due():
+                pass
+            for record in vms(1000):
+                setup.publisher.vm_changed(record)
+            rates.append(len(setup.bridge.sent) - sent - sum(rates))
+        sent = len(setup.bridge.sent)
+        assert max(rates) <= 50
+        assert all(len(setup.bridge.on(TOPICS.state(one.id))) == 1 + beat for one in records[::50])
+        assert sum(rates) == 1000 + 1
+
+
+async def test_the_changes_of_many_vms_are_published_over_several_turns_of_the_loop() -> None:
+    setup = Setup()
+    for record in vms(1000):
+        setup.publisher.vm_changed(record)
+    for record in vms(1000, actual=7):
+        setup.publisher.vm_changed(record)
+    setup.now_s += 2.0
+    sent = len(setup.bridge.sent)
+    publisher = asyncio.create_task(setup.publisher.run(), name="publisher")
+    turns: list[int] = []
+    try:
+        while sum(turns) < 1000 + 1:  # states and list
+            await asyncio.sleep(0)
+            turns.append(len(setup.bridge.sent) - sent - sum(turns))
+    finally:
+        publisher.cancel()
+        await asyncio.wait({publisher})
+    assert max(turns) <= 20
+    assert all(len(setup.bridge.on(TOPICS.state(record.id))) == 2 for record in vms(1000))
 
 
 async def test_a_removed_vm_is_cleared_and_leaves_the_list() -> None:

@@ -12,7 +12,7 @@ import aiomqtt.client
 import paho.mqtt.client
 from qemu.qmp import QMPClient, protocol, qmp_client
 
-from qmpballoon import mqtt
+from qmpballoon import mqtt, quick_ack
 from qmpballoon.mqtt import connection
 from qmpballoon.qmp import client
 
@@ -60,9 +60,15 @@ def attributes_of_aiomqtt() -> Iterator[str]:
 
 def test_private_names_of_aiomqtt_and_paho_are_listed_and_unchanged() -> None:
     (directory,) = mqtt.__path__
-    used = {name for module in Path(directory).glob("*.py") for name in foreign_private_names(module)}
+    modules = [*Path(directory).glob("*.py"), Path(quick_ack.__file__)]
+    used = {name for module in modules for name in foreign_private_names(module)}
     listed = {name.split("(")[0].split(":")[0] for name in connection.PRIVATE_NAMES}
-    spelled = {"self._aiomqtt": "aiomqtt.Client", "self._paho": "paho.Client", "paho": "paho.Client"}
+    spelled = {
+        "self._aiomqtt": "aiomqtt.Client",
+        "aiomqtt_client": "aiomqtt.Client",
+        "self._paho": "paho.Client",
+        "paho": "paho.Client",
+    }
     assert {f"{spelled[of]}.{name}" for of, _, name in (each.rpartition(".") for each in used)} == listed
     installed = set(attributes_of_aiomqtt())
     for name in listed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from qmpballoon.errors import NoBalloon, RequestRefused
 from qmpballoon.protocol.requests import (
     MOST_REMEMBERED,
+    MOST_REMEMBERED_BYTES,
     MOST_WAITING,
     REMEMBERED_S,
     Arrival,
@@ -149,6 +151,34 @@ async def test_stored_answers_are_bounded() -> None:
     assert len(setup.handled) == MOST_REMEMBERED + 1
     await setup.asked({"transaction": 0})
     assert len(setup.handled) == MOST_REMEMBERED + 2
+
+
+async def test_one_request_to_each_of_1000_vms_leaves_earlier_answers_stored() -> None:
+    setup = Setup()
+    first = await setup.asked({"transaction": "first"})
+    for number in range(1000):
+        await setup.asked({"transaction": number}, channel=f"vm{number} get")
+    assert await setup.asked({"transaction": "first"}) == first
+    assert len(setup.handled) == 1001
+
+
+async def test_the_bytes_of_stored_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup()
+    chance = random.Random(1)
+
+    async def many_rows(request: Request) -> object:
+        setup.handled.append(request)
+        return [chance.getrandbits(63) for _ in range(20_000)]
+
+    monkeypatch.setattr(setup.requests, "handle", many_rows)
+    first = await setup.asked({"transaction": 0}, vm=None, verb="list")
+    assert await setup.asked({"transaction": 0}, vm=None, verb="list") == first
+    assert len(setup.handled) == 1
+    for number in range(40):
+        await setup.asked({"transaction": number}, vm=None, verb="list")
+        held = [len(packed) for _, packed in setup.requests._remembered.values()]
+        assert sum(held) == setup.requests._remembered_bytes <= MOST_REMEMBERED_BYTES
+    assert 1 < len(held) < 40
 
 
 async def test_the_seventeenth_waiting_request_of_a_vm_is_busy_and_other_vms_are_not() -> None:

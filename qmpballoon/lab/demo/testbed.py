@@ -24,6 +24,7 @@ from qmpballoon.lab.guest import LabGuest
 from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.process import Program
 from qmpballoon.lab.require import LabError
+from qmpballoon.quick_ack import acknowledge_quickly
 from qmpballoon.units import MIB
 
 AGENT_HOST: Final = "demo"
@@ -228,6 +229,7 @@ async def observing(port: int) -> AsyncIterator[Observer]:
         socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         timeout=_MQTT_S,
     ) as client:
+        acknowledge_quickly(client)
         observer = Observer(client)
         receiving = asyncio.create_task(observer.receive(), name="observer")
         try:

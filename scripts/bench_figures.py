@@ -76,6 +76,7 @@ class Scene:
     vms: int
     quiet: Turns
     busy: Turns
+    burst: Window  # the bare client that polls all at once
     attach: Attach
     memory: Memory
 
@@ -113,12 +114,15 @@ async def scene(directory: Path, count: int, *, rounds: int, window_s: float, on
     quiet, busy = Turns(), Turns()
     async with simulated_qemus(directory, count) as fleet:
         await _bare_turn(fleet, quiet.bare, busy.bare, window_s)
+        async with bare_client(fleet.paths, burst=True) as process:
+            await asyncio.sleep(_TURN_S)
+            burst = await measure(process, fleet, window_s)
         async with LabBroker(directory, name=f"scene{count}") as broker:
             attach, memory = await agent_turn(
                 directory, fleet, broker, quiet.agent, busy.agent, rounds, window_s, online_s
             )
         await _bare_turn(fleet, quiet.bare, busy.bare, window_s)
-    return Scene(count, quiet, busy, attach, memory)
+    return Scene(count, quiet, busy, burst, attach, memory)
 
 
 async def _bare_turn(fleet: Fleet, quiet: list[Window], busy: list[Window], window_s: float) -> None:

@@ -40,7 +40,7 @@ _CALM_S: Final = 2.5 * INTERVAL_S
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds of each round: an echo over the broker, a target over MQTT and over QMP, ``get`` of calm VMs."""
+    """Seconds per round: an echo over the broker, a target over MQTT and over QMP, ``get`` of calm VMs."""
 
     broker: str
     echo_s: list[float] = field(default_factory=list)

@@ -199,7 +199,8 @@ async def simulated_qemus(
 ) -> AsyncGenerator[Fleet, None]:
     """Run this many simulated QEMUs, each with a pid of its own; ``options`` are those of the command."""
     path = directory / f"{name}{count}.qmp"
-    command = (sys.executable, "-m", "qmpballoon.sim.qemu", path, "--count", str(count), "--fleet", *options)
+    command: list[str | Path] = [sys.executable, "-m", "qmpballoon.sim.qemu", path]
+    command += ["--count", str(count), "--fleet", *options]
     async with running(*command, cwd=HERE, env={"PYTHONPATH": str(HERE)}) as process:
         await process.logged(lambda line: line == "ready")
         try:
@@ -209,9 +210,10 @@ async def simulated_qemus(
 
 
 @asynccontextmanager
-async def bare_client(paths: Sequence[str]) -> AsyncGenerator[Process, None]:
-    """Run the bare client; yield it when it polls all sockets."""
-    async with running(sys.executable, _BARE, str(INTERVAL_S), *paths) as process:
+async def bare_client(paths: Sequence[str], *, burst: bool = False) -> AsyncGenerator[Process, None]:
+    """Run the bare client; yield it when it polls all sockets, spread over the interval or in a burst."""
+    order = "burst" if burst else "spread"
+    async with running(sys.executable, _BARE, order, str(INTERVAL_S), *paths) as process:
         await process.logged(lambda line: line == "polling")
         yield process
 

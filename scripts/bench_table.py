@@ -72,8 +72,8 @@ def _sampling(figures: Figures) -> list[str]:
         return []
     lines = [
         f"processor time per sample of a VM, one a second, agent with MQTT; {figures.window_s:g} s per turn",
-        f"  {'VMs':>5}  {'load':5}  {'bare client':>18}  {'in a burst':>10}  {'agent':>10}  {'ratio':>7}  {'taken':>6}"
-        f"  {'late p99':>9}  {'longest gap':>11}  {'simulation':>10}",
+        f"  {'VMs':>5}  {'load':5}  {'bare client':>18}  {'in a burst':>10}  {'agent':>10}  {'ratio':>7}"
+        f"  {'taken':>6}  {'late p99':>9}  {'longest gap':>11}  {'simulation':>10}",
     ]
     for seen in figures.scenes:
         lines += [_load(seen, "quiet", seen.quiet), _load(seen, "busy", seen.busy)]

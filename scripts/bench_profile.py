@@ -1,7 +1,7 @@
 """Profiles the agent in a scene of ``make bench``: ``scripts/profile --help``.
 
-``--sampling`` records the stack every two milliseconds of processor time, which costs a few per cent; cProfile
-traces each call, which makes small functions look slower than they are, and counts the calls.
+``--sampling`` records the stack every two milliseconds of processor time, which costs a few per cent.
+cProfile traces each call, which makes small functions look slower than they are, and counts the calls.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Final, Protocol
 
 INSIDE: Final = "--inside"
 SAMPLE_S: Final = 0.002
+WRITTEN: Final = "the profile is written"
 _SETTLE_S: Final = 2.5
 _SCRIPTS: Final = str(Path(__file__).resolve().parent)
 
@@ -89,8 +90,8 @@ def inside(output: str, kind: str, arguments: list[str]) -> None:
     profiler: Profiler = Sampler() if kind == "sampling" else Tracer()
 
     def finish(_: int, __: object) -> None:
-        profiler.finish(f"{output}.part")
-        os.replace(f"{output}.part", output)
+        profiler.finish(output)
+        print(WRITTEN, flush=True)
 
     signal.signal(signal.SIGUSR1, lambda *_: profiler.start())
     signal.signal(signal.SIGUSR2, finish)
@@ -111,7 +112,7 @@ async def profiled(options: argparse.Namespace, output: Path) -> str:
         BenchError, LabError: a process could not be started, or ended.
     """
     from bench_figures import attached, measure
-    from bench_processes import BenchError, agent, simulated_qemus
+    from bench_processes import agent, simulated_qemus
 
     from qmpballoon.lab.broker import LabBroker
 
@@ -135,12 +136,7 @@ async def profiled(options: argparse.Namespace, output: Path) -> str:
                 f", {'busy' if options.busy else 'quiet'}: {cost} with the profiler, {window.rate:.0%} taken"
             )
         os.kill(process.pid, signal.SIGUSR2)
-        try:
-            async with asyncio.timeout(30):
-                while not output.exists():
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            raise BenchError("the agent did not write its profile in 30 s") from None
+        await process.logged(lambda line: line == WRITTEN)
     return line
 
 

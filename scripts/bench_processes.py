@@ -61,26 +61,33 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
-    async def logged(self, condition: Callable[[str], bool], *, times: int = 1) -> float:
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, or closed its output."""
+        return self._reader.done()
+
+    async def logged(
+        self, condition: Callable[[str], bool], *, times: int = 1, timeout_s: float = TIMEOUT_S
+    ) -> float:
         """Wait until this many lines match; return the monotonic time of the last one.
 
         Raises:
             BenchError: the process ended, or the time-out passed.
         """
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 while True:
                     matching = [moment_s for moment_s, line in self.lines if condition(line)]
                     if len(matching) >= times:
                         return matching[times - 1]
-                    if self._reader.done():
+                    if self.ended:
                         raise BenchError(f"{self.pid} ended too early{self._tail()}")
                     self._more.clear()
                     more = asyncio.create_task(self._more.wait(), name=f"more lines of {self.pid}")
                     await asyncio.wait((more, self._reader), return_when=asyncio.FIRST_COMPLETED)
                     more.cancel()
         except TimeoutError:
-            raise BenchError(f"{self.pid} did not log the line in {TIMEOUT_S:g} s{self._tail()}") from None
+            raise BenchError(f"{self.pid} did not log the line in {timeout_s:g} s{self._tail()}") from None
 
     async def terminate(self) -> None:
         """End it by SIGTERM, and read the rest of its output."""

@@ -247,6 +247,24 @@ async def tenth_of_a_core(directory: Path, count: int, *, window_s: float, onlin
     return Case(limit.means, count, attach, windows)
 
 
+async def busy_start(directory: Path, count: int, *, window_s: float, online_s: float) -> Case:
+    """Measure an agent that starts while all figures of all VMs change.
+
+    Raises:
+        BenchError: a process ended or does not answer.
+    """
+    async with (
+        simulated_qemus(directory, count) as fleet,
+        LabBroker(directory, name="start") as broker,
+        agent(directory, fleet.paths, broker.url) as process,
+    ):
+        fleet.set_busy(True)
+        attach = await attached(process, broker, count, online_s)
+        await asyncio.sleep(_SETTLE_S)
+        windows = [await measure(process, fleet, window_s)]
+    return Case("busy from the start", count, attach, windows)
+
+
 def start_times(count: int) -> tuple[list[float], list[float]]:
     """Return the seconds that ``qmpballoon --help`` and ``python -c pass`` take, in turns."""
     help_s, pass_s = [], []

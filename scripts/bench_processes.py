@@ -124,6 +124,11 @@ class Process:
             sizes[key] = int(rest.split()[0]) * 1024
         return Memory(rss=sizes["Rss"], pss=sizes["Pss"])
 
+    def writes(self) -> int:
+        """Return its number of write calls: one for each QMP request; MQTT uses send instead."""
+        fields = dict(line.split(": ") for line in Path(f"/proc/{self.pid}/io").read_text().splitlines())
+        return int(fields["syscw"])
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from bench_figures import neighbours, scene, start_times, tenth_of_a_core
+from bench_figures import busy_start, neighbours, scene, start_times, tenth_of_a_core
 from bench_mqtt import idle_memory, latency
 from bench_processes import BenchError
 from bench_table import Figures, table
@@ -30,7 +30,7 @@ from qmpballoon.lab.require import LabError
 
 LONGEST_S: Final = 290.0
 LEAST_S: Final = 5.0  # with less time left, a scene is not started
-SCENES: Final = ("start", "latency", "sizes", "neighbours", "tenth")
+SCENES: Final = ("start", "latency", "sizes", "neighbours", "tenth", "busy-start")
 
 Step: TypeAlias = tuple[str, Callable[[Path], Awaitable[None]]]
 
@@ -42,6 +42,7 @@ class Extent:
     vms: tuple[int, ...]
     neighbours: int
     tenth: int
+    busy_start: int
     rounds: int
     window_s: float
     online_s: float  # how long the VMs may take to be online
@@ -54,6 +55,7 @@ FULL: Final = Extent(
     vms=(10, 100, 500, 1000),
     neighbours=400,
     tenth=200,
+    busy_start=1000,
     rounds=2,
     window_s=3.0,
     online_s=30.0,
@@ -65,6 +67,7 @@ QUICK: Final = Extent(
     vms=(20,),
     neighbours=20,
     tenth=10,
+    busy_start=20,
     rounds=1,
     window_s=1.0,
     online_s=15.0,
@@ -142,6 +145,11 @@ def steps(figures: Figures, extent: Extent, only: frozenset[str]) -> list[Step]:
             directory, extent.tenth, window_s=2 * extent.window_s, online_s=extent.online_s
         )
 
+    async def busy_at_once(directory: Path) -> None:
+        figures.busy_start = await busy_start(
+            directory, extent.busy_start, window_s=extent.window_s, online_s=extent.online_s
+        )
+
     named: dict[str, list[Step]] = {
         "start": [("an agent without VMs", memory)],
         "latency": [
@@ -151,6 +159,7 @@ def steps(figures: Figures, extent: Extent, only: frozenset[str]) -> list[Step]:
         "sizes": [(f"{vms} VMs: the bare client and the agent with MQTT", size(vms)) for vms in extent.vms],
         "neighbours": [(f"{extent.neighbours} VMs, a quarter mute or stopped", beside)],
         "tenth": [(f"{extent.tenth} VMs with a tenth of a core", tenth)],
+        "busy-start": [(f"{extent.busy_start} VMs, busy from the start", busy_at_once)],
     }
     return [step for name in SCENES if name in only for step in named[name]]
 

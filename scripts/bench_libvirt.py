@@ -258,12 +258,14 @@ async def measured(count: int, rounds: int, window_s: float) -> Figures:
                 names = [Path(socket).stem for socket in sockets]
                 async with running(sys.executable, __file__, "--poll", place.uri, *names) as client:
                     await client.logged(lambda line: line == "polling")
+                    await asyncio.sleep(_SETTLE_S)
                     daemon_s, client_s = await _spent_s((daemon, client), window_s)
                     if client.ended:
                         raise BenchError("the client of libvirt ended: " + client.lines[-1][1])
                 figures.daemon_us.append(daemon_s / polls * 1e6)
                 figures.client_us.append(client_s / polls * 1e6)
                 async with bare_client(sockets) as bare:
+                    await asyncio.sleep(_SETTLE_S)
                     (spent_s,) = await _spent_s((bare,), window_s)
                 figures.bare_us.append(spent_s / polls * 1e6)
                 async with (
@@ -273,16 +275,16 @@ async def measured(count: int, rounds: int, window_s: float) -> Figures:
                     online = await wait_online(broker, count, TIMEOUT_S)
                     if online.all_at_s is None:
                         raise BenchError(f"{online.count} of {count} VMs are online after {TIMEOUT_S:g} s")
+                    await asyncio.sleep(_SETTLE_S)
                     writes = process.writes()
                     (spent_s,) = await _spent_s((process,), window_s)
                     writes = process.writes() - writes
-                figures.agent_requests.append(writes / (count * (window_s + _SETTLE_S) / INTERVAL_S))
+                figures.agent_requests.append(writes / polls)
                 figures.agent_us.append(spent_s / polls * 1e6)
     return figures
 
 
 async def _spent_s(processes: Sequence[Process], window_s: float) -> list[float]:
-    await asyncio.sleep(_SETTLE_S)
     before_s = [process.cpu_s() for process in processes]
     await asyncio.sleep(window_s)
     return [process.cpu_s() - before for process, before in zip(processes, before_s, strict=True)]

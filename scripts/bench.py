@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import compileall
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from typing import Final, TypeAlias
 
 from bench_figures import busy_start, neighbours, scene, start_times, tenth_of_a_core
 from bench_mqtt import idle_memory, latency
-from bench_processes import BenchError
+from bench_processes import HERE, BenchError
 from bench_table import Figures, table
 
 from qmpballoon.lab.require import LabError
@@ -91,6 +92,7 @@ async def measured(extent: Extent, only: frozenset[str]) -> Figures:
     """Run every scene; one that fails, or for which there is no time, is listed in ``failed``."""
     began_s = time.monotonic()
     figures = Figures(machine(), extent.window_s)
+    compileall.compile_dir(HERE / "qmpballoon", quiet=2)  # no start compiles
     if "start" in only:
         figures.help_s, figures.python_s = start_times(extent.starts)
     with tempfile.TemporaryDirectory(prefix="qmpballoon-bench-") as name:

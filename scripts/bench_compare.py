@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import compileall
 import json
 import signal
 import subprocess
@@ -63,6 +64,8 @@ def worktree(ref: str) -> Generator[Path, None, None]:
         path = Path(name) / "base"
         try:
             _git("worktree", "add", "--detach", "--quiet", str(path), ref)
+            for tree in (path, HERE):
+                compileall.compile_dir(tree / "qmpballoon", quiet=2)
             yield path
         finally:
             if path.exists():

@@ -24,13 +24,14 @@ from typing import Final, TypeAlias
 
 from bench_figures import busy_start, neighbours, scene, start_times, tenth_of_a_core
 from bench_mqtt import idle_memory, latency
-from bench_processes import HERE, BenchError
+from bench_processes import HERE, BenchError, end_on_sigterm
 from bench_table import Figures, table
 
 from qmpballoon.lab.require import LabError
 
 LONGEST_S: Final = 290.0
 LEAST_S: Final = 5.0  # with less time left, a scene is not started
+INTERRUPTED: Final = 130
 SCENES: Final = ("start", "latency", "sizes", "neighbours", "tenth", "busy-start")
 
 Step: TypeAlias = tuple[str, Callable[[Path], Awaitable[None]]]
@@ -58,7 +59,7 @@ FULL: Final = Extent(
     tenth=200,
     busy_start=1000,
     rounds=2,
-    window_s=3.0,
+    window_s=2.5,
     online_s=30.0,
     requests=100,
     requests_s=4.0,
@@ -71,7 +72,7 @@ QUICK: Final = Extent(
     busy_start=20,
     rounds=1,
     window_s=1.0,
-    online_s=15.0,
+    online_s=60.0,
     requests=20,
     requests_s=2.0,
     starts=3,
@@ -174,10 +175,14 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=SCENES, help="this scene; may be repeated")
     parser.add_argument("--vms", type=int, action="append", help="this size; may be repeated")
     options = parser.parse_args()
+    end_on_sigterm()
     extent = QUICK if options.quick else FULL
     if options.vms:
         extent = Extent(**{**asdict(extent), "vms": tuple(options.vms)})
-    figures = asyncio.run(measured(extent, frozenset(options.only or SCENES)))
+    try:
+        figures = asyncio.run(measured(extent, frozenset(options.only or SCENES)))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     print(json.dumps(asdict(figures), indent=2) if options.json else table(figures))
     return 1 if figures.failed else 0
 

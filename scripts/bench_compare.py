@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import compileall
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Final
 
 from bench_figures import Attach, Window, agent_turn, cost_us, spread
 from bench_mqtt import Latency, latency
-from bench_processes import HERE, BenchError, Memory, simulated_qemus
+from bench_processes import HERE, BenchError, Memory, end_on_sigterm, simulated_qemus
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.require import LabError
@@ -88,7 +87,7 @@ def _git(*arguments: str) -> str:
 async def compared(
     base: Path, title: str, sizes: Sequence[int], *, rounds: int, window_s: float, online_s: float
 ) -> Comparison:
-    """Run both agents in turns, base first, ``rounds`` times with each number of VMs.
+    """Run both agents in turns, ``rounds`` times with each number of VMs; each is first in every second one.
 
     Raises:
         BenchError, LabError: a process could not be started, or ended.
@@ -100,7 +99,8 @@ async def compared(
             sides = comparison.sizes[vms] = (Side(), Side())
             async with simulated_qemus(directory, vms) as fleet:
                 for turn in range(rounds):
-                    for tree, side in zip((base, HERE), sides, strict=True):
+                    order = list(zip((base, HERE), sides, strict=True))
+                    for tree, side in order if turn % 2 == 0 else order[::-1]:
                         print(f"{vms} VMs, turn {turn + 1}: {tree.name} ...", file=sys.stderr, flush=True)
                         async with LabBroker(directory, name="turn") as broker:
                             attach, memory = await agent_turn(
@@ -176,10 +176,6 @@ def _differ(part: float) -> str:
     return f"  {part:.0%}" if part else ""
 
 
-def _end(*_: object) -> None:
-    raise KeyboardInterrupt  # SIGTERM cleans up as Ctrl-C does
-
-
 def main() -> int:
     """Compare; return the exit code: 1 if it could not be done."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -190,7 +186,7 @@ def main() -> int:
     parser.add_argument("--online-s", type=float, default=30.0, help="limit of attaching (30)")
     parser.add_argument("--json", action="store_true", help="all values, as one JSON document")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _end)
+    end_on_sigterm()
     try:
         with worktree(options.base) as base:
             title = _git("rev-parse", "--short", f"{options.base}^{{commit}}")

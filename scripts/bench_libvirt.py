@@ -33,6 +33,7 @@ from bench_processes import (
     Process,
     agent,
     bare_client,
+    end_on_sigterm,
     running,
 )
 
@@ -317,11 +318,14 @@ def main() -> int:
     parser.add_argument("--window-s", type=float, default=8.0, help="seconds of each measurement (8)")
     parser.add_argument("--json", action="store_true", help="all values, as one JSON document")
     options = parser.parse_args()
+    end_on_sigterm()
     try:
         figures = asyncio.run(measured(options.guests, options.rounds, options.window_s))
     except (BenchError, LabError) as error:
         print(f"bench-libvirt: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     print(json.dumps(asdict(figures), indent=2) if options.json else table(figures))
     return 0
 

@@ -261,6 +261,15 @@ async def agent(
         yield process
 
 
+def end_on_sigterm() -> None:
+    """Let SIGTERM raise KeyboardInterrupt: a benchmark cleans up as after Ctrl-C."""
+
+    def interrupt(_: int, __: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 def is_started(line: str) -> bool:
     """Tell whether this log line reports that the agent is imported and configured."""
     return " agent-started " in line

@@ -1,7 +1,8 @@
 """Profiles the agent in a scene of ``make bench``: ``scripts/profile --help``.
 
 ``--sampling`` records the stack every four milliseconds of processor time, which costs little; it needs
-hundreds of VMs or a long time.cProfile traces each call, which makes small functions look slower than they are, and counts the calls.
+hundreds of VMs or a long time. cProfile traces each call, which makes small functions look slower than they
+are, and counts the calls.
 """
 
 from __future__ import annotations
@@ -150,9 +151,8 @@ def print_sampled(output: Path, options: argparse.Namespace) -> None:
     """Print the functions of a profile by samples, in percent of them."""
     counts = json.loads(output.read_text())
     samples = sum(counts["self"].values())
-    print(
-        f"{samples} samples, at most one every {SAMPLE_S * 1e3:g} ms of processor time\n   self   total  function"
-    )
+    print(f"{samples} samples, at most one every {SAMPLE_S * 1e3:g} ms of processor time")
+    print("   self   total  function")
     wanted = counts["total" if options.cumulative else "self"]
     for name, _ in sorted(wanted.items(), key=lambda item: -item[1])[: options.limit]:
         own, total = (counts[which].get(name, 0) / samples for which in ("self", "total"))

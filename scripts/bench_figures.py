@@ -35,7 +35,7 @@ TENTH: Final = 0.1  # of a core
 # between two polls of VMs that were attached together; otherwise the number of polls may vary by one.
 _SETTLE_S: Final = 2.5 * INTERVAL_S
 _TURN_S: Final = 1.5 * INTERVAL_S  # from quiet to busy, and for the bare client
-_NOTICED_S: Final = 4.0  # after this the agent has noticed that QEMUs are stopped
+_NOTICED_S: Final = 4.0  # after this the agent has noticed that QEMUs do not respond
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +197,8 @@ async def measure(process: Process, fleet: Fleet, window_s: float) -> Window:
 async def neighbours(directory: Path, count: int, *, window_s: float, online_s: float) -> list[Case]:
     """Measure three quarters of the VMs: alone, then with the last quarter mute, then with it stopped.
 
+    A mute QEMU listens and never accepts a client; a stopped one was online before SIGSTOP.
+
     Raises:
         BenchError: a process ended or does not answer.
     """
@@ -204,9 +206,10 @@ async def neighbours(directory: Path, count: int, *, window_s: float, online_s: 
     cases = []
     async with (
         simulated_qemus(directory, count - quarter) as working,
-        simulated_qemus(directory, quarter, "--fault", "silent-greeting", name="mute") as mute,
+        simulated_qemus(directory, quarter, name="mute") as mute,
         simulated_qemus(directory, quarter, name="stopped") as stopped,
     ):
+        mute.stop_serving()
         for name, others in (("alone", None), (f"{quarter} mute", mute), (f"{quarter} stopped", stopped)):
             paths = working.paths + (others.paths if others else [])
             due = len(paths) - (quarter if others is mute else 0)
@@ -218,6 +221,7 @@ async def neighbours(directory: Path, count: int, *, window_s: float, online_s: 
                 await asyncio.sleep(_SETTLE_S)
                 if others is stopped:
                     stopped.stop()
+                if others is not None:
                     await asyncio.sleep(_NOTICED_S)
                 windows = [await measure(process, working, window_s)]
                 stopped.cont()

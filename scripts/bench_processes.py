@@ -166,6 +166,10 @@ class Fleet:
         report = json.loads(reports[before])
         return Samples(report["samples"], report["gaps_s"])
 
+    def stop_serving(self) -> None:
+        """Stop only the process that serves: its QEMUs run and listen, and accept no client."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+
     def stop(self) -> None:
         """Stop all of its QEMUs: SIGSTOP."""
         self.process.signal_all(signal.SIGSTOP)
@@ -218,7 +222,7 @@ async def simulated_qemus(
         try:
             yield Fleet(process, [str(numbered(path, number, count)) for number in range(count)])
         finally:
-            process.signal_all(signal.SIGCONT)
+            process.signal_all(signal.SIGKILL)  # also while stopped
 
 
 @asynccontextmanager

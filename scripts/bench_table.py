@@ -16,6 +16,7 @@ from qmpballoon.units import MIB
 MOST_TIMES_BARE: Final = {"quiet": 1.5, "busy": 5.0}
 MOST_ONLINE_S: Final = {500: 1.0, 1000: 3.0}
 MOST_MEMORY: Final = {500: 60 * MIB, 1000: 90 * MIB}
+MOST_TIMES_ALONE: Final = 1.2
 MOST_LATE_S: Final = 0.1  # p99 of the gaps between samples, beside mute and stopped QEMUs
 MOST_ONLINE_TENTH_S: Final = 30.0
 MOST_ADDED_S: Final = 0.005
@@ -113,9 +114,12 @@ def _cases(figures: Figures) -> list[str]:
             lines.append(f"{start}  {_not_online(case.attach)}")
             continue
         late = case.windows[0].late_p99_s
-        verdict = _verdict(late is not None and late <= MOST_LATE_S, f"{MOST_LATE_S * 1e3:.0f} ms")
+        verdicts = [
+            _verdict(cost / alone <= MOST_TIMES_ALONE, f"{MOST_TIMES_ALONE:g} x"),
+            _verdict(late is not None and late <= MOST_LATE_S, f"{MOST_LATE_S * 1e3:.0f} ms"),
+        ]
         online = "" if case.attach.online_s is not None else f"   {_not_online(case.attach)}"
-        ending = f"   {verdict}{online}" if number else ""
+        ending = f"   {', '.join(verdicts)}{online}" if number else ""
         lines.append(f"{start}  {_us(cost):>10}  {cost / alone:>5.1f} x  {_late(case.windows)}{ending}")
     if lines:
         lines.insert(0, "VMs beside others that do not respond: processor time per sample of theirs")

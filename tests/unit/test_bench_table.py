@@ -66,8 +66,8 @@ def test_neighbours_and_a_tenth_of_a_core() -> None:
     lines = table(Figures("2 cores", 3.0, neighbours=cases, tenth=tenth)).splitlines()
     mute, stopped = (line for line in lines if " mute " in line or " stopped " in line)
     assert " 1.1 x " in mute
-    assert mute.endswith("aim 100 ms: reached")
-    assert stopped.endswith("aim 100 ms: MISSED")
+    assert mute.endswith("aim 1.2 x: reached, aim 100 ms: reached")
+    assert stopped.endswith("aim 1.2 x: MISSED, aim 100 ms: MISSED")
     assert "200 VMs, the agent with a tenth of a core (a cpu cgroup)" in lines
     assert any(line.endswith("11.00 s   aim 30 s: reached") for line in lines)
 

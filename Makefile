@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_real.py agent_target.py)
 BENCH_ARGS ?=
 
-.PHONY: help demo test test-python test-qemu check bench bench-policy clean
+.PHONY: help demo test test-python test-qemu check bench bench-compare bench-libvirt bench-policy clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -37,9 +37,18 @@ check: ## lint, types, unit and property tests: under 30 s, no guests
 	$(PYTHON_BIN)/mypy
 	$(PYTHON_BIN)/pytest -n 2 tests/unit tests/property
 
-bench: ## the figures of the README
+bench: ## the agent with 10 to 1000 VMs, five minutes; BENCH_ARGS="--json", "--only sizes --vms 100", "--quick"
 	@scripts/setup dev lab
-	@$(PYTHON_BIN)/python scripts/bench.py
+	@$(PYTHON_BIN)/python scripts/bench.py $(BENCH_ARGS)
+
+bench-compare: ## this tree and another commit in turns, four minutes; BASE=main BENCH_ARGS="--vms 100"
+	@: $(or $(BASE),$(error BASE=<commit> is missing))
+	@scripts/setup dev lab
+	@$(PYTHON_BIN)/python scripts/bench_compare.py $(BENCH_ARGS) -- $(BASE)
+
+bench-libvirt: ## the agent and libvirt poll the same real guests in turns; needs libvirt-daemon
+	@scripts/setup dev lab
+	@$(PYTHON_BIN)/python scripts/bench_libvirt.py $(BENCH_ARGS)
 
 bench-policy: ## every policy on eight real guests, 25 minutes; BENCH_ARGS="--rate 40 --policies fairshare"
 	@scripts/setup run lab

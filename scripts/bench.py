@@ -1,35 +1,40 @@
-"""The agent's cost as ratios: ``make bench``, or ``scripts/bench.py --help``.
+"""The agent's cost from ten VMs to a thousand: ``make bench``, or ``scripts/bench.py --help``.
 
-Each figure is compared with a minimal counterpart on the same machine in alternating turns. Absolute figures
-differ between machines; the ratios are comparable.
+Processor time is compared with a minimal client on the same simulated QEMUs, in alternating turns. Absolute
+figures differ between machines; the ratios are comparable. The whole run takes at most five minutes: what is
+left by then is listed as not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import compileall
 import json
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
-from typing import Final
+from typing import Final, TypeAlias
 
-from bench_figures import Latency, Scene, idle_memory, latency, scene, start_times
-from bench_processes import INTERVAL_S, BenchError, Memory
+from bench_figures import busy_start, neighbours, scene, start_times, tenth_of_a_core
+from bench_mqtt import idle_memory, latency
+from bench_processes import HERE, BenchError, end_on_sigterm
+from bench_table import Figures, table
 
 from qmpballoon.lab.require import LabError
-from qmpballoon.units import MIB
 
-MOST_TIMES_BARE: Final = 4.0
-MOST_ADDED_S: Final = 0.005
-MOST_HELP_S: Final = 0.3
-MEMORY: Final = "/dev/shm"
+LONGEST_S: Final = 290.0
+LEAST_S: Final = 5.0  # with less time left, a scene is not started
+INTERRUPTED: Final = 130
+SCENES: Final = ("start", "latency", "sizes", "neighbours", "tenth", "busy-start")
+
+Step: TypeAlias = tuple[str, Callable[[Path], Awaitable[None]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +42,41 @@ class Extent:
     """The number and duration of measurements."""
 
     vms: tuple[int, ...]
+    neighbours: int
+    tenth: int
+    busy_start: int
     rounds: int
     window_s: float
+    online_s: float  # how long the VMs may take to be online
     requests: int
+    requests_s: float
     starts: int
 
 
-FULL: Final = Extent(vms=(10, 100), rounds=2, window_s=20 * INTERVAL_S, requests=200, starts=15)
-QUICK: Final = Extent(vms=(100,), rounds=1, window_s=2 * INTERVAL_S, requests=40, starts=5)
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """All measurements of one run."""
-
-    machine: str
-    extent: Extent
-    scenes: list[Scene]
-    idle: Memory
-    latency: Latency
-    latency_in_memory: Latency | None  # with the agent's state_dir in memory; None: there is no /dev/shm
-    help_s: list[float]
-    python_s: list[float]
+FULL: Final = Extent(
+    vms=(10, 100, 500, 1000),
+    neighbours=400,
+    tenth=200,
+    busy_start=1000,
+    rounds=2,
+    window_s=2.5,
+    online_s=30.0,
+    requests=100,
+    requests_s=4.0,
+    starts=9,
+)
+QUICK: Final = Extent(
+    vms=(20,),
+    neighbours=20,
+    tenth=10,
+    busy_start=20,
+    rounds=1,
+    window_s=1.0,
+    online_s=60.0,
+    requests=20,
+    requests_s=2.0,
+    starts=3,
+)
 
 
 def machine() -> str:
@@ -71,113 +89,102 @@ def machine() -> str:
     )
 
 
-async def measured(extent: Extent) -> Figures:
-    """Run every scene.
-
-    Raises:
-        BenchError, LabError: a measurement failed.
-    """
-    line = machine()
-    help_s, python_s = start_times(extent.starts)
+async def measured(extent: Extent, only: frozenset[str]) -> Figures:
+    """Run every scene; one that fails, or for which there is no time, is listed in ``failed``."""
+    began_s = time.monotonic()
+    figures = Figures(machine(), extent.window_s)
+    compileall.compile_dir(HERE / "qmpballoon", quiet=2)  # no start compiles
+    if "start" in only:
+        figures.help_s, figures.python_s = start_times(extent.starts)
     with tempfile.TemporaryDirectory(prefix="qmpballoon-bench-") as name:
-        directory = Path(name)
-        scenes = []
-        for count in extent.vms:
-            _report(f"{count} simulated VMs: the bare client, the agent, the agent with MQTT, in turns ...")
-            scenes.append(await scene(directory, count, rounds=extent.rounds, window_s=extent.window_s))
-        _report("an agent without VMs; targets over MQTT and over QMP, in turns ...")
-        idle = await idle_memory(directory)
-        answers = await latency(directory, extent.requests)
-    in_memory = None
-    if os.access(MEMORY, os.W_OK):
-        with tempfile.TemporaryDirectory(prefix="qmpballoon-bench-", dir=MEMORY) as name:
-            in_memory = await latency(Path(name), extent.requests)
-    return Figures(line, extent, scenes, idle, answers, in_memory, help_s, python_s)
+        for title, run in steps(figures, extent, only):
+            left_s = LONGEST_S - (time.monotonic() - began_s)
+            if left_s < LEAST_S:
+                figures.failed.append(f"{title}: no time is left")
+                continue
+            print(f"{title} ...", file=sys.stderr, flush=True)
+            try:
+                async with asyncio.timeout(left_s):
+                    await run(Path(name))
+            except TimeoutError:
+                figures.failed.append(f"{title}: not within the {LONGEST_S:g} s of this benchmark")
+            except (BenchError, LabError) as error:
+                figures.failed.append(f"{title}: {error}")
+    figures.lasted_s = time.monotonic() - began_s
+    return figures
 
 
-def table(figures: Figures) -> str:
-    """Return the figures as text, each with its counterpart."""
-    lines = [figures.machine, ""]
-    lines.append(f"processor time per sample of a VM, one a second ({figures.extent.window_s:g} s per turn)")
-    lines.append(f"  {'VMs':>5}  {'bare client':>12}  {'agent':>16}  {'agent with MQTT':>18}")
-    for seen in figures.scenes:
-        sampling = seen.sampling
-        bare = median(sampling.bare_us)
-        agent, mqtt = median(sampling.agent_us), median(sampling.agent_mqtt_us)
-        lines.append(
-            f"  {sampling.vms:>5}  {bare:>9.0f} µs  {agent:>7.0f} µs {agent / bare:>4.1f} x"
-            f"  {mqtt:>9.0f} µs {mqtt / bare:>4.1f} x   {_verdict(mqtt / bare <= MOST_TIMES_BARE, '4 x')}"
+def steps(figures: Figures, extent: Extent, only: frozenset[str]) -> list[Step]:
+    """Return the scenes in their order; each stores its result in ``figures``."""
+
+    async def memory(directory: Path) -> None:
+        figures.idle = await idle_memory(directory)
+
+    def requests(nodelay: bool) -> Callable[[Path], Awaitable[None]]:
+        async def run(directory: Path) -> None:
+            seen = await latency(
+                directory, requests=extent.requests, longest_s=extent.requests_s, nodelay=nodelay
+            )
+            figures.latency.append(seen)
+
+        return run
+
+    def size(vms: int) -> Callable[[Path], Awaitable[None]]:
+        async def run(directory: Path) -> None:
+            seen = await scene(
+                directory, vms, rounds=extent.rounds, window_s=extent.window_s, online_s=extent.online_s
+            )
+            figures.scenes.append(seen)
+
+        return run
+
+    async def beside(directory: Path) -> None:
+        figures.neighbours = await neighbours(
+            directory, extent.neighbours, window_s=2 * extent.window_s, online_s=extent.online_s
         )
-    lines += ["", "memory of the agent with MQTT"]
-    lines.append(f"  {'VMs':>5}  {'RSS':>9}  {'PSS':>9}  {'per VM':>9}")
-    lines.append(_memory_line(0, figures.idle, None))
-    lines += [
-        _memory_line(seen.sampling.vms, seen.memory_mqtt, (seen.memory_mqtt.rss - figures.idle.rss))
-        for seen in figures.scenes
-    ]
-    lines += ["", "from the agent's start until every VM is online on MQTT"]
-    lines.append(f"  {'VMs':>5}  {'start-up':>9}  {'attaching':>9}  {'of it processor':>15}")
-    for seen in figures.scenes:
-        best = min(seen.attaching, key=lambda attaching: attaching.online_s)
-        attach_s = best.online_s - best.started_s
-        lines.append(f"  {best.vms:>5}  {best.started_s:>7.2f} s  {attach_s:>7.2f} s  {best.cpu_s:>13.2f} s")
-    lines += ["", f"one target, median of {figures.extent.requests} in turns"]
-    lines += _latency_lines("on disk", figures.latency)  # a target is saved to disk before it is confirmed
-    if figures.latency_in_memory is not None:
-        lines += _latency_lines("in memory", figures.latency_in_memory)
-    lines += [
-        "",
-        f"qmpballoon --help {median(figures.help_s):.3f} s, python -c pass {median(figures.python_s):.3f} s: "
-        f"{median(figures.help_s) / median(figures.python_s):.1f} x"
-        f"   {_verdict(median(figures.help_s) <= MOST_HELP_S, '0.3 s')}",
-    ]
-    return "\n".join(lines)
 
+    async def tenth(directory: Path) -> None:
+        figures.tenth = await tenth_of_a_core(
+            directory, extent.tenth, window_s=2 * extent.window_s, online_s=extent.online_s
+        )
 
-def added_latency_s(seen: Latency) -> float:
-    """Return the median over all rounds of the time that MQTT adds, in seconds."""
-    return median(over - straight for over, straight in zip(seen.mqtt_s, seen.direct_s, strict=True))
+    async def busy_at_once(directory: Path) -> None:
+        figures.busy_start = await busy_start(
+            directory, extent.busy_start, window_s=extent.window_s, online_s=extent.online_s
+        )
 
-
-def _latency_lines(where: str, seen: Latency) -> list[str]:
-    added_s = added_latency_s(seen)
-    return [
-        f"  state_dir {where}: over QMP {_ms(seen.direct_s)}, over MQTT {_ms(seen.mqtt_s)}, "
-        f"{added_s * 1e3:.2f} ms added   {_verdict(added_s <= MOST_ADDED_S, '5 ms')}",
-        f"  (a message to the same client over this broker: {_ms(seen.echo_s)})",
-    ]
-
-
-def _memory_line(vms: int, memory: Memory, grown: int | None) -> str:
-    per_vm = "" if grown is None else f"{grown / vms / 1024:>5.0f} KiB"
-    return f"  {vms:>5}  {memory.rss / MIB:>5.1f} MiB  {memory.pss / MIB:>5.1f} MiB  {per_vm:>9}".rstrip()
-
-
-def _ms(seconds: Sequence[float]) -> str:
-    return f"{median(seconds) * 1e3:.2f} ms"
-
-
-def _verdict(reached: bool, aim: str) -> str:
-    return f"aim {aim}: {'reached' if reached else 'MISSED'}"
-
-
-def _report(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    named: dict[str, list[Step]] = {
+        "start": [("an agent without VMs", memory)],
+        "latency": [
+            ("requests through mosquitto with its default settings", requests(False)),
+            ("requests through mosquitto with set_tcp_nodelay", requests(True)),
+        ],
+        "sizes": [(f"{vms} VMs: the bare client and the agent with MQTT", size(vms)) for vms in extent.vms],
+        "neighbours": [(f"{extent.neighbours} VMs, a quarter mute or stopped", beside)],
+        "tenth": [(f"{extent.tenth} VMs with a tenth of a core", tenth)],
+        "busy-start": [(f"{extent.busy_start} VMs, busy from the start", busy_at_once)],
+    }
+    return [step for name in SCENES if name in only for step in named[name]]
 
 
 def main() -> int:
-    """Run the benchmark; return its exit code: 1 if it could not be run."""
+    """Run the benchmark; return its exit code: 1 if a scene could not be run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under 30 s, 100 VMs only, one short turn each")
+    parser.add_argument("--quick", action="store_true", help="every scene with 20 VMs at most: a minute")
     parser.add_argument("--json", action="store_true", help="all values, as one JSON document")
+    parser.add_argument("--only", action="append", choices=SCENES, help="this scene; may be repeated")
+    parser.add_argument("--vms", type=int, action="append", help="this size; may be repeated")
     options = parser.parse_args()
+    end_on_sigterm()
+    extent = QUICK if options.quick else FULL
+    if options.vms:
+        extent = Extent(**{**asdict(extent), "vms": tuple(options.vms)})
     try:
-        figures = asyncio.run(measured(QUICK if options.quick else FULL))
-    except (BenchError, LabError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
+        figures = asyncio.run(measured(extent, frozenset(options.only or SCENES)))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     print(json.dumps(asdict(figures), indent=2) if options.json else table(figures))
-    return 0
+    return 1 if figures.failed else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The baseline: an asyncio client that only polls ``guest-stats`` of many QEMUs.
 
 It has no time-outs, events, reconnects or state. It measures the least cost of a poll on asyncio with uvloop
-and the standard library's JSON. ``python scripts/bench_bare.py INTERVAL_S SOCKET …`` prints ``polling`` when
-all sockets have answered, and ends on SIGTERM.
+and the standard library's JSON. ``python scripts/bench_bare.py spread|burst INTERVAL_S SOCKET …`` prints
+``polling`` when all sockets have answered, and ends on SIGTERM.
+
+``spread`` polls the guests one after the other over the interval, as the agent does: each reply wakes the
+process. ``burst`` polls all of them at once: one wake-up serves many replies, which is cheaper.
 """
 
 from __future__ import annotations
@@ -66,9 +69,10 @@ async def connected(path: str) -> BareClient:
 
 
 class Poller:
-    """Polls one guest at an interval, with its own timer."""
+    """Polls one guest at an interval, with its own timer, the first time after a delay."""
 
     def __init__(self, client: BareClient, device: str, interval_s: float) -> None:
+        self.delay_s = 0.0
         self.available: object = None
         self._client = client
         self._device = device
@@ -76,6 +80,7 @@ class Poller:
 
     async def run(self) -> None:
         """Poll until cancelled."""
+        await asyncio.sleep(self.delay_s)
         while True:
             answer = await self._client.request("qom-get", path=self._device, property="guest-stats")
             self.available = answer["stats"]["stat-available-memory"]
@@ -89,11 +94,14 @@ async def _attached(path: str, interval_s: int) -> Poller:
     return Poller(client, device, interval_s)
 
 
-async def _run(interval_s: int, paths: list[str]) -> None:
+async def _run(order: str, interval_s: int, paths: list[str]) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with asyncio.TaskGroup() as group:
         pollers = [await _attached(path, interval_s) for path in paths]
+        if order == "spread":
+            for number, poller in enumerate(pollers):
+                poller.delay_s = interval_s * number / len(pollers)
         tasks = [group.create_task(poller.run(), name="poller") for poller in pollers]
         print("polling", flush=True)
         await stop.wait()
@@ -103,4 +111,4 @@ async def _run(interval_s: int, paths: list[str]) -> None:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(int(sys.argv[1]), sys.argv[2:]))
+        runner.run(_run(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))

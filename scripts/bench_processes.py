@@ -1,13 +1,15 @@
-"""The processes of the benchmark and their meters: simulated QEMUs, the agent, the bare client."""
+"""The processes of the benchmarks and their meters: simulated QEMUs, the agent, the bare client."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +21,12 @@ from qmpballoon.sim.qemu.command import numbered
 AGENT_HOST: Final = "bench"
 INTERVAL_S: Final = 1  # QEMU's minimum, for many samples in a short time
 TIMEOUT_S: Final = 60.0
-QMPBALLOON: Final = Path(sys.executable).with_name("qmpballoon")
+HERE: Final = Path(__file__).resolve().parents[1]  # the root of this source tree
 
 _BARE: Final = Path(__file__).with_name("bench_bare.py")
 _END_S: Final = 15.0
 _MANY_LINES: Final = 100_000
+_LONGEST_LINE: Final = 2**26  # bytes; a report of samples
 
 
 class BenchError(Exception):
@@ -48,26 +51,43 @@ class Process:
                 self.lines.append((time.monotonic(), line.decode(errors="replace").rstrip()))
             self._more.set()
 
-    async def logged(self, condition: Callable[[str], bool], *, times: int = 1) -> float:
+    def write(self, line: str) -> None:
+        """Write a line to its stdin."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to it and to its children."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, or closed its output."""
+        return self._reader.done()
+
+    async def logged(
+        self, condition: Callable[[str], bool], *, times: int = 1, timeout_s: float = TIMEOUT_S
+    ) -> float:
         """Wait until this many lines match; return the monotonic time of the last one.
 
         Raises:
             BenchError: the process ended, or the time-out passed.
         """
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 while True:
                     matching = [moment_s for moment_s, line in self.lines if condition(line)]
                     if len(matching) >= times:
                         return matching[times - 1]
-                    if self._reader.done():
+                    if self.ended:
                         raise BenchError(f"{self.pid} ended too early{self._tail()}")
                     self._more.clear()
                     more = asyncio.create_task(self._more.wait(), name=f"more lines of {self.pid}")
                     await asyncio.wait((more, self._reader), return_when=asyncio.FIRST_COMPLETED)
                     more.cancel()
         except TimeoutError:
-            raise BenchError(f"{self.pid} did not log the line in {TIMEOUT_S:g} s{self._tail()}") from None
+            raise BenchError(f"{self.pid} did not log the line in {timeout_s:g} s{self._tail()}") from None
 
     async def terminate(self) -> None:
         """End it by SIGTERM, and read the rest of its output."""
@@ -118,18 +138,69 @@ class Memory:
     pss: int
 
 
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Reads of the guests' statistics: their number, and the seconds between two of the same guest."""
+
+    count: int
+    gaps_s: list[float]
+
+
+class Fleet:
+    """Simulated QEMUs that one process serves; each has a pid of its own."""
+
+    def __init__(self, process: Process, paths: list[str]) -> None:
+        self.process = process
+        self.paths = paths
+
+    def set_busy(self, busy: bool) -> None:
+        """Let all figures of each guest change from sample to sample, or none."""
+        self.process.write("busy" if busy else "quiet")
+
+    async def take_samples(self) -> Samples:
+        """Return the samples since the last call."""
+        before = sum(1 for _, line in self.process.lines if line.startswith("{"))
+        self.process.write("report")
+        await self.process.logged(lambda line: line.startswith("{"), times=before + 1)
+        reports = [line for _, line in self.process.lines if line.startswith("{")]
+        report = json.loads(reports[before])
+        return Samples(report["samples"], report["gaps_s"])
+
+    def stop_serving(self) -> None:
+        """Stop only the process that serves: its QEMUs run and listen, and accept no client."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def stop(self) -> None:
+        """Stop all of its QEMUs: SIGSTOP."""
+        self.process.signal_all(signal.SIGSTOP)
+
+    def cont(self) -> None:
+        """Continue them: SIGCONT."""
+        self.process.signal_all(signal.SIGCONT)
+
+
 @asynccontextmanager
-async def _running(*command: str | Path) -> AsyncGenerator[Process, None]:
+async def running(
+    *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> AsyncGenerator[Process, None]:
+    """Run a command in a session of its own; end it at the end of the block.
+
+    Raises:
+        BenchError: it does not end.
+    """
     started_s = time.monotonic()
     child = await asyncio.create_subprocess_exec(
         find_program("setpriv"),
         "--pdeathsig",
         "KILL",
         *command,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        limit=_LONGEST_LINE,
         start_new_session=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
     )
     process = Process(child, started_s)
     try:
@@ -139,31 +210,45 @@ async def _running(*command: str | Path) -> AsyncGenerator[Process, None]:
 
 
 @asynccontextmanager
-async def simulated_qemus(directory: Path, count: int) -> AsyncGenerator[list[str], None]:
-    """Run this many simulated QEMUs, each in its own process; yield their sockets."""
-    path = directory / f"vm{count}.qmp"
-    command = (sys.executable, "-m", "qmpballoon.sim.qemu", path, "--count", str(count), "--fork")
-    async with _running(*command) as process:
+async def simulated_qemus(
+    directory: Path, count: int, *options: str, name: str = "vm"
+) -> AsyncGenerator[Fleet, None]:
+    """Run this many simulated QEMUs, each with a pid of its own; ``options`` are those of the command."""
+    path = directory / f"{name}{count}.qmp"
+    command: list[str | Path] = [sys.executable, "-m", "qmpballoon.sim.qemu", path]
+    command += ["--count", str(count), "--fleet", *options]
+    async with running(*command, cwd=HERE, env={"PYTHONPATH": str(HERE)}) as process:
         await process.logged(lambda line: line == "ready")
-        yield [str(numbered(path, number, count)) for number in range(count)]
+        try:
+            yield Fleet(process, [str(numbered(path, number, count)) for number in range(count)])
+        finally:
+            process.signal_all(signal.SIGKILL)  # also while stopped
 
 
 @asynccontextmanager
-async def bare_client(paths: Sequence[str]) -> AsyncGenerator[Process, None]:
-    """Run the bare client; yield it when it polls all sockets."""
-    async with _running(sys.executable, _BARE, str(INTERVAL_S), *paths) as process:
+async def bare_client(paths: Sequence[str], *, burst: bool = False) -> AsyncGenerator[Process, None]:
+    """Run the bare client; yield it when it polls all sockets, spread over the interval or in a burst."""
+    order = "burst" if burst else "spread"
+    async with running(sys.executable, _BARE, order, str(INTERVAL_S), *paths) as process:
         await process.logged(lambda line: line == "polling")
         yield process
 
 
 @asynccontextmanager
 async def agent(
-    directory: Path, paths: Sequence[str], broker_url: str | None
+    directory: Path,
+    paths: Sequence[str],
+    broker_url: str | None,
+    *,
+    tree: Path = HERE,
+    before: Sequence[str | Path] = (),
+    program: Sequence[str | Path] = ("-m", "qmpballoon"),
 ) -> AsyncGenerator[Process, None]:
-    """Run the agent for these sockets; yield it before it has attached.
+    """Run the agent of a source tree for these sockets; yield it before it has attached.
 
     Its configuration is the default except for the interval, a budget that is enough for all, and no grace
-    time, so that the VMs are calm after their first sample.
+    time, so that the VMs are calm after their first sample. The command ``before`` executes Python with the
+    arguments ``program``.
     """
     state_dir = directory / "state"
     for old in state_dir.glob("*"):
@@ -175,15 +260,20 @@ async def agent(
         f"[host]\nbudget = '1TiB'\nreserve = '1MiB'\n[vm]\nstats_interval_s = {INTERVAL_S}\ngrace_s = 0\n"
     )
     options = () if broker_url is None else ("--broker", broker_url)
-    async with _running(QMPBALLOON, "agent", "-c", configuration, *options) as process:
+    command: list[str | Path] = [*before, sys.executable, *program, "agent", "-c", configuration, *options]
+    async with running(*command, cwd=tree, env={"PYTHONPATH": str(tree)}) as process:
         yield process
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM raise KeyboardInterrupt: a benchmark cleans up as after Ctrl-C."""
+
+    def interrupt(_: int, __: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def is_started(line: str) -> bool:
     """Tell whether this log line reports that the agent is imported and configured."""
     return " agent-started " in line
-
-
-def is_healthy(line: str) -> bool:
-    """Tell whether this log line reports that a VM is ``ok``."""
-    return " health " in line and line.endswith("now=ok")

@@ -44,7 +44,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "sim": """
         . kernels qemu qemu.dialect qemu.faults qemu.stream guest qemu.machine trace figures qemu.messages
-        traces qemu.server vm host qemu.command drawing qemu.__main__
+        qemu.process traces qemu.server qemu.fleet vm host qemu.command drawing qemu.__main__
     """,
     "lab": """
         . demo demo.picture demo.workload require kernel process serial waiting broker image

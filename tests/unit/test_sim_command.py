@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from qmpballoon import api
+from qmpballoon.procfs import can_hold
 from qmpballoon.sim.qemu.command import main, numbered
+from qmpballoon.units import MIB
 
 PATIENCE_S = 20.0
 
@@ -22,7 +26,9 @@ PATIENCE_S = 20.0
 @contextlib.asynccontextmanager
 async def started(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "qmpballoon.sim.qemu", *arguments, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "qmpballoon.sim.qemu", *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
     try:
@@ -51,6 +57,19 @@ def pid_behind(path: Path) -> int:
     return pid
 
 
+async def wait_for_the_end_of(pid: int, kill: Callable[[], None]) -> None:
+    child = os.pidfd_open(pid)
+    try:
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(child, ended.set)
+        kill()
+        async with asyncio.timeout(PATIENCE_S):
+            await ended.wait()
+    finally:
+        asyncio.get_running_loop().remove_reader(child)
+        os.close(child)
+
+
 async def test_one_process_serves_several_qemus_and_removes_their_sockets(sockets_dir: Path) -> None:
     path = sockets_dir / "vm.qmp"
     async with started(str(path), "--count", "3", "--control") as process:
@@ -77,16 +96,37 @@ async def test_forked_qemus_have_a_pid_each_and_end_with_their_parent(sockets_di
 async def test_forked_qemus_end_when_their_parent_is_killed(sockets_dir: Path) -> None:
     path = sockets_dir / "vm.qmp"
     async with started(str(path), "--count", "2", "--fork") as process:
-        child = os.pidfd_open(pid_behind(numbered(path, 1, 2)))
-        try:
-            ended = asyncio.Event()
-            asyncio.get_running_loop().add_reader(child, ended.set)
-            process.kill()
-            async with asyncio.timeout(PATIENCE_S):
-                await ended.wait()
-        finally:
-            asyncio.get_running_loop().remove_reader(child)
-            os.close(child)
+        await wait_for_the_end_of(pid_behind(numbered(path, 1, 2)), process.kill)
+
+
+async def test_a_fleet_has_a_pid_for_each_qemu_and_reports_the_samples(sockets_dir: Path) -> None:
+    path = sockets_dir / "vm.qmp"
+    async with started(str(path), "--count", "3", "--fleet", "--size", "256MiB") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        paths = [numbered(path, number, 3) for number in range(3)]
+        pids = [pid_behind(each) for each in paths]
+        assert len({*pids, process.pid}) == 4
+        assert all(can_hold(pid, 256 * MIB) for pid in pids)
+        process.stdin.write(b"busy\n")
+        async with api.connect(str(paths[1])) as vm:
+            states = [await vm.state() for _ in range(4)]
+        process.stdin.write(b"report\n")
+        report = json.loads(await process.stdout.readline())
+        assert report["samples"] >= 2
+        assert len(report["gaps_s"]) == report["samples"] - 1
+        assert len({state.guest for state in states}) > 1
+        process.terminate()
+        assert await exit_status(process) == 0
+    assert list(sockets_dir.iterdir()) == []
+
+
+async def test_the_pids_of_a_fleet_end_when_its_process_is_killed(sockets_dir: Path) -> None:
+    path = sockets_dir / "vm.qmp"
+    async with started(str(path), "--count", "2", "--fleet") as process:
+        pid = pid_behind(numbered(path, 1, 2))
+        os.kill(pid, signal.SIGSTOP)
+        await wait_for_the_end_of(pid, process.kill)
 
 
 @pytest.mark.parametrize(

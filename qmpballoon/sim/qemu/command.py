@@ -2,7 +2,8 @@
 
 Prints ``ready`` once every socket listens, and ends on SIGTERM or when all QEMUs have quit. An agent assigns
 all sockets of one process to one VM, so ``--fork`` gives each QEMU its own process. These processes share the
-memory of the imported modules, and end with their parent.
+memory of the imported modules, and end with their parent. ``--fleet`` gives each QEMU only a pid of its own
+and serves all in one process, for hundreds of them; it takes commands from stdin (see `fleet`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,22 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.faults import Faults
+from qmpballoon.sim.qemu.fleet import Meter, MeteredQemu, event_loop, obey
 from qmpballoon.sim.qemu.machine import MachineSpec
+from qmpballoon.sim.qemu.process import listen_in_children
 from qmpballoon.sim.qemu.server import SimulatedQemu
 from qmpballoon.units import parse_size
+
+
+class _Settings(TypedDict):
+    guest: GuestSpec
+    machine: MachineSpec
+    faults: Faults
+    booted: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--count starts at 1")
     if options.fork:
         return _fork(options)
-    asyncio.run(_serve(options, range(options.count), _print_ready))
+    if options.fleet:
+        return _serve_fleet(options)
+    asyncio.run(_serve([_qemu(options, number) for number in range(options.count)], options, _print_ready))
     return 0
 
 
@@ -51,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("path", type=Path, help="the QMP socket; with --count a number is added")
     parser.add_argument("--count", type=int, default=1, help="how many QEMUs (1)")
-    parser.add_argument("--fork", action="store_true", help="a process for each QEMU")
+    processes = parser.add_mutually_exclusive_group()
+    processes.add_argument("--fork", action="store_true", help="a process for each QEMU")
+    processes.add_argument("--fleet", action="store_true", help="a pid for each QEMU, one process serves all")
     parser.add_argument("--control", action="store_true", help="a second monitor for each, at PATH.control")
     parser.add_argument("--size", type=parse_size, default="256MiB", help="memory of a guest (256MiB)")
     parser.add_argument("--anonymous", type=parse_size, default=None, help="memory its workload holds")
@@ -66,30 +81,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _qemu(options: argparse.Namespace, number: int) -> SimulatedQemu:
+def _monitors(options: argparse.Namespace, number: int) -> list[Path]:
     path = numbered(options.path, number, options.count)
-    monitors = [path, Path(f"{path}.control")] if options.control else [path]
+    return [path, Path(f"{path}.control")] if options.control else [path]
+
+
+def _settings(options: argparse.Namespace, number: int) -> _Settings:
     name = options.name
     if name is not None and options.count > 1:
         name = f"{name}-{number}"
-    return SimulatedQemu(
-        *monitors,
-        guest=GuestSpec(
+    return {
+        "guest": GuestSpec(
             size=options.size,
             behaviour=options.behaviour,
             deflate_on_oom=options.deflate_on_oom,
             boot_s=GuestSpec().boot_s if options.boot_s is None else options.boot_s,
         ),
-        machine=MachineSpec(name=name, device=None if options.no_balloon else "virtio-balloon-pci"),
-        faults=Faults.parse(options.fault),
-        booted=options.boot_s is None,
-    )
+        "machine": MachineSpec(name=name, device=None if options.no_balloon else "virtio-balloon-pci"),
+        "faults": Faults.parse(options.fault),
+        "booted": options.boot_s is None,
+    }
 
 
-async def _serve(options: argparse.Namespace, numbers: Sequence[int], ready: Callable[[], None]) -> None:
+def _qemu(options: argparse.Namespace, number: int) -> SimulatedQemu:
+    return SimulatedQemu(*_monitors(options, number), **_settings(options, number))
+
+
+async def _serve(
+    qemus: Sequence[SimulatedQemu], options: argparse.Namespace, ready: Callable[[], None]
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        qemus = [await stack.enter_async_context(_qemu(options, number)) for number in numbers]
         for qemu in qemus:
+            await stack.enter_async_context(qemu)
             if options.anonymous is not None:
                 qemu.set_demand(options.anonymous)
         loop = asyncio.get_running_loop()
@@ -105,8 +128,30 @@ async def _serve(options: argparse.Namespace, numbers: Sequence[int], ready: Cal
             await qemu.exited.wait()
 
 
+def _serve_fleet(options: argparse.Namespace) -> int:
+    monitors = [_monitors(options, number) for number in range(options.count)]
+    listeners = listen_in_children(monitors, options.size)
+    meter = Meter()
+    qemus = [
+        MeteredQemu(*monitors[number], meter=meter, listeners=each, **_settings(options, number))
+        for number, each in enumerate(listeners)
+    ]
+
+    def ready() -> None:
+        obey(meter, _print)
+        _print_ready()
+
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        runner.run(_serve(qemus, options, ready))
+    return 0
+
+
 def _print_ready() -> None:
-    sys.stdout.write("ready\n")
+    _print("ready\n")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
@@ -158,5 +203,5 @@ def _run_child(options: argparse.Namespace, number: int, ready_writer: int, pare
         os.write(ready_writer, b".")
         os.close(ready_writer)
 
-    asyncio.run(_serve(options, [number], ready))
+    asyncio.run(_serve([_qemu(options, number)], options, ready))
     os._exit(0)

@@ -14,7 +14,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, cast
 
@@ -23,11 +23,10 @@ from qmpballoon.sim.qemu.dialect import Dialect
 from qmpballoon.sim.qemu.faults import Babble, Faults, concerns
 from qmpballoon.sim.qemu.machine import Aborted, CommandError, Json, MachineSpec, SimulatedMachine
 from qmpballoon.sim.qemu.messages import encode, error_message, flood_event, parse_request
+from qmpballoon.sim.qemu.process import BACKLOG, bind, map_memory
 from qmpballoon.sim.qemu.stream import Broken, RequestStream
 
-BACKLOG: Final = 1  # as in QEMU: two clients may wait without a greeting, the next cannot connect
 _CLOSE_TIMEOUT_S: Final = 5.0
-_MAP_NORESERVE: Final = 0x4000  # Linux; mmap has it from Python 3.13 on
 _SHORTEST_DELAY_S: Final = 0.001  # some event loops have timers of millisecond resolution
 _WITHOUT_CAPABILITIES: Final = "Expecting capabilities negotiation with 'qmp_capabilities'"
 
@@ -49,8 +48,12 @@ class SimulatedQemu:
         machine: MachineSpec | None = None,
         faults: Faults | None = None,
         booted: bool = True,
+        listeners: Sequence[socket.socket] = (),
     ) -> None:
-        """Store the settings. ``booted``: the driver is up at the start, else the guest boots first."""
+        """Store the settings. ``booted``: the driver is up at the start, else the guest boots first.
+
+        ``listeners``: the paths' sockets, if another process listens and maps the memory (see `fleet`).
+        """
         self.paths = tuple(Path(each) for each in (path, *more_paths))
         self.faults = faults or Faults()
         self.exited = asyncio.Event()
@@ -58,7 +61,7 @@ class SimulatedQemu:
         now_s = time.monotonic()
         simulated = SimulatedGuest(guest, now_s=now_s, epoch_s=time.time() - now_s, booted=booted)
         self._machine = SimulatedMachine(simulated, machine)
-        self._listeners: list[socket.socket] = []
+        self._listeners = list(listeners)
         self._accepting: list[asyncio.Task[None]] = []
         self._connections: set[_Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -86,15 +89,14 @@ class SimulatedQemu:
         return self.machine.guest
 
     async def __aenter__(self) -> SimulatedQemu:
-        self._map(self._machine.guest.size)
-        for number, path in enumerate(self.paths):
-            path.unlink(missing_ok=True)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            self._listeners.append(listener)
-            listener.bind(os.fspath(path))
-            listener.listen(BACKLOG)
+        if not self._listeners:
+            self._memory.append(map_memory(self._machine.guest.size))
+            for path in self.paths:
+                self._listeners.append(bind(path))
+                self._listeners[-1].listen(BACKLOG)
+        for number, listener in enumerate(self._listeners):
             accepting = self._accept(listener, first=number == 0)
-            self._accepting.append(asyncio.create_task(accepting, name=f"accept {path}"))
+            self._accepting.append(asyncio.create_task(accepting, name=f"accept {self.paths[number]}"))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -138,7 +140,7 @@ class SimulatedQemu:
     def plug(self, size: int) -> None:
         """Hot-plug a DIMM of this size in bytes."""
         self.machine.plug(size)
-        self._map(size)
+        self._memory.append(map_memory(size))
         self.settle()
 
     def load_state(self, actual: int) -> None:
@@ -203,10 +205,6 @@ class SimulatedQemu:
     async def _serve(self, accepted: socket.socket, connection: _Connection) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, accepted)
         await connection.closed.wait()
-
-    def _map(self, size: int) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._memory.append(mmap.mmap(-1, size, flags=flags))
 
     def _close(self, *, unlink: bool) -> None:
         if self._timer is not None:

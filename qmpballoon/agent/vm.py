@@ -56,6 +56,7 @@ _PUBLISHED: Final = frozenset(
 _ALTERS: Final = _PUBLISHED | {"MIGRATION", "DEVICE_DELETED", "MEMORY_DEVICE_SIZE_CHANGE", "ACPI_DEVICE_OST"}
 
 
+_LOOK_AGAIN_S: Final = 0.05  # for replies that are still to come
 _MOVED: Final = 2 * MIB
 _LITTLE_RSS: Final = MIB // 4
 ENDED_AFTER_S: Final = 30.0  # of silence, where no process tells whether the QEMU has ended
@@ -284,8 +285,9 @@ class ManagedVm:
             clock=self._context.clock,
             polled=self._polled_usually,
         )
+        session.on_end(self._wake.set)
         try:
-            await session.while_running(self._turns(serving))
+            await self._turns(serving)
         except ConnectionLost as reason:
             return reason
         finally:
@@ -387,6 +389,7 @@ class ManagedVm:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            session.session.check_running()
             await self._turn(session)
             self._context.wheel.put(self, self._pause_s())
 
@@ -397,7 +400,7 @@ class ManagedVm:
             return
         settings, wheel = self.spec.settings, self._context.wheel
         if session.session.awaits_replies:
-            wheel.put(self, session.session.check_repeated())
+            wheel.put(self, min(_LOOK_AGAIN_S, session.session.check_repeated()))
             return
         every_s = self._schedule.sample_every_s(settings, hurried=self._is_hurried())
         if not self._is_calm(session, every_s):

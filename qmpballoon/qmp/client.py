@@ -93,10 +93,11 @@ class Session(QMPClient):
         self._abandoned: set[object] = set()
         self._reason: ConnectionLost | None = None
         self._over = asyncio.Event()
+        self._calls: list[Callable[[], None]] = []  # to be done at the end
         self._splitter = Splitter()
         self._early: deque[bytes] | None = deque()  # messages of the negotiation; None: it is over
-        self._early_came = asyncio.Event()
-        self._repeated: deque[Repeated] = deque()  # those whose reply is to come, in the order of the replies
+        self._early_came: asyncio.Future[None] | None = None  # somebody waits for one
+        self._repeated: list[Repeated] = []  # those whose reply is to come, in the order of the replies
         self._repeated_since_s = 0.0
         self._unasked = 0
         self._unasked_since_s = 0.0
@@ -235,6 +236,22 @@ class Session(QMPClient):
         await self._over.wait()
         return self.reason
 
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Call a function when the session ends; now, if it is over."""
+        if self._reason is not None:
+            call()
+        else:
+            self._calls.append(call)
+
+    def check_running(self) -> None:
+        """Do nothing while the session runs.
+
+        Raises:
+            ConnectionLost: it is over.
+        """
+        if self._reason is not None:
+            raise self.reason
+
     async def while_running(self, waiting: Coroutine[object, object, T]) -> T:
         """Wait for something else as long as the session lasts.
 
@@ -269,7 +286,7 @@ class Session(QMPClient):
         self._set_state(Runstate.CONNECTING)
         reader = asyncio.StreamReader(loop=self._loop)
         transport, wire = await self._loop.create_unix_connection(
-            lambda: Wire(reader, self._received, self._early_came.set), sock=self._connection
+            lambda: Wire(reader, self._received, self._wake_early), sock=self._connection
         )
         self._reader, self._writer = reader, asyncio.StreamWriter(transport, wire, reader, self._loop)
 
@@ -305,13 +322,14 @@ class Session(QMPClient):
         while not self._early:
             if self._reader.at_eof() or self._reader.exception() is not None:
                 await self._until_end()
-            self._early_came.clear()
-            await self._early_came.wait()
+            self._early_came = self._loop.create_future()
+            await self._early_came
         return cast(Message, decoded(self.path, self._early.popleft()))  # Message would serialise it again
 
     async def _bh_recv_message(self) -> None:
         """Wait for the end of the input; from now on messages are taken as they are received."""
         early, self._early = self._early or (), None
+        self._early_came = None
         for message in early:
             self._take(message)
         await self._until_end()
@@ -354,24 +372,28 @@ class Session(QMPClient):
                 self._take(message)
             else:
                 self._early.append(message)
-                self._early_came.set()
+                self._wake_early()
         longest = LONGEST_MESSAGE if self._early is None else LONGEST_GREETING
         if self._splitter.rest + sum(map(len, self._early or ())) > longest:
             raise self._too_long(longest)
+
+    def _wake_early(self) -> None:
+        if self._early_came is not None and not self._early_came.done():
+            self._early_came.set_result(None)
 
     def _too_long(self, longest: int) -> ConnectionLost:
         return ConnectionLost(f"{self.path}: a message of more than {longest} bytes")
 
     def _take(self, raw: bytes) -> None:
         if self._repeated and self._repeated[0].takes_same(raw):
-            self._repeated.popleft()
+            self._repeated.pop(0)
             return
         message = decoded(self.path, raw)
         if "event" in message:
             self._take_event(message)
         elif self._repeated and message.get("id") == self._repeated[0].key:
             try:
-                self._repeated.popleft().take(raw, message)
+                self._repeated.pop(0).take(raw, message)
             except TypeError as error:
                 raise ConnectionLost(f"{self.path}: {error}") from None
         else:
@@ -422,6 +444,9 @@ class Session(QMPClient):
             return
         self._reason = reason
         self._over.set()
+        for call in self._calls:
+            call()
+        self._calls.clear()
         for waiting in self._replies.values():
             if not waiting.done():
                 waiting.set_result(None)

@@ -45,38 +45,36 @@ class Repeated:
             message["arguments"] = arguments
         self.key: Final = key
         self.command: Final = command
-        self.arguments: Final = arguments
         self.request: Final = json.dumps(message).encode() + b"\n"
         self._sink = sink
         self._volatile = f'"{volatile}": '.encode() if volatile else b""
+        self._last: int | None = None  # the hash of the last reply: some are kilobytes
         self._before = b""  # the last reply up to the volatile number, and what follows it
         self._after = b""
 
     def takes_same(self, line: bytes) -> bool:
         """Take a reply if it is the same as the last one; return whether it was."""
-        if not self._before or not line.startswith(self._before) or not line.endswith(self._after):
+        if not self._before:
+            if hash(line) != self._last:
+                return False
+            self._sink.same(None)
+            return True
+        if not line.startswith(self._before) or not line.endswith(self._after):
             return False
         number = line[len(self._before) : len(line) - len(self._after)]
-        if self._after:
-            if not number.isdigit() or len(number) > _MOST_DIGITS:
-                return False
-            self._sink.same(int(number))
-        elif number:
+        if not number.isdigit() or len(number) > _MOST_DIGITS:
             return False
-        else:
-            self._sink.same(None)
+        self._sink.same(int(number))
         return True
 
     def take(self, line: bytes, reply: Mapping[str, object]) -> None:
         """Take a reply that is not the same as the last one."""
-        start = line.find(self._volatile) + len(self._volatile) if self._volatile else 0
+        self._last, self._before, self._after = hash(line), b"", b""
         if self._volatile and line.count(self._volatile) == 1:
-            end = start
+            start = end = line.find(self._volatile) + len(self._volatile)
             while line[end : end + 1].isdigit():
                 end += 1
             self._before, self._after = line[:start], line[end:]
-        else:
-            self._before, self._after = line, b""
         if "return" in reply:
             self._sink.changed(reply["return"])
         else:

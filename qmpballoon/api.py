@@ -28,7 +28,7 @@ from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.monitor import open_monitor, socket_table
-from qmpballoon.qmp.process import PRECONFIG, machine_is_there, qemu_pid
+from qmpballoon.qmp.process import PRECONFIG, Machine, look_at_machine, qemu_pid
 from qmpballoon.units import Size, format_size, parse_size, round_up_to_page
 
 _REQUEST_TIMEOUT_S: Final = 5.0
@@ -52,9 +52,9 @@ async def connect(socket: str | os.PathLike[str], *, timeout_s: float = 5.0) -> 
     deadline_s = time.monotonic() + timeout_s
     session = await _open_session(os.fspath(socket), events, timeout_s)
     try:
-        await _wait_for_machine(session, deadline_s)
+        machine = await _wait_for_machine(session, deadline_s)
         name = await session.vm_name() or Path(session.path).stem
-        vm = Vm(session, events, name, await qemu_pid(session))
+        vm = Vm(session, events, name, qemu_pid(session, machine))
         try:
             yield vm
         finally:
@@ -258,11 +258,12 @@ class _EventLog:
         self.changed = asyncio.Event()
 
 
-async def _wait_for_machine(session: Session, deadline_s: float) -> None:
-    while not await machine_is_there(session):
+async def _wait_for_machine(session: Session, deadline_s: float) -> Machine:
+    while not (machine := await look_at_machine(session)).is_there:
         if time.monotonic() >= deadline_s:
             raise Unreachable(f"{session.path}: {PRECONFIG}")
         await asyncio.sleep(_POLL_S)
+    return machine
 
 
 async def _open_session(path: str, events: _EventLog, timeout_s: float) -> Session:

@@ -223,8 +223,11 @@ def can_hold(pid: int, size: int) -> bool:
     Address space that is only reserved does not count: Go and Java programs reserve gigabytes of it. Where
     /proc/PID/maps may not be read (another user's process), all of the address space counts. See proc(5).
     """
-    if status_of(pid).get("VmSize", 0) < size:
+    sizes = status_of(pid)
+    if sizes.get("VmSize", 0) < size:
         return False
+    if sizes.get("VmData", 0) >= size:  # private and writable, as QEMU's memory mostly is
+        return True
     maps = _whole(f"/proc/{pid}/maps")
     return not maps or mapped_writable(maps) >= size
 

@@ -16,7 +16,7 @@ from qmpballoon.log import log_event
 from qmpballoon.model.records import Life
 from qmpballoon.qmp.balloon import query_run_state
 from qmpballoon.qmp.client import Session
-from qmpballoon.qmp.process import PRECONFIG, is_same_qemu, machine_is_there, qemu_pid
+from qmpballoon.qmp.process import PRECONFIG, Machine, is_same_qemu, look_at_machine, qemu_pid
 
 LOOK_AGAIN_S: Final = 1.0
 LOOKS_AT_TWIN: Final = 10
@@ -40,21 +40,22 @@ class SecondMonitor(Exception):
         self.path = path
 
 
-async def until_machine_is_there(session: Session, report: Report) -> None:
+async def until_machine_is_there(session: Session, report: Report) -> Machine:
     """Wait while QEMU is in ``-preconfig``."""
     waits = False
-    while not await machine_is_there(session):
+    while not (machine := await look_at_machine(session)).is_there:
         report(PRECONFIG)
         if not waits:
             log_event("qemu-preconfig", PRECONFIG, socket=session.path)
         waits = True
         await asyncio.sleep(LOOK_AGAIN_S)
     report(None)
+    return machine
 
 
-async def life_behind(session: Session, life: Life | None) -> Life | None:
+def life_behind(session: Session, machine: Machine, life: Life | None) -> Life | None:
     """Return the life of the process behind the socket; None if that process is not the QEMU."""
-    if life is None or await qemu_pid(session) == life.pid:
+    if life is None or qemu_pid(session, machine) == life.pid:
         return life
     log_event(
         "qemu-unknown",

@@ -35,6 +35,7 @@ FIRST_OTHER_RETRY_S: Final = 10.0  # of a socket that is no QMP monitor: a conso
 LAST_OTHER_RETRY_S: Final = 300.0
 HELD_FOR_S: Final = 10.0  # after a session of this length the back-off is reset
 LOOK_AT_SILENCE_S: Final = 1.0
+ONE_MORE_LOOK_S: Final = 0.001
 AT_ONCE_S: Final = 0.005  # many sockets that appear at once share one reading of the kernel's table
 SECOND_WAITS_S: Final = 5.0  # where no process tells: for the monitor that served the VM to answer again
 _OTHER: Final = "it is a console, a guest agent or another protocol; keep it out of the globs of monitors"
@@ -162,8 +163,8 @@ class Connector:
             session = await self._wait_for_greeting(greeting, monitor, life, before, settings.qmp_timeout_s)
             self._other_retry_s = self._problem = None
             began_s = time.monotonic()
-            await arrival.until_machine_is_there(session, self._report)
-            life = await arrival.life_behind(session, life)
+            machine = await arrival.until_machine_is_there(session, self._report)
+            life = arrival.life_behind(session, machine, life)
             if life is not None and not self._registry.may_serve(self, life):
                 return  # the socket that comes first has greeted meanwhile
             identity = await arrival.identify(session, stem=self._registry.stem_of(self.path, life))
@@ -219,7 +220,9 @@ class Connector:
         wait_s = patience_s
         while True:
             done, _ = await asyncio.wait((greeting,), timeout=wait_s)
-            if done:
+            if not done:
+                await asyncio.sleep(ONE_MORE_LOOK_S)  # perhaps it was us who were late
+            if greeting.done():
                 self._unclosed = frozenset()
                 try:
                     return greeting.result()

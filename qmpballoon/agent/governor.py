@@ -150,6 +150,7 @@ class Governor:
             self._supervisor.forget_absent_vms()
             snapshot = as_charged(snapshot, self._state)
             self._monitor.judge(snapshot, lent=self._state.lent)
+            self._monitor.note_lateness(self._context.wheel.lateness_s())
             self._context.feed.host_changed(self.host(snapshot))
             self._context.feed.sampled()
             log_withheld()
@@ -216,11 +217,11 @@ class Governor:
 
     def _act(self, vm: ManagedVm, decision: Decision, sends: asyncio.TaskGroup) -> None:
         published = self._published.setdefault(vm.id, _Published())
-        if vm.mode != "observe":
+        if vm.facts.mode != "observe":
             published.observed = None  # when it is observed again, the first decision is news
         if isinstance(decision, Hold):
             judgement = self._state.judgements.get(vm.id)
-            if judgement is not None and judgement.why is not None and vm.mode == "auto":
+            if judgement is not None and judgement.why is not None and vm.facts.mode == "auto":
                 published.problem = True
                 vm.explain(judgement.why)
             elif published.problem:  # the problem is over, so its reason must not stay
@@ -231,12 +232,12 @@ class Governor:
         before = vm.run.target
         if before is not None and abs(before - target) < MIB:
             return
-        if vm.mode == "observe":
+        if vm.facts.mode == "observe":
             self._publish_observed(vm, published, target, decision)
             return
         if vm.id in self._sending:
             return
-        if vm.mode == "manual":  # raised in an emergency; the mode stays
+        if vm.facts.mode == "manual":  # raised in an emergency; the mode stays
             vm.spec.set_manual_target(target)
         self._send(vm, target, decision.why, sends)
 
@@ -300,7 +301,7 @@ class Governor:
 
     def _renew_manual_target(self, vm: ManagedVm, sends: asyncio.TaskGroup) -> None:
         """Send a manual target that this life has not received yet, once its driver can follow it."""
-        if vm.mode != "manual" or vm.id in self._sending:
+        if vm.facts.mode != "manual" or vm.id in self._sending:
             return
         target, status = vm.spec.manual_target, vm.status
         if target is None or target == vm.run.target:

@@ -32,6 +32,8 @@ _FLOORS: Final = "the floors of the VMs together exceed the budget"
 _NEEDS: Final = "what the guests hold exceeds the budget"
 _HYSTERESIS: Final = 1.05  # hysteresis: the alarm ends when the guests hold this much less
 _QEMU_ITSELF: Final = 32 * MIB  # resident beside the guest's memory; more shows when the guest fills its own
+_LATE_S: Final = 1.0
+_IN_TIME_S: Final = 0.25
 _MOST_RESERVE: Final = 10  # in a cgroup, as a part of its limit: the usual reserve is made for whole hosts
 
 
@@ -64,6 +66,8 @@ class HostMonitor:
         self._level = "ok"
         self._alarm: str | None = None
         self._exhausted = False
+        self._late_s = 0.0
+        self._is_late = False
 
     def look(self, settings: HostSettings, charges: Charges = dict) -> None:
         """Read the host's figures now; what cannot be read keeps its last value."""
@@ -143,6 +147,21 @@ class HostMonitor:
             self._remark = (word, remark)
             log_event(word, remark, level=level)
 
+    def note_lateness(self, late_s: float) -> None:
+        """Take how late VMs were polled at most; log when that begins to matter, and when it is over."""
+        self._late_s = late_s if late_s >= _IN_TIME_S else 0.0
+        if late_s >= _LATE_S and not self._is_late:
+            self._is_late = True
+            log_event(
+                "sampling-late",
+                "there is more to do than processor time: VMs are sampled later than configured",
+                level=logging.WARNING,
+                late_s=round(late_s, 1),
+            )
+        elif self._is_late and late_s < _IN_TIME_S:
+            self._is_late = False
+            log_event("sampling-in-time", "VMs are sampled as configured again")
+
     def judge(self, snapshot: Snapshot, *, lent: int) -> None:
         """Publish a new level, and an alarm that begins or ends."""
         level = level_of(
@@ -200,6 +219,7 @@ class HostMonitor:
             reclaimable=sum(reclaimable(status) for status in statuses),
             room=max(0, snapshot.free) if known else 0,
             holds=holds,
+            sampling_late_s=round(self._late_s, 1),
         )
 
 

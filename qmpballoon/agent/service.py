@@ -35,7 +35,7 @@ from qmpballoon.units import Amount, parse_size, round_up_to_page
 
 RECLAIM_WITHIN_S: Final = 30.0
 HELD_FOR_S: Final = 300.0
-FRESH_WITHIN_S: Final = 1.2  # the figures of an idle guest may not change until the next whole second
+FRESH_WITHIN_S: Final = 0.05  # unchanged figures are told from old ones only at QEMU's next whole second
 
 
 class Service:

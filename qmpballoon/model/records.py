@@ -246,3 +246,4 @@ class HostStatus:
     reclaimable: int
     room: int
     holds: tuple[Mapping[str, object], ...] = ()
+    sampling_late_s: float = 0.0  # how late VMs were polled at most; 0: in time

@@ -86,6 +86,7 @@ def _host_facts(record: HostStatus) -> tuple[object, ...]:
         record.vms_total,
         record.vms_online,
         record.unidentified,
+        record.sampling_late_s > 0,
         tuple(
             (hold.get("hold"), hold.get("size")) for hold in record.holds
         ),  # the remaining time is no change

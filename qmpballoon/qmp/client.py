@@ -19,7 +19,8 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Final, Self, TypeVar, cast
 
@@ -304,7 +305,7 @@ class Session(QMPClient):
         assert self._writer is not None
         self._writer.write(b'{"execute": "qmp_capabilities", "id": 0}\n')
         try:
-            async with asyncio.timeout(self.request_timeout_s):
+            async with _timeout(self.request_timeout_s):
                 while "return" not in (answer := await self._do_recv()):
                     if "event" not in answer:
                         raise ConnectionLost(
@@ -454,6 +455,18 @@ class Session(QMPClient):
         self._repeated.clear()
         if self._writer is not None:
             self._writer.transport.abort()
+
+
+@asynccontextmanager
+async def _timeout(allowed_s: float) -> AsyncIterator[None]:
+    """A time-out that, when it is over, waits for one more look at what was received."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as timeout:
+        over = loop.call_later(allowed_s, lambda: timeout.reschedule(loop.time() + _ONE_MORE_LOOK_S))
+        try:
+            yield
+        finally:
+            over.cancel()
 
 
 def _as_loss(path: str, error: BaseException) -> ConnectionLost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
@@ -17,38 +18,40 @@ PRECONFIG: Final = "QEMU waits for x-exit-preconfig; nothing is known of the VM 
 _MARKS: Final = range(100_000, 1_000_000)  # polling intervals, in seconds, that nobody uses
 
 
-async def machine_is_there(session: Session) -> bool:
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What is known of a VM's machine; ``size`` is its memory in bytes, None if QEMU does not tell."""
+
+    is_there: bool
+    size: int | None = None
+
+
+async def look_at_machine(session: Session) -> Machine:
     """Tell whether QEMU has made its machine; with ``-preconfig`` it waits for x-exit-preconfig before that.
 
     Until then most commands are refused, with an error class of no name: QEMU 5.2 says that the command
     "isn't permitted in 'preconfig' state", 7.2 to 11.1 "only after machine initialization has completed".
 
     Raises:
-        ConnectionLost: the session ended meanwhile.
+        ConnectionLost: the session ended meanwhile, or QEMU reports an impossible size.
     """
     try:
-        await session.request("query-memory-size-summary")
+        return Machine(True, await memory_size(session))
     except QmpError as error:
-        return not any(words in error.description for words in _BEFORE_MACHINE)
-    return True
+        return Machine(not any(words in error.description for words in _BEFORE_MACHINE))
 
 
-async def qemu_pid(session: Session) -> int | None:
+def qemu_pid(session: Session, machine: Machine) -> int | None:
     """Return the pid of the VM's QEMU; None where the process behind the socket cannot be it.
 
     The kernel tells the process that listens on the socket. That is a proxy behind socat, ``ssh -L`` or
     libvirt's virt-qemu-qmp-proxy. Its resident memory and its life tell nothing about the guest.
-
-    Raises:
-        ConnectionLost: the session ended meanwhile, or QEMU reports an impossible size.
     """
-    if session.peer_pid is None:
+    if (
+        session.peer_pid is None or machine.size is None
+    ):  # where no process can be ruled out, none is believed
         return None
-    try:
-        size = await memory_size(session)
-    except QmpError:  # not known: no process can be ruled out, none is believed
-        return None
-    return session.peer_pid if can_hold(session.peer_pid, size) else None
+    return session.peer_pid if can_hold(session.peer_pid, machine.size) else None
 
 
 async def is_same_qemu(session: Session, other: Session) -> bool:

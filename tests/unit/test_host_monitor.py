@@ -98,6 +98,19 @@ def test_an_alarm_has_hysteresis() -> None:
     ]
 
 
+def test_late_sampling_is_logged_once_and_shown_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(host_monitor_module, "log_event", lambda word, *_, **__: logged.append(word))
+    monitor = HostMonitor(_Listener())
+    shown = []
+    for late_s in (0.1, 0.9, 1.04, 3.0, 0.3, 1.2, 0.2, 0.0):
+        monitor.note_lateness(late_s)
+        status = monitor.status(a_host(), [], policy="fairshare", mode="auto", unidentified=(), holds=())
+        shown.append(status.sampling_late_s)
+    assert logged == ["sampling-late", "sampling-in-time"]
+    assert shown == [0.0, 0.9, 1.0, 3.0, 0.3, 1.2, 0.0, 0.0]
+
+
 QEMUS: dict[int | None, int] = {71: 256 * MIB, 72: 256 * MIB}  # what each is charged, by pid
 
 

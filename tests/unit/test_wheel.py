@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -116,12 +117,12 @@ async def test_other_tasks_run_between_the_parts_of_a_slot_with_many_members() -
     async with turning() as (wheel, times):
         for _ in range(10 * MOST_AT_ONCE):
             wheel.put(times.member(), 0.0)
-        seen: set[int] = set()
+        counts = [0]
         async with asyncio.timeout(PATIENCE_S):
-            while len(times.calls) < 10 * MOST_AT_ONCE:
-                seen.add(len(times.calls))
+            while counts[-1] < 10 * MOST_AT_ONCE:
                 await asyncio.sleep(0)
-        assert {MOST_AT_ONCE * part for part in range(1, 10)} <= seen
+                counts.append(len(times.calls))
+        assert max(after - before for before, after in pairwise(counts)) == MOST_AT_ONCE
 
 
 async def test_lateness_is_told_once() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from qmpballoon.agent.registry import Answering, Registry
-from qmpballoon.agent.vm import Identity
+from qmpballoon.agent.run import Identity
 from qmpballoon.log import log_event
 from qmpballoon.model.records import Life
 from qmpballoon.qmp.balloon import query_run_state

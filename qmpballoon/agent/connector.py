@@ -18,7 +18,8 @@ from typing import Final
 from qmpballoon.agent import arrival
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.registry import Answering, Registry
-from qmpballoon.agent.vm import Identity, ManagedVm
+from qmpballoon.agent.run import Identity
+from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import vm_settings
 from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError, Unreachable
 from qmpballoon.log import log_event

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 from qmpballoon.agent.context import Context
+from qmpballoon.agent.run import Identity
 from qmpballoon.agent.store import KnownSocket
-from qmpballoon.agent.vm import Identity, ManagedVm
+from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import rename_for, vm_settings
 from qmpballoon.log import log_event
 from qmpballoon.model.names import LONGEST_NAME, VmId, safe_name

@@ -19,8 +19,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import cached_property
 from typing import Final, Self, TypeVar, cast
 
@@ -31,20 +30,22 @@ from qemu.qmp.models import Greeting
 from qmpballoon.errors import ConnectionLost, MonitorBusy
 from qmpballoon.qmp import commands
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
-from qmpballoon.qmp.repeated import Repeated, Sink, refusal
+from qmpballoon.qmp.repeated import Outstanding, Repeated, Sink, refusal
 from qmpballoon.qmp.wire import (
     LONGEST_GREETING,
     LONGEST_MESSAGE,
+    ONE_MORE_LOOK_S,
     Splitter,
     Wire,
+    as_loss,
     decoded,
     is_plain,
+    patient_timeout,
     shortened,
 )
 
 MOST_UNASKED_PER_S: Final = 2000  # events; QEMU itself limits the frequent ones to one per second
 MOST_ABANDONED: Final = 256  # outstanding replies to cancelled requests
-_ONE_MORE_LOOK_S: Final = 0.001  # at what was received, before a time-out that was noticed late counts
 
 _QUIET: Final = logging.getLogger("qmpballoon.qmp.wire")  # qemu.qmp logs each loss several times
 _QUIET.addHandler(logging.NullHandler())
@@ -98,8 +99,7 @@ class Session(QMPClient):
         self._splitter = Splitter()
         self._early: deque[bytes] | None = deque()  # messages of the negotiation; None: it is over
         self._early_came: asyncio.Future[None] | None = None  # somebody waits for one
-        self._repeated: list[Repeated] = []  # those whose reply is to come, in the order of the replies
-        self._repeated_since_s = 0.0
+        self._repeated = Outstanding()
         self._unasked = 0
         self._unasked_since_s = 0.0
 
@@ -130,7 +130,7 @@ class Session(QMPClient):
                 f"{monitor.path}: no greeting within {greeting_timeout_s:.1f} s: {HELD_HINT}"
             ) from None
         except QMPError as error:
-            raise _as_loss(monitor.path, getattr(error, "exc", error)) from error
+            raise as_loss(monitor.path, getattr(error, "exc", error)) from error
         finally:
             if session.runstate is not Runstate.RUNNING:
                 monitor.connection.close()
@@ -203,21 +203,19 @@ class Session(QMPClient):
         """Send requests whose replies go to their sinks; nothing is sent once the session is over."""
         if self._reason is not None or self._writer is None:
             return
-        if not self._repeated:
-            self._repeated_since_s = self._loop.time()
-        self._repeated.extend(requests)
-        self._writer.write(b"".join([request.request for request in requests]))
+        self._writer.write(self._repeated.add(requests, self._loop.time()))
 
     @property
     def awaits_replies(self) -> bool:
         """Tell whether replies to repeated requests are to come."""
-        return bool(self._repeated)
+        return self._repeated.command is not None
 
     def check_repeated(self) -> float:
         """End the session if a reply to a repeated request is overdue; return in how many seconds it is."""
-        left_s = self._repeated_since_s + self.request_timeout_s - self._loop.time()
-        if self._repeated and left_s <= 0:
-            self._loop.call_later(_ONE_MORE_LOOK_S, self._hangs_repeated, self._repeated_since_s)
+        since_s = self._repeated.since_s
+        left_s = since_s + self.request_timeout_s - self._loop.time()
+        if self.awaits_replies and left_s <= 0:
+            self._loop.call_later(ONE_MORE_LOOK_S, self._hangs_repeated, since_s)
             return self.request_timeout_s
         return left_s
 
@@ -305,7 +303,7 @@ class Session(QMPClient):
         assert self._writer is not None
         self._writer.write(b'{"execute": "qmp_capabilities", "id": 0}\n')
         try:
-            async with _timeout(self.request_timeout_s):
+            async with patient_timeout(self.request_timeout_s):
                 while "return" not in (answer := await self._do_recv()):
                     if "event" not in answer:
                         raise ConnectionLost(
@@ -347,7 +345,7 @@ class Session(QMPClient):
         except asyncio.CancelledError:
             return
         except (ConnectionLost, OSError, EOFError) as error:
-            self._end(_as_loss(self.path, error))
+            self._end(as_loss(self.path, error))
         except BaseException:
             self._end(ConnectionLost(f"{self.path}: a bug in this program ended the session"))
             raise
@@ -386,18 +384,17 @@ class Session(QMPClient):
         return ConnectionLost(f"{self.path}: a message of more than {longest} bytes")
 
     def _take(self, raw: bytes) -> None:
-        if self._repeated and self._repeated[0].takes_same(raw):
-            self._repeated.pop(0)
+        if self._repeated.takes_same(raw):
             return
         message = decoded(self.path, raw)
         if "event" in message:
             self._take_event(message)
-        elif self._repeated and message.get("id") == self._repeated[0].key:
-            try:
-                self._repeated.pop(0).take(raw, message)
-            except TypeError as error:
-                raise ConnectionLost(f"{self.path}: {error}") from None
-        else:
+            return
+        try:
+            is_repeated = self._repeated.takes(raw, message)
+        except TypeError as error:
+            raise ConnectionLost(f"{self.path}: {error}") from None
+        if not is_repeated:
             self._take_reply(message)
 
     def _take_event(self, message: Mapping[str, object]) -> None:
@@ -425,15 +422,15 @@ class Session(QMPClient):
 
     def _hangs(self, key: int, command: str, allowed_s: float) -> None:
         """Look once more at what was received: perhaps it was us who were late."""
-        self._loop.call_later(_ONE_MORE_LOOK_S, self._hangs_still, key, command, allowed_s)
+        self._loop.call_later(ONE_MORE_LOOK_S, self._hangs_still, key, command, allowed_s)
 
     def _hangs_still(self, key: int, command: str, allowed_s: float) -> None:
         if key in self._replies:
             self._is_hung(command, allowed_s)
 
     def _hangs_repeated(self, since_s: float) -> None:
-        if self._repeated and self._repeated_since_s == since_s:
-            self._is_hung(self._repeated[0].command, self.request_timeout_s)
+        if self._repeated.command is not None and self._repeated.since_s == since_s:
+            self._is_hung(self._repeated.command, self.request_timeout_s)
 
     def _is_hung(self, command: str, allowed_s: float) -> None:
         if self._reason is None:
@@ -455,29 +452,3 @@ class Session(QMPClient):
         self._repeated.clear()
         if self._writer is not None:
             self._writer.transport.abort()
-
-
-@asynccontextmanager
-async def _timeout(allowed_s: float) -> AsyncIterator[None]:
-    """A time-out that, when it is over, waits for one more look at what was received."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(None) as timeout:
-        over = loop.call_later(allowed_s, lambda: timeout.reschedule(loop.time() + _ONE_MORE_LOOK_S))
-        try:
-            yield
-        finally:
-            over.cancel()
-
-
-def _as_loss(path: str, error: BaseException) -> ConnectionLost:
-    match error:
-        case ConnectionLost():
-            return ConnectionLost(str(error))
-        case EOFError():
-            return ConnectionLost(
-                f"{path}: QEMU closed the monitor{' in the middle of a message' * bool(error.args)}"
-            )
-        case OSError():
-            return ConnectionLost(f"{path}: {error.strerror or error}")
-        case _:
-            return ConnectionLost(f"{path}: this is not QMP: {shortened(str(error))}")

@@ -6,7 +6,7 @@ Such a request is made once. A reply that is the same is recognised without deco
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from qmpballoon.errors import QmpError
@@ -79,6 +79,48 @@ class Repeated:
             self._sink.changed(reply["return"])
         else:
             self._sink.refused(refusal(self.command, reply))
+
+
+class Outstanding:
+    """The requests whose replies are to come, in the order of the replies."""
+
+    def __init__(self) -> None:
+        self.since_s = 0.0  # when the first of them was sent
+        self._requests: list[Repeated] = []
+
+    @property
+    def command(self) -> str | None:
+        """The command whose reply comes next; None: none is to come."""
+        return self._requests[0].command if self._requests else None
+
+    def add(self, requests: Sequence[Repeated], now_s: float) -> bytes:
+        """Add requests; return what has to be sent."""
+        if not self._requests:
+            self.since_s = now_s
+        self._requests.extend(requests)
+        return b"".join([request.request for request in requests])
+
+    def takes_same(self, line: bytes) -> bool:
+        """Take a reply if it is the next one and the same as before; return whether it is."""
+        if not self._requests or not self._requests[0].takes_same(line):
+            return False
+        self._requests.pop(0)
+        return True
+
+    def takes(self, line: bytes, reply: Mapping[str, object]) -> bool:
+        """Take a reply if it is the next one; return whether it is.
+
+        Raises:
+            TypeError: it has neither return nor error.
+        """
+        if not self._requests or reply.get("id") != self._requests[0].key:
+            return False
+        self._requests.pop(0).take(line, reply)
+        return True
+
+    def clear(self) -> None:
+        """Expect no replies any more."""
+        self._requests.clear()
 
 
 _MOST_DIGITS: Final = 16

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Final
 
 from qmpballoon.errors import ConnectionLost
@@ -13,6 +14,7 @@ from qmpballoon.errors import ConnectionLost
 LONGEST_MESSAGE: Final = 4 * 1024**2  # the largest reply we ask for is some 100 KB; libvirt reads 10 MB
 LONGEST_GREETING: Final = 64 * 1024  # of what comes before the session runs, all messages together
 DEEPEST: Final = 64  # nesting levels; QEMU uses a few, a thousand would overflow a recursive printer
+ONE_MORE_LOOK_S: Final = 0.001  # at what was received, before a time-out that was noticed late counts
 _MANY_BRACKETS: Final = 256  # a message with fewer brackets cannot be too deep: skip the check
 _BEGINS: Final = (b"{\r\n", b"{\n")  # of a message with pretty=on; without, a message is one line
 
@@ -100,6 +102,33 @@ def decoded(path: str, raw: bytes) -> dict[str, object]:
     if not isinstance(message, dict) or _is_too_deep(raw, message):
         raise ConnectionLost(f"{path}: this is not QMP{_other_protocol(raw)}: {shortened(raw)}")
     return message
+
+
+@asynccontextmanager
+async def patient_timeout(allowed_s: float) -> AsyncIterator[None]:
+    """A time-out that, when it is over, waits for one more look at what was received."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as timeout:
+        over = loop.call_later(allowed_s, lambda: timeout.reschedule(loop.time() + ONE_MORE_LOOK_S))
+        try:
+            yield
+        finally:
+            over.cancel()
+
+
+def as_loss(path: str, error: BaseException) -> ConnectionLost:
+    """Return why a session ended, from what was raised where its input is read."""
+    match error:
+        case ConnectionLost():
+            return ConnectionLost(str(error))
+        case EOFError():
+            return ConnectionLost(
+                f"{path}: QEMU closed the monitor{' in the middle of a message' * bool(error.args)}"
+            )
+        case OSError():
+            return ConnectionLost(f"{path}: {error.strerror or error}")
+        case _:
+            return ConnectionLost(f"{path}: this is not QMP: {shortened(str(error))}")
 
 
 def is_plain(value: object) -> bool:

@@ -105,6 +105,8 @@ class Store:
         except StateUnusable:
             os.close(self._lock)
             raise
+        self._socket_rows: _Rows = {}
+        self._vm_rows: _Rows = {}
         self._wanted = 0  # changes made
         self._written = 0  # changes that are on disk, or that could not be written
         self._changed = asyncio.Event()
@@ -206,7 +208,7 @@ class Store:
         os.close(self._lock)
 
     async def _write_now(self) -> None:
-        wanted, text = self._wanted, json.dumps(self._as_json(), indent=1)
+        wanted, text = self._wanted, self._as_text()
         try:
             await asyncio.to_thread(self._write, text)
             await self._settle(wanted)  # waiters need not wait for the disk
@@ -253,20 +255,27 @@ class Store:
             self._later = asyncio.get_running_loop().call_later(_LAZILY_S, self._changed.set)
 
     def _drop_oldest(self) -> None:
+        if len(self._contents.vms) <= len(self._contents.sockets) + _MOST_FORGOTTEN:
+            return
         named = {known.vm for known in self._contents.sockets.values()}
         nameless = [vm for vm in self._contents.vms if vm not in named]
         for vm in nameless[: max(0, len(nameless) - _MOST_FORGOTTEN)]:
             del self._contents.vms[vm]
 
-    def _as_json(self) -> dict[str, object]:
-        return {
-            "version": _VERSION,
-            "sockets": {path: asdict(known) for path, known in self._contents.sockets.items()},
-            "vms": {vm: _without_nones(kept) for vm, kept in self._contents.vms.items()},
-            "announced": self._contents.announced,
-            "policy": self._contents.policy,
-            "mode": self._contents.mode,
+    def _as_text(self) -> str:
+        """Return the file's text, a row on each line; only rows that changed are encoded again."""
+        contents = self._contents
+        self._socket_rows = _encoded(contents.sockets, self._socket_rows, asdict)
+        self._vm_rows = _encoded(contents.vms, self._vm_rows, _without_nones)
+        parts = {
+            "version": json.dumps(_VERSION),
+            "sockets": _joined(self._socket_rows),
+            "vms": _joined(self._vm_rows),
+            "announced": json.dumps(contents.announced),
+            "policy": json.dumps(contents.policy),
+            "mode": json.dumps(contents.mode),
         }
+        return "{" + ",\n".join(f'"{key}": {part}' for key, part in parts.items()) + "}\n"
 
     def _read(self) -> _Contents:
         try:
@@ -313,6 +322,24 @@ class Store:
     def _check_descriptors(self, error: OSError | ValueError) -> None:
         if isinstance(error, OSError) and error.errno in EXHAUSTED:  # the file itself is intact
             raise StateUnusable(os.fspath(self._directory), error) from error
+
+
+_Rows = dict[str, tuple[object, str]]
+"""By key: a frozen value, and its line of the file."""
+
+
+def _encoded(table: Mapping[Any, Any], before: _Rows, as_object: Callable[[Any], object]) -> _Rows:
+    rows: _Rows = {}
+    for key, value in table.items():
+        row = before.get(key)
+        if row is None or row[0] is not value:
+            row = value, f"{json.dumps(key)}: {json.dumps(as_object(value))}"
+        rows[key] = row
+    return rows
+
+
+def _joined(rows: _Rows) -> str:
+    return "{\n" + ",\n".join(f" {line}" for _, line in rows.values()) + "}"
 
 
 def parse_state(text: str) -> _Contents:

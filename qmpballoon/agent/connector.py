@@ -36,6 +36,7 @@ FIRST_OTHER_RETRY_S: Final = 10.0  # of a socket that is no QMP monitor: a conso
 LAST_OTHER_RETRY_S: Final = 300.0
 HELD_FOR_S: Final = 10.0  # after a session of this length the back-off is reset
 LOOK_AT_SILENCE_S: Final = 1.0
+MOST_LOOKS: Final = 8  # how many times longer the pause between two looks at silence becomes
 ONE_MORE_LOOK_S: Final = 0.001
 AT_ONCE_S: Final = 0.005  # many sockets that appear at once share one reading of the kernel's table
 SECOND_WAITS_S: Final = 5.0  # where no process tells: for the monitor that served the VM to answer again
@@ -218,7 +219,7 @@ class Connector:
             _NoMonitor: what is behind the socket does not speak QMP.
         """
         pid, is_stranger = monitor.pid, self._registry.at(self.path) is None
-        wait_s = patience_s
+        wait_s, looks = patience_s, 1
         while True:
             done, _ = await asyncio.wait((greeting,), timeout=wait_s)
             if not done:
@@ -233,15 +234,18 @@ class Connector:
                     raise
             if is_stranger and life is not None and self._registry.is_served_by_another(self, life):
                 raise _NoMonitor(f"{self.path}: no greeting, and its QEMU has another monitor: {_OTHER}")
-            if is_stranger and self._is_mute(monitor, before):
+            accepted = self._was_accepted(monitor, before)
+            if is_stranger and accepted:
                 raise _NoMonitor(f"{self.path}: connected, and no greeting came: {_OTHER}")
-            self._silent(self._why_silent(pid), pid)
-            wait_s = LOOK_AT_SILENCE_S
+            self._silent(self._why_silent(pid, accepted=accepted), pid)
+            wait_s = LOOK_AT_SILENCE_S * looks  # a greeting wakes at once; only the reason may change
+            looks = min(MOST_LOOKS, 2 * looks)
 
-    def _is_mute(self, monitor: OpenMonitor, before: SocketTable) -> bool:
+    def _was_accepted(self, monitor: OpenMonitor, before: SocketTable) -> bool:
         """Tell whether our connection was accepted; a monitor greets at that moment.
 
         A monitor that another client holds, or whose QEMU does not run its main loop yet, accepts nobody.
+        Of a stopped process this is not known.
         """
         if monitor.pid is not None and is_stopped(monitor.pid):
             return False
@@ -260,8 +264,8 @@ class Connector:
         else:
             self._other_retry_s = min(LAST_OTHER_RETRY_S, 2 * self._other_retry_s)
 
-    def _why_silent(self, pid: int | None) -> Connection:
-        if pid is not None and is_stopped(pid):
+    def _why_silent(self, pid: int | None, *, accepted: bool) -> Connection:
+        if accepted or (pid is not None and is_stopped(pid)):
             return "unresponsive"
         table = self._table(LOOK_AT_SILENCE_S)
         if table.accepted - self._unclosed:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Final, Protocol
+from typing import Protocol
 
 from qmpballoon.errors import QmpError
 from qmpballoon.model.records import GuestStats
@@ -28,6 +28,9 @@ class Polled(Protocol):
 
     def statistics_polled(self, last_update: int, stats: GuestStats, *, asked_at: int) -> None:
         """Take the guest's statistics; the poll is over. ``asked_at`` is what ``Sampler.generation`` was."""
+
+    def statistics_refused(self) -> None:
+        """Note that there are no statistics any more; the poll is over."""
 
     def something_changed(self) -> None:
         """Note that everything has to be asked for again."""
@@ -95,8 +98,10 @@ class UsualPoll:
 class _Rest:
     """What mostly stays as it is: the value that is read from a reply is compared with what is known."""
 
+    __slots__ = ("_known", "_polled", "_read", "_value")
+
     def __init__(self, polled: Polled, read: Callable[[object], object], known: Callable[[], object]) -> None:
-        self._polled: Final = polled
+        self._polled = polled
         self._read = read
         self._known = known
         self._value: object = None
@@ -119,8 +124,10 @@ class _Rest:
 class _Set:
     """What has no result; the first reply is not different from the others."""
 
+    __slots__ = ("_polled",)
+
     def __init__(self, polled: Polled) -> None:
-        self._polled: Final = polled
+        self._polled = polled
 
     def same(self, number: int | None) -> None:
         """It was set."""
@@ -134,9 +141,11 @@ class _Set:
 
 
 class _Actual:
+    __slots__ = ("_polled", "_session", "_value")
+
     def __init__(self, session: Session, polled: Polled) -> None:
         self._session = session
-        self._polled: Final = polled
+        self._polled = polled
         self._value = 0
 
     def same(self, number: int | None) -> None:
@@ -154,10 +163,12 @@ class _Actual:
 
 
 class _Statistics:
+    __slots__ = ("_last_update", "_polled", "_session", "_stats", "asked_at")
+
     def __init__(self, session: Session, polled: Polled) -> None:
         self.asked_at = 0
         self._session = session
-        self._polled: Final = polled
+        self._polled = polled
         self._stats = GuestStats()
         self._last_update = 0
 
@@ -173,4 +184,4 @@ class _Statistics:
 
     def refused(self, error: QmpError) -> None:
         """The balloon was unplugged."""
-        self._polled.something_changed()
+        self._polled.statistics_refused()

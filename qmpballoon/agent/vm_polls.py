@@ -18,6 +18,7 @@ from qmpballoon.agent.vm_session import REPORTS_WITHIN_S, VmSession
 from qmpballoon.errors import QmpError
 from qmpballoon.log import log_event
 from qmpballoon.model.facts import VmFacts
+from qmpballoon.model.health import MIGRATION_STATES
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import VmStatus
 from qmpballoon.model.tolerance import is_reached
@@ -114,7 +115,7 @@ class VmPolls:
         if not self._is_calm(every_s):
             self._wake.set()
             return
-        everything = self._schedule.is_full_poll_due
+        everything = self._is_everything_due
         if not self.session.poll(everything=everything, ask=every_s < settings.stats_interval_s):
             wheel.put(self, REPORTS_WITHIN_S)
             return
@@ -140,6 +141,11 @@ class VmPolls:
             return False
         return frozen == now or (frozen is not None and now is not None and abs(frozen - now) < _LITTLE_RSS)
 
+    @property
+    def _is_everything_due(self) -> bool:
+        """Also while the guest is handed over by a migration: no event tells its end."""
+        return self._schedule.is_full_poll_due or self.session.run_state in MIGRATION_STATES
+
     def _pause_s(self) -> float:
         return self._schedule.pause_s(self._vm.spec.settings, hurried=self._is_hurried())
 
@@ -164,7 +170,7 @@ class VmPolls:
 
     async def _polled(self) -> None:
         settings, health = self._vm.spec.settings, self._vm.status.health
-        if self._schedule.is_full_poll_due:
+        if self._is_everything_due:
             self._schedule.defer_full_poll()
             await self._look()
         else:

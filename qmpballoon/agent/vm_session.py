@@ -313,6 +313,10 @@ class VmSession:
         is_new = self._take_newest(self._actual_before)
         self._polled(is_new, self.sample is before, self._has_changed)
 
+    def statistics_refused(self) -> None:
+        """Note that the device is gone."""
+        self._polled(False, False, True)
+
     def something_changed(self) -> None:
         """Note that the usual poll found something that has to be asked for again."""
         self._has_changed = True

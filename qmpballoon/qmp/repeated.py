@@ -31,6 +31,8 @@ class Repeated:
     ``volatile`` is the key of a number that changes in replies that are otherwise the same.
     """
 
+    __slots__ = ("_after", "_before", "_last", "_sink", "_volatile", "command", "key", "request")
+
     def __init__(
         self,
         key: str,
@@ -43,9 +45,9 @@ class Repeated:
         message: dict[str, object] = {"execute": command, "id": key}
         if arguments is not None:
             message["arguments"] = arguments
-        self.key: Final = key
-        self.command: Final = command
-        self.request: Final = json.dumps(message).encode() + b"\n"
+        self.key = key
+        self.command = command
+        self.request = json.dumps(message).encode() + b"\n"
         self._sink = sink
         self._volatile = f'"{volatile}": '.encode() if volatile else b""
         self._last: int | None = None  # the hash of the last reply: some are kilobytes

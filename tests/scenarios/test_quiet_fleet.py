@@ -155,6 +155,16 @@ async def test_a_driver_that_goes_silent_is_stale_as_before(
         await harness.until_health("a", "ok")  # polling is turned on again
 
 
+async def test_a_balloon_that_is_gone_without_an_event_is_found_by_the_next_poll(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a", guest=ROOMY)
+    async with running_agent(sockets_dir, monkeypatch, settings=CALM) as harness:
+        await calm(harness, "a")
+        qemu.faults.refuse = frozenset({"qom-get", "query-balloon"})
+        await harness.until(lambda: harness.record("a").sample is None)
+
+
 DEVICE = "/machine/peripheral/balloon0"
 
 

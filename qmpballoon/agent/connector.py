@@ -234,25 +234,12 @@ class Connector:
                     raise
             if is_stranger and life is not None and self._registry.is_served_by_another(self, life):
                 raise _NoMonitor(f"{self.path}: no greeting, and its QEMU has another monitor: {_OTHER}")
-            accepted = self._was_accepted(monitor, before)
-            if is_stranger and accepted:
+            why, is_mute = self._why_silent(monitor, before)
+            if is_stranger and is_mute:
                 raise _NoMonitor(f"{self.path}: connected, and no greeting came: {_OTHER}")
-            self._silent(self._why_silent(pid, accepted=accepted), pid)
-            wait_s = LOOK_AT_SILENCE_S * looks  # a greeting wakes at once; only the reason may change
+            self._silent(why, pid)
             looks = min(MOST_LOOKS, 2 * looks)
-
-    def _was_accepted(self, monitor: OpenMonitor, before: SocketTable) -> bool:
-        """Tell whether our connection was accepted; a monitor greets at that moment.
-
-        A monitor that another client holds, or whose QEMU does not run its main loop yet, accepts nobody.
-        Of a stopped process this is not known.
-        """
-        if monitor.pid is not None and is_stopped(monitor.pid):
-            return False
-        accepted = was_accepted(monitor.connection)
-        if accepted is None:  # then by the table, where one more has come
-            return not before.accepted and bool(self._table(AT_ONCE_S).accepted)
-        return accepted
+            wait_s = LOOK_AT_SILENCE_S * looks  # a greeting wakes at once; only the reason may change
 
     def _is_no_monitor(self, problem: str) -> None:
         """Leave the socket alone for some time, each time longer: it is not ours to hold."""
@@ -264,14 +251,23 @@ class Connector:
         else:
             self._other_retry_s = min(LAST_OTHER_RETRY_S, 2 * self._other_retry_s)
 
-    def _why_silent(self, pid: int | None, *, accepted: bool) -> Connection:
-        if accepted or (pid is not None and is_stopped(pid)):
-            return "unresponsive"
+    def _why_silent(self, monitor: OpenMonitor, before: SocketTable) -> tuple[Connection, bool]:
+        """Return why no greeting comes, and whether our connection was accepted: a monitor greets then.
+
+        A monitor that another client holds, or whose QEMU does not run its main loop yet, accepts nobody.
+        """
+        if monitor.pid is not None and is_stopped(monitor.pid):
+            return "unresponsive", False
+        is_mute = was_accepted(monitor.connection)
+        if is_mute is None:  # then by the table, where one more has come
+            is_mute = not before.accepted and bool(self._table(AT_ONCE_S).accepted)
+        if is_mute:
+            return "unresponsive", True
         table = self._table(LOOK_AT_SILENCE_S)
         if table.accepted - self._unclosed:
-            return "busy"
+            return "busy", False
         # A socket that QEMU bound under another name (a relative path, a link) is in no row.
-        return "unresponsive" if table.listening or self._unclosed else "busy"
+        return "unresponsive" if table.listening or self._unclosed else "busy", False
 
     def _table(self, max_age_s: float) -> SocketTable:
         return self._context.socket_tables.of(self.path, max_age_s=max_age_s)

@@ -196,9 +196,11 @@ class ManagedVm:
         life, now_s = self.run.life, self._context.clock()
         is_qemu = pid is not None and (life.pid == pid if life else self.run.size is None)
         since_s = self._silence.since_s if self._silence else now_s
-        self._silence = _Silence(how, since_s, rss_of(pid) if pid and is_qemu else None)
-        self._has_just_ended()
-        self.touch()
+        silence = _Silence(how, since_s, rss_of(pid) if pid and is_qemu else None)
+        is_news = silence != self._silence
+        self._silence = silence
+        if self._has_just_ended() or is_news:
+            self.touch()
 
     def check_life(self) -> None:
         """Check whether the life's process has ended, while no session would report it."""

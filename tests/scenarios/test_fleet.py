@@ -181,7 +181,7 @@ async def test_two_sockets_of_one_life_are_one_vm(
         assert harness.ids == {"web"}
         assert harness.vm("web").path == os.fspath(qemus.path("a"))
         assert harness.supervisor.unidentified == ()
-        assert len(qemu._connections) == 1
+        await harness.until(lambda: len(qemu._connections) == 1)
 
 
 async def test_the_second_socket_takes_over_and_the_vm_keeps_its_name(

@@ -66,8 +66,7 @@ class HostMonitor:
         self._level = "ok"
         self._alarm: str | None = None
         self._exhausted = False
-        self._late_s = 0.0
-        self._is_late = False
+        self._lateness = _Lateness()
 
     def look(self, settings: HostSettings, charges: Charges = dict) -> None:
         """Read the host's figures now; what cannot be read keeps its last value."""
@@ -149,18 +148,7 @@ class HostMonitor:
 
     def note_lateness(self, late_s: float) -> None:
         """Take how late VMs were polled at most; log when that begins to matter, and when it is over."""
-        self._late_s = late_s if late_s >= _IN_TIME_S else 0.0
-        if late_s >= _LATE_S and not self._is_late:
-            self._is_late = True
-            log_event(
-                "sampling-late",
-                "there is more to do than processor time: VMs are sampled later than configured",
-                level=logging.WARNING,
-                late_s=round(late_s, 1),
-            )
-        elif self._is_late and late_s < _IN_TIME_S:
-            self._is_late = False
-            log_event("sampling-in-time", "VMs are sampled as configured again")
+        self._lateness.note(late_s)
 
     def judge(self, snapshot: Snapshot, *, lent: int) -> None:
         """Publish a new level, and an alarm that begins or ends."""
@@ -219,8 +207,31 @@ class HostMonitor:
             reclaimable=sum(reclaimable(status) for status in statuses),
             room=max(0, snapshot.free) if known else 0,
             holds=holds,
-            sampling_late_s=round(self._late_s, 1),
+            sampling_late_s=round(self._lateness.late_s, 1),
         )
+
+
+@dataclass(slots=True)
+class _Lateness:
+    """How late VMs are polled, in seconds; 0: in time."""
+
+    late_s: float = 0.0
+    is_logged: bool = False
+
+    def note(self, late_s: float) -> None:
+        """Take the newest value."""
+        self.late_s = late_s if late_s >= _IN_TIME_S else 0.0
+        if late_s >= _LATE_S and not self.is_logged:
+            self.is_logged = True
+            log_event(
+                "sampling-late",
+                "there is more to do than processor time: VMs are sampled later than configured",
+                level=logging.WARNING,
+                late_s=round(late_s, 1),
+            )
+        elif self.is_logged and late_s < _IN_TIME_S:
+            self.is_logged = False
+            log_event("sampling-in-time", "VMs are sampled as configured again")
 
 
 def _alarm_of(snapshot: Snapshot, before: str | None) -> str | None:

@@ -14,7 +14,8 @@ from typing import Final, Protocol
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.run import Run
 from qmpballoon.agent.spec import VmSpec
-from qmpballoon.agent.vm_session import REPORTS_WITHIN_S, VmSession
+from qmpballoon.agent.usual_poll import REPORTS_WITHIN_S
+from qmpballoon.agent.vm_session import VmSession
 from qmpballoon.errors import QmpError
 from qmpballoon.log import log_event
 from qmpballoon.model.facts import VmFacts
@@ -62,7 +63,6 @@ class VmPolls:
             pid,
             stats_interval_s=vm.spec.settings.stats_interval_s,
             clock=context.clock,
-            polled=self._polled_usually,
         )
         self._vm = vm
         self._schedule = schedule
@@ -112,11 +112,13 @@ class VmPolls:
             wheel.put(self, min(_LOOK_AGAIN_S, self.session.session.check_repeated()))
             return
         every_s = self._schedule.sample_every_s(settings, hurried=self._is_hurried())
-        if not self._is_calm(every_s):
+        usual = self.session.usual_poll
+        if usual is None or not self._is_calm(every_s):
             self._wake.set()
             return
         everything = self._is_everything_due
-        if not self.session.poll(everything=everything, ask=every_s < settings.stats_interval_s):
+        ask = every_s < settings.stats_interval_s
+        if not usual.poll(everything=everything, ask=ask, done=self._polled_usually):
             wheel.put(self, REPORTS_WITHIN_S)
             return
         if everything:
@@ -156,7 +158,6 @@ class VmPolls:
             every_s > settings.fast_interval_s
             and self.session.driver_up
             and self.session.sample is not None
-            and self.session.can_poll
             and self.session.stats_interval_s == settings.stats_interval_s
             and self._vm.status.health != "stale"  # another client may have turned polling off
         )

@@ -10,7 +10,7 @@ from typing import Final
 from qmpballoon.agent.usual_poll import UsualPoll
 from qmpballoon.errors import NoBalloon, QmpError
 from qmpballoon.model.facts import Seen
-from qmpballoon.model.records import GuestStats, Sample
+from qmpballoon.model.records import Sample
 from qmpballoon.model.tolerance import is_steady
 from qmpballoon.procfs import ResidentMemory
 from qmpballoon.qmp import balloon
@@ -19,7 +19,6 @@ from qmpballoon.qmp.resizer import DriverState, Resizer
 from qmpballoon.units import MIB
 
 FRESH_WITHIN_S: Final = 0.06  # how long a poll at the short interval waits for its sample
-REPORTS_WITHIN_S: Final = 0.01  # a guest that was asked mostly takes 3 ms, 9 at worst
 RESET_SHOWS_WITHIN_S: Final = 0.5  # DRIVER_OK went 30 ms after RESET, and came back after 2.7 s
 LATE_EVENTS_S: Final = 1.5  # BALLOON_CHANGE comes up to a second late; no guest's driver is back so soon
 _LITTLE: Final = 8 * MIB
@@ -82,13 +81,7 @@ class VmSession:
         *,
         stats_interval_s: int,
         clock: Callable[[], float],
-        polled: Callable[[bool, bool, bool], None] = lambda is_new, is_same, has_changed: None,
     ) -> None:
-        """``polled`` is called after a usual poll.
-
-        It is told whether the sample is new, whether its figures are those of the sample before, and whether
-        everything has to be looked at again.
-        """
         self.session = session
         self.run_state: str | None = None
         self.size: int | None = None
@@ -103,10 +96,6 @@ class VmSession:
         self._clock = clock
         self._resident = ResidentMemory(pid) if pid else None
         self._size_at_actual: int | None = None  # ``size`` when ``actual`` was taken
-        self._polled = polled
-        self._actual_before: int | None = None  # the usual poll under way
-        self._asked = False
-        self._has_changed = False
         self._unseen: int | None = None  # of actual, by the guest's total: constant while it runs
 
     # ── what is known ────────────────────────────────────────────────────────────────────────────
@@ -168,9 +157,7 @@ class VmSession:
                 self._forget_device()
                 return
             await self.look_at_driver()
-        if self._resident is not None:
-            self._rss_is_complete = self._resident.look_closely() <= _LITTLE
-        self.look_at_process()
+        self.look_at_process(closely=True)
 
     async def _find_device(self) -> None:
         """Look for the balloon, which may also be plugged later, and arm its statistics."""
@@ -209,8 +196,10 @@ class VmSession:
         if was_up and not self.driver_up:
             self._forget_samples()
 
-    def look_at_process(self) -> None:
-        """Read the resident memory of the QEMU process."""
+    def look_at_process(self, *, closely: bool = False) -> None:
+        """Read the resident memory of the QEMU process; ``closely``: also how much of it is swapped out."""
+        if closely and self._resident is not None:
+            self._rss_is_complete = self._resident.look_closely() <= _LITTLE
         self.rss = self._resident.read() if self._resident else None
 
     async def rearm(self) -> None:
@@ -243,9 +232,9 @@ class VmSession:
             await sampler.poll()
         if moves_unasked:
             await self.look_at_actual()
-        return self._take_newest(before)
+        return self.take_newest(before)
 
-    def _take_newest(self, actual_before: int | None) -> bool:
+    def take_newest(self, actual_before: int | None) -> bool:
         """Take the newest sample, if it was not taken yet; return whether it was new."""
         found = self._device.sampler.sample if self._device and self._device.sampler else None
         if found is None or (self.sample is not None and found.seen_at_s == self.sample.seen_at_s):
@@ -261,32 +250,10 @@ class VmSession:
     # ── the usual poll ───────────────────────────────────────────────────────────────────────────
 
     @property
-    def can_poll(self) -> bool:
-        """Tell whether the usual poll has what it needs."""
-        return self._device is not None and self._device.usual_poll is not None and self._is_armed
-
-    @property
-    def _is_armed(self) -> bool:
-        sampler = self._device.sampler if self._device else None
-        return sampler is not None and sampler.is_armed_with(self.stats_interval_s)
-
-    def poll(self, *, everything: bool, ask: bool) -> bool:
-        """Ask for what a calm VM's poll needs; ``polled`` is called when it is there.
-
-        With ``ask`` the guest is asked for figures first, and False is returned: call again in
-        ``REPORTS_WITHIN_S``. The sample gets ``actual`` if that is the same as at the poll before.
-        """
-        assert self._device is not None
-        assert self._device.usual_poll is not None
-        if ask and not self._asked:
-            self._asked = True
-            self._device.usual_poll.arm(self.stats_interval_s)
-            return False
-        self._asked, self._actual_before, self._has_changed = False, self.actual, False
-        self._device.usual_poll.ask(actual=ask or self.deflates_on_oom, rest=everything)
-        if everything and self._resident is not None:
-            self._rss_is_complete = self._resident.look_closely() <= _LITTLE
-        return True
+    def usual_poll(self) -> UsualPoll | None:
+        """The poll of a calm VM; None: it lacks what it needs."""
+        usual = self._device.usual_poll if self._device else None
+        return usual if usual is not None and usual.is_ready else None
 
     def known(self, command: str) -> object:
         """Return what is known of what a command of the usual poll reads."""
@@ -299,27 +266,6 @@ class VmSession:
                 return self.size, False  # with memory that is plugged everything is asked for
             case _:
                 return self._driver.state
-
-    def actual_polled(self, actual: int) -> None:
-        """Take ``actual`` as the usual poll found it."""
-        self.take_actual(actual)
-
-    def statistics_polled(self, last_update: int, stats: GuestStats, *, asked_at: int) -> None:
-        """Take the guest's statistics as the usual poll found them, its last reply."""
-        if self._device is not None and self._device.sampler is not None:
-            self._device.sampler.take(last_update, stats, asked_at=asked_at)
-        self.look_at_process()
-        before = self.sample
-        is_new = self._take_newest(self._actual_before)
-        self._polled(is_new, self.sample is before, self._has_changed)
-
-    def statistics_refused(self) -> None:
-        """Note that the device is gone."""
-        self._polled(False, False, True)
-
-    def something_changed(self) -> None:
-        """Note that the usual poll found something that has to be asked for again."""
-        self._has_changed = True
 
     def _actual_of(self, total: int | None, before: int | None) -> int | None:
         if before is None or self.actual is None:

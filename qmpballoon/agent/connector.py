@@ -234,7 +234,7 @@ class Connector:
                     raise
             if is_stranger and life is not None and self._registry.is_served_by_another(self, life):
                 raise _NoMonitor(f"{self.path}: no greeting, and its QEMU has another monitor: {_OTHER}")
-            why, is_mute = self._why_silent(monitor, before)
+            why, is_mute = self._why_silent(monitor, before, max_age_s=LOOK_AT_SILENCE_S * looks)
             if is_stranger and is_mute:
                 raise _NoMonitor(f"{self.path}: connected, and no greeting came: {_OTHER}")
             self._silent(why, pid)
@@ -251,7 +251,9 @@ class Connector:
         else:
             self._other_retry_s = min(LAST_OTHER_RETRY_S, 2 * self._other_retry_s)
 
-    def _why_silent(self, monitor: OpenMonitor, before: SocketTable) -> tuple[Connection, bool]:
+    def _why_silent(
+        self, monitor: OpenMonitor, before: SocketTable, *, max_age_s: float
+    ) -> tuple[Connection, bool]:
         """Return why no greeting comes, and whether our connection was accepted: a monitor greets then.
 
         A monitor that another client holds, or whose QEMU does not run its main loop yet, accepts nobody.
@@ -263,7 +265,7 @@ class Connector:
             is_mute = not before.accepted and bool(self._table(AT_ONCE_S).accepted)
         if is_mute:
             return "unresponsive", True
-        table = self._table(LOOK_AT_SILENCE_S)
+        table = self._table(max_age_s)
         if table.accepted - self._unclosed:
             return "busy", False
         # A socket that QEMU bound under another name (a relative path, a link) is in no row.

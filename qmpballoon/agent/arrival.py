@@ -127,6 +127,7 @@ async def check_it_is_first(monitor: Answering, registry: Registry) -> None:
                 await vm.rearm()
             raise SecondMonitor(there)
         log_event("socket-second", "another socket of the same QEMU comes first", socket=there)
-        other.connector.kick()
         if vm is not None:
             registry.take_over(vm, path)
+        else:
+            other.connector.kick()

@@ -255,7 +255,7 @@ class Store:
             self._later = asyncio.get_running_loop().call_later(_LAZILY_S, self._changed.set)
 
     def _drop_oldest(self) -> None:
-        if len(self._contents.vms) <= len(self._contents.sockets) + _MOST_FORGOTTEN:
+        if len(self._contents.vms) <= _MOST_FORGOTTEN:
             return
         named = {known.vm for known in self._contents.sockets.values()}
         nameless = [vm for vm in self._contents.vms if vm not in named]

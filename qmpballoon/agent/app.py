@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -20,6 +22,7 @@ from qmpballoon import __version__, descriptors
 from qmpballoon.agent import systemd
 from qmpballoon.agent.actuator import Actuator
 from qmpballoon.agent.context import Context
+from qmpballoon.agent.control import ControlSocket
 from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.service import Service
@@ -143,6 +146,7 @@ class Agent:
                         "supervisor": self._supervisor.run(),
                         "governor": self._governor.run(),
                         "mqtt": self._mqtt(),
+                        "control": self._control(),
                         "watchdog": systemd.feed_watchdog(),
                     }.items()
                 }
@@ -151,7 +155,7 @@ class Agent:
                 log_event("agent-stopping", host=self._host)
                 systemd.notify("STOPPING=1")
                 # Answer pending requests and publish offline first, then stop deciding.
-                for name in ("mqtt", "governor"):
+                for name in ("mqtt", "control", "governor"):
                     tasks[name].cancel()
                     await asyncio.wait((tasks[name],))
                 if self.configuration.agent.on_exit == "release":
@@ -173,6 +177,33 @@ class Agent:
             await self._actuator.send(vm, target, why="on-exit")
         except (ConnectionLost, NoBalloon, QmpError) as error:
             log_event("target-not-sent", str(error), level=logging.WARNING, vm=vm.id)
+
+    async def _control(self) -> None:
+        """Serve the local control socket, if there is one."""
+        path = self.configuration.control_path
+        if not path:
+            await asyncio.Event().wait()
+        await ControlSocket(
+            path,
+            self._service.handle,
+            self._context.feed,
+            host=self._host,
+            vm_exists=lambda vm: self._registry.get(VmId(vm)) is not None,
+            describe=self._describe,
+            statuses=lambda: (vm.status for vm in self._registry),
+            clock=time.monotonic,
+        ).run()
+
+    def _describe(self) -> Mapping[str, object]:
+        statuses = (vm.status for vm in self._registry)
+        return {
+            "host": self._host,
+            "version": __version__,
+            "pid": os.getpid(),
+            "vms": [
+                {"vm": vm.id, "name": vm.name, "socket": vm.socket, "health": vm.health} for vm in statuses
+            ],
+        }
 
     # ── MQTT, one listener of the feed ───────────────────────────────────────────────────────────
 

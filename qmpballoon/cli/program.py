@@ -21,6 +21,7 @@ from qmpballoon.errors import (
     NotReady,
     OutOfRange,
     QmpBalloonError,
+    RequestRefused,
     Unreachable,
 )
 from qmpballoon.readers import did_you_mean
@@ -32,6 +33,16 @@ WRONG_USAGE: Final = 2  # or a wrong configuration, or another agent of this nam
 CANNOT_REACH: Final = 3
 NOT_IN_TIME: Final = 4
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+
+_CODES: Final = {  # of an agent's answers
+    "malformed": WRONG_USAGE,
+    "out-of-range": WRONG_USAGE,
+    "offline": CANNOT_REACH,
+    "busy": CANNOT_REACH,
+    "unknown-vm": CANNOT_REACH,
+    "not-reached": NOT_IN_TIME,
+    "no-driver": NOT_IN_TIME,
+}
 
 _VERBS: Final = {
     "agent": "Control this host's VMs, with state and requests over MQTT.",
@@ -104,6 +115,8 @@ def exit_code(error: QmpBalloonError) -> int:
             return CANNOT_REACH
         case NotReached() | NotReady():
             return NOT_IN_TIME
+        case RequestRefused(code=word):
+            return _CODES.get(word, FAILED)
         case _:
             return FAILED
 

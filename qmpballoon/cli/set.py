@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,15 +14,25 @@ from qmpballoon import terminal
 from qmpballoon.api import Vm
 from qmpballoon.cli.arguments import seconds, size
 from qmpballoon.cli.program import DONE, exit_code
-from qmpballoon.cli.sockets import ARGUMENT_HELP, connected, find_sockets
-from qmpballoon.cli.status import guest_as_json
-from qmpballoon.errors import NotReached, OutOfRange, QmpBalloonError
+from qmpballoon.cli.sockets import connected
+from qmpballoon.cli.status import guest_as_json, state_of
+from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
+from qmpballoon.control import ANSWER_S, ControlClient, connected_to
+from qmpballoon.errors import (
+    ConnectionLost,
+    MonitorBusy,
+    NotReached,
+    OutOfRange,
+    QmpBalloonError,
+    RequestRefused,
+)
 from qmpballoon.model.records import VmState
 from qmpballoon.units import MIB, Amount, format_size, round_up_to_page
 
 EXAMPLES: Final = """\
 examples:
   qmpballoon set /run/qmpballoon/web1.qmp 256MiB           set it and return
+  qmpballoon set web1 256MiB                               a VM of a running agent, by its name
   qmpballoon set /run/qmpballoon/web1.qmp 50% --wait       return when it is reached, exit 4 after 30 s
   qmpballoon set '/run/qmpballoon/test-*.qmp' 100% --wait=60
 
@@ -30,6 +40,9 @@ SIZE is what the guest keeps: 512MiB, 1.5GiB, 500MB (1000s), 50% of the VM's siz
 To shrink below what the guest holds (its actual minus what it has available) plus 24 MiB causes
 swap, stalls or kills: that needs --force, as does shrinking a guest that sends no statistics.
 Growing is always allowed.
+
+A VM of a running agent is set through that agent: its mode is manual from then on, and its floor and
+ceiling apply.
 """
 
 MARGIN: Final = 24 * MIB  # a guest without swap started to kill at about 5 MiB available
@@ -61,6 +74,7 @@ class Outcome:
     reached: bool | None = None  # None: without --wait
     took_s: float | None = None
     error: QmpBalloonError | None = None
+    agent: str | None = None  # through which it was set
 
     def as_json(self) -> dict[str, object]:
         """Return the outcome as the printed object; sizes in bytes."""
@@ -80,6 +94,7 @@ class Outcome:
             "reached": self.reached,
             "took_s": None if self.took_s is None else round(self.took_s, 3),
             "guest": guest_as_json(seen.guest if seen else None),
+            "agent": self.agent,
             "error": error,
         }
 
@@ -87,16 +102,17 @@ class Outcome:
         """Return a successful outcome as a line of text."""
         assert self.before is not None
         move = f"{self.name}: {format_size(self.before.actual)} -> {format_size(self.target)}"
+        through = f" (through the agent {self.agent}; the mode is manual now)" if self.agent else ""
         if self.after is None:
-            return f"{move} asked for"
+            return f"{move} asked for{through}"
         guest = self.after.guest
         available = f", {format_size(guest.available)} available in the guest" if guest else ""
-        return f"{move} reached in {self.took_s:.1f} s{available}"
+        return f"{move} reached in {self.took_s:.1f} s{available}{through}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("socket", metavar="SOCKET", help=ARGUMENT_HELP.partition(";")[0])
+    parser.add_argument("vm", metavar="VM_OR_SOCKET", help=ARGUMENT_HELP.partition(";")[0])
     parser.add_argument("size", metavar="SIZE", type=size, help="what the guest keeps")
     parser.add_argument(
         "--wait",
@@ -108,15 +124,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="even if the guest may start to swap or kill")
     parser.add_argument("--json", action="store_true", help="print a list of objects, sizes in bytes")
+    add_control_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return the exit code."""
-    paths = [found.path for found in find_sockets([arguments.socket])]
-    outcomes = asyncio.run(_set_all(paths, arguments.size, arguments.wait, force=arguments.force))
+    outcomes, problems = asyncio.run(_set_typed(arguments))
     if arguments.json:
         terminal.print_json([outcome.as_json() for outcome in outcomes])
     code = DONE
+    if any(isinstance(outcome.error, MonitorBusy) for outcome in outcomes):
+        for problem in problems:
+            terminal.print_error(terminal.clean(problem))
     for outcome in outcomes:
         if outcome.error:
             terminal.print_error(terminal.clean(_error_line(outcome)))
@@ -151,25 +170,66 @@ def check_target(state: VmState, target: int) -> None:
         )
 
 
+async def _set_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
+    choice = await choose([arguments.vm], arguments.control)
+    outcomes = await _set_all(choice.vms, arguments.size, arguments.wait, force=arguments.force)
+    return outcomes, choice.problems
+
+
 async def _set_all(
-    paths: Sequence[str], amount: Amount, wait_s: float | None, *, force: bool
+    vms: Sequence[Chosen], amount: Amount, wait_s: float | None, *, force: bool
 ) -> list[Outcome]:
     waiting: list[Vm] = []
 
     async def line(elapsed_s: float) -> str:
         now = [f"{vm.name} is at {format_size((await vm.state(fresh_s=0)).actual)}" for vm in waiting]
-        return f"{elapsed_s:.0f} s, to {amount}: {', '.join(now)}" if now else "reading the VM"
+        return f"{elapsed_s:.0f} s, to {amount}: {', '.join(now) or 'waiting for the guest'}"
 
-    async def set_one(path: str) -> Outcome:
+    async def set_one(found: Chosen) -> Outcome:
         try:
-            async with connected(path, timeout_s=_CONNECT_S) as vm:
-                return await _set_one(vm, path, amount, wait_s, force=force, waiting=waiting)
+            if found.through is not None:
+                return await _set_through_agent(found, amount, wait_s, force=force)
+            async with connected(found.path, timeout_s=_CONNECT_S) as vm:
+                return await _set_one(vm, found.path, amount, wait_s, force=force, waiting=waiting)
         except QmpBalloonError as error:
-            return Outcome(Path(path).stem, path, error=error)
+            name = found.vm.name if found.vm else Path(found.path).stem
+            return Outcome(name, found.path, error=error, agent=found.agent.host if found.agent else None)
 
     async with terminal.progress(line), asyncio.TaskGroup() as group:
-        tasks = [group.create_task(set_one(path), name=f"set {path}") for path in paths]
+        tasks = [group.create_task(set_one(found), name=f"set {found.path}") for found in vms]
     return [task.result() for task in tasks]
+
+
+async def _set_through_agent(found: Chosen, amount: Amount, wait_s: float | None, *, force: bool) -> Outcome:
+    assert found.through is not None
+    agent, vm = found.through
+    outcome = Outcome(vm.name, found.path, agent=agent.host)
+    async with connected_to(agent.path) as client:
+        before = await _state_through(client, vm.id)
+        if before is None:
+            raise ConnectionLost(f"{vm.name}: {agent} does not reach it: it is {vm.health}")
+        target = round_up_to_page(amount.of(before.size))
+        outcome = replace(outcome, before=before, target=target)
+        try:
+            if not force:
+                check_target(before, target)
+            began_s = time.monotonic()
+            waits = {} if wait_s is None else {"wait_s": wait_s}
+            await client.request(
+                "set-target", vm.id, timeout_s=ANSWER_S + (wait_s or 0), target=target, **waits
+            )
+        except (Refused, RequestRefused) as error:
+            return replace(outcome, error=error)
+        if wait_s is None:
+            return outcome
+        took_s = time.monotonic() - began_s
+        after = await _state_through(client, vm.id)
+        return replace(outcome, after=after, reached=True, took_s=took_s)
+
+
+async def _state_through(client: ControlClient, vm: str) -> VmState | None:
+    answer = await client.request("get", vm)
+    return state_of(answer) if isinstance(answer, dict) else None
 
 
 async def _set_one(
@@ -220,7 +280,7 @@ def _error_line(outcome: Outcome) -> str:
                 f"{outcome.name}: it is at {format_size(error.state.actual)} and did not reach "
                 f"{format_size(error.target)} in time; the target stays"
             )
-        case Refused() as error:
+        case Refused() | RequestRefused() as error:
             return f"{outcome.name}: {error}"
         case error:
             return str(error)

@@ -1,4 +1,7 @@
-"""``status``: the size of each VM and the statistics of its guest, queried once over QMP."""
+"""``status``: the size of each VM and the statistics of its guest, queried once.
+
+Over QMP, or through the agent that holds the VM's monitor.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -15,25 +18,29 @@ from qmpballoon import terminal
 from qmpballoon.api import Vm
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import CANNOT_REACH, DONE
-from qmpballoon.cli.sockets import ARGUMENT_HELP, Found, connected, find_sockets, is_listening
+from qmpballoon.cli.sockets import connected, is_listening
+from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
+from qmpballoon.control import connected_to
 from qmpballoon.errors import ConnectionLost, MonitorBusy, NoBalloon, QmpBalloonError
 from qmpballoon.model.facts import BootFacts, Seen, VmFacts
 from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, health_of
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import GuestStats, Sample, VmState
+from qmpballoon.model.records import STATISTICS, GuestStats, Sample, VmState
 from qmpballoon.procfs import age_of, life_of, rss_of
 from qmpballoon.qmp.monitor import HELD_HINT
 from qmpballoon.units import format_size
 
 EXAMPLES: Final = """\
 examples:
-  qmpballoon status                             all under /run/qmpballoon
+  qmpballoon status                             all of a running agent, and under /run/qmpballoon
+  qmpballoon status web1                        one of a running agent, by its name
   qmpballoon status web1.qmp '/run/db/*.qmp'    these
   qmpballoon status --json | jq '.[] | select(.health != "ok")'
 
 ACTUAL is the part of SIZE that the guest has; the balloon holds the rest. AVAILABLE, FREE and CACHES
 are reported by the guest, AGE is their age, RSS the host memory that QEMU uses.
-A monitor serves one client: while an agent is connected to it, HEALTH is busy.
+A monitor serves one client: a VM of a running agent is asked through that agent, and one that
+another program holds is busy.
 """
 
 _AT_ONCE: Final = 32
@@ -46,7 +53,7 @@ _HEADER: Final = ("NAME", "SIZE", "ACTUAL", "AVAILABLE", "FREE", "CACHES", "RSS"
 class Report:
     """The result of one query of a VM; ``error`` is why parts are missing."""
 
-    found: Found
+    found: Chosen
     name: str
     health: str
     pid: int | None = None
@@ -66,6 +73,7 @@ class Report:
             **state_as_json(state),
             "rss": self.rss,
             "health": self.health,
+            "agent": self.found.agent and self.found.agent.host,
             "error": self.error and {"code": self.error.code, "message": str(self.error)},
         }
 
@@ -109,9 +117,31 @@ def guest_as_json(guest: GuestStats | None) -> dict[str, object]:
     return {**asdict(guest), "age_s": round(guest.age_s, 3)}
 
 
+def state_of(vm: Mapping[str, object]) -> VmState | None:
+    """Return the state in a VM object; None if its QEMU has not told it."""
+    size, actual, target, held, guest = (vm.get(key) for key in ("size", "actual", "target", "held", "guest"))
+    if not isinstance(size, int) or not isinstance(actual, int) or not isinstance(guest, Mapping):
+        return None
+    age_s = guest.get("age_s")
+    stats = None
+    if isinstance(age_s, int | float):
+        counts = {name: guest.get(name) for name in STATISTICS}
+        stats = GuestStats(**{name: value for name, value in counts.items() if isinstance(value, int)})
+        stats = replace(stats, age_s=float(age_s))
+    return VmState(
+        run_state=str(vm.get("run_state")),
+        size=size,
+        actual=actual,
+        target=target if isinstance(target, int) else None,
+        guest=stats,
+        held=held if isinstance(held, int) else None,
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("sockets", nargs="*", metavar="SOCKET", help=ARGUMENT_HELP)
+    parser.add_argument("vms", nargs="*", metavar="VM_OR_SOCKET", help=ARGUMENT_HELP)
+    add_control_argument(parser)
     parser.add_argument("--json", action="store_true", help="print a list of objects, sizes in bytes")
     parser.add_argument(
         "--timeout",
@@ -124,25 +154,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return the exit code."""
-    reports = asyncio.run(query_all(find_sockets(arguments.sockets), timeout_s=arguments.timeout))
+    reports, problems = asyncio.run(_query_typed(arguments))
     if arguments.json:
         terminal.print_json([report.as_json() for report in reports])
     else:
         _print_table(reports)
+    if any(report.health in _NOT_REACHED for report in reports):
+        for problem in problems:
+            terminal.print_error(terminal.clean(problem))
     unreached = [report for report in reports if report.health in _NOT_REACHED]
     named = any(report.found.is_named for report in unreached)
     return CANNOT_REACH if named or len(unreached) == len(reports) else DONE
 
 
-async def query_all(sockets: Sequence[Found], *, timeout_s: float) -> list[Report]:
+async def _query_typed(arguments: argparse.Namespace) -> tuple[list[Report], Sequence[str]]:
+    choice = await choose(arguments.vms, arguments.control)
+    return await query_all(choice.vms, timeout_s=arguments.timeout), choice.problems
+
+
+async def query_all(sockets: Sequence[Chosen], *, timeout_s: float) -> list[Report]:
     """Query all of them, a bounded number at a time, and return the reports in the order of names."""
     slots = asyncio.Semaphore(_AT_ONCE)
     answered = 0
 
-    async def query_one(found: Found) -> Report:
+    async def query_one(found: Chosen) -> Report:
         nonlocal answered
         async with slots:
-            report = await query(found, timeout_s=timeout_s)
+            ask = query if found.through is None else query_agent
+            report = await ask(found, timeout_s=timeout_s)
         answered += 1
         return report
 
@@ -154,7 +193,29 @@ async def query_all(sockets: Sequence[Found], *, timeout_s: float) -> list[Repor
     return sorted((task.result() for task in queries), key=lambda report: (report.name, report.found.path))
 
 
-async def query(found: Found, *, timeout_s: float) -> Report:
+async def query_agent(found: Chosen, *, timeout_s: float) -> Report:
+    """Query one VM through its agent; errors are in the report."""
+    assert found.through is not None
+    agent, vm = found.through
+    try:
+        async with connected_to(agent.path) as client:
+            answer = await client.request("get", vm.id, timeout_s=timeout_s)
+    except QmpBalloonError as error:
+        return Report(found, vm.name, vm.health, error=error)
+    vm_object = answer if isinstance(answer, Mapping) else {}
+    pid, qemu, rss = (vm_object.get(key) for key in ("pid", "qemu", "rss"))
+    return Report(
+        found,
+        vm.name,
+        str(vm_object.get("health")),
+        pid if isinstance(pid, int) else None,
+        qemu if isinstance(qemu, str) else None,
+        state_of(vm_object),
+        rss if isinstance(rss, int) else None,
+    )
+
+
+async def query(found: Chosen, *, timeout_s: float) -> Report:
     """Query one VM; errors are in the report."""
     name, pid, qemu, rss = Path(found.path).stem, None, None, None
     try:
@@ -215,6 +276,10 @@ def _print_table(reports: Sequence[Report]) -> None:
             reasons.setdefault(reason, []).append(report.name)
     for number, (reason, names) in enumerate(reasons.items()):
         print("\n" * (number == 0) + terminal.clean(f"{', '.join(names)}: {reason}"))
+    for agent in dict.fromkeys(report.found.agent for report in reports):
+        if agent is not None:
+            count = sum(report.found.agent == agent for report in reports)
+            print(terminal.coloured(f"{count} through {agent}", "dim"))
     sys.stdout.flush()
 
 

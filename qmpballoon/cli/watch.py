@@ -14,8 +14,10 @@ from qmpballoon import terminal
 from qmpballoon.api import Vm
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import DONE
-from qmpballoon.cli.sockets import ARGUMENT_HELP, Found, connected, find_sockets
-from qmpballoon.cli.status import state_as_json
+from qmpballoon.cli.sockets import connected
+from qmpballoon.cli.status import state_as_json, state_of
+from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
+from qmpballoon.control import RunningAgent, connected_to
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError
 from qmpballoon.model.records import VmState, rfc3339, utc_now
 from qmpballoon.procfs import rss_of
@@ -27,7 +29,8 @@ examples:
   qmpballoon watch '/run/qmpballoon/*.qmp' --interval 0.2
   qmpballoon watch --json | jq -c 'select(.event != "stats")'
 
-Ends with Ctrl-C. It holds the monitors meanwhile: no other client can connect.
+Ends with Ctrl-C. It holds the monitors meanwhile, so that no other client can connect; the VMs of a
+running agent are watched through that agent.
 """
 
 _CONNECT_S: Final = 5.0
@@ -37,7 +40,8 @@ _LAST_RETRY_S: Final = 4.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("sockets", nargs="*", metavar="SOCKET", help=ARGUMENT_HELP)
+    parser.add_argument("vms", nargs="*", metavar="VM_OR_SOCKET", help=ARGUMENT_HELP)
+    add_control_argument(parser)
     parser.add_argument(
         "--interval", type=seconds, default=1.0, metavar="S", help="time between two figures (default: 1)"
     )
@@ -46,27 +50,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; only an interruption ends it."""
-    sockets = find_sockets(arguments.sockets)
-    asyncio.run(_watch_all(sockets, arguments.interval, as_json=arguments.json))
+    asyncio.run(_watch_typed(arguments))
     return DONE
 
 
-async def _watch_all(sockets: Sequence[Found], interval_s: float, *, as_json: bool) -> None:
-    width = max(len(Path(found.path).stem) for found in sockets)
+async def _watch_typed(arguments: argparse.Namespace) -> None:
+    choice = await choose(arguments.vms, arguments.control)
+    await _watch_all(choice.vms, arguments.interval, as_json=arguments.json)
+
+
+async def _watch_all(vms: Sequence[Chosen], interval_s: float, *, as_json: bool) -> None:
+    width = max((len(found.vm.name if found.vm else Path(found.path).stem) for found in vms), default=0)
+    output = _Output(as_json=as_json, width=width)
     async with asyncio.TaskGroup() as group:
-        for found in sockets:
-            watch = _Watch(found.path, interval_s, as_json=as_json, width=width)
-            group.create_task(watch.run(), name=f"watch {found.path}")
+        for found in vms:
+            if found.through is None:
+                group.create_task(_Watch(found.path, interval_s, output).run(), name=f"watch {found.path}")
+        for agent in dict.fromkeys(found.agent for found in vms):
+            if agent is not None:
+                watched = {found.vm.id: found for found in vms if found.agent == agent and found.vm}
+                watch = _AgentWatch(agent, watched, interval_s, output)
+                group.create_task(watch.run(), name=f"watch {agent.host}")
 
 
 class _Watch:
-    """One VM, over any number of connections."""
+    """One VM, over any number of connections to its monitor."""
 
-    def __init__(self, path: str, interval_s: float, *, as_json: bool, width: int) -> None:
+    def __init__(self, path: str, interval_s: float, output: _Output) -> None:
         self._path = path
         self._interval_s = interval_s
-        self._as_json = as_json
-        self._width = width
+        self._output = output
         self._name = Path(path).stem
         self._problem: str | None = None  # the last one printed, so that each is printed once
 
@@ -128,13 +141,77 @@ class _Watch:
         *,
         of: VmState | None = None,
     ) -> None:
+        self._output.print(self._name, self._path, word, details, ts, of=of)
+
+
+class _AgentWatch:
+    """The VMs of one agent, over any number of connections to it; ``watched`` by their names in topics."""
+
+    def __init__(
+        self, agent: RunningAgent, watched: Mapping[str, Chosen], interval_s: float, output: _Output
+    ) -> None:
+        self._agent = agent
+        self._watched = watched
+        self._interval_s = interval_s
+        self._output = output
+
+    async def run(self) -> None:
+        retry_s, problem = _FIRST_RETRY_S, None
+        while True:
+            try:
+                async with connected_to(self._agent.path) as client:
+                    await client.request("subscribe", states_s=self._interval_s)
+                    for vm in self._watched:
+                        self._print(vm, "online", {"message": f"through {self._agent}"})
+                    retry_s, problem = _FIRST_RETRY_S, None
+                    while True:
+                        self._take(await client.receive())
+            except QmpBalloonError as error:
+                if str(error) != problem:
+                    problem = str(error)
+                    for vm in self._watched:
+                        self._print(vm, "offline", {"message": problem})
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, _LAST_RETRY_S)
+
+    def _take(self, received: Mapping[str, object]) -> None:
+        vm, word, details = (received.get(key) for key in ("vm", "event", "data"))
+        if word == "lagged" or vm in self._watched:
+            if isinstance(word, str) and isinstance(details, Mapping):
+                self._print(str(vm), word, details)
+            elif (state := state_of(received)) is not None:
+                self._print(str(vm), "stats", {**state_as_json(state), "rss": received.get("rss")}, of=state)
+
+    def _print(self, vm: str, word: str, details: Mapping[str, object], *, of: VmState | None = None) -> None:
+        found = self._watched.get(vm)
+        name = found.vm.name if found is not None and found.vm is not None else self._agent.host
+        self._output.print(name, found.path if found else "", word, details, of=of)
+
+
+class _Output:
+    """Prints events and figures, as lines for a person or as JSON."""
+
+    def __init__(self, *, as_json: bool, width: int) -> None:
+        self._as_json = as_json
+        self._width = width
+
+    def print(
+        self,
+        vm: str,
+        path: str,
+        word: str,
+        details: Mapping[str, object],
+        ts: datetime | None = None,
+        *,
+        of: VmState | None = None,
+    ) -> None:
         ts = ts or utc_now()
         if self._as_json:
             terminal.print_json(
-                {"ts": rfc3339(ts), "name": self._name, "socket": self._path, "event": word, "data": details}
+                {"ts": rfc3339(ts), "name": vm, "socket": path, "event": word, "data": details}
             )
             return
-        name = terminal.clean(self._name).ljust(self._width)
+        name = terminal.clean(vm).ljust(self._width)
         stamp = terminal.coloured(f"{ts.astimezone():%H:%M:%S}.{ts.microsecond // 1000:03d}", "dim")
         text = _figures_line(of, details.get("rss")) if of else "  ".join(terminal.phrases(details))
         event = terminal.coloured(terminal.clean(word).ljust(14), _COLOURS.get(word, "bold"))

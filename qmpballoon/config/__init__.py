@@ -19,6 +19,7 @@ from qmpballoon.config.matching import reloaded, rename_for, restart_needed, vm_
 from qmpballoon.config.printed import default_text
 from qmpballoon.config.reader import COMMAND_LINE, defaults, load, override, parse
 from qmpballoon.config.tree import (
+    CONTROL_NAME,
     AgentSettings,
     Budget,
     Configuration,
@@ -34,6 +35,7 @@ from qmpballoon.model.records import MODES, POLICIES
 
 __all__ = [
     "COMMAND_LINE",
+    "CONTROL_NAME",
     "MODES",
     "POLICIES",
     "AgentSettings",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from qmpballoon.config.tree import MqttSettings
+from qmpballoon.config.tree import CONTROL_NAME, MqttSettings
 from qmpballoon.errors import ConfigurationError, Problem
 from qmpballoon.tls import client_context, unreadable
 
@@ -27,6 +27,7 @@ class Surroundings:
     state_dir: str
     sockets: tuple[str, ...]
     password_file: str | None = None  # the systemd credential, if there is one
+    control: str | None = None  # in the runtime directory that systemd made, if any
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ def surroundings_from(
     runtime_dir = environment.get("XDG_RUNTIME_DIR", "")
     if runtime_dir.startswith("/") and not is_root:
         sockets.append(os.path.join(glob.escape(runtime_dir), "qmpballoon/*.qmp"))
+    own_runtime_dir = environment.get("RUNTIME_DIRECTORY", "").split(":")[0]
     credentials = environment.get("CREDENTIALS_DIRECTORY", "")
     credential = os.path.join(credentials, CREDENTIAL)
     return Surroundings(
@@ -71,6 +73,7 @@ def surroundings_from(
         state_dir=state_dir,
         sockets=tuple(sockets),
         password_file=credential if credentials.startswith("/") and exists(credential) else None,
+        control=os.path.join(own_runtime_dir, CONTROL_NAME) if own_runtime_dir.startswith("/") else None,
     )
 
 

@@ -12,6 +12,7 @@ from qmpballoon.config.tree import Configuration, VmMatch, VmSettings
 _NEEDS_RESTART: Final = (
     ("agent", "host"),  # the names of all topics, and of the lock
     ("agent", "state_dir"),  # locked and loaded once
+    ("agent", "control"),  # clients are connected to it
     ("mqtt", "base_topic"),  # retained topics would remain under the old one
 )
 

@@ -52,7 +52,7 @@ def defaults(surroundings: Surroundings | None = None) -> Configuration:
     """Return the configuration of an empty file; ``surroundings`` None: those of this process."""
     here = surroundings or surroundings_here()
     return Configuration(
-        agent=AgentSettings(host=here.host, state_dir=here.state_dir),
+        agent=AgentSettings(host=here.host, state_dir=here.state_dir, control=here.control),
         discovery=DiscoverySettings(sockets=here.sockets),
         mqtt=MqttSettings(password_file=here.password_file),
     )

@@ -15,6 +15,8 @@ from qmpballoon.readers import Reader, flag, number, text, whole
 from qmpballoon.units import Amount, parse_amount
 
 Budget: TypeAlias = Amount | CgroupBudget
+CONTROL_NAME: Final = "agent.sock"
+
 Protocol: TypeAlias = Literal["auto", "5", "3.1.1"]
 PayloadFormat: TypeAlias = Literal["json", "msgpack"]
 
@@ -51,6 +53,14 @@ class AgentSettings:
         values.path,
         "Where names, limits and targets survive a restart; locked, one agent of a name.\n"
         "Default: $STATE_DIRECTORY, else $XDG_STATE_HOME/qmpballoon, else ~/.local/state/qmpballoon.",
+    )
+    control: str | None = _key(
+        values.control_socket,
+        'Local control socket, for the command line beside the agent; "" turns it off. Who may open it (its\n'
+        "mode is 0660, its group the agent's) may do all that the agent can. Default: agent.sock in\n"
+        "$RUNTIME_DIRECTORY, else in state_dir.",
+        None,
+        '"/run/qmpballoon/agent.sock"',
     )
     on_exit: str = _key(
         values.word("keep", "release"),
@@ -248,6 +258,13 @@ class Configuration:
     vm: VmSettings = VmSettings()
     matches: tuple[VmMatch, ...] = ()
     source: str = "defaults"
+
+    @property
+    def control_path(self) -> str:
+        """The path of the control socket; empty: there is none."""
+        if self.agent.control is None:
+            return f"{self.agent.state_dir}/{CONTROL_NAME}"
+        return self.agent.control
 
     @property
     def client_id(self) -> str:

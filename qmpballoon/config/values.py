@@ -6,6 +6,7 @@ They work like those of `qmpballoon.readers`, and never put a secret into a reas
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +17,7 @@ from qmpballoon.readers import Reader, Wrong, amount, did_you_mean, parts, refus
 from qmpballoon.units import MIB, Amount
 
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+LONGEST_SOCKET_PATH: Final = 107  # sun_path is 108 bytes with its NUL: unix(7)
 LONGEST_TEXT: Final = 4096  # PATH_MAX; no other text of a configuration is longer
 
 _URL: Final = re.compile(
@@ -74,6 +76,14 @@ def path(value: object) -> str:
     written: str = text(LONGEST_TEXT)(value)
     if not written.startswith("/"):
         raise Wrong(f"must be an absolute path that starts with /, not {shown(value)}")
+    return written
+
+
+def control_socket(value: object) -> str:
+    """Read the absolute path of a unix socket that we make; empty: none."""
+    written = "" if value == "" else path(value)
+    if len(os.fsencode(written)) > LONGEST_SOCKET_PATH:
+        raise Wrong(f"is too long for a unix socket: at most {LONGEST_SOCKET_PATH} bytes")
     return written
 
 

@@ -40,13 +40,14 @@ class Arrival:
     """A request as the transport received it.
 
     ``vm`` None: a request of the host. ``channel`` is where it arrived, such as a topic. Transactions are
-    compared only within one channel. ``refused`` is an error that the transport found; it is the answer.
+    compared only within one channel. ``payload`` is what arrived, or its content if the transport had to
+    read it. ``refused`` is an error that the transport found; it is the answer.
     """
 
     channel: str
     vm: str | None
     verb: str
-    payload: bytes
+    payload: bytes | Content
     reply: Reply
     content_type: str | None = None
     expiry_s: float | None = None
@@ -119,7 +120,7 @@ class Requests:
             return
         vm, verb, content = arrival.vm, arrival.verb, Content()
         try:
-            content = decode_request(arrival.payload, arrival.content_type)
+            content = _content(arrival)
             asked = self._validated(arrival, content)
         except RequestRefused as refused:
             arrival.reply(self._response(vm, verb, content.transaction, error=refused))
@@ -235,6 +236,11 @@ class Requests:
     ) -> Mapping[str, object]:
         vm = None if vm is None else mirrored(vm)
         return response_object(transaction, vm, mirrored(verb), utc_now(), result=result, error=error)
+
+
+def _content(arrival: Arrival) -> Content:
+    payload = arrival.payload
+    return payload if isinstance(payload, Content) else decode_request(payload, arrival.content_type)
 
 
 def _packed(response: Mapping[str, object]) -> bytes:

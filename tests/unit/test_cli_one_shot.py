@@ -16,7 +16,7 @@ import pytest
 from qmpballoon import api
 from qmpballoon.cli import main, status, watch
 from qmpballoon.cli import set as cli_set
-from qmpballoon.cli.sockets import Found
+from qmpballoon.cli.vms import Chosen
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.balloon import Sampler
 from qmpballoon.qmp.client import Session
@@ -303,7 +303,7 @@ class Lines:
 
 def watching(*paths: Path, as_json: bool = True) -> asyncio.Task[None]:
     """Run `watch` in this loop; cancel the task as Ctrl-C does."""
-    sockets = [Found(str(path), is_named=True) for path in paths]
+    sockets = [Chosen(str(path), is_named=True) for path in paths]
     return asyncio.create_task(watch._watch_all(sockets, 0.05, as_json=as_json), name="watch")
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from qmpballoon.api import Vm
-from qmpballoon.cli.watch import _Watch
+from qmpballoon.cli.watch import _Output, _Watch
 from qmpballoon.errors import ConnectionLost
 from qmpballoon.model.records import Event, VmState
 
@@ -35,7 +35,7 @@ class LosingVm:
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_loss_at_the_time_of_an_interrupt_does_not_hide_it(turns: int) -> None:
     vm = LosingVm()
-    watch = _Watch(vm.path, 1.0, as_json=True, width=1)
+    watch = _Watch(vm.path, 1.0, _Output(as_json=True, width=1))
     task = asyncio.create_task(watch._until_lost(cast("Vm", vm)), name="watch")
     for _ in range(3):
         await asyncio.sleep(0)

@@ -38,9 +38,11 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "mqtt": ". dead_band outbox topics commands publisher connection connection_log bridge",
     "api": "",
     "__init__": "",
+    "control": "",
     "agent": """
         . boot run event_loop feed holds store systemd wheel usual_poll vm_session context host_monitor
-        limits spec vm_polls vm actuator registry arrival connector supervisor governor service app
+        limits spec vm_polls vm actuator registry arrival connector supervisor governor service subscription
+        control app
     """,
     "sim": """
         . kernels qemu qemu.dialect qemu.faults qemu.stream guest qemu.machine trace figures qemu.messages
@@ -50,7 +52,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         . demo demo.picture demo.workload require kernel process serial waiting broker image
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
-    "cli": "arguments program sockets . agent check_config demo simulate status set watch",
+    "cli": "arguments program sockets vms . agent check_config demo simulate status set watch",
     "__main__": "",
 }
 NEVER = {

@@ -1,0 +1,144 @@
+"""Which VMs typed words name, and whether each is reached through an agent that holds its monitor.
+
+While an agent runs it holds the monitors of its VMs: a verb asks it over its control socket. A VM may then
+be named by its name, or as HOST/NAME where several agents have one of that name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+from qmpballoon.cli.sockets import find_sockets
+from qmpballoon.control import Agents, AgentVm, RunningAgent, find_agents
+from qmpballoon.errors import ConfigurationError, RequestRefused, Unreachable
+from qmpballoon.readers import did_you_mean
+
+ARGUMENT_HELP: Final = (
+    "name of a running agent's VM, QMP socket or quoted glob; default: all VMs of running agents, and "
+    "/run/qmpballoon/*.qmp and $XDG_RUNTIME_DIR/qmpballoon/*.qmp"
+)
+DIRECT: Final = ""  # as --control: no agent is asked
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A VM to reach: over its monitor's socket ``path``, or through the agent that holds it.
+
+    ``is_named``: it was typed, by its path or name, and did not only match a glob.
+    """
+
+    path: str
+    is_named: bool
+    agent: RunningAgent | None = None
+    vm: AgentVm | None = None
+
+    @property
+    def through(self) -> tuple[RunningAgent, AgentVm] | None:
+        """The agent that holds the monitor, and its VM; None: the monitor is opened directly."""
+        return None if self.agent is None or self.vm is None else (self.agent, self.vm)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The VMs that were named, sorted by path, and a sentence for each agent that could not be asked."""
+
+    vms: tuple[Chosen, ...]
+    problems: tuple[str, ...]
+
+
+def add_control_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--control``."""
+    parser.add_argument(
+        "--control",
+        metavar="PATH",
+        default=os.environ.get("QMPBALLOON_CONTROL"),
+        help="control socket of the agent to ask (default: those of this machine's agents; "
+        "'': open the monitors directly)",
+    )
+
+
+async def choose(typed: Sequence[str], control: str | None) -> Choice:
+    """Return the VMs that are named; without any words, all VMs of agents and those at the default globs.
+
+    ``control``: the value of ``--control``.
+
+    Raises:
+        Unreachable: there is none; the message says what there is.
+        RequestRefused: a name stands for VMs of several agents.
+        ConfigurationError: a typed word is a directory or no path.
+    """
+    agents = Agents(()) if control == DIRECT else await find_agents(control)
+    return choose_from(agents, typed)
+
+
+def choose_from(agents: Agents, typed: Sequence[str]) -> Choice:
+    """Return the VMs that are named, as `choose` does, for the agents that were found."""
+    held = {
+        os.path.realpath(vm.socket): (agent, vm) for agent in agents.running for vm in agent.vms if vm.socket
+    }
+    chosen: dict[str, Chosen] = {}
+    if not typed:
+        found = [Chosen(vm.socket, False, agent, vm) for agent in agents.running for vm in agent.vms]
+        found += _sockets((), held, is_optional=bool(found))
+        chosen = {each.path: each for each in found}
+    for word in typed:
+        found = [] if os.path.lexists(word) else list(_by_name(word, agents))
+        try:
+            found = found or _sockets((word,), held)
+        except Unreachable:
+            if "/" in word or not agents.running:
+                raise
+            raise Unreachable(_no_such(word, agents)) from None
+        chosen |= {each.path: each for each in found if not each.is_named and each.path not in chosen}
+        chosen |= {each.path: each for each in found if each.is_named}
+    return Choice(tuple(chosen[path] for path in sorted(chosen)), agents.problems)
+
+
+def _sockets(
+    typed: Sequence[str],
+    held: dict[str, tuple[RunningAgent, AgentVm]],
+    *,
+    is_optional: bool = False,
+) -> list[Chosen]:
+    try:
+        found = find_sockets(typed)
+    except (Unreachable, ConfigurationError):
+        if is_optional:
+            return []
+        raise
+    return [
+        Chosen(each.path, each.is_named, *held.get(os.path.realpath(each.path), (None, None)))
+        for each in found
+    ]
+
+
+def _by_name(word: str, agents: Agents) -> Iterator[Chosen]:
+    """Yield the VMs that agents have under a name, as it is or as a glob, HOST/NAME included."""
+    exact = [
+        (agent, vm)
+        for agent in agents.running
+        for vm in agent.vms
+        if word in (vm.name, vm.id, f"{agent.host}/{vm.name}", f"{agent.host}/{vm.id}")
+    ]
+    if len({agent.pid for agent, _ in exact}) > 1:
+        places = ", ".join(sorted(f"{agent.host}/{vm.id}" for agent, vm in exact))
+        raise RequestRefused("malformed", f"several agents have a VM {word!r}: say which: {places}")
+    if exact:
+        yield from (Chosen(vm.socket, True, agent, vm) for agent, vm in exact)
+        return
+    for agent in agents.running:
+        for vm in agent.vms:
+            if "/" not in word and fnmatchcase(vm.name, word):
+                yield Chosen(vm.socket, False, agent, vm)
+
+
+def _no_such(word: str, agents: Agents) -> str:
+    names = sorted({vm.name for agent in agents.running for vm in agent.vms})
+    there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    hint = did_you_mean(word, names) or (f"; {agents.running[0]} has {there}" if names else "")
+    return f"no VM and no socket {word!r}{hint}"

@@ -15,7 +15,7 @@ from typing import Final
 
 from qmpballoon.cli.sockets import find_sockets
 from qmpballoon.control import Agents, AgentVm, RunningAgent, find_agents
-from qmpballoon.errors import ConfigurationError, RequestRefused, Unreachable
+from qmpballoon.errors import RequestRefused, Unreachable
 from qmpballoon.readers import did_you_mean
 
 ARGUMENT_HELP: Final = (
@@ -84,16 +84,18 @@ def choose_from(agents: Agents, typed: Sequence[str]) -> Choice:
     chosen: dict[str, Chosen] = {}
     if not typed:
         found = [Chosen(vm.socket, False, agent, vm) for agent in agents.running for vm in agent.vms]
-        found += _sockets((), held, is_optional=bool(found))
+        try:
+            found += _sockets((), held)
+        except Unreachable as error:
+            if not found:
+                raise Unreachable("; ".join((str(error), *agents.problems))) from None
         chosen = {each.path: each for each in found}
     for word in typed:
-        found = [] if os.path.lexists(word) else list(_by_name(word, agents))
-        try:
-            found = found or _sockets((word,), held)
-        except Unreachable:
-            if "/" in word or not agents.running:
-                raise
-            raise Unreachable(_no_such(word, agents)) from None
+        is_there = os.path.lexists(word)
+        found = [] if is_there else list(_by_name(word, agents))
+        if not (found or is_there or "/" in word) and agents.running:
+            raise Unreachable(_no_such(word, agents))
+        found = found or _sockets((word,), held)
         chosen |= {each.path: each for each in found if not each.is_named and each.path not in chosen}
         chosen |= {each.path: each for each in found if each.is_named}
     return Choice(tuple(chosen[path] for path in sorted(chosen)), agents.problems)
@@ -102,18 +104,10 @@ def choose_from(agents: Agents, typed: Sequence[str]) -> Choice:
 def _sockets(
     typed: Sequence[str],
     held: dict[str, tuple[RunningAgent, AgentVm]],
-    *,
-    is_optional: bool = False,
 ) -> list[Chosen]:
-    try:
-        found = find_sockets(typed)
-    except (Unreachable, ConfigurationError):
-        if is_optional:
-            return []
-        raise
     return [
         Chosen(each.path, each.is_named, *held.get(os.path.realpath(each.path), (None, None)))
-        for each in found
+        for each in find_sockets(typed)
     ]
 
 

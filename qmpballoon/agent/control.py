@@ -21,7 +21,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Final
@@ -37,6 +37,7 @@ from qmpballoon.protocol.payloads import LARGEST_REQUEST, Content, decode_reques
 from qmpballoon.protocol.requests import Arrival, Handle, Requests
 
 MOST_CLIENTS: Final = 64
+FAREWELL_S: Final = 1.0  # for the last answers to a client that is slow to read
 _MODE: Final = 0o660
 _BACKLOG: Final = 64
 _MOST_UNSENT: Final = 256 * 1024  # bytes; then no more lines are read from that client
@@ -89,6 +90,7 @@ class ControlSocket:
             await asyncio.Event().wait()
             return
         made = os.stat(self._path).st_ino
+        clients: tuple[asyncio.StreamWriter, ...] = ()
         try:
             async with asyncio.TaskGroup() as group:
                 self._requests.open(group)
@@ -102,9 +104,9 @@ class ControlSocket:
                 finally:
                     server.close()
                     self._requests.stop()
-                    for writer in self._clients:
-                        writer.close()
+                    clients = tuple(self._clients)
         finally:
+            await _close(clients)
             with suppress(OSError):
                 if os.stat(self._path).st_ino == made:
                     os.unlink(self._path)
@@ -194,6 +196,18 @@ class ControlSocket:
             raise RequestRefused("malformed", "states_s: must be seconds, more than 0, at most 3600")
         interval_s = None if states_s is None else float(states_s)
         return Subscription(self._feed, self._host, vm, interval_s, writer, encode_line=_line)
+
+
+async def _close(clients: Sequence[asyncio.StreamWriter]) -> None:
+    """Close the connections when their last answers are sent, or after FAREWELL_S."""
+    for writer in clients:
+        writer.close()
+    waits = [asyncio.ensure_future(writer.wait_closed()) for writer in clients]
+    if waits:
+        await asyncio.wait(waits, timeout=FAREWELL_S)
+        for writer in clients:
+            writer.transport.abort()
+        await asyncio.gather(*waits, return_exceptions=True)
 
 
 def _listen(path: str) -> socket.socket:

@@ -77,7 +77,7 @@ async def test_status_as_json_has_every_key_and_bytes(sockets_dir: Path, capsys:
     async with a_qemu(sockets_dir) as qemu:
         assert await command("status", "--json", str(qemu.path)) == 0
     (vm,) = json.loads(capsys.readouterr().out)
-    assert set(vm) == VM_KEYS | {"health", "error"}
+    assert set(vm) == VM_KEYS | {"health", "agent", "error"}
     assert (vm["name"], vm["socket"], vm["health"], vm["error"]) == ("web", str(qemu.path), "ok", None)
     assert (vm["pid"], vm["size"], vm["actual"], vm["balloon"]) == (os.getpid(), 256 * MIB, 256 * MIB, 0)
     assert vm["target"] is None

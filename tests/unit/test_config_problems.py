@@ -86,7 +86,7 @@ def test_text_that_is_not_toml_is_reported_with_its_line(text: str, line: int | 
         ("sockets = []", "sockets", "unknown key here: it belongs in [discovery]"),
         ("[policy]\nzzzzzz = 1", "policy.zzzzzz", "unknown key; known are name, mode, overload"),
         ("[[vm.match]]\nname = '*'\nshare = 1", "vm.match[0].share", 'unknown key; did you mean "shares"?'),
-        ('[agent]\n"a\\nb" = 1', "agent.'a\\nb'", "unknown key; known are host, state_dir, on_exit"),
+        ('[agent]\n"a\\nb" = 1', "agent.'a\\nb'", "unknown key; known are host, state_dir, control, on_exit"),
     ],
 )
 def test_unknown_names_are_reported_with_a_suggestion(text: str, key: str, reason: str) -> None:
@@ -97,7 +97,8 @@ def test_unknown_names_are_reported_with_a_suggestion(text: str, key: str, reaso
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("value", ["true", "[true]", "{a = 1}", "1979-05-27", "nan", "-1", '""', '"\\u0000"'])
 def test_no_key_accepts_a_value_of_a_wrong_type_or_range(table: str, value: str) -> None:
-    record = [name for name in keys(TABLES[table]) if not (value == "true" and name == "samples")]
+    valid = (("true", "samples"), ('""', "control"))
+    record = [name for name in keys(TABLES[table]) if (value, name) not in valid]
     text = f"[{table}]\n" + "".join(f"{name} = {value}\n" for name in record)
     found = problems(text)
     assert {each.key.split("[")[0] for each in found} == {f"{table}.{name}" for name in record}
@@ -109,6 +110,8 @@ def test_no_key_accepts_a_value_of_a_wrong_type_or_range(table: str, value: str)
     [
         ("[agent]\nhost = 5", "must be text in quotes, not the number 5"),
         ('[agent]\nhost = " "', "must not be empty"),
+        ('[agent]\ncontrol = "agent.sock"', "must be an absolute path"),
+        (f'[agent]\ncontrol = "/{"x" * 107}"', "too long for a unix socket: at most 107 bytes"),
         ('[agent]\nhost = "a\\u0007b"', "must not have control characters or line ends"),
         (
             '[agent]\nstate_dir = "var/lib"',

@@ -110,8 +110,11 @@ def test_no_key_accepts_a_value_of_a_wrong_type_or_range(table: str, value: str)
     [
         ("[agent]\nhost = 5", "must be text in quotes, not the number 5"),
         ('[agent]\nhost = " "', "must not be empty"),
-        ('[agent]\ncontrol = "agent.sock"', "must be an absolute path"),
-        (f'[agent]\ncontrol = "/{"x" * 107}"', "too long for a unix socket: at most 107 bytes"),
+        (
+            '[agent]\ncontrol = "agent.sock"',
+            "must be an absolute path that starts with /, not the text 'agent.sock'",
+        ),
+        (f'[agent]\ncontrol = "/{"x" * 107}"', "is too long for a unix socket: at most 107 bytes"),
         ('[agent]\nhost = "a\\u0007b"', "must not have control characters or line ends"),
         (
             '[agent]\nstate_dir = "var/lib"',

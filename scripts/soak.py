@@ -1,9 +1,9 @@
 """A soak of the agent: ``make soak``, or ``scripts/soak.py --help``.
 
-Faults at random, in a sequence that depends on the seed alone: QEMUs, the broker and the agent are killed,
-stopped, continued and restarted, sockets are replaced, configuration files are broken, the disk is full, the
-agent's clock jumps; clients send requests all the time. Phases of faults and of calm take turns. Invariants
-are checked all the time; the exit code is 1 if one did not hold.
+Faults at random: QEMUs, the broker and the agent are killed, stopped, continued and restarted, sockets are
+replaced, configuration files are broken, the disk is full, the agent's clock jumps; clients send requests all
+the time. Phases of faults and of calm take turns. Invariants are checked all the time; the exit code is 1 if
+one did not hold. The seed decides the faults and the requests, but not how they fall together in time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ from qmpballoon import terminal
 from qmpballoon.lab.guest import BalloonDevice
 from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.require import LabError
+from qmpballoon.units import format_size
 
 INTERRUPTED: Final = 130
 
@@ -61,6 +63,7 @@ class Soak:
         self._journal = journal
         self._has_disk = has_disk
         self._rng = random.Random(options.seed)
+        self._requests_rng = random.Random(options.seed + 1)  # requests do not change the order of faults
         self._ledger = Ledger(journal)
         self._meters = Meters(journal)
         self._simulated: list[SimulatedVm] = []
@@ -112,8 +115,9 @@ class Soak:
         background: list[asyncio.Task[None]] = []
         try:
             async with asyncio.TaskGroup() as group:
-                for client in (observer, *askers):
-                    background.append(group.create_task(client.run(), name=client.name))
+                background += [
+                    group.create_task(client.run(), name=client.name) for client in (observer, *askers)
+                ]
                 await until_recovered(self._vms, observer, self._journal)
                 self._journal.note(
                     "started", f"{len(self._simulated)} simulated and {len(self._real)} real VMs"
@@ -125,7 +129,7 @@ class Soak:
                 ]
                 asking = [
                     group.create_task(
-                        asker.ask_all_the_time(self._drawn, random.Random(self._rng.random())),
+                        asker.ask_all_the_time(self._drawn, self._requests_rng),
                         name=f"{asker.name} asks",
                     )
                     for asker in askers
@@ -139,6 +143,23 @@ class Soak:
                     task.cancel()
         finally:
             log.read()
+
+    def as_json(self) -> dict[str, object]:
+        """Return the measured figures."""
+        return {
+            "slowest_answer_s": round(self._ledger.slowest_s, 3),
+            "use": [asdict(use) for use in self._meters.all],
+        }
+
+    def summary(self) -> Iterator[str]:
+        """Yield the measured figures, for people."""
+        yield f"  slowest answer while nobody was away: {self._ledger.slowest_s:.2f} s"
+        uses = self._meters.all
+        for when, use in (("first", uses[0]), ("last", uses[-1])) if uses else ():
+            yield (
+                f"  the agent at the {when} calm: {use.descriptors} descriptors, {use.threads} threads, "
+                f"{format_size(use.rss)}"
+            )
 
     # ---- the phases ----
 
@@ -189,9 +210,7 @@ class Soak:
         observer, log = observed
         for task in asking:
             task.cancel()
-        ends_s = time.monotonic() + _ANSWERS_S
-        while self._ledger.open and time.monotonic() < ends_s:
-            await asyncio.sleep(_WATCH_S)
+        await self._ledger.until_answered(_ANSWERS_S)
         self._ledger.judge(last=True)
         with self._journal.absences.of(AGENT):
             await actions.end_agent()
@@ -233,7 +252,7 @@ class Soak:
                     self._journal.violation("no guest is killed", f"{vm.name}: {kills} OOM kills")
 
     async def _work(self) -> None:
-        rng = random.Random(self._rng.random())
+        rng = random.Random(self._options.seed + 2)
         while True:
             await asyncio.sleep(_WORK_S)
             vm = rng.choice(self._real if self._real and rng.random() < 0.1 else self._vms)
@@ -255,7 +274,7 @@ class Soak:
 
     def _drawn(self) -> Drawn:
         simulated = [vm.name for vm in self._simulated] or ["none"]
-        return draw(self._rng, simulated, [vm.name for vm in self._real], moving=self._moving)
+        return draw(self._requests_rng, simulated, [vm.name for vm in self._real], moving=self._moving)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -276,11 +295,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def report(options: argparse.Namespace, journal: Journal, log: LogCheck | None) -> None:
+def report(options: argparse.Namespace, journal: Journal, soak: Soak) -> None:
     """Print the table and, if something was found, all that is needed to find it again."""
     print()
-    for line in journal.table():
+    for line in (*journal.table(), *soak.summary()):
         print(line)
+    log = soak.log
     tail = list(log.tail) if log is not None else []
     for violation in journal.violations:
         print(f"\n{violation.invariant}: {violation.text}\n  after these actions:")
@@ -294,7 +314,7 @@ def report(options: argparse.Namespace, journal: Journal, log: LogCheck | None) 
     print(f"\n{len(journal.violations)} violations; the same again: scripts/soak.py {again}")
     if options.json is not None:
         command = {key: value for key, value in vars(options).items() if key != "json"}
-        found = {**command, **journal.as_json(), "log": tail}
+        found = {**command, **journal.as_json(), **soak.as_json(), "log": tail}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -317,7 +337,7 @@ def main() -> int:
         interrupted = True
     except LabError as error:
         journal.violation("the testbed works", str(error))
-    report(options, journal, soak.log)
+    report(options, journal, soak)
     return INTERRUPTED if interrupted else 1 if journal.violations else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final, TypeAlias
 
 from qmpballoon.lab.broker import LabBroker
@@ -70,7 +70,7 @@ class Actions:
         number = self._rng.randint(1, most) if several and self._rng.random() < 0.2 else 1
         return self._rng.sample(idle, min(number, len(idle)))
 
-    async def _each(self, vms: list[SoakVm], work: Callable[[SoakVm], Awaitable[None]]) -> None:
+    async def _each(self, vms: list[SoakVm], work: Callable[[SoakVm], Coroutine[None, None, None]]) -> None:
         """Carry out work on VMs, which are away meanwhile."""
         began = {vm.name: self._journal.absences.begin(vm.name) for vm in vms}
         for vm in vms:

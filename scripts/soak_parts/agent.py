@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -231,7 +230,6 @@ def unmount(directory: Path) -> None:
 
 
 def _mount(place: Path) -> None:
-    mount = shutil.which("mount") or "mount"
     subprocess.run(
-        [mount, "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", place], check=True, timeout=_MOUNT_S
+        ["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", place], check=True, timeout=_MOUNT_S
     )

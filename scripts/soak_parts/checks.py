@@ -1,4 +1,4 @@
-"""The checks of a soak: balloons that nobody moved, the truth of what is retained, and what the agent uses."""
+"""The checks of a soak: unasked moves of balloons, whether retained topics are true, what the agent uses."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ _JUDGED_AFTER_S: Final = 8.0  # the decision of a command is published and logge
 _BEFORE_S: Final = 1.0  # it is published after the command's reply, but another process stamps it
 _AROUND_S: Final = 10.0  # of an absence: messages are dropped until all is connected again
 _EARLY: Final = 8  # meters that are not judged: caches fill
-_MORE_DESCRIPTORS: Final = 24  # connections and files that come and go
-_MORE_THREADS: Final = 4  # the thread pool grows on demand
-_MORE_RSS: Final = 24 * MIB  # 200 VMs take 40 MiB; fragmentation by bursts of messages is allowed
+_MORE: Final = {
+    "descriptors": 24,  # connections and files that come and go
+    "threads": 4,  # the thread pool grows on demand
+    "rss": 24 * MIB,  # 200 VMs take 40 MiB; fragmentation by bursts of messages is allowed
+}
 
 
 def judge_moves(
@@ -70,11 +72,7 @@ class Meters:
         if len(self.all) <= _EARLY:
             return
         early = self.all[:_EARLY]
-        for name, more in (
-            ("descriptors", _MORE_DESCRIPTORS),
-            ("threads", _MORE_THREADS),
-            ("rss", _MORE_RSS),
-        ):
+        for name, more in _MORE.items():
             most, now = max(getattr(one, name) for one in early), getattr(use, name)
             if now > most + more:
                 self._journal.violation("flat use", f"{name}: {now}, at most {most} in the beginning")

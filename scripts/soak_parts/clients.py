@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import aiomqtt
-import msgpack
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -72,7 +71,7 @@ class Client:
                     async for message in client.messages:
                         self._received(message)
             except aiomqtt.MqttError:
-                self._journal.count(f"reconnects of {self.name}")
+                self._journal.count("connections lost", number=not is_away)
             finally:
                 self.client = None
                 if is_away:
@@ -128,7 +127,7 @@ class Asker(Client):
 
 
 class Observer(Client):
-    """Receives everything below the host's root; keeps the decisions and the availability of each VM, and the status."""
+    """Receives everything of the host; keeps its status, and the decisions and availability of each VM."""
 
     def __init__(self, port: int, root: str, journal: Journal) -> None:
         super().__init__("observer", port, f"{root}/#", journal, self._take)
@@ -175,8 +174,6 @@ def decoded(payload: object) -> Any:
     """Return an answer or an object; other text unchanged."""
     raw = bytes(payload) if isinstance(payload, bytes | bytearray) else b""
     try:
-        if raw[:1] in b"{[":
-            return json.loads(raw)
-        return msgpack.unpackb(raw) if raw[:1] >= b"\x80" else raw.decode()
-    except (ValueError, msgpack.UnpackException):
+        return json.loads(raw) if raw[:1] in (b"{", b"[") else raw.decode(errors="replace")
+    except ValueError:
         return raw.decode(errors="replace")

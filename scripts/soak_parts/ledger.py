@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from soak_parts.journal import AGENT, BROKER, Journal
 
 ANSWER_S: Final = 30.0  # beyond what the request itself waits for; milliseconds on an idle machine
+_USUAL_S: Final = 10.0  # an answer that is not there by then was not prevented by a later absence
 _LATE_S: Final = 20.0  # how long a second answer is waited for
 _AROUND_S: Final = 2.0  # an absence may begin before it is noticed, and end before all is connected again
 
@@ -30,6 +33,7 @@ class Ledger:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._sent: dict[bytes, Sent] = {}
+        self._all_answered = asyncio.Event()
         self.slowest_s = 0.0  # of the answers to requests during which nobody was away
 
     def sent(self, correlation: bytes, client: str, what: str, *, wait_s: float) -> None:
@@ -48,6 +52,8 @@ class Ledger:
             self._journal.count("answers to requests that were not confirmed")
         else:
             sent.answers.append((time.monotonic(), status))
+            if all(one.answers for one in self._sent.values()):
+                self._all_answered.set()
 
     def judge(self, *, last: bool = False) -> None:
         """Judge the requests whose time is over; with ``last``, every request."""
@@ -58,13 +64,16 @@ class Ledger:
                 del self._sent[correlation]
                 self._judge(sent, now_s)
 
-    @property
-    def open(self) -> int:
-        """How many requests have no answer yet."""
-        return sum(not sent.answers for sent in self._sent.values())
+    async def until_answered(self, timeout_s: float) -> None:
+        """Wait until each request has an answer; at most this long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not all(sent.answers for sent in self._sent.values()):
+                    self._all_answered.clear()
+                    await self._all_answered.wait()
 
     def _judge(self, sent: Sent, now_s: float) -> None:
-        until_s = sent.answers[-1][0] if sent.answers else now_s
+        until_s = sent.answers[-1][0] if sent.answers else sent.at_s + sent.wait_s + _USUAL_S
         away = [
             who
             for who in (AGENT, BROKER, sent.client)

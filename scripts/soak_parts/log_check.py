@@ -14,7 +14,7 @@ DISK: Final = "disk"
 FILE: Final = "file"
 PRESSURE: Final = "pressure"
 
-_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z (?P<level>[A-Z]+) (?P<word>\S+)(?P<rest>.*)")
+_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z (?P<level>[A-Z]+) (?P<word>[^\s:]+)(?P<rest>.*)")
 _FIELD: Final = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
 _KEPT_TARGETS: Final = 50  # lines of one VM
 _TAIL: Final = 60

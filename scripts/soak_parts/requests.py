@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgpack
-
+from qmpballoon.protocol.payloads import encode
 from qmpballoon.units import MIB
 
 
@@ -20,7 +19,6 @@ class Drawn:
     topic: str
     payload: bytes
     wait_s: float = 0.0
-    retain: bool = False
     expiry_s: int | None = None
     content_type: str | None = None
 
@@ -48,8 +46,8 @@ def draw(rng: random.Random, simulated: Sequence[str], real: Sequence[str], *, m
     return _draw_moving(rng, simulated, real) if moving and rng.random() < 0.5 else _draw_calm(rng, simulated)
 
 
-def _request(place: str, verb: str, wait_s: float = 0.0, **arguments: Any) -> Drawn:
-    return Drawn(f"{place}request/{verb}", json.dumps(arguments).encode(), wait_s)
+def _request(place: str, verb: str, may_take_s: float = 0.0, /, **arguments: Any) -> Drawn:
+    return Drawn(f"{place}request/{verb}", json.dumps(arguments).encode(), may_take_s)
 
 
 def _draw_malformed(rng: random.Random, simulated: Sequence[str]) -> Drawn:
@@ -60,7 +58,6 @@ def _draw_malformed(rng: random.Random, simulated: Sequence[str]) -> Drawn:
         case 1:
             return Drawn(f"vm/no-such-vm-{rng.randrange(50)}/request/get", b"{}")
         case 2:
-            # Only this one is retained: the broker would give it to the agent again at each connect.
             return Drawn(f"vm/{vm}/target/set", rng.choice(_MALFORMED))
         case _:
             verb = rng.choice(("set-target", "set-limits", "set-mode", "get"))
@@ -78,7 +75,7 @@ def _draw_calm(rng: random.Random, simulated: Sequence[str]) -> Drawn:
         case 2:
             return Drawn(
                 f"{vm}request/get",
-                msgpack.packb({"transaction": transaction}),
+                encode({"transaction": transaction}, "msgpack"),
                 content_type="application/msgpack",
             )
         case 3:

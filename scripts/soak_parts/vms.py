@@ -25,12 +25,17 @@ from qmpballoon.units import MIB
 
 SIMULATED_SIZE: Final = 128 * MIB
 REAL_SIZE: Final = 160 * MIB
-_DEMAND_MIB: Final = (0, 24)  # of a simulated guest; RSS of its process must not refute what it holds
+_BASE: Final = 24 * MIB  # of its kernel
+_DEMAND_MIB: Final = (0, 24)  # of a simulated guest
 _CACHE_MIB: Final = (0, 12)
 _HOLD_MIB: Final = (0, 24)  # of a real guest: its kernel holds 60 MiB, a third of its size stays free
 _HOLD_RATE_MIB: Final = 8  # per second: less than the agent gives back while it answers
 _COMMAND_S: Final = 20.0
 _KEPT_COMMANDS: Final = 400
+
+# Forked into the process of each simulated QEMU, where it counts as RSS: with less than its guest holds, the
+# agent would refute what the guest reports.
+_BALLAST: Final = b"." * (32 * MIB)
 
 MUTE: Final = ("silent-greeting", "silent-to=*")
 FAULTS: Final = (
@@ -145,7 +150,7 @@ class SimulatedVm:
             child,
             self.moves,
             listeners=listeners,
-            guest=GuestSpec(size=SIMULATED_SIZE),
+            guest=GuestSpec(size=SIMULATED_SIZE, base=_BASE),
             machine=MachineSpec(name=self.name),
             booted=booted,
         )

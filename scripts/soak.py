@@ -266,7 +266,7 @@ class Soak:
             counts = self._journal.counts
             return (
                 f"{left_s / 60:.1f} min left, {counts['requests']} requests, "
-                f"{counts['balloon commands']} balloon commands, {len(self._journal.violations)} violations"
+                f"{counts['balloon commands']} balloon commands, {self._journal.found} violations"
             )
 
         async with terminal.progress(line):
@@ -311,7 +311,7 @@ def report(options: argparse.Namespace, journal: Journal, soak: Soak) -> None:
         for line in tail[-_TAIL:]:
             print(f"    {line}")
     again = f"--minutes {options.minutes:g} --seed {options.seed} --vms {options.vms} --real {options.real}"
-    print(f"\n{len(journal.violations)} violations; the same again: scripts/soak.py {again}")
+    print(f"\n{journal.found} violations; the same again: scripts/soak.py {again}")
     if options.json is not None:
         command = {key: value for key, value in vars(options).items() if key != "json"}
         found = {**command, **journal.as_json(), **soak.as_json(), "log": tail}

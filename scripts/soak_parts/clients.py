@@ -14,12 +14,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import aiomqtt
+import msgpack  # type: ignore[import-untyped]
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from qmpballoon.lab.broker import HOST
 from qmpballoon.quick_ack import acknowledge_quickly
-from soak_parts.journal import Journal
+from soak_parts.journal import AGENT, Journal
 from soak_parts.ledger import Ledger
 from soak_parts.requests import Drawn
 
@@ -57,6 +58,9 @@ class Client:
         self._journal = journal
         self._received = received
 
+    def lost(self) -> None:
+        """Take the end of a connection."""
+
     async def run(self) -> None:
         """Stay connected until cancelled."""
         while True:
@@ -74,6 +78,7 @@ class Client:
                 self._journal.count("connections lost", number=not is_away)
             finally:
                 self.client = None
+                self.lost()
                 if is_away:
                     self._journal.absences.end(self.name, away_s)
             with self._journal.absences.of(self.name):
@@ -134,14 +139,28 @@ class Observer(Client):
         self.decisions: dict[str, deque[tuple[float, int]]] = defaultdict(
             lambda: deque(maxlen=_KEPT_DECISIONS)
         )
-        self.status = b""
+        self.status = b""  # since the client connected; the agent is away while it is not online
+        self._not_online_s: float | None = journal.absences.begin(AGENT)
         self.availability: dict[str, str] = {}
         self._root = root
+
+    def lost(self) -> None:
+        """Note that nothing is known of the agent until its status is received again."""
+        self._note_status(b"")
+
+    def _note_status(self, status: bytes) -> None:
+        self.status = status
+        absences = self._journal.absences
+        if status != b"online" and self._not_online_s is None:
+            self._not_online_s = absences.begin(AGENT)
+        elif status == b"online" and self._not_online_s is not None:
+            absences.end(AGENT, self._not_online_s)
+            self._not_online_s = None
 
     def _take(self, message: aiomqtt.Message) -> None:
         topic = message.topic.value.removeprefix(f"{self._root}/")
         if topic == "status":
-            self.status = bytes(message.payload)
+            self._note_status(bytes(message.payload))
         self._journal.count("messages seen")
         match topic.split("/"):
             case ["vm", vm, "availability"]:
@@ -174,6 +193,8 @@ def decoded(payload: object) -> Any:
     """Return an answer or an object; other text unchanged."""
     raw = bytes(payload) if isinstance(payload, bytes | bytearray) else b""
     try:
+        if raw[:1] >= b"\x80":
+            return msgpack.unpackb(raw)
         return json.loads(raw) if raw[:1] in (b"{", b"[") else raw.decode(errors="replace")
     except ValueError:
         return raw.decode(errors="replace")

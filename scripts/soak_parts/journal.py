@@ -14,7 +14,7 @@ BROKER: Final = "broker"
 
 _KEPT_ACTIONS: Final = 40  # the last ones are reported with each violation
 _KEPT_ABSENCES: Final = 500  # of one party; the checks look back two minutes
-_MOST_VIOLATIONS: Final = 200
+_MOST_LISTED: Final = 20  # violations of one invariant; the others are only counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,11 @@ class Journal:
         self._last: deque[str] = deque(maxlen=_KEPT_ACTIONS)
 
     @property
+    def found(self) -> int:
+        """The number of violations."""
+        return sum(number for what, number in self.counts.items() if what.startswith("violation "))
+
+    @property
     def elapsed_s(self) -> float:
         """Seconds since the start of the soak."""
         return time.monotonic() - self.began_s
@@ -74,7 +79,7 @@ class Journal:
     def violation(self, invariant: str, text: str) -> None:
         """Record that an invariant did not hold."""
         self.counts[f"violation {invariant}"] += 1
-        if len(self.violations) < _MOST_VIOLATIONS:
+        if self.counts[f"violation {invariant}"] <= _MOST_LISTED:
             self._write(str(Entry(self.elapsed_s, "VIOLATION", f"{invariant}: {text}")))
             self.violations.append(Violation(self.elapsed_s, invariant, text, tuple(self._last)))
 

@@ -68,6 +68,7 @@ class Soak:
         self._meters = Meters(journal)
         self._simulated: list[SimulatedVm] = []
         self._real: list[RealVm] = []
+        self._calm_since_s = 0.0
         self._moving = True  # requests and workloads move balloons; not during a calm
         self.log: LogCheck | None = None
 
@@ -80,6 +81,7 @@ class Soak:
         async with AsyncExitStack() as stack:
             lab = await stack.enter_async_context(Lab(progress=lambda line: self._journal.note("lab", line)))
             stack.callback(unmount, lab.directory)
+            self._journal.note("directory", str(lab.directory))
             broker = await lab.broker("broker", options=_BROKER)
             await self._start_vms(lab, stack)
             sizes = len(self._simulated) * SIMULATED_SIZE + len(self._real) * REAL_SIZE
@@ -182,6 +184,7 @@ class Soak:
         if not await until_recovered(self._vms, observer, self._journal):
             return
         self._journal.count("calms")
+        self._calm_since_s = self._journal.clock()
         began_s = time.monotonic()
         differing: dict[str, str] | None = None  # since the first look
         while differing is None or (differing and time.monotonic() - began_s <= TRUE_WITHIN_S):
@@ -210,7 +213,7 @@ class Soak:
         observer, log = observed
         for task in asking:
             task.cancel()
-        await self._ledger.until_answered(_ANSWERS_S)
+        await self._ledger.until_answered(self._calm_since_s, timeout_s=_ANSWERS_S)
         self._ledger.judge(last=True)
         with self._journal.absences.of(AGENT):
             await actions.end_agent()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -33,7 +32,7 @@ def judge_moves(
     vms: Iterable[SimulatedVm], observer: Observer, log: LogCheck, journal: Journal, *, last: bool = False
 ) -> None:
     """Judge each `balloon` command of the simulated QEMUs: it belongs to a decision that was told."""
-    now_s = time.monotonic()
+    now_s = journal.clock()
     for vm in vms:
         while vm.moves and (last or now_s - vm.moves[0].at_s >= _JUDGED_AFTER_S):
             _judge_move(vm.moves.popleft(), observer, log, journal)
@@ -80,13 +79,13 @@ class Meters:
 
 async def until_recovered(vms: Sequence[SoakVm], observer: Observer, journal: Journal) -> bool:
     """Wait until the agent, and each VM's monitor, is online; tell whether that came in time."""
-    began_s = time.monotonic()
+    began_s = journal.clock()
     missing: list[str] = []
-    while time.monotonic() - began_s < RECOVERED_S:
+    while journal.clock() - began_s < RECOVERED_S:
         missing = [] if observer.status == b"online" else ["the agent"]
         missing += [vm.name for vm in vms if observer.availability.get(vm.name) != "online"]
         if observer.client is not None and not missing:
-            took_s = time.monotonic() - began_s
+            took_s = journal.clock() - began_s
             journal.note("calm", f"all is online again after {took_s:.1f} s")
             return True
         await asyncio.sleep(_LOOK_S)

@@ -43,11 +43,12 @@ class Violation:
 class Journal:
     """Records and prints the actions, and records what they led to."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self.began_s = time.monotonic()
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._began_s = clock()
         self.counts: Counter[str] = Counter()
         self.violations: list[Violation] = []
-        self.absences = Absences()
+        self.absences = Absences(clock)
         self._write = write
         self._last: deque[str] = deque(maxlen=_KEPT_ACTIONS)
 
@@ -59,7 +60,7 @@ class Journal:
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start of the soak."""
-        return time.monotonic() - self.began_s
+        return self.clock() - self._began_s
 
     def action(self, word: str, text: str = "") -> None:
         """Record an action; its word is counted."""
@@ -104,7 +105,8 @@ class Absences:
     Several absences of one party may overlap.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._open: dict[str, list[float]] = defaultdict(list)
         self._closed: dict[str, deque[tuple[float, float]]] = defaultdict(
             lambda: deque(maxlen=_KEPT_ABSENCES)
@@ -112,14 +114,14 @@ class Absences:
 
     def begin(self, who: str) -> float:
         """Note that somebody is away from now on; return what `end` takes."""
-        began_s = time.monotonic()
+        began_s = self._clock()
         self._open[who].append(began_s)
         return began_s
 
     def end(self, who: str, began_s: float) -> None:
         """Note that an absence is over."""
         self._open[who].remove(began_s)
-        self._closed[who].append((began_s, time.monotonic()))
+        self._closed[who].append((began_s, self._clock()))
 
     @contextmanager
     def of(self, who: str) -> Iterator[None]:

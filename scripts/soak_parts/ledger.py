@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -33,12 +32,12 @@ class Ledger:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._sent: dict[bytes, Sent] = {}
-        self._all_answered = asyncio.Event()
+        self._answer = asyncio.Event()
         self.slowest_s = 0.0  # of the answers to requests during which nobody was away
 
     def sent(self, correlation: bytes, client: str, what: str, *, wait_s: float) -> None:
         """Record a request before it is published."""
-        self._sent[correlation] = Sent(client, what, time.monotonic(), wait_s)
+        self._sent[correlation] = Sent(client, what, self._journal.clock(), wait_s)
 
     def unsent(self, correlation: bytes) -> None:
         """Forget a request of which it is not known whether the broker has it."""
@@ -51,26 +50,25 @@ class Ledger:
         if sent is None:
             self._journal.count("answers to requests that were not confirmed")
         else:
-            sent.answers.append((time.monotonic(), status))
-            if all(one.answers for one in self._sent.values()):
-                self._all_answered.set()
+            sent.answers.append((self._journal.clock(), status))
+            self._answer.set()
 
     def judge(self, *, last: bool = False) -> None:
         """Judge the requests whose time is over; with ``last``, every request."""
-        now_s = time.monotonic()
+        now_s = self._journal.clock()
         for correlation, sent in tuple(self._sent.items()):
             over_s = sent.at_s + sent.wait_s + (_LATE_S if sent.answers else ANSWER_S)
             if now_s >= over_s or (last and sent.answers):
                 del self._sent[correlation]
                 self._judge(sent, now_s)
 
-    async def until_answered(self, timeout_s: float) -> None:
-        """Wait until each request has an answer; at most this long."""
+    async def until_answered(self, since_s: float, *, timeout_s: float) -> None:
+        """Wait until each request that was sent since then has an answer; at most this long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while not all(sent.answers for sent in self._sent.values()):
-                    self._all_answered.clear()
-                    await self._all_answered.wait()
+                while any(not sent.answers and sent.at_s >= since_s for sent in self._sent.values()):
+                    self._answer.clear()
+                    await self._answer.wait()
 
     def _judge(self, sent: Sent, now_s: float) -> None:
         until_s = sent.answers[-1][0] if sent.answers else sent.at_s + sent.wait_s + _USUAL_S

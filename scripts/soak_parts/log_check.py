@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import defaultdict, deque
 from pathlib import Path
 from typing import Final
@@ -90,7 +89,7 @@ class LogCheck:
         self._journal.count("log lines")
         level, word = match["level"], match["word"]
         fields = {key: value.strip('"') for key, value in _FIELD.findall(match["rest"].partition(": ")[0])}
-        now_s = time.monotonic()
+        now_s = self._journal.clock()
         if level not in ("INFO", "DEBUG"):
             self._judge_level(level, word, line, now_s)
         vm = fields.get("vm", "")

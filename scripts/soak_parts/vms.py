@@ -31,6 +31,7 @@ _CACHE_MIB: Final = (0, 12)
 _HOLD_MIB: Final = (0, 24)  # of a real guest: its kernel holds 60 MiB, a third of its size stays free
 _HOLD_RATE_MIB: Final = 8  # per second: less than the agent gives back while it answers
 _COMMAND_S: Final = 20.0
+_TERMINATED_S: Final = 10.0
 _KEPT_COMMANDS: Final = 400
 
 # Forked into the process of each simulated QEMU, where it counts as RSS: with less than its guest holds, the
@@ -228,8 +229,15 @@ class RealVm:
         await self.guest.kill()
 
     async def terminate(self) -> None:
-        """End it by SIGTERM."""
-        await self.guest.terminate()
+        """End it by SIGTERM; by SIGKILL if it hangs.
+
+        QEMU 7.2 was seen to hang in its clean-up when its client had just left.
+        """
+        program = self.guest.program
+        program.signal(signal.SIGTERM)
+        with suppress(LabError):
+            await program.ended(timeout_s=_TERMINATED_S)
+        await self.guest.kill()
 
     async def start(self) -> None:
         """Start it again: it resumes the saved state of a booted guest."""

@@ -324,7 +324,8 @@ def report(options: argparse.Namespace, journal: Journal, soak: Soak) -> None:
 def main() -> int:
     """Run a soak; return 1 if an invariant did not hold."""
     options = parse()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as after Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT, as would the agent
+        signal.signal(number, signal.default_int_handler)
 
     def write(line: str) -> None:
         terminal.clear_progress()

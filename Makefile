@@ -4,8 +4,9 @@ PYTHON_BIN = .venv/bin
 PYTEST_ARGS ?=
 QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_real.py agent_target.py)
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 
-.PHONY: help demo test test-python test-qemu check bench bench-compare bench-libvirt bench-policy clean
+.PHONY: help demo test test-python test-qemu check bench bench-compare bench-libvirt bench-policy soak clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -53,6 +54,10 @@ bench-libvirt: ## the agent and libvirt poll the same real guests in turns; need
 bench-policy: ## every policy on eight real guests, 25 minutes; BENCH_ARGS="--rate 40 --policies fairshare"
 	@scripts/setup run lab
 	@$(PYTHON_BIN)/python scripts/bench_policy.py $(BENCH_ARGS)
+
+soak: ## ten minutes of faults at random around 200 simulated and 4 real VMs; SOAK_ARGS="--minutes 60 --seed 7"
+	@scripts/setup run lab
+	@$(PYTHON_BIN)/python scripts/soak.py $(SOAK_ARGS)
 
 clean: ## remove .venv and the files of tools; the guest image stays in its cache
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -159,7 +159,6 @@ class Session(QMPClient):
         if self.runstate is not Runstate.RUNNING or self._reason is not None:
             raise self.reason
         commands.check(command, arguments, self.version)
-        assert self._writer is not None
         self._serial += 1
         message: dict[str, object] = {"execute": command, "id": self._serial}
         if arguments is not None:
@@ -169,7 +168,7 @@ class Session(QMPClient):
         allowed_s = self.request_timeout_s if timeout_s is None else timeout_s
         hangs = self._loop.call_later(allowed_s, self._hangs, key, command, allowed_s)
         try:
-            self._writer.write(json.dumps(message).encode() + b"\n")  # for multiplexers that read lines
+            self._write(json.dumps(message).encode() + b"\n")  # for multiplexers that read lines
             answer = await reply
         finally:
             hangs.cancel()
@@ -203,7 +202,7 @@ class Session(QMPClient):
         """Send requests whose replies go to their sinks; nothing is sent once the session is over."""
         if self._reason is not None or self._writer is None:
             return
-        self._writer.write(self._repeated.add(requests, self._loop.time()))
+        self._write(self._repeated.add(requests, self._loop.time()))
 
     @property
     def awaits_replies(self) -> bool:
@@ -300,8 +299,7 @@ class Session(QMPClient):
 
     async def _negotiate(self) -> None:
         # Without "oob": it is not needed, and with it QEMU parses in a second thread.
-        assert self._writer is not None
-        self._writer.write(b'{"execute": "qmp_capabilities", "id": 0}\n')
+        self._write(b'{"execute": "qmp_capabilities", "id": 0}\n')
         try:
             async with patient_timeout(self.request_timeout_s):
                 while "return" not in (answer := await self._do_recv()):
@@ -359,6 +357,14 @@ class Session(QMPClient):
         await super()._bh_close_stream(error_pathway)
 
     # ── ours ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _write(self, requests: bytes) -> None:
+        """Write, unless the connection has just broken: the reader ends the session then.
+
+        A closed transport of uvloop raises RuntimeError.
+        """
+        if self._writer is not None and not self._writer.transport.is_closing():
+            self._writer.write(requests)
 
     def _received(self, received: bytes) -> None:
         """Take bytes from the monitor."""

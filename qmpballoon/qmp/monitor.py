@@ -80,15 +80,15 @@ def was_accepted(connection: socket.socket) -> bool | None:
     The kernel names the peer of a connection by its inode, which it has from ``accept`` on, under whatever
     name the server has bound. Source: sock_diag(7), UNIX_DIAG_PEER.
     """
-    inode = os.fstat(connection.fileno()).st_ino
     header = (_DIAG_REQUEST.size, _BY_FAMILY, _REQUEST, 0, 0)
-    request = _DIAG_REQUEST.pack(*header, socket.AF_UNIX, _ALL_STATES, inode, _SHOW_PEER, _ANY, _ANY)
     try:
+        inode = os.fstat(connection.fileno()).st_ino
+        request = _DIAG_REQUEST.pack(*header, socket.AF_UNIX, _ALL_STATES, inode, _SHOW_PEER, _ANY, _ANY)
         with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _SOCK_DIAG) as kernel:
             kernel.setblocking(False)  # the answer is there when send returns
             kernel.send(request)
             answer = kernel.recv(4096)
-    except OSError:  # no descriptor left, or a kernel without it
+    except OSError:  # it is closed; no descriptor is left; or a kernel without it
         return None
     at = _DIAG_ATTRIBUTES
     while at + 4 <= len(answer):

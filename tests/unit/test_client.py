@@ -22,6 +22,16 @@ pytestmark = pytest.mark.usefixtures("any_command")
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
+class Ignoring:
+    """A sink for replies that do not matter."""
+
+    def same(self, number: int | None) -> None: ...
+
+    def changed(self, result: object) -> None: ...
+
+    def refused(self, error: QmpError) -> None: ...
+
+
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Run:
     """Run a coroutine on a loop of each kind."""
@@ -288,3 +298,20 @@ async def test_an_exception_of_the_event_handler_is_raised(sockets_dir: Path) ->
         assert "a bug in this program" in str(await session.ended())
         with pytest.raises(LookupError, match="a bug"):
             await session.close()
+
+
+def test_what_is_sent_over_a_connection_that_has_just_broken_is_no_bug(run: Run, sockets_dir: Path) -> None:
+    async def scene() -> None:
+        async with SimulatedQemu(sockets_dir / "a.qmp") as qemu, session_with(qemu.path) as session:
+            usual = session.repeated("query-balloon", None, Ignoring())
+            over = asyncio.create_task(session.ended())
+            asked = []
+            qemu.drop_clients()
+            while not over.done():  # in every turn of the loop until the session notices
+                session.repeat(usual)
+                asked.append(asyncio.create_task(session.request("query-status")))
+                await asyncio.sleep(0)
+            for outcome in await asyncio.gather(*asked, return_exceptions=True):
+                assert isinstance(outcome, ConnectionLost), outcome
+
+    run(scene())

@@ -160,6 +160,12 @@ def test_a_connection_is_known_to_wait_or_to_be_accepted_under_whatever_name_the
         assert was_accepted(first) is False  # the server has left
 
 
+def test_it_is_not_known_whether_a_closed_connection_was_accepted(sockets_dir: Path) -> None:
+    with listening(sockets_dir / "a.qmp"), open_monitor(sockets_dir / "a.qmp").connection as connection:
+        pass
+    assert was_accepted(connection) is None
+
+
 def test_where_the_kernel_does_not_tell_it_is_not_known_whether_a_connection_was_accepted(
     sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

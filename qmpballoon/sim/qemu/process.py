@@ -42,26 +42,35 @@ def listen_in_children(monitors: Sequence[Sequence[Path]], size: int) -> list[li
 
     The children end with this process.
     """
+    gc.freeze()  # the garbage collector does not write to shared pages, which would copy them
+    return [listen_in_child(paths, size)[1] for paths in monitors]
+
+
+def listen_in_child(paths: Sequence[Path], size: int) -> tuple[int, list[socket.socket]]:
+    """Return the pid and the listening sockets of one QEMU, whose child process ends with this one.
+
+    The child must be reaped if it is killed before.
+
+    Raises:
+        OSError: a path cannot be bound, or the child has ended.
+    """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     parent = os.getpid()
-    gc.freeze()  # the garbage collector does not write to shared pages, which would copy them
-    all_listeners = []
-    for paths in monitors:
-        listeners = [bind(path) for path in paths]
-        ready_reader, ready_writer = os.pipe()
-        if os.fork() == 0:
-            try:
-                prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-                _hold(listeners, size, parent, ready_writer)
-            finally:
-                os._exit(1)
-        os.close(ready_writer)
-        ready = os.read(ready_reader, 1)
-        os.close(ready_reader)
-        if not ready:
-            raise OSError(f"the process that listens on {paths[0]} has ended")
-        all_listeners.append(listeners)
-    return all_listeners
+    listeners = [bind(path) for path in paths]
+    ready_reader, ready_writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            _hold(listeners, size, parent, ready_writer)
+        finally:
+            os._exit(1)
+    os.close(ready_writer)
+    ready = os.read(ready_reader, 1)
+    os.close(ready_reader)
+    if not ready:
+        raise OSError(f"the process that listens on {paths[0]} has ended")
+    return child, listeners
 
 
 def _hold(listeners: Sequence[socket.socket], size: int, parent: int, ready_writer: int) -> None:

@@ -44,7 +44,7 @@ from qmpballoon.errors import (
     QmpError,
     RequestRefused,
 )
-from qmpballoon.log import log_event
+from qmpballoon.log import log_event, log_withheld
 from qmpballoon.model.names import VmId, safe_name
 from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 from qmpballoon.mqtt.connection import Broker
@@ -159,6 +159,7 @@ class Agent:
                 self._registry.retire()
                 for task in tasks.values():
                     task.cancel()
+        log_withheld(now=True)
         log_event("agent-stopped", host=self._host)
         return stop.exit_code
 

@@ -51,8 +51,7 @@ _PUBLISHED: Final = frozenset(
     }
 )
 _ALTERS: Final = _PUBLISHED | {"MIGRATION", "DEVICE_DELETED", "MEMORY_DEVICE_SIZE_CHANGE", "ACPI_DEVICE_OST"}
-
-
+_JUDGED: Final = ("stuck", "uncooperative", "untrusted")
 ENDED_AFTER_S: Final = 30.0  # of silence, where no process tells whether the QEMU has ended
 
 
@@ -153,7 +152,8 @@ class ManagedVm:
         if not self.retired:
             if health != before:
                 level = logging.INFO if health in ("ok", "starting") else logging.WARNING
-                log_event("health", vm=self.id, level=level, was=before, now=health)
+                judged = health in _JUDGED  # by the guard, after seconds: never frequent
+                log_event("health", vm=self.id, level=level, always=judged, was=before, now=health)
                 self._context.feed.vm_event(
                     self.id, Event("health", utc_now(), {"from": before, "to": health})
                 )

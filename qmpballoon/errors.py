@@ -150,6 +150,7 @@ class Problem:
     line: int | None  # counted from 1; None: not tied to a line
     key: str  # dotted path: "vm.match[1].floor"; "" for the file as a whole
     reason: str  # what is wrong and what is valid
+    file: str | None = None  # the file that the key names, if the problem is in there
 
     def __str__(self) -> str:
         place = f"line {self.line}: " if self.line is not None else ""
@@ -169,7 +170,14 @@ class ConfigurationError(QmpBalloonError):
     @property
     def lines(self) -> tuple[str, ...]:
         """A line for each problem, with its place; may contain text of the file."""
-        return tuple(f"{self.source}: {problem}" for problem in self.problems)
+        return tuple(self._line(problem) for problem in self.problems)
+
+    def _line(self, problem: Problem) -> str:
+        if problem.file is None:
+            return f"{self.source}: {problem}"
+        place = "" if problem.line is None else f" ({self.source}: line {problem.line})"
+        key = f"{problem.key}: " if problem.key else ""
+        return f"{problem.file}: {key}{problem.reason}{place}"
 
 
 class AnotherAgentRuns(QmpBalloonError):

@@ -90,22 +90,29 @@ class _Repeats:
 _repeats: Final = _Repeats()
 
 
-def log_event(
-    word: str, sentence: str = "", *, level: int = logging.INFO, always: bool = False, **fields: object
-) -> None:
+def log_event(word: str, sentence: str = "", *, level: int = logging.INFO, **fields: object) -> None:
     """Log ``word key=value ...: sentence``; fields that are None are left out.
 
     The same word about the same VM or broker is logged three times a minute. The rest is counted, and
     `log_withheld` logs the last of it, so that the log ends with the current state. Warnings are counted
     apart from other lines, and for each reason (``why`` or ``now``): frequent lines do not hide them. Errors
-    and lines with ``always`` are never withheld: their callers log changes only.
+    are never withheld.
     """
+    _log(word, sentence, level, fields, always=level >= logging.ERROR)
+
+
+def log_always(word: str, sentence: str = "", *, level: int = logging.WARNING, **fields: object) -> None:
+    """Log what may need a person, as `log_event` does, and never withhold it; for changes only."""
+    _log(word, sentence, level, fields, always=True)
+
+
+def _log(word: str, sentence: str, level: int, fields: Mapping[str, object], *, always: bool) -> None:
     if not LOG.isEnabledFor(level):
         return
     parts = [word, *(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)]
     repeat = _repeats.of(word, _about(fields))
     repeat.level, repeat.line = level, (" ".join(parts), one_line(sentence))
-    if not (always or level >= logging.ERROR) and repeat.is_frequent(_reason(fields, level)):
+    if not always and repeat.is_frequent(_reason(fields, level)):
         repeat.withheld += 1
     else:
         _emit(repeat)

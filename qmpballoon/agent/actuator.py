@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from qmpballoon.agent.feed import Feed
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NotReady, RequestRefused
-from qmpballoon.log import log_event
+from qmpballoon.log import log_always, log_event
 from qmpballoon.model.records import Event, VmStatus, utc_now
 from qmpballoon.policy.reasons import MAY_NEED_A_PERSON
 from qmpballoon.units import format_size
@@ -28,16 +27,8 @@ class Actuator:
         """
         before = vm.status.actual
         serial = await vm.send_target(target, why)
-        urgent = why in MAY_NEED_A_PERSON
-        log_event(
-            "target",
-            level=logging.WARNING if urgent else logging.INFO,
-            always=urgent,
-            vm=vm.id,
-            was=format_size(before),
-            now=format_size(target),
-            why=why,
-        )
+        log = log_always if why in MAY_NEED_A_PERSON else log_event
+        log("target", vm=vm.id, was=format_size(before), now=format_size(target), why=why)
         details = {
             "from": before,
             "to": target,

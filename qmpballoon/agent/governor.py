@@ -25,7 +25,7 @@ from qmpballoon.agent.spec import boot_time_s
 from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpError
-from qmpballoon.log import log_event, log_withheld
+from qmpballoon.log import log_always, log_event, log_withheld
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, utc_now
 from qmpballoon.model.tolerance import is_reached
@@ -226,7 +226,7 @@ class Governor:
                 published.problem = True
                 if judgement.why in MAY_NEED_A_PERSON and vm.run.why != judgement.why:
                     means = WORDS[judgement.why].means
-                    log_event("problem", means, level=logging.WARNING, vm=vm.id, why=judgement.why)
+                    log_always("problem", means, vm=vm.id, why=judgement.why)
                 vm.explain(judgement.why)
             elif published.problem:  # the problem is over, so its reason must not stay
                 published.problem = False

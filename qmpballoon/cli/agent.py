@@ -8,18 +8,7 @@ from typing import Final
 
 from qmpballoon import log
 from qmpballoon.cli.program import DONE
-from qmpballoon.cli.sockets import refused_path
-from qmpballoon.config import (
-    COMMAND_LINE,
-    MODES,
-    POLICIES,
-    Configuration,
-    default_text,
-    defaults,
-    load,
-    override,
-)
-from qmpballoon.errors import ConfigurationError, Problem
+from qmpballoon.config import MODES, POLICIES, Configuration, default_text, defaults, load, override
 
 EXAMPLES: Final = """\
 examples:
@@ -96,7 +85,7 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         ConfigurationError: the file or an option is invalid; has all problems.
     """
     configuration = load(arguments.config) if arguments.config else defaults()
-    configuration = override(
+    return override(
         configuration,
         host=arguments.host,
         state_dir=arguments.state_dir,
@@ -112,11 +101,3 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         budget=arguments.budget,
         reserve=arguments.reserve,
     )
-    problems = [
-        Problem(None, "discovery.sockets", reason)
-        for pattern in configuration.discovery.sockets
-        if (reason := refused_path(pattern)) is not None
-    ]
-    if problems:
-        raise ConfigurationError(arguments.config or COMMAND_LINE, problems)
-    return configuration

@@ -189,7 +189,8 @@ async def test_the_topic_target_set_is_answered_under_its_verb(listener: Listene
 
 
 async def test_a_retained_command_is_refused_and_so_is_its_clearing(listener: Listener, agent: Agent) -> None:
-    for payload in ({}, b""):
+    payloads: tuple[object, ...] = ({}, b"")
+    for payload in payloads:
         start = len(listener.messages)
         await listener.send(GET, payload, retain=True)
         answer = await listener.on(GET.replace("request", "response"), start=start)

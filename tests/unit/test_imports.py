@@ -39,7 +39,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "api": "",
     "__init__": "",
     "agent": """
-        . boot run event_loop feed holds store systemd wheel usual_poll vm_session context host_monitor
+        . boot run event_loop usable feed holds store systemd wheel usual_poll vm_session context host_monitor
         limits spec vm_polls vm actuator registry arrival connector supervisor governor service app
     """,
     "sim": """

@@ -13,7 +13,7 @@ import pytest
 
 from qmpballoon import log as log_module
 from qmpballoon.errors import QmpError
-from qmpballoon.log import LOG, log_event, log_withheld, set_up
+from qmpballoon.log import LOG, log_always, log_event, log_withheld, set_up
 
 
 @pytest.fixture
@@ -155,9 +155,7 @@ def test_an_endless_repeat_is_logged_three_times_a_minute(
 def test_what_may_need_a_person_is_never_withheld(log: io.StringIO) -> None:
     for number in range(20):
         log_event("target", vm="a", now=f"{number} MiB", why="give")
-        log_event(
-            "target", vm="a", now=f"{number} MiB", why="emergency", level=logging.WARNING, always=True
-        )
+        log_always("target", vm="a", now=f"{number} MiB", why="emergency")
         log_event("alarm", f"floors {number}", level=logging.ERROR)
     lines = log.getvalue().splitlines()
     assert sum("why=emergency" in line for line in lines) == 20

@@ -78,7 +78,9 @@ async def test_a_retained_request_is_refused_and_so_is_its_clearing() -> None:
 async def test_an_empty_request_gets_one_answer_in_its_format() -> None:
     agent = Agent()
     host = f"{TOPICS.root}/request/list"
-    await agent.take(Message(GET, b""), Message(host, b""), Message(GET, b"", content_type="application/msgpack"))
+    await agent.take(
+        Message(GET, b""), Message(host, b""), Message(GET, b"", content_type="application/msgpack")
+    )
     assert agent.codes == ["ok", "ok", "ok"]
     assert [answer.payload_format for answer in agent.answers] == ["json", "json", "msgpack"]
     assert agent.answers[1].topic == f"{TOPICS.root}/response/list"

@@ -70,6 +70,9 @@ def findings(configuration: Configuration) -> Iterator[Finding]:
     if configuration.mqtt.payload == "msgpack" and not HAS_MSGPACK:
         reason = 'the package msgpack is not installed here: use "json", or install msgpack'
         yield Finding(("mqtt", "payload"), reason)
+    if not configuration.discovery.sockets:
+        reason = 'no VM can be found: name globs, such as "/run/qmpballoon/*.qmp"'
+        yield Finding(("discovery", "sockets"), reason, is_error=False)
     for pattern in configuration.discovery.sockets:
         if (why := refused_path(pattern)) is not None:
             yield Finding(("discovery", "sockets"), why)

@@ -65,7 +65,7 @@ class DiscoverySettings:
     """``[discovery]``."""
 
     sockets: tuple[str, ...] = _machine_key(
-        values.several(values.socket_glob, "globs of absolute paths", least=1),
+        values.several(values.socket_glob, "globs of absolute paths"),
         "Globs of QMP sockets, watched: a VM appears and vanishes without a restart.\n"
         "To open a monitor is to take it from its owner: never name sockets that libvirt or Proxmox holds.",
     )

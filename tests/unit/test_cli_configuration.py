@@ -107,7 +107,6 @@ UNUSABLE = {
     "a CA that all may write": ("[mqtt]\nurl='mqtts://b'\nca_file='{open}'", "chmod go-w {open}"),
     "no cgroup": ("[host]\nbudget='cgroup:/no/such/group'", "there is no cgroup"),
     "a directory as a socket": ("[discovery]\nsockets=['{dir}']", "is a directory; name its sockets"),
-    "no sockets": ("[discovery]\nsockets=[]", "must not be empty"),
     "the state directory is a file": ("[agent]\nstate_dir='{empty}'", "Not a directory"),
     "the state directory is below a file": ("[agent]\nstate_dir='{empty}/state'", "Not a directory"),
     "two VMs of one name": (
@@ -141,6 +140,7 @@ def test_check_config_refuses_what_the_agent_refuses(
 
 
 DOUBTFUL = {
+    "no sockets": ("[discovery]\nsockets=[]", "line 4: discovery.sockets: no VM can be found"),
     "a budget above the host's memory": ("[host]\nbudget='1000TiB'", "host.budget: 1000TiB is more than"),
     "all of the memory and a reserve": ("[host]\nbudget='100%'", "100% with the reserve of 512MiB is more"),
     "a reserve of all": ("[host]\nreserve='1000TiB'", "host.reserve: 1000TiB is all of this machine's"),

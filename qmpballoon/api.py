@@ -23,6 +23,7 @@ from qmpballoon.errors import (
 )
 from qmpballoon.model.records import Event, VmState, utc_now
 from qmpballoon.model.tolerance import is_reached, is_steady
+from qmpballoon.not_reached import not_reached
 from qmpballoon.procfs import is_stopped
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
@@ -169,7 +170,10 @@ class Vm:
             if condition(state):
                 return state
             if time.monotonic() - began_s >= timeout_s:
-                raise NotReached(state.target, state, timeout_s)
+                sizes = f"{format_size(state.actual)} of {format_size(state.size)}"
+                reason = f"what was waited for did not come true within {timeout_s:g} s"
+                message = f"{self.name}: {reason}; the guest has {sizes}"
+                raise NotReached(state.target, state, timeout_s, message)
             await asyncio.sleep(_POLL_S)
 
     async def events(self) -> AsyncIterator[Event]:
@@ -212,8 +216,21 @@ class Vm:
         resizer, deadline_s = await self._find_balloon(), time.monotonic() + wait_s
         while not is_reached(await resizer.actual(), target, size):
             if time.monotonic() >= deadline_s:
-                raise NotReached(target, await self.state(fresh_s=0.1), wait_s)
+                raise await self._not_reached(target, wait_s)
             await asyncio.sleep(_POLL_S)
+
+    async def _not_reached(self, target: int, waited_s: float) -> NotReached:
+        state = await self.state(fresh_s=0.1)
+        message = not_reached(
+            self.name,
+            target=target,
+            actual=state.actual,
+            waited_s=waited_s,
+            available=state.guest.available if state.guest else None,
+            run_state=state.run_state,
+            driver_up=await self.driver_up(),
+        )
+        return NotReached(target, state, waited_s, message)
 
     async def _missing(self, state: VmState, waited_s: float) -> str:
         place = f"{self.name}: not ready within {waited_s:g} s: "

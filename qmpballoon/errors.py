@@ -126,12 +126,15 @@ class NotReached(QmpBalloonError, TimeoutError):
 
     code = "not-reached"
 
-    def __init__(self, target: int | None, state: VmState, waited_s: float) -> None:
+    def __init__(
+        self, target: int | None, state: VmState, waited_s: float, message: str | None = None
+    ) -> None:
         self.target = target  # None: the wait was for another condition
         self.state = state
         outcome = "what was waited for did not come true" if target is None else f"not {target}"
         super().__init__(
-            f"the guest has {state.actual} bytes, {outcome}, after {waited_s:g} s; the target stays"
+            message
+            or f"the guest has {state.actual} bytes, {outcome}, after {waited_s:g} s; the target stays"
         )
 
 

@@ -12,8 +12,9 @@ from qmpballoon.config import MODES, POLICIES, Configuration, default_text, defa
 
 EXAMPLES: Final = """\
 examples:
-  qmpballoon agent '/run/qmpballoon/*.qmp'                        control VMs without MQTT
-  qmpballoon agent --broker mqtt://localhost --mode observe       see what it would do, move nothing
+  qmpballoon agent '/run/qmpballoon/*.qmp'      control VMs without MQTT
+  qmpballoon agent --mode observe               decide and publish, move nothing
+  qmpballoon agent --broker mqtt://localhost
   qmpballoon agent -c /etc/qmpballoon.toml -v
   qmpballoon agent --print-default-config > qmpballoon.toml
 

@@ -16,7 +16,7 @@ from qmpballoon.units import format_size
 EXAMPLES: Final = """\
 examples:
   qmpballoon check-config /etc/qmpballoon.toml
-  qmpballoon check-config /etc/qmpballoon.toml --json | jq -r '.problems[] | "\\(.line): \\(.reason)"'
+  qmpballoon check-config /etc/qmpballoon.toml --json | jq '.problems[].reason'
   qmpballoon agent --print-default-config > qmpballoon.toml      to start from
 
 Exit code 0: an agent can use the file here. 2: it cannot; each error has its line, its key and what is

@@ -22,6 +22,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "tls": "",
     "quick_ack": "",
     "units": "",
+    "not_reached": "",
     "readers": "",
     "procfs": "",
     "cgroups": "",

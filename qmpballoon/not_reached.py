@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from qmpballoon.units import MIB, format_size
-
-_LITTLE: Final = 24 * MIB  # a guest with less than this available gives no more, or only slowly
+from qmpballoon.model.tolerance import SAFE_MARGIN
+from qmpballoon.units import format_size
 
 
 def not_reached(
@@ -38,6 +35,6 @@ def _likely_cause(
         return "its balloon driver is slow or stuck"
     if available is None:
         return "it sends no statistics, so it may hold the memory, or its balloon driver is slow or stuck"
-    if available < actual - target + _LITTLE:
+    if available < actual - target + SAFE_MARGIN:
         return f"the guest has no more to give, with {format_size(available)} available"
     return f"its balloon driver is slow or stuck, with {format_size(available)} available in the guest"

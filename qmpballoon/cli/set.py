@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from qmpballoon import terminal
-from qmpballoon.api import Vm
+from qmpballoon.api import DangerousTarget, Vm
 from qmpballoon.cli.arguments import seconds, size
 from qmpballoon.cli.program import DONE, exit_code
 from qmpballoon.cli.sockets import ARGUMENT_HELP, connected, find_sockets
 from qmpballoon.cli.status import guest_as_json
 from qmpballoon.errors import NotReached, OutOfRange, QmpBalloonError
 from qmpballoon.model.records import VmState
+from qmpballoon.model.tolerance import SAFE_MARGIN
 from qmpballoon.units import MIB, Amount, format_size, round_up_to_page
 
 EXAMPLES: Final = """\
@@ -32,7 +34,6 @@ swap, stalls or kills: that needs --force, as does shrinking a guest that sends 
 Growing is always allowed.
 """
 
-MARGIN: Final = 24 * MIB  # a guest without swap started to kill at about 5 MiB available
 _CONNECT_S: Final = 5.0
 _FRESH_S: Final = 1.5
 _MOST_READS: Final = 10
@@ -113,7 +114,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return the exit code."""
     paths = [found.path for found in find_sockets([arguments.socket])]
-    outcomes = asyncio.run(_set_all(paths, arguments.size, arguments.wait, force=arguments.force))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DangerousTarget)  # what --force allows
+        outcomes = asyncio.run(_set_all(paths, arguments.size, arguments.wait, force=arguments.force))
     if arguments.json:
         terminal.print_json([outcome.as_json() for outcome in outcomes])
     code = DONE
@@ -141,7 +144,7 @@ def check_target(state: VmState, target: int) -> None:
             None,
             f"not set: {reason}, so nobody knows how far it can shrink; --force sets it all the same",
         )
-    least = min(state.actual, state.held + MARGIN)
+    least = min(state.actual, state.held + SAFE_MARGIN)
     if target < least:
         raise Refused(
             least,

@@ -280,6 +280,20 @@ async def test_closing_restores_the_interval_and_leaves_the_balloon(found: int, 
         assert qemu.guest.target == 128 * MIB
 
 
+async def test_a_dangerous_target_is_set_and_warned_of(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp") as (qemu, vm):
+        held = (await vm.state()).held
+        assert held is not None
+        await vm.set_target(held + 24 * MIB)  # what the command line accepts causes no warning
+        with pytest.warns(qmpballoon.DangerousTarget, match="a: .* is less than the .* that the guest held"):
+            await vm.set_target(held + 20 * MIB)
+        assert 0 <= qemu.guest.target - (held + 20 * MIB) < 4096
+        await vm.set_target("100%")
+        with pytest.raises(qmpballoon.DangerousTarget):  # where warnings are errors, it is set, too
+            await vm.set_target(held)
+        assert 0 <= qemu.guest.target - held < 4096
+
+
 async def test_a_connection_that_read_no_figures_sets_no_interval(
     sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,14 +54,26 @@ def check_usable(configuration: Configuration) -> MqttFiles:
         ConfigurationError: has all that makes the configuration unusable on this machine.
     """
     found = list(findings(configuration))
-    source = configuration.source
-    errors = [each.problem(source) for each in found if each.is_error]
-    if errors:
-        raise ConfigurationError(source, errors)
+    _raise_errors(found, configuration.source)
     for each in found:
         key, file = dotted(each.path), each.file
         log_always("configuration", each.reason, key=key, file=file)
     return read_mqtt_files(configuration.mqtt)
+
+
+def check_files(configuration: Configuration) -> None:
+    """Check the files for MQTT alone.
+
+    Raises:
+        ConfigurationError: one of them cannot be used.
+    """
+    _raise_errors(list(_of_files(configuration)), configuration.source)
+
+
+def _raise_errors(found: list[Finding], source: str) -> None:
+    errors = [each.problem(source) for each in found if each.is_error]
+    if errors:
+        raise ConfigurationError(source, errors)
 
 
 def findings(configuration: Configuration) -> Iterator[Finding]:

@@ -37,6 +37,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "qmp": ". commands discovery events monitor repeated resizer wire client balloon process",
     "protocol": ". objects payloads verbs requests",
     "mqtt": ". dead_band outbox topics commands publisher connection connection_log bridge",
+    "client": "",
     "api": "",
     "__init__": "",
     "agent": """
@@ -51,7 +52,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         . demo demo.picture demo.workload require kernel process serial waiting broker image
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
-    "cli": "arguments program sockets . agent check_config demo simulate status set watch",
+    "cli": "arguments broker program sockets . agent check_config demo forget simulate status set watch",
     "__main__": "",
 }
 NEVER = {

@@ -208,11 +208,13 @@ def test_every_help_page_fits_80_columns(
         (["set", "a.qmp", "-5%"], "argument SIZE: out of range: the size '-5%' must be more than zero"),
         (["set", "a.qmp", "0"], "argument SIZE: out of range: the size '0' must be more than zero"),
         (["set", "a.qmp", "1GiB", "--wait", "-3"], "argument --wait: '-3' is no time"),
+        (["forget", "a/"], "argument HOST[/VM]: 'a/' is neither HOST nor HOST/VM"),
+        (["forget", "/a"], "argument HOST[/VM]: '/a' is neither HOST nor HOST/VM"),
         (["agent", "--budget", "-64MiB"], "command line: --budget: must be more than zero"),
         (["agent", "--reserve", "-1.5GiB"], "command line: --reserve: must be more than zero"),
     ],
 )
-def test_a_negative_value_is_out_of_range_and_no_option(
+def test_a_wrong_value_is_named_and_a_negative_one_is_no_option(
     typed: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(typed) == 2

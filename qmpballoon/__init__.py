@@ -10,6 +10,7 @@
 The command ``qmpballoon agent`` controls many VMs automatically, with state and requests over MQTT.
 """
 
+from qmpballoon.api import DangerousTarget as DangerousTarget
 from qmpballoon.api import Vm, connect
 from qmpballoon.errors import (
     ConnectionLost,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -22,7 +23,8 @@ from qmpballoon.errors import (
     Unreachable,
 )
 from qmpballoon.model.records import Event, VmState, utc_now
-from qmpballoon.model.tolerance import is_reached, is_steady
+from qmpballoon.model.tolerance import SAFE_MARGIN, is_reached, is_steady
+from qmpballoon.not_reached import not_reached
 from qmpballoon.procfs import is_stopped
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
@@ -35,6 +37,7 @@ _REQUEST_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.05
 _POLL_S: Final = 0.05  # of query-balloon while waiting: events are up to a second late
 _MOST_EVENTS: Final = 1000
+_HELD_FOR_S: Final = 60.0  # what a guest held longer ago says nothing about it now
 
 
 @asynccontextmanager
@@ -63,6 +66,10 @@ async def connect(socket: str | os.PathLike[str], *, timeout_s: float = 5.0) -> 
         await session.close()
 
 
+class DangerousTarget(UserWarning):
+    """A target is so small that the guest may start to swap, stall or kill; it is set all the same."""
+
+
 class Vm:
     """A VM with an open monitor; made by :func:`connect`.
 
@@ -80,6 +87,7 @@ class Vm:
         self._resizer: balloon.VirtioBalloon | None = None
         self._sampler: balloon.Sampler | None = None
         self._starting = asyncio.Lock()
+        self._held: tuple[float, int] | None = None  # when it was seen, and what the guest held
 
     async def state(self, *, fresh_s: float = 3.0) -> VmState:
         """Return the VM's state with fresh guest statistics.
@@ -100,6 +108,8 @@ class Vm:
         if sample is None:
             return VmState(run_state, size, actual, resizer.asked, None)
         sampled = replace(sample, actual=actual if is_steady(before, actual) else None)
+        if sampled.held is not None:
+            self._held = time.monotonic(), sampled.held
         return VmState(run_state, size, actual, resizer.asked, sampled.aged(time.monotonic()), sampled.held)
 
     async def driver_up(self) -> bool | None:
@@ -138,6 +148,11 @@ class Vm:
         Without ``wait_s`` it returns when QEMU has accepted the target; the guest may not have moved yet.
         With ``wait_s`` it returns when ``actual`` is within max(1 MiB, 0.5 % of the VM's size) of it.
 
+        Any size is obeyed. A guest that is shrunk below what it holds (``VmState.held``) plus 24 MiB may
+        swap, stall or kill: ``qmpballoon set`` refuses such a target without ``--force``. Here it causes a
+        warning, DangerousTarget, when QEMU has accepted the target, if ``state``, ``ready`` or ``wait_for``
+        has read what the guest holds in the last minute: this call reads no statistics.
+
         Raises:
             InvalidSize, OutOfRange: not a size, or not a possible one for this VM.
             NotReached: not reached within ``wait_s``; the target stays.
@@ -151,7 +166,11 @@ class Vm:
                 f"{format_size(target)} is more than the VM's {format_size(whole)}: "
                 "a balloon cannot add memory"
             )
+        danger = self._danger_of(target)
+        shrinks = danger is not None and target < await resizer.actual()
         await resizer.ask(target)
+        if danger is not None and shrinks:
+            warnings.warn(danger, DangerousTarget, stacklevel=2)
         if wait_s is not None:
             await self._wait_reached(target, whole, wait_s)
         return target
@@ -169,7 +188,10 @@ class Vm:
             if condition(state):
                 return state
             if time.monotonic() - began_s >= timeout_s:
-                raise NotReached(state.target, state, timeout_s)
+                sizes = f"{format_size(state.actual)} of {format_size(state.size)}"
+                reason = f"what was waited for did not come true within {timeout_s:g} s"
+                message = f"{self.name}: {reason}; the guest has {sizes}"
+                raise NotReached(state.target, state, timeout_s, message)
             await asyncio.sleep(_POLL_S)
 
     async def events(self) -> AsyncIterator[Event]:
@@ -199,6 +221,18 @@ class Vm:
             self._resizer = balloon.VirtioBalloon(self._session, await balloon.find_balloon(self._session))
         return self._resizer
 
+    def _danger_of(self, target: int) -> str | None:
+        """Return why a target is dangerous; None if it is not, or if that is not known."""
+        if self._held is None or time.monotonic() - self._held[0] > _HELD_FOR_S:
+            return None
+        held = self._held[1]
+        if target >= held + SAFE_MARGIN:
+            return None
+        return (
+            f"{self.name}: {format_size(target)} is less than the {format_size(held)} that the guest held "
+            f"and a margin of {format_size(SAFE_MARGIN)}: it may swap, stall or kill"
+        )
+
     async def _started_sampler(self) -> balloon.Sampler:
         device = (await self._find_balloon()).device
         async with self._starting:
@@ -212,8 +246,21 @@ class Vm:
         resizer, deadline_s = await self._find_balloon(), time.monotonic() + wait_s
         while not is_reached(await resizer.actual(), target, size):
             if time.monotonic() >= deadline_s:
-                raise NotReached(target, await self.state(fresh_s=0.1), wait_s)
+                raise await self._not_reached(target, wait_s)
             await asyncio.sleep(_POLL_S)
+
+    async def _not_reached(self, target: int, waited_s: float) -> NotReached:
+        state = await self.state(fresh_s=0.1)
+        message = not_reached(
+            self.name,
+            target=target,
+            actual=state.actual,
+            waited_s=waited_s,
+            available=state.guest.available if state.guest else None,
+            run_state=state.run_state,
+            driver_up=await self.driver_up(),
+        )
+        return NotReached(target, state, waited_s, message)
 
     async def _missing(self, state: VmState, waited_s: float) -> str:
         place = f"{self.name}: not ready within {waited_s:g} s: "

@@ -126,12 +126,15 @@ class NotReached(QmpBalloonError, TimeoutError):
 
     code = "not-reached"
 
-    def __init__(self, target: int | None, state: VmState, waited_s: float) -> None:
+    def __init__(
+        self, target: int | None, state: VmState, waited_s: float, message: str | None = None
+    ) -> None:
         self.target = target  # None: the wait was for another condition
         self.state = state
         outcome = "what was waited for did not come true" if target is None else f"not {target}"
         super().__init__(
-            f"the guest has {state.actual} bytes, {outcome}, after {waited_s:g} s; the target stays"
+            message
+            or f"the guest has {state.actual} bytes, {outcome}, after {waited_s:g} s; the target stays"
         )
 
 
@@ -150,6 +153,7 @@ class Problem:
     line: int | None  # counted from 1; None: not tied to a line
     key: str  # dotted path: "vm.match[1].floor"; "" for the file as a whole
     reason: str  # what is wrong and what is valid
+    file: str | None = None  # the file that the key names, if the problem is in there
 
     def __str__(self) -> str:
         place = f"line {self.line}: " if self.line is not None else ""
@@ -169,7 +173,14 @@ class ConfigurationError(QmpBalloonError):
     @property
     def lines(self) -> tuple[str, ...]:
         """A line for each problem, with its place; may contain text of the file."""
-        return tuple(f"{self.source}: {problem}" for problem in self.problems)
+        return tuple(self._line(problem) for problem in self.problems)
+
+    def _line(self, problem: Problem) -> str:
+        if problem.file is None:
+            return f"{self.source}: {problem}"
+        place = "" if problem.line is None else f" ({self.source}: line {problem.line})"
+        key = f"{problem.key}: " if problem.key else ""
+        return f"{problem.file}: {key}{problem.reason}{place}"
 
 
 class AnotherAgentRuns(QmpBalloonError):

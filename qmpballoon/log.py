@@ -5,7 +5,8 @@
     vm-online vm=web1 life=4711-889123 qemu=7.2.22: the monitor answers
 
 Under systemd a line starts with its priority (``<4>``, sd-daemon(3)) and has no time stamp, because the
-journal adds one. Frequent repeats are logged a few times, then counted.
+journal adds one. Frequent repeats are logged a few times, then counted; what may need a person is always
+logged.
 
 Names of VMs, errors of QEMU and topics are untrusted. None of their characters controls a terminal or
 ends a line. The further lines of a message, as in a traceback, cannot be taken for a message: they start
@@ -19,15 +20,16 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, TextIO
 
 LOG: Final = logging.getLogger("qmpballoon")
 
-_REPEATS: Final = 3  # lines of one word about one VM are logged
+_REPEATS: Final = 3  # lines of one word about one VM are logged; of warnings also for each reason
 _WINDOW_S: Final = 60.0  # in this time; the others are counted, and the last one logged at its end
 _MOST_KEYS: Final = 4096
+_MOST_REASONS: Final = 16
 _PRIORITIES: Final = {
     logging.DEBUG: 7,
     logging.INFO: 6,
@@ -42,26 +44,34 @@ class _Repeat:
     """The repeats of one word about one VM within a window, with the newest line."""
 
     began_s: float
-    count: int = 0
+    counts: dict[str, int] = field(default_factory=dict)  # of lines, by reason; "" for all without a warning
     withheld: int = 0
     level: int = 0
     line: tuple[str, str] = ("", "")  # word with its fields, sentence
+
+    def is_frequent(self, reason: str) -> bool:
+        """Count one more line with this reason, and tell whether there are enough of them."""
+        if reason not in self.counts and len(self.counts) >= _MOST_REASONS:
+            reason = ""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        return self.counts[reason] > _REPEATS
 
 
 class _Repeats:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], _Repeat] = {}
 
-    def count(self, word: str, about: str) -> _Repeat:
-        """Count one more line of this word about this VM, and return its repeats."""
+    def of(self, word: str, about: str) -> _Repeat:
+        """Return the repeats of this word about this VM in the current window."""
         now_s = time.monotonic()
         repeat = self._seen.pop((word, about), None)
         if repeat is None or now_s - repeat.began_s > _WINDOW_S:
             repeat = _Repeat(now_s, withheld=repeat.withheld if repeat else 0)
-        repeat.count += 1
         self._seen[word, about] = repeat
         if len(self._seen) > _MOST_KEYS:
-            self._seen.pop(next(iter(self._seen)))
+            oldest = self._seen.pop(next(iter(self._seen)))
+            if oldest.withheld:
+                _emit_withheld(oldest)
         return repeat
 
     def overdue(self) -> Iterator[_Repeat]:
@@ -69,8 +79,12 @@ class _Repeats:
         now_s = time.monotonic()
         for repeat in self._seen.values():
             if repeat.withheld and now_s - repeat.began_s > _WINDOW_S:
-                repeat.began_s, repeat.count = now_s, _REPEATS
+                repeat.began_s, repeat.counts = now_s, dict.fromkeys(repeat.counts, _REPEATS)
                 yield repeat
+
+    def pending(self) -> Iterator[_Repeat]:
+        """Yield those whose newest line was withheld."""
+        yield from (repeat for repeat in self._seen.values() if repeat.withheld)
 
 
 _repeats: Final = _Repeats()
@@ -80,24 +94,39 @@ def log_event(word: str, sentence: str = "", *, level: int = logging.INFO, **fie
     """Log ``word key=value ...: sentence``; fields that are None are left out.
 
     The same word about the same VM or broker is logged three times a minute. The rest is counted, and
-    `log_withheld` logs the last of it, so that the log ends with the current state.
+    `log_withheld` logs the last of it, so that the log ends with the current state. Warnings are counted
+    apart from other lines, and for each reason (``why`` or ``now``): frequent lines do not hide them. Errors
+    are never withheld.
     """
+    _log(word, sentence, level, fields, always=level >= logging.ERROR)
+
+
+def log_always(word: str, sentence: str = "", *, level: int = logging.WARNING, **fields: object) -> None:
+    """Log what may need a person, as `log_event` does, and never withhold it; for changes only."""
+    _log(word, sentence, level, fields, always=True)
+
+
+def _log(word: str, sentence: str, level: int, fields: Mapping[str, object], *, always: bool) -> None:
     if not LOG.isEnabledFor(level):
         return
     parts = [word, *(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)]
-    repeat = _repeats.count(word, _about(fields))
+    repeat = _repeats.of(word, _about(fields))
     repeat.level, repeat.line = level, (" ".join(parts), one_line(sentence))
-    if repeat.count > _REPEATS:
+    if not always and repeat.is_frequent(_reason(fields, level)):
         repeat.withheld += 1
     else:
         _emit(repeat)
 
 
-def log_withheld() -> None:
-    """Log the last withheld line of each word and VM whose minute is over; call it regularly."""
-    for repeat in _repeats.overdue():
-        repeat.withheld -= 1  # this line is logged now
-        _emit(repeat)
+def log_withheld(*, now: bool = False) -> None:
+    """Log the last withheld line of each word and VM whose minute is over, or of all; call it regularly."""
+    for repeat in list(_repeats.pending() if now else _repeats.overdue()):
+        _emit_withheld(repeat)
+
+
+def _emit_withheld(repeat: _Repeat) -> None:
+    repeat.withheld -= 1  # this line is logged now
+    _emit(repeat)
 
 
 def _emit(repeat: _Repeat) -> None:
@@ -163,6 +192,11 @@ class _Stamps(_Lines):
 def _about(fields: Mapping[str, object]) -> str:
     """Return the VM, socket or broker of a line; repeats are counted for each."""
     return next((str(fields[key]) for key in ("vm", "socket", "url") if fields.get(key)), "")
+
+
+def _reason(fields: Mapping[str, object], level: int) -> str:
+    """Return what a warning is counted by: its stable word. All other lines are counted together."""
+    return str(fields.get("why") or fields.get("now") or "warning") if level >= logging.WARNING else ""
 
 
 def _quoted(value: object) -> str:

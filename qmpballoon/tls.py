@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from typing import Final
 
 from qmpballoon.errors import ConfigurationError, Problem
+
+_LARGEST_KEY: Final = 256 * 1024
 
 
 def client_context(ca_file: str | None, cert_file: str | None, key_file: str | None) -> ssl.SSLContext:
@@ -32,8 +35,22 @@ def client_context(ca_file: str | None, cert_file: str | None, key_file: str | N
             context.load_cert_chain(cert_file, key_file, password="")
         except (OSError, ssl.SSLError) as error:
             reason = "used" if key_file is None else f"used with the key {key_file}"
-            raise _wrong(cert_file, "cert_file", reason, error) from None
+            cause = _ENCRYPTED if _is_encrypted(key_file or cert_file) else error
+            raise _wrong(cert_file, "cert_file", reason, cause) from None
     return context
+
+
+_ENCRYPTED: Final = ValueError(
+    "the key is encrypted, and nobody is there to type its passphrase: decrypt it with openssl pkey"
+)
+
+
+def _is_encrypted(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return b"ENCRYPTED" in file.read(_LARGEST_KEY)
+    except OSError:
+        return False
 
 
 def unreadable(

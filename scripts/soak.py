@@ -324,7 +324,10 @@ def report(options: argparse.Namespace, journal: Journal, soak: Soak) -> None:
 def main() -> int:
     """Run a soak; return 1 if an invariant did not hold."""
     options = parse()
-    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT, as would the agent
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # a shell's background job ignores SIGINT, as would the agent
         signal.signal(number, signal.default_int_handler)
 
     def write(line: str) -> None:

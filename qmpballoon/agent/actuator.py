@@ -7,8 +7,10 @@ import asyncio
 from qmpballoon.agent.feed import Feed
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NotReady, RequestRefused
-from qmpballoon.log import log_event
+from qmpballoon.log import log_always, log_event
 from qmpballoon.model.records import Event, VmStatus, utc_now
+from qmpballoon.not_reached import not_reached
+from qmpballoon.policy.reasons import MAY_NEED_A_PERSON
 from qmpballoon.units import format_size
 
 
@@ -26,7 +28,8 @@ class Actuator:
         """
         before = vm.status.actual
         serial = await vm.send_target(target, why)
-        log_event("target", vm=vm.id, was=format_size(before), now=format_size(target), why=why)
+        log = log_always if why in MAY_NEED_A_PERSON else log_event
+        log("target", vm=vm.id, was=format_size(before), now=format_size(target), why=why)
         details = {
             "from": before,
             "to": target,
@@ -44,6 +47,7 @@ class Actuator:
             NotReady: not in time, because no driver is up in the guest.
             ConnectionLost: the VM was lost meanwhile.
         """
+        wanted = format_size(target)
         try:
             with vm.watched():
                 async with asyncio.timeout(wait_s):
@@ -51,9 +55,9 @@ class Actuator:
                         changed, status = vm.changed, vm.status
                         if vm.serial != serial and vm.run.target != target:  # the tick may send it again
                             why = "QEMU was started anew" if vm.run.target is None else "a newer target came"
-                            raise RequestRefused("superseded", f"{why} before {target} was reached")
+                            raise RequestRefused("superseded", f"{why} before {wanted} was reached")
                         if not status.answers:
-                            raise ConnectionLost(f"{vm.id} is {status.health}: {target} was not reached")
+                            raise ConnectionLost(f"{vm.id} is {status.health}: {wanted} was not reached")
                         if status.is_at(target):
                             return status
                         await changed.wait()
@@ -61,8 +65,15 @@ class Actuator:
             status = vm.status
             if not status.driver_up:
                 raise NotReady(
-                    f"no balloon driver is up in the guest; the target {target} stays and counts when it is"
+                    f"no balloon driver is up in {vm.id}; the target {wanted} stays and counts when it is"
                 ) from None
-            raise RequestRefused(
-                "not-reached", f"actual is {status.actual} after {wait_s:g} s, not {target}; the target stays"
-            ) from None
+            message = not_reached(
+                vm.id,
+                target=target,
+                actual=status.actual,
+                waited_s=wait_s,
+                available=status.sample.available if status.sample else None,
+                run_state=status.run_state,
+                driver_up=status.driver_up,
+            )
+            raise RequestRefused("not-reached", message) from None

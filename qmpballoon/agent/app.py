@@ -28,54 +28,18 @@ from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.service import Service
 from qmpballoon.agent.store import Store
 from qmpballoon.agent.supervisor import Supervisor
+from qmpballoon.agent.usable import check_usable
 from qmpballoon.agent.vm import ManagedVm
-from qmpballoon.cgroups import read_cgroup
-from qmpballoon.config import (
-    CgroupBudget,
-    Configuration,
-    MqttFiles,
-    read_mqtt_files,
-    reloaded,
-    restart_needed,
-)
-from qmpballoon.errors import (
-    ConfigurationError,
-    ConnectionLost,
-    NoBalloon,
-    Problem,
-    QmpBalloonError,
-    QmpError,
-    RequestRefused,
-)
-from qmpballoon.log import log_event
+from qmpballoon.config import Configuration, MqttFiles, reloaded, restart_needed
+from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError, RequestRefused
+from qmpballoon.log import log_event, log_withheld
 from qmpballoon.model.names import VmId, safe_name
 from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 from qmpballoon.mqtt.connection import Broker
 from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.protocol.objects import Agent as Publishes
-from qmpballoon.protocol.payloads import HAS_MSGPACK
 
 Reload = Callable[[], Configuration]
-
-
-def check_usable(configuration: Configuration) -> MqttFiles:
-    """Return the contents of the files for MQTT, after checking that this machine can run the configuration.
-
-    Raises:
-        ConfigurationError: a password, certificate or key file or the budget's cgroup cannot be used, or
-            msgpack is configured and not installed.
-    """
-    if isinstance(configuration.host.budget, CgroupBudget):
-        try:
-            read_cgroup(configuration.host.budget.path)
-        except ValueError as error:
-            raise ConfigurationError(
-                configuration.source, [Problem(None, "host.budget", str(error))]
-            ) from None
-    if configuration.mqtt.payload == "msgpack" and not HAS_MSGPACK:
-        reason = 'the package msgpack is not installed here: use "json", or install msgpack'
-        raise ConfigurationError(configuration.source, [Problem(None, "mqtt.payload", reason)])
-    return read_mqtt_files(configuration.mqtt)
 
 
 async def run(configuration: Configuration, *, reload: Reload | None = None) -> int:
@@ -163,6 +127,7 @@ class Agent:
                 self._registry.retire()
                 for task in tasks.values():
                     task.cancel()
+        log_withheld(now=True)
         log_event("agent-stopped", host=self._host)
         return stop.exit_code
 

@@ -28,7 +28,7 @@ from qmpballoon.model.records import Life
 from qmpballoon.procfs import is_stopped, life_of
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
-from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, was_accepted
+from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor, SocketTable, open_monitor, was_accepted
 
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 5.0
@@ -126,6 +126,7 @@ class Connector:
             return
         except MonitorBusy:
             self._silent("busy")
+            self._explain_silence("busy", None)
             return
         try:
             await self._with(monitor, before)
@@ -238,8 +239,22 @@ class Connector:
             if is_stranger and is_mute:
                 raise _NoMonitor(f"{self.path}: connected, and no greeting came: {_OTHER}")
             self._silent(why, pid)
+            self._explain_silence(why, pid)
             looks = min(MOST_LOOKS, 2 * looks)
             wait_s = LOOK_AT_SILENCE_S * looks  # a greeting wakes at once; only the reason may change
+
+    def _explain_silence(self, why: Connection, pid: int | None) -> None:
+        """Log once what an operator can do about a monitor that does not greet, and list it as the reason."""
+        if why == "busy":
+            word, problem = "monitor-busy", HELD_HINT
+        elif self._problem is None and pid is not None and is_stopped(pid):
+            word, problem = "qemu-stopped", f"QEMU (pid {pid}) is stopped; continue it: kill -CONT"
+        else:
+            return
+        if self._problem != problem:
+            self._problem = problem
+            vm = self._registry.at(self.path)
+            log_event(word, problem, level=logging.WARNING, vm=vm.id if vm else None, socket=self.path)
 
     def _is_no_monitor(self, problem: str) -> None:
         """Leave the socket alone for some time, each time longer: it is not ours to hold."""

@@ -25,12 +25,13 @@ from qmpballoon.agent.spec import boot_time_s
 from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpError
-from qmpballoon.log import log_event, log_withheld
+from qmpballoon.log import log_always, log_event, log_withheld
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, utc_now
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.policy.cooperation import LATE_TICK_S
 from qmpballoon.policy.guard import Guard, GuardState, as_charged
+from qmpballoon.policy.reasons import MAY_NEED_A_PERSON, WORDS
 from qmpballoon.policy.registry import guarded
 from qmpballoon.policy.sharing import water_fill
 from qmpballoon.policy.snapshot import Decision, Decisions, Hold, SetTarget, Snapshot
@@ -223,6 +224,9 @@ class Governor:
             judgement = self._state.judgements.get(vm.id)
             if judgement is not None and judgement.why is not None and vm.facts.mode == "auto":
                 published.problem = True
+                if judgement.why in MAY_NEED_A_PERSON and vm.run.why != judgement.why:
+                    means = WORDS[judgement.why].means
+                    log_always("problem", means, vm=vm.id, why=judgement.why)
                 vm.explain(judgement.why)
             elif published.problem:  # the problem is over, so its reason must not stay
                 published.problem = False

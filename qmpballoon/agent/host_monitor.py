@@ -9,6 +9,7 @@ from typing import Final
 
 from qmpballoon import descriptors
 from qmpballoon.agent.feed import Feed
+from qmpballoon.agent.usable import MOST_RESERVE
 from qmpballoon.cgroups import (
     MOUNTED_AT,
     CgroupMemory,
@@ -34,7 +35,6 @@ _HYSTERESIS: Final = 1.05  # hysteresis: the alarm ends when the guests hold thi
 _QEMU_ITSELF: Final = 32 * MIB  # resident beside the guest's memory; more shows when the guest fills its own
 _LATE_S: Final = 1.0
 _IN_TIME_S: Final = 0.25
-_MOST_RESERVE: Final = 10  # in a cgroup, as a part of its limit: the usual reserve is made for whole hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class HostMonitor:
             return
         memory, self.for_guests = self._confined.memory, self._confined.for_guests
         reserve = _size(settings.reserve, total) or 0
-        self.reserve = min(reserve, memory.limit // _MOST_RESERVE)
+        self.reserve = min(reserve, memory.limit // MOST_RESERVE)
         self.sample = sample = _limited(sample, memory, reserve - self.reserve)
         self.budget = max(0, self.for_guests - self.reserve)
         if not self._confined.configured:

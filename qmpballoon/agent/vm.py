@@ -21,7 +21,7 @@ from qmpballoon.agent.spec import VmSpec
 from qmpballoon.agent.vm_polls import VmPolls
 from qmpballoon.config import VmSettings
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
-from qmpballoon.log import log_event
+from qmpballoon.log import log_always, log_event
 from qmpballoon.model.facts import Connection, VmFacts, status_of
 from qmpballoon.model.health import BOOT_S, health_of
 from qmpballoon.model.names import VmId
@@ -51,8 +51,7 @@ _PUBLISHED: Final = frozenset(
     }
 )
 _ALTERS: Final = _PUBLISHED | {"MIGRATION", "DEVICE_DELETED", "MEMORY_DEVICE_SIZE_CHANGE", "ACPI_DEVICE_OST"}
-
-
+_JUDGED: Final = ("stuck", "uncooperative", "untrusted")  # by the guard, after seconds: never frequent
 ENDED_AFTER_S: Final = 30.0  # of silence, where no process tells whether the QEMU has ended
 
 
@@ -153,7 +152,8 @@ class ManagedVm:
         if not self.retired:
             if health != before:
                 level = logging.INFO if health in ("ok", "starting") else logging.WARNING
-                log_event("health", vm=self.id, level=level, was=before, now=health)
+                log = log_always if health in _JUDGED else log_event
+                log("health", vm=self.id, level=level, was=before, now=health)
                 self._context.feed.vm_event(
                     self.id, Event("health", utc_now(), {"from": before, "to": health})
                 )

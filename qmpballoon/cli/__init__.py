@@ -4,6 +4,7 @@
 
     program    the parser, the choice of the verb, the message and exit code of an error
     arguments  readers of typed values
+    broker     the options of verbs that speak to a broker
     sockets    which monitors a typed path or glob names
 
 A verb's module is imported only when the verb is used, so ``--help`` is fast.

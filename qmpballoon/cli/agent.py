@@ -8,23 +8,13 @@ from typing import Final
 
 from qmpballoon import log
 from qmpballoon.cli.program import DONE
-from qmpballoon.cli.sockets import refused_path
-from qmpballoon.config import (
-    COMMAND_LINE,
-    MODES,
-    POLICIES,
-    Configuration,
-    default_text,
-    defaults,
-    load,
-    override,
-)
-from qmpballoon.errors import ConfigurationError, Problem
+from qmpballoon.config import MODES, POLICIES, Configuration, default_text, defaults, load, override
 
 EXAMPLES: Final = """\
 examples:
-  qmpballoon agent '/run/qmpballoon/*.qmp'                        control VMs without MQTT
-  qmpballoon agent --broker mqtt://localhost --mode observe       see what it would do, move nothing
+  qmpballoon agent '/run/qmpballoon/*.qmp'      control VMs without MQTT
+  qmpballoon agent --mode observe               decide and publish, move nothing
+  qmpballoon agent --broker mqtt://localhost
   qmpballoon agent -c /etc/qmpballoon.toml -v
   qmpballoon agent --print-default-config > qmpballoon.toml
 
@@ -96,7 +86,7 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         ConfigurationError: the file or an option is invalid; has all problems.
     """
     configuration = load(arguments.config) if arguments.config else defaults()
-    configuration = override(
+    return override(
         configuration,
         host=arguments.host,
         state_dir=arguments.state_dir,
@@ -112,11 +102,3 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         budget=arguments.budget,
         reserve=arguments.reserve,
     )
-    problems = [
-        Problem(None, "discovery.sockets", reason)
-        for pattern in configuration.discovery.sockets
-        if (reason := refused_path(pattern)) is not None
-    ]
-    if problems:
-        raise ConfigurationError(arguments.config or COMMAND_LINE, problems)
-    return configuration

@@ -27,5 +27,7 @@ def size(text: str) -> Amount:
     """Read a size as typed; a percentage is resolved when the VM's size is known."""
     try:
         return parse_amount(text)
-    except (InvalidSize, OutOfRange) as error:
+    except InvalidSize as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    except OutOfRange as error:
+        raise argparse.ArgumentTypeError(f"out of range: {error}") from None

@@ -8,20 +8,21 @@ from typing import Final
 
 from qmpballoon import terminal
 from qmpballoon.cli.program import DONE, WRONG_USAGE
-from qmpballoon.config import CgroupBudget, Configuration, load, unusable_files
-from qmpballoon.errors import ConfigurationError
+from qmpballoon.config import CgroupBudget, Configuration, load
+from qmpballoon.errors import ConfigurationError, Problem
 from qmpballoon.procfs import read_host
 from qmpballoon.units import format_size
 
 EXAMPLES: Final = """\
 examples:
   qmpballoon check-config /etc/qmpballoon.toml
-  qmpballoon check-config /etc/qmpballoon.toml --json | jq -r '.problems[] | "\\(.line): \\(.reason)"'
+  qmpballoon check-config /etc/qmpballoon.toml --json | jq '.problems[].reason'
   qmpballoon agent --print-default-config > qmpballoon.toml      to start from
 
-Exit code 0: the file can be used. 2: it cannot; each error has its line, its key and what is valid.
-A password, certificate or key file that cannot be read or used here is a warning on stderr, no error: the
-agent may run on another machine or as another user.
+Exit code 0: an agent can use the file here. 2: it cannot; each error has its line, its key and what is
+valid. The agent makes the same checks at its start and at a reload. Some are about this machine and user:
+files and their rights, the state directory, the cgroup. Run it as the user of the agent. What the agent
+only logs is a warning on stderr, and no error.
 """
 
 
@@ -35,24 +36,47 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return the exit code."""
     try:
         configuration = load(arguments.file)
+        doubts = _checked(configuration)
     except ConfigurationError as error:
         if not arguments.json:
             raise
         problems = [
-            {"line": problem.line, "key": problem.key or None, "reason": problem.reason}
+            {
+                "line": problem.line,
+                "key": problem.key or None,
+                "reason": f"{problem.file}: {problem.reason}" if problem.file else problem.reason,
+            }
             for problem in error.problems
         ]
         terminal.print_json({"file": arguments.file, "ok": False, "problems": problems})
         return WRONG_USAGE
-    for unusable in unusable_files(configuration.mqtt):
-        terminal.print_error(terminal.clean(f"warning: {unusable}"))  # the agent may run as another user
+    for doubt in doubts:
+        terminal.print_error(terminal.clean(f"warning: {doubt}"))
     if arguments.json:
         terminal.print_json({"file": arguments.file, "ok": True, "problems": []})
         return DONE
-    print(f"{terminal.clean(arguments.file)}: ok")
+    warnings = f", with {len(doubts)} warning{'s' * (len(doubts) > 1)}" if doubts else ""
+    print(f"{terminal.clean(arguments.file)}: ok{warnings}")
     for subject, setting in _in_force(configuration):
         print(terminal.clean(f"  {subject:<9} {setting}"))
     return DONE
+
+
+def _checked(configuration: Configuration) -> tuple[str, ...]:
+    """Return a line for each warning.
+
+    Raises:
+        ConfigurationError: an agent cannot run the configuration here.
+    """
+    from qmpballoon.agent.usable import findings  # imports msgpack: not for --help
+
+    errors: list[Problem] = []
+    warnings: list[Problem] = []
+    for finding in findings(configuration):
+        (errors if finding.is_error else warnings).append(finding.problem(configuration.source))
+    if errors:
+        raise ConfigurationError(configuration.source, errors)
+    return ConfigurationError(configuration.source, warnings).lines
 
 
 def _in_force(configuration: Configuration) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from qmpballoon.cli.program import DONE, FAILED, INTERRUPTED
 EXAMPLES: Final = """\
 examples:
   qmpballoon demo              two to three minutes; ends by itself
-  qmpballoon demo --for 300    stays five minutes more, to try it with mosquitto_sub and mosquitto_pub
+  qmpballoon demo --for 300    five minutes more, to try it
 
 Five guests with changing needs share 62 % of what they could use: first the agent moves memory between
 them, then each has an equal part, and the results are compared. A live picture in a terminal (NO_COLOR is

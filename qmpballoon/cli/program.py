@@ -6,10 +6,13 @@ import argparse
 import importlib
 import io
 import os
+import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Final, NoReturn, Protocol, cast
+from itertools import groupby
+from typing import Any, Final, NoReturn, Protocol, cast
 
 from qmpballoon.errors import (
     AnotherAgentRuns,
@@ -43,22 +46,26 @@ _CODES: Final = {  # of an agent's answers
     "not-reached": NOT_IN_TIME,
     "no-driver": NOT_IN_TIME,
 }
+_WIDEST: Final = 80
+_NARROWEST: Final = 40
+_NEGATIVE: Final = re.compile(r"-\.?[0-9]")
 
 _VERBS: Final = {
     "agent": "Control this host's VMs, with state and requests over MQTT.",
     "status": "Show the size of each VM and the statistics of its guest.",
     "set": "Set the balloon target of a VM.",
     "watch": "Stream the events and figures of VMs until interrupted.",
+    "forget": "Clear what a host or VM that is gone has left on the broker.",
     "simulate": "Run policies on workload traces in the simulator: figures, reasons, a drawing.",
     "check-config": "Check a configuration file, or show what it puts in force.",
     "demo": "Demonstrate everything with real guests and a real broker.",
 }
 _EPILOG: Final = """\
 examples:
-  qmpballoon status                                the VMs under /run/qmpballoon
+  qmpballoon status                          the VMs under /run/qmpballoon
   qmpballoon set /run/qmpballoon/web1.qmp 256MiB --wait
   qmpballoon agent --broker mqtt://localhost
-  qmpballoon demo                                  a demonstration with real guests
+  qmpballoon demo                            a demonstration with real guests
 
 A VM is reached through a QMP socket; give QEMU one for this program alone:
   -device virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on
@@ -67,11 +74,13 @@ A VM is reached through a QMP socket; give QEMU one for this program alone:
 Sizes are 512MiB, 1.5GiB, 500MB (1000s), 50% (of the VM's size) or bytes.
 
 exit codes:
-  0 done    1 failed    2 wrong usage or configuration, or another agent of this name runs
-  3 cannot reach the VM or the broker    4 not reached in time    130 interrupted
+  0 done    1 failed    3 cannot reach the VM or the broker
+  2 wrong usage or configuration, or another agent of this name runs
+  4 not reached in time    130 interrupted
 
 shell completion:
-  qmpballoon --print-completion bash > ~/.local/share/bash-completion/completions/qmpballoon
+  qmpballoon --print-completion bash \\
+    > ~/.local/share/bash-completion/completions/qmpballoon
 """
 
 
@@ -174,14 +183,26 @@ def _parser(*, with_arguments: Sequence[str | None]) -> argparse.ArgumentParser:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Prints the examples as they are, and each option on one line if the terminal is wide enough."""
+    """Fills paragraphs to the width of the terminal, at most 80 columns; indented lines stay as they are."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns - 2))
+        width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns - 2))
+        super().__init__(prog, max_help_position=30, width=width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for is_filled, group in groupby(text.splitlines(), key=lambda line: line[:1].strip() != ""):
+            same = list(group)
+            lines += textwrap.wrap(" ".join(same), width, break_on_hyphens=False) if is_filled else same
+        return "\n".join(lines)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints an error on one line."""
+    """Prints an error on one line, and takes ``-64MiB`` for a value, which is out of range, and no option."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required: VERB"):

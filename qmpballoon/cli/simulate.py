@@ -27,13 +27,14 @@ from qmpballoon.units import format_size
 
 EXAMPLES: Final = f"""\
 examples:
-  qmpballoon simulate bursts                       every policy on a built-in trace
+  qmpballoon simulate bursts               every policy on a built-in trace
   qmpballoon simulate my.json --policy fairshare --policy qubes
   qmpballoon simulate equilibrium --policy fairshare --why starving
   qmpballoon simulate bursts --policy fairshare --plot bursts.svg
   qmpballoon simulate all --seed 1 --seed 2 --seed 3 --json > figures.json
 
 built-in traces: {", ".join(BUILT_IN)}; all plays each
+
 policies: {", ".join(SIMULATED)}; policies of other programs run bare, guarded-NAME adds the guard
 
 A trace file is JSON: a host with its budget, VMs, and rows of [time, anonymous bytes, page cache bytes].
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot",
         metavar="FILE.svg",
+        type=_drawing,
         help="draw each run; with several, the file names contain trace and policy",
     )
     parser.add_argument(
@@ -280,6 +282,12 @@ def _policy(text: str) -> str:
     known = (*SIMULATED, *(f"guarded-{name}" for name in BARE))
     if text not in known:
         raise argparse.ArgumentTypeError(f"there is no policy {text!r}; there are {', '.join(known)}")
+    return text
+
+
+def _drawing(text: str) -> str:
+    if Path(text).suffix.lower() != ".svg":
+        raise argparse.ArgumentTypeError(f"a drawing is SVG: write FILE.svg, not {text!r}")
     return text
 
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from qmpballoon.api import Vm, connect
-from qmpballoon.config import COMMAND_LINE, surroundings_here
+from qmpballoon.config import COMMAND_LINE, refused_path, surroundings_here
 from qmpballoon.errors import ConfigurationError, Problem, Unreachable
-from qmpballoon.readers import refused_address
 
 ARGUMENT_HELP: Final = (
     "QMP socket or quoted glob; default: /run/qmpballoon/*.qmp and $XDG_RUNTIME_DIR/qmpballoon/*.qmp"
@@ -57,13 +56,6 @@ def find_sockets(typed: Sequence[str]) -> list[Found]:
             "-qmp unix:/run/qmpballoon/NAME.qmp,server=on,wait=off"
         )
     return [Found(path, found[path]) for path in sorted(found)]
-
-
-def refused_path(typed: str) -> str | None:
-    """Return why a typed text is no socket and no glob; None if it may be one."""
-    if os.path.isdir(typed):
-        return f"{typed} is a directory; name its sockets: '{os.path.join(typed, '*.qmp')}'"
-    return None if os.path.lexists(typed) else refused_address(typed)
 
 
 def is_listening(path: str) -> bool:

@@ -11,13 +11,18 @@ from qmpballoon.config.environment import (
     Surroundings,
     read_mqtt_files,
     read_password,
+    readable_by_all,
+    refused_path,
     surroundings_from,
     surroundings_here,
+    unusable_directory,
     unusable_files,
+    user_name,
+    writable_by_others,
 )
 from qmpballoon.config.matching import reloaded, rename_for, restart_needed, vm_settings
 from qmpballoon.config.printed import default_text
-from qmpballoon.config.reader import COMMAND_LINE, defaults, load, override, parse
+from qmpballoon.config.reader import COMMAND_LINE, defaults, line_of, load, override, parse
 from qmpballoon.config.tree import (
     CONTROL_NAME,
     AgentSettings,
@@ -53,16 +58,22 @@ __all__ = [
     "VmSettings",
     "default_text",
     "defaults",
+    "line_of",
     "load",
     "override",
     "parse",
     "read_mqtt_files",
     "read_password",
+    "readable_by_all",
+    "refused_path",
     "reloaded",
     "rename_for",
     "restart_needed",
     "surroundings_from",
     "surroundings_here",
+    "unusable_directory",
     "unusable_files",
+    "user_name",
     "vm_settings",
+    "writable_by_others",
 ]

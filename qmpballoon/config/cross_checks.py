@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from qmpballoon.config.tree import Configuration, MqttSettings, VmSettings
+from qmpballoon.model.names import safe_name
 from qmpballoon.readers import Path
 from qmpballoon.units import Amount
 
@@ -25,6 +26,7 @@ def contradictions(config: Configuration) -> Iterator[Contradiction]:
     vm_keys: dict[str, Path] = {key: ("vm", key) for pair in _PAIRS for key in pair}
     for low, high, reason in _disorder(config.vm):
         yield Contradiction((vm_keys[low], vm_keys[high]), reason)
+    yield from _same_renames(config)
     setters = Counter(key for match in config.matches for key, _ in match.settings)
     for index, match in enumerate(config.matches):
         here = dict(match.settings)
@@ -36,6 +38,19 @@ def contradictions(config: Configuration) -> Iterator[Contradiction]:
             ):  # another match may change an inherited key
                 paths: list[Path] = [("vm", "match", index, key) for key in own]
                 yield Contradiction((*paths, *(vm_keys[key] for key in inherited)), reason)
+
+
+def _same_renames(config: Configuration) -> Iterator[Contradiction]:
+    """Yield each match that gives a name which an earlier one gives: only one VM can have it."""
+    first: dict[str, int] = {}
+    for index, match in enumerate(config.matches):
+        if match.rename is None:
+            continue
+        before = first.setdefault(safe_name(match.rename), index)
+        if before != index:
+            keys: tuple[Path, ...] = tuple(("vm", "match", each, "rename") for each in (index, before))
+            reason = f"{match.rename} is the name that vm.match[{before}] gives: give each VM its own"
+            yield Contradiction(keys, reason)
 
 
 def _of_mqtt(mqtt: MqttSettings) -> Iterator[Contradiction]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
+import pwd
 import socket
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from qmpballoon.config.tree import CONTROL_NAME, MqttSettings
-from qmpballoon.errors import ConfigurationError, Problem
+from qmpballoon.errors import ConfigurationError, Problem, StateUnusable
+from qmpballoon.readers import refused_address
 from qmpballoon.tls import client_context, unreadable
 
 LARGEST_FILE: Final = 256 * 1024  # far more than any real configuration; bounds the cost of other files
@@ -142,6 +146,56 @@ def unusable_files(mqtt: MqttSettings) -> Iterator[ConfigurationError]:
                 client_context(*files)
             except ConfigurationError as error:
                 yield error
+
+
+def writable_by_others(path: str) -> str | None:
+    """Return why a file is refused: others than its owner and root may write it; None if they may not."""
+    mode, group = _mode_and_group(path)
+    if mode & stat.S_IWOTH or (mode & stat.S_IWGRP and group != 0):
+        return f"others than its owner may write it (mode {mode:04o}): chmod go-w {path}"
+    return None
+
+
+def readable_by_all(path: str) -> str | None:
+    """Return a warning about a secret that every user may read; None if they may not."""
+    mode, _ = _mode_and_group(path)
+    return f"every user may read it (mode {mode:04o}): chmod o-r {path}" if mode & stat.S_IROTH else None
+
+
+def _mode_and_group(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # reported where the file is read
+        return 0, 0
+    return (stat.S_IMODE(status.st_mode), status.st_gid) if stat.S_ISREG(status.st_mode) else (0, 0)
+
+
+def unusable_directory(path: str) -> str | None:
+    """Return why a directory of state cannot be made or written by this process; None if it can."""
+    there = path
+    while not os.path.lexists(there) and there != os.path.dirname(there):
+        there = os.path.dirname(there)
+    cause: int | None = None
+    if not os.path.isdir(there):
+        cause = errno.ENOTDIR
+    elif not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        cause = errno.EACCES
+    return None if cause is None else str(StateUnusable(path, OSError(cause, os.strerror(cause))))
+
+
+def refused_path(typed: str) -> str | None:
+    """Return why a typed text is no socket and no glob; None if it may be one."""
+    if os.path.isdir(typed):
+        return f"{typed} is a directory; name its sockets: '{os.path.join(typed, '*.qmp')}'"
+    return None if os.path.lexists(typed) else refused_address(typed)
+
+
+def user_name() -> str:
+    """Return the name of the user of this process, or its number."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _digest(path: str) -> bytes:

@@ -89,6 +89,15 @@ def parse(
     return config
 
 
+def line_of(source: str, path: Path) -> int | None:
+    """Return the line of a key in a file, None if it does not set the key or cannot be read any more."""
+    try:
+        lines = key_lines(read_text(source))
+    except (ConfigurationError, KeyTooLong):
+        return None
+    return lines.get(path)
+
+
 _OPTIONS: Final[dict[str, tuple[str, str]]] = {
     "host": ("agent", "host"),
     "state_dir": ("agent", "state_dir"),

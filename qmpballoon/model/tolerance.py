@@ -26,3 +26,7 @@ def is_steady(before: int, after: int) -> bool:
     must not be combined.
     """
     return abs(after - before) <= _STEADY
+
+
+SAFE_MARGIN: Final = 24 * 1024**2
+"""Bytes beyond what it holds that a guest needs: one without swap started to kill at 5 MiB available."""

@@ -33,12 +33,15 @@ class Message:
 def arrival_of(
     message: Message, topics: Topics, send: Callable[[Answer], None], clock: Callable[[], float]
 ) -> Arrival | None:
-    """Return the request that a message carries, or None if its topic is no command topic.
+    """Return the request that a message carries, or None if it carries none.
+
+    That is so if its topic is no command topic, and if the payload on ``target/set`` is empty: this clears a
+    retained message. Elsewhere an empty payload is a request without arguments.
 
     ``send`` sends the answer and must not wait; ``clock`` (monotonic) is for the time in the answer.
     """
     command = topics.parse(message.topic)
-    if command is None:
+    if command is None or (command.bare and not message.payload):
         return None
     verb = _verb(command, message)
     topic = topics.response(command.vm, verb, message.response_topic)

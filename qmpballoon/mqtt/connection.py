@@ -122,7 +122,7 @@ class Connection:
         login: Login,
         *,
         mqtt5: bool,
-        will: aiomqtt.Will,
+        will: aiomqtt.Will | None,
         confirmed: Callable[[Publication], None],
         refused: Callable[[Publication, str], None],
     ) -> None:
@@ -198,8 +198,10 @@ class Connection:
             # UnicodeError: an invalid host name. ConfigurationError: an unusable certificate or key.
             raise aiomqtt.MqttError(str(error) or type(error).__name__) from None
 
-    async def subscribe(self, filters: tuple[str, ...]) -> list[str]:
+    async def subscribe(self, filters: tuple[str, ...], *, retained: bool = False) -> list[str]:
         """Subscribe; with MQTT 5 without retained messages, and with the retain flag as published.
+
+        With ``retained`` the broker sends the retained messages, also again, and only these have the flag.
 
         Returns:
             The filters that the broker refused.
@@ -208,7 +210,9 @@ class Connection:
             aiomqtt.MqttError: the connection is lost, or no answer in time.
         """
         if self.mqtt5:
-            options = SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=2)
+            options = SubscribeOptions(
+                qos=1, retainAsPublished=not retained, retainHandling=0 if retained else 2
+            )
             granted = await self._aiomqtt.subscribe([(one, options) for one in filters])
         else:
             granted = await self._aiomqtt.subscribe([(one, 1) for one in filters])

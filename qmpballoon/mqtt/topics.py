@@ -19,6 +19,9 @@ MOST_LEVELS: Final = 100
 BIRTH_TOPIC: Final = "homeassistant/status"
 """Where Home Assistant publishes ``online`` when it starts."""
 
+DEVICES: Final = "homeassistant/device/+/config"
+"""Filter of the topics on which devices are announced to Home Assistant."""
+
 _FOREIGN: Final = ("homeassistant", "qmpballoon")
 """Topics below which other programs, and agents with the default base, act on messages."""
 
@@ -86,6 +89,15 @@ class Topics:
         """Return the topic of a VM's events, or of the host's where ``vm`` is None."""
         return f"{self.root}/event" if vm is None else f"{self._vm_prefix}{vm}/event"
 
+    def tree(self, vm: str | None = None) -> str:
+        """Return the filter of all topics of a VM, or of the host with its VMs."""
+        return f"{self.root}/#" if vm is None else f"{self._vm_prefix}{vm}/#"
+
+    def is_of_host(self, payload: bytes) -> bool:
+        """Tell whether a device announced to Home Assistant uses topics of this host."""
+        root = self.root.encode()
+        return any(root + end in payload for end in (b"/", b'"'))
+
     def subscriptions(self) -> tuple[str, ...]:
         """Return the filters of all command topics."""
         return (
@@ -128,6 +140,14 @@ class Topics:
             and not any(is_below(topic, tree) for tree in (self.base, *_FOREIGN))
             and any(topic_matches_sub(one, topic) for one in self._response_topics)
         )
+
+
+def device_id(topic: str) -> str | None:
+    """Return which device a topic announces to Home Assistant, None if it announces none."""
+    match topic.split("/"):
+        case ["homeassistant", "device", name, "config"]:
+            return name
+    return None
 
 
 def is_below(topic: str, tree: str) -> bool:

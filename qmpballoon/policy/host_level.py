@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from qmpballoon.model.records import LEVELS, VmStatus
+from qmpballoon.model.tolerance import SAFE_MARGIN
 from qmpballoon.policy.allocation import with_margin
 from qmpballoon.policy.snapshot import Snapshot
-from qmpballoon.units import MIB
 
-_MARGIN: Final = 24 * MIB  # the one-shot ``set`` uses the same value
 _HYSTERESIS: Final = 1.2  # a level ends when the value is better by this factor than where it began
 
 
@@ -18,7 +17,7 @@ def reclaimable(record: VmStatus) -> int:
     held = record.sample.held if record.sample else None
     if record.health != "ok" or held is None or record.actual is None or record.limits.floor is None:
         return 0
-    return max(0, record.actual - max(record.limits.floor, held + _MARGIN))
+    return max(0, record.actual - max(record.limits.floor, held + SAFE_MARGIN))
 
 
 def needs(snapshot: Snapshot) -> int:

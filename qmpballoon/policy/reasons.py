@@ -113,3 +113,8 @@ WORDS: Final[Mapping[str, Word]] = {
     ),
 }
 """By word, in the order of the documents."""
+
+MAY_NEED_A_PERSON: Final = frozenset(
+    ("emergency", "stuck", "contradicted", "untrusted", "foreign-hand", "long-stale")
+)
+"""Reasons that an operator should hear of each time."""

@@ -74,11 +74,13 @@ def request_format(payload: bytes, content_type: str | None) -> Format:
 
 
 def decode_request(payload: bytes, content_type: str | None = None) -> Content:
-    """Read a request: an object, or one bare size, number or word.
+    """Read a request: an object, or one bare size, number or word; an empty payload is an empty object.
 
     Raises:
         RequestRefused: ``malformed``.
     """
+    if not payload:
+        return Content(arguments=MappingProxyType({}))
     if len(payload) > LARGEST_REQUEST:
         raise _malformed(f"a request is at most {LARGEST_REQUEST} bytes")
     payload_format = request_format(payload, content_type)

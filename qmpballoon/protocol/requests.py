@@ -115,9 +115,7 @@ class Requests:
         self._group = group
 
     def receive(self, arrival: Arrival) -> None:
-        """Take one request: answer it at once or start it. An empty payload is ignored."""
-        if not arrival.payload:
-            return
+        """Take one request: answer it at once or start it."""
         vm, verb, content = arrival.vm, arrival.verb, Content()
         try:
             content = _content(arrival)

@@ -187,6 +187,36 @@ async def test_a_monitor_of_another_client_is_busy_until_it_disconnects(
     assert state["actual"] == await guest.monitor.actual() == guest.memory
 
 
+async def test_a_monitor_that_was_never_free_is_logged_once_and_listed(
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
+) -> None:
+    held, stopped = await asyncio.gather(lab.guest("held"), lab.guest("stopped"))
+    holder = QMPClient("holder")
+    await holder.connect(str(held.socket))
+    stopped.stop()
+    agent = start_agent(broker)
+    line = await agent.until_logged("monitor-busy")
+    assert f"socket={held.socket}: another client holds this monitor" in line
+    assert f"socket={stopped.socket}: QEMU (pid {stopped.pid}) is stopped" in await agent.until_logged(
+        "qemu-stopped"
+    )
+
+    def reasons() -> dict[str, str]:
+        found = (watch.last_json("host") or {}).get("unidentified", ())
+        return {entry["socket"]: entry["reason"].partition(",")[0] for entry in found}
+
+    wanted = {
+        str(held.socket): "another client holds this monitor",
+        str(stopped.socket): f"QEMU (pid {stopped.pid}) is stopped; continue it: kill -CONT",
+    }
+    await until(lambda: reasons() == wanted, what="both are listed")
+    stopped.cont()
+    await holder.disconnect()
+    await watch.until_all_ok("held", "stopped")
+    await until(lambda: not reasons(), what="neither is listed any more")
+    assert len(agent.logged("monitor-busy")) == len(agent.logged("qemu-stopped")) == 1
+
+
 def queued_on(guest: LabGuest) -> int:
     """Return how many connections wait in the backlog of a guest's monitor, from /proc/net/unix."""
     with open("/proc/net/unix") as table:

@@ -188,16 +188,28 @@ async def test_the_topic_target_set_is_answered_under_its_verb(listener: Listene
     assert [request.verb for request in agent.handled] == ["set-target", "set-mode"]
 
 
-async def test_a_retained_command_is_refused_and_its_clearing_ignored(
-    listener: Listener, agent: Agent
-) -> None:
-    start = len(listener.messages)
-    await listener.send(GET, {}, retain=True)
-    answer = await listener.on(GET.replace("request", "response"), start=start)
-    assert code(json.loads(answer.payload)) == "retained"
-    await listener.send(GET, b"", retain=True)
-    assert code(await listener.ask(GET, {"transaction": "after"})) == "ok"
-    assert len(agent.handled) == 1
+async def test_a_retained_command_is_refused_and_so_is_its_clearing(listener: Listener, agent: Agent) -> None:
+    payloads: tuple[object, ...] = ({}, b"")
+    for payload in payloads:
+        start = len(listener.messages)
+        await listener.send(GET, payload, retain=True)
+        answer = await listener.on(GET.replace("request", "response"), start=start)
+        assert code(json.loads(answer.payload)) == "retained"
+    assert not agent.handled
+
+
+async def test_an_empty_request_has_one_answer(listener: Listener, agent: Agent) -> None:
+    for topic in (GET, f"{ROOT}/request/list"):
+        assert code(await listener.ask(topic, b"")) == "ok"
+    set_target = f"{ROOT}/vm/web1/request/set-target"
+    assert code(await listener.ask(set_target, b"")) == "malformed"
+    await listener.send(f"{ROOT}/vm/web1/target/set", b"")  # clears a retained one, and is not a request
+    await listener.send(GET, b"", ContentType="application/msgpack", ResponseTopic="replies/me")
+    answer = await listener.on("replies/me")
+    assert msgpack.unpackb(answer.payload)["status"] == "ok"
+    await listener.wait_for_pending()
+    answers = [one for one in listener.messages if "/response/" in one.topic.value]
+    assert (len(answers), len(agent.handled)) == (3, 3)
 
 
 @pytest.mark.parametrize(("protocol", "answers"), [("5", []), ("3.1.1", ["retained"])])

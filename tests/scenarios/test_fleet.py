@@ -18,7 +18,7 @@ from qmpballoon.agent import connector as connector_module
 from qmpballoon.config import DiscoverySettings, VmMatch
 from qmpballoon.errors import Unreachable
 from qmpballoon.model.names import VmId
-from qmpballoon.qmp.monitor import OpenMonitor
+from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
 from qmpballoon.sim.qemu.faults import Babble, Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.units import MIB
@@ -484,7 +484,11 @@ async def test_other_sockets_beside_a_monitor_are_listed_and_closed_and_do_not_a
 
 @pytest.mark.parametrize("directory", [".", "link"])
 async def test_a_console_is_closed_under_any_bound_name_while_the_agent_waits_for_a_held_monitor(
-    directory: str, qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+    directory: str,
+    qemus: Qemus,
+    sockets_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """/var/run is a link to /run, and QEMU's path may be relative: then no socket table contains the path."""
     monkeypatch.setattr(connector_module, "FIRST_OTHER_RETRY_S", 60.0)
@@ -506,9 +510,12 @@ async def test_a_console_is_closed_under_any_bound_name_while_the_agent_waits_fo
             await left.wait()
         path = os.fspath(qemus.path("a"))
         await harness.until(lambda: "console" in dict(harness.supervisor.unidentified).get(path, ""))
-        assert dict(harness.supervisor.unidentified)[os.fspath(qemus.path("held"))] == "no answer yet"
+        held_path = os.fspath(qemus.path("held"))
+        await harness.until(lambda: dict(harness.supervisor.unidentified).get(held_path) == HELD_HINT)
         await holder.close()
         await harness.until_health("held", "ok")
+    (line,) = [line for line in caplog.messages if line.startswith("monitor-busy")]
+    assert line == f"monitor-busy socket={held_path}: {HELD_HINT}"
 
 
 async def test_a_socket_that_may_not_be_opened_is_listed_with_the_reason(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 from agent_harness import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, running_agent
 
+from qmpballoon import log as log_module
 from qmpballoon.agent import context as context_module
 from qmpballoon.agent import governor as governor_module
+from qmpballoon.agent.actuator import Actuator
 from qmpballoon.config import HostSettings, PolicySettings, VmMatch
 from qmpballoon.model.names import VmId
 from qmpballoon.sim.guest import Behaviour, GuestSpec
@@ -181,3 +184,21 @@ async def test_the_first_decision_after_observe_is_entered_again_is_published(
         await harness.until(lambda: len(harness.hosts) > ticks + 1)
         harness.governor.choose(None, "observe")
         await harness.until(lambda: published() == 2)
+
+
+async def test_every_target_of_an_emergency_is_logged(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(log_module, "_repeats", log_module._Repeats())
+    caplog.set_level(logging.INFO, "qmpballoon")
+    await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch, policy=MANUAL) as harness:
+        await harness.until_health("a", "ok")
+        actuator = Actuator(harness.context.feed)
+        for number in range(1, 7):
+            await actuator.send(harness.vm("a"), (100 + number) * MIB, why="give")
+        for number in range(1, 7):
+            await actuator.send(harness.vm("a"), (110 + number) * MIB, why="emergency")
+    logged = [record for record in caplog.records if record.message.startswith("target vm=a")]
+    assert [record.levelno for record in logged] == [logging.INFO] * 3 + [logging.WARNING] * 6
+    assert "withheld=3" in logged[3].message

@@ -179,7 +179,7 @@ async def test_a_bad_size_is_refused_and_nothing_is_sent(
 
 async def test_not_reached_has_target_and_state(sockets_dir: Path) -> None:
     async with opened(sockets_dir / "a.qmp", guest=GuestSpec(behaviour=Behaviour.STUCK)) as (qemu, vm):
-        with pytest.raises(qmpballoon.NotReached, match=r"after 0\.02 s") as caught:
+        with pytest.raises(qmpballoon.NotReached, match=r"is at 256 MiB after 0\.02 s and") as caught:
             await vm.set_target("128MiB", wait_s=0.02)
         assert caught.value.target == 128 * MIB
         assert caught.value.state.actual == 256 * MIB
@@ -278,6 +278,20 @@ async def test_closing_restores_the_interval_and_leaves_the_balloon(found: int, 
             await vm.set_target("128MiB", wait_s=5)
         assert qemu.guest.polling_interval_s == found
         assert qemu.guest.target == 128 * MIB
+
+
+async def test_a_dangerous_target_is_set_and_warned_of(sockets_dir: Path) -> None:
+    async with opened(sockets_dir / "a.qmp") as (qemu, vm):
+        held = (await vm.state()).held
+        assert held is not None
+        await vm.set_target(held + 24 * MIB)  # what the command line accepts causes no warning
+        with pytest.warns(qmpballoon.DangerousTarget, match="a: .* is less than the .* that the guest held"):
+            await vm.set_target(held + 20 * MIB)
+        assert 0 <= qemu.guest.target - (held + 20 * MIB) < 4096
+        await vm.set_target("100%")
+        with pytest.raises(qmpballoon.DangerousTarget):  # where warnings are errors, it is set, too
+            await vm.set_target(held)
+        assert 0 <= qemu.guest.target - held < 4096
 
 
 async def test_a_connection_that_read_no_figures_sets_no_interval(

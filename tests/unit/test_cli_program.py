@@ -28,7 +28,7 @@ from qmpballoon.errors import (
 )
 from qmpballoon.model.records import VmState
 
-VERBS = ("agent", "status", "set", "watch", "simulate", "check-config", "demo")
+VERBS = ("agent", "status", "set", "watch", "forget", "simulate", "check-config", "demo")
 HEAVY = ("aiomqtt", "paho", "uvloop", "msgpack", "shtab", "qmpballoon.lab", "qmpballoon.agent.app")
 
 
@@ -182,3 +182,40 @@ def test_untrusted_text_cannot_forge_a_second_error_line(
     output = capsys.readouterr().err
     assert len(output.splitlines()) == 1
     assert "a?qmpballoon: all is well?[2J" in output
+
+
+@pytest.mark.parametrize("columns", [None, "40", "80", "300"])
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
+def test_every_help_page_fits_80_columns(
+    verb: tuple[str, ...],
+    columns: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert main([*verb, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5
+    assert [line for line in lines if len(line) > 80] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        (["set", "a.qmp", "-64MiB"], "argument SIZE: out of range: the size '-64MiB' must be more than zero"),
+        (["set", "a.qmp", "-5%"], "argument SIZE: out of range: the size '-5%' must be more than zero"),
+        (["set", "a.qmp", "0"], "argument SIZE: out of range: the size '0' must be more than zero"),
+        (["set", "a.qmp", "1GiB", "--wait", "-3"], "argument --wait: '-3' is no time"),
+        (["forget", "a/"], "argument HOST[/VM]: 'a/' is neither HOST nor HOST/VM"),
+        (["forget", "/a"], "argument HOST[/VM]: '/a' is neither HOST nor HOST/VM"),
+        (["agent", "--budget", "-64MiB"], "command line: --budget: must be more than zero"),
+        (["agent", "--reserve", "-1.5GiB"], "command line: --reserve: must be more than zero"),
+    ],
+)
+def test_a_wrong_value_is_named_and_a_negative_one_is_no_option(
+    typed: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(typed) == 2
+    assert capsys.readouterr().err.startswith(f"qmpballoon: {reason}")

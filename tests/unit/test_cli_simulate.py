@@ -194,3 +194,10 @@ def test_control_characters_in_a_trace_name_are_removed(
     assert "\x1b" not in output.out + output.err
     assert "a?[2J?all 0" in output.out
     assert len(output.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["x.png", "x", "x.svg.gz", ".svg"])
+def test_a_drawing_is_svg(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "bursts", "--plot", str(tmp_path / name)]) == 2
+    assert f"a drawing is SVG: write FILE.svg, not '{tmp_path}/{name}'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

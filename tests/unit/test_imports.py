@@ -22,6 +22,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "tls": "",
     "quick_ack": "",
     "units": "",
+    "not_reached": "",
     "readers": "",
     "procfs": "",
     "cgroups": "",
@@ -36,11 +37,12 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "qmp": ". commands discovery events monitor repeated resizer wire client balloon process",
     "protocol": ". objects payloads verbs requests",
     "mqtt": ". dead_band outbox topics commands publisher connection connection_log bridge",
+    "client": "",
     "api": "",
     "__init__": "",
     "control": "",
     "agent": """
-        . boot run event_loop feed holds store systemd wheel usual_poll vm_session context host_monitor
+        . boot run event_loop usable feed holds store systemd wheel usual_poll vm_session context host_monitor
         limits spec vm_polls vm actuator registry arrival connector supervisor governor service subscription
         control app
     """,
@@ -52,7 +54,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         . demo demo.picture demo.workload require kernel process serial waiting broker image
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
-    "cli": "arguments program sockets vms . agent check_config demo simulate status set watch",
+    "cli": "arguments broker program sockets vms . agent check_config demo forget simulate status set watch",
     "__main__": "",
 }
 NEVER = {

@@ -13,7 +13,7 @@ import pytest
 
 from qmpballoon import log as log_module
 from qmpballoon.errors import QmpError
-from qmpballoon.log import LOG, log_event, log_withheld, set_up
+from qmpballoon.log import LOG, log_always, log_event, log_withheld, set_up
 
 
 @pytest.fixture
@@ -152,9 +152,51 @@ def test_an_endless_repeat_is_logged_three_times_a_minute(
     assert log.getvalue().count("session-lost") <= 3 * (600 // 60 + 1)
 
 
+def test_what_may_need_a_person_is_never_withheld(log: io.StringIO) -> None:
+    for number in range(20):
+        log_event("target", vm="a", now=f"{number} MiB", why="give")
+        log_always("target", vm="a", now=f"{number} MiB", why="emergency")
+        log_event("alarm", f"floors {number}", level=logging.ERROR)
+    lines = log.getvalue().splitlines()
+    assert sum("why=emergency" in line for line in lines) == 20
+    assert sum(" alarm: floors" in line for line in lines) == 20
+    assert sum("why=give" in line for line in lines) == 3
+    assert sum(int(found[1]) for line in lines if (found := re.search(r"withheld=(\d+)", line))) == 17
+
+
+def test_frequent_lines_do_not_hide_a_warning_of_the_same_word(log: io.StringIO) -> None:
+    for _ in range(10):
+        log_event("health", vm="a", now="ok")
+        log_event("health", vm="a", now="stale", level=logging.WARNING)
+    log_event("health", vm="a", now="offline", level=logging.WARNING)
+    lines = log.getvalue().splitlines()
+    assert sum("now=stale" in line for line in lines) == 3
+    assert "now=offline" in lines[-1]
+
+
+def test_warnings_with_ever_new_reasons_are_bounded(log: io.StringIO) -> None:
+    for number in range(1000):
+        log_event("refused", vm="a", why=f"reason {number}", level=logging.WARNING)
+    assert len(log.getvalue().splitlines()) <= log_module._MOST_REASONS + log_module._REPEATS
+    log_withheld(now=True)
+    lines = log.getvalue().splitlines()
+    withheld = sum(int(found[1]) for line in lines if (found := re.search(r"withheld=(\d+)", line)))
+    assert len(lines) + withheld == 1000
+    log_withheld(now=True)
+    assert log.getvalue().splitlines() == lines
+
+
+def test_withheld_lines_are_counted_when_others_take_their_place(log: io.StringIO) -> None:
+    for _ in range(6):
+        log_event("session-lost", vm="a")
+    for number in range(log_module._MOST_KEYS):
+        log_module._repeats.of("word", str(number))
+    assert log.getvalue().splitlines()[-1].endswith("session-lost vm=a withheld=2")
+
+
 def test_the_memory_for_repeats_is_bounded(log: io.StringIO) -> None:
     for number in range(log_module._MOST_KEYS + 50):
-        log_module._repeats.count("word", str(number))
+        log_module._repeats.of("word", str(number))
     assert len(log_module._repeats._seen) == log_module._MOST_KEYS
     assert log.getvalue() == ""
 

@@ -68,11 +68,28 @@ async def test_the_topic_target_set_takes_a_size_or_auto() -> None:
     ]
 
 
-async def test_a_retained_command_is_refused_and_an_empty_one_ignored() -> None:
+async def test_a_retained_request_is_refused_and_so_is_its_clearing() -> None:
     agent = Agent()
     await agent.take(Message(GET, b"{}", retain=True), Message(GET, b"", retain=True))
-    assert agent.codes == ["retained"]
+    assert agent.codes == ["retained", "retained"]
     assert not agent.done
+
+
+async def test_an_empty_request_gets_one_answer_in_its_format() -> None:
+    agent = Agent()
+    host = f"{TOPICS.root}/request/list"
+    await agent.take(
+        Message(GET, b""), Message(host, b""), Message(GET, b"", content_type="application/msgpack")
+    )
+    assert agent.codes == ["ok", "ok", "ok"]
+    assert [answer.payload_format for answer in agent.answers] == ["json", "json", "msgpack"]
+    assert agent.answers[1].topic == f"{TOPICS.root}/response/list"
+
+
+def test_an_empty_payload_on_target_set_is_the_clearing_of_a_retained_one() -> None:
+    for retain in (False, True):
+        message = Message(TARGET_SET, b"", retain=retain)
+        assert arrival_of(message, TOPICS, Agent().answers.append, lambda: 0.0) is None
 
 
 async def test_the_same_transaction_on_another_topic_is_another_request() -> None:

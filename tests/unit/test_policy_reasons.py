@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import qmpballoon
-from qmpballoon.policy.reasons import WORDS
+from qmpballoon.policy.reasons import MAY_NEED_A_PERSON, WORDS
 
 PACKAGE = Path(qmpballoon.__file__).parent
 SOURCES = [
@@ -69,3 +69,8 @@ def test_each_reason_has_a_sentence_for_its_meaning_and_one_for_the_operator(wor
     for text in (WORDS[word].means, WORDS[word].do):
         assert text.endswith(".")
         assert len(text) < 120
+
+
+def test_the_reasons_that_are_always_logged_are_documented() -> None:
+    assert WORDS.keys() >= MAY_NEED_A_PERSON
+    assert "emergency" in MAY_NEED_A_PERSON

@@ -102,10 +102,14 @@ async def test_a_bad_request_is_answered_with_its_transaction() -> None:
     assert (await setup.asked({"transaction": "t", "a": 1}))["transaction"] == "t"
 
 
-async def test_an_empty_payload_is_ignored() -> None:
+@pytest.mark.parametrize("content_type", [None, "application/json", "application/msgpack"])
+async def test_an_empty_payload_is_a_request_without_arguments(content_type: str | None) -> None:
     setup = Setup()
-    setup.ask(b"", refused=RequestRefused("retained", "not so"))
-    assert not setup.answers
+    assert (await setup.asked(b"", content_type=content_type))["result"] == {"number": 1}
+    assert (await setup.asked(b"", content_type=content_type, vm=None, verb="list"))["status"] == "ok"
+    needs = await setup.asked(b"", content_type=content_type, verb="set-target")
+    assert needs["error"] == {"code": "malformed", "message": "set-target needs target"}
+    assert (len(setup.answers), len(setup.handled)) == (3, 2)
 
 
 async def test_the_same_transaction_has_one_effect_and_the_same_answer() -> None:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from qmpballoon import __version__, descriptors
 from qmpballoon.agent import systemd
@@ -23,6 +22,7 @@ from qmpballoon.agent.context import Context
 from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.service import Service
+from qmpballoon.agent.stop import Stop
 from qmpballoon.agent.store import Store
 from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.agent.vm import ManagedVm
@@ -51,6 +51,9 @@ from qmpballoon.mqtt.connection import Broker
 from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.protocol.objects import Agent as Publishes
 from qmpballoon.protocol.payloads import HAS_MSGPACK
+
+PART_ENDS_WITHIN_S: Final = 4.0  # MQTT needs 3 s for a broker that hangs; less than STOP_WITHIN_S in all
+RELEASE_WITHIN_S: Final = 4.0
 
 Reload = Callable[[], Configuration]
 
@@ -121,12 +124,9 @@ class Agent:
 
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; return the exit code."""
-        stop = _Stop()
+        stop = Stop()
         self._supervisor.remember()
-        handlers = {signal.SIGTERM: stop.terminate, signal.SIGHUP: self._reload_for_signal}
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job ignores it
-            handlers[signal.SIGINT] = stop.interrupt
-        with _signals(handlers):
+        with stop.on_signals(self._reload_for_signal):
             log_event(
                 "agent-started",
                 host=self._host,
@@ -153,7 +153,7 @@ class Agent:
                 # Answer pending requests and publish offline first, then stop deciding.
                 for name in ("mqtt", "governor"):
                     tasks[name].cancel()
-                    await asyncio.wait((tasks[name],))
+                    await asyncio.wait((tasks[name],), timeout=PART_ENDS_WITHIN_S)
                 if self.configuration.agent.on_exit == "release":
                     await self._release()
                 self._registry.retire()
@@ -164,9 +164,19 @@ class Agent:
 
     async def _release(self) -> None:
         """Grow the automatic VMs by what the host can spare."""
-        async with asyncio.TaskGroup() as sends:
-            for vm, target in self._governor.release_all().items():
-                sends.create_task(self._give_back(vm, target), name=f"release of {vm.id}")
+        sends = {
+            asyncio.create_task(self._give_back(vm, target), name=f"release of {vm.id}"): vm
+            for vm, target in self._governor.release_all().items()
+        }
+        if not sends:
+            return
+        _, late = await asyncio.wait(sends, timeout=RELEASE_WITHIN_S)
+        for send in late:
+            log_event("target-not-sent", "no answer in time", level=logging.WARNING, vm=sends[send].id)
+            send.cancel()
+        await _until_ended(*sends)
+        for send in sends.keys() - late:
+            send.result()
 
     async def _give_back(self, vm: ManagedVm, target: int) -> None:
         try:
@@ -187,7 +197,7 @@ class Agent:
             finally:
                 renewed.cancel()
                 side.cancel()
-                await asyncio.wait((renewed, side))
+                await _until_ended(renewed, side)
                 if not side.cancelled():
                     side.result()
 
@@ -279,33 +289,13 @@ class Agent:
         return later
 
 
-class _Stop:
-    """Ends the agent cleanly on SIGTERM or on the first Ctrl-C. A second Ctrl-C ends the process at once."""
-
-    def __init__(self) -> None:
-        self.asked_for = asyncio.Event()
-        self.exit_code = 0
-
-    def terminate(self) -> None:
-        """Take SIGTERM."""
-        self.asked_for.set()
-
-    def interrupt(self) -> None:
-        """Take the first SIGINT. The next has its default action, so that it works even if the loop hangs."""
-        if not self.asked_for.is_set():
-            self.exit_code = 128 + signal.SIGINT  # as shells have it
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        self.asked_for.set()
-
-
-@contextmanager
-def _signals(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
-    try:
-        yield
-    finally:
-        for number in handlers:
-            loop.remove_signal_handler(number)
+async def _until_ended(*tasks: asyncio.Task[Any]) -> None:
+    """Wait for tasks to end, also if this one is cancelled meanwhile; it is cancelled after them."""
+    cancelled = False
+    while pending := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(pending)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

@@ -161,7 +161,7 @@ async def test_a_sleep_of_the_host_makes_every_sample_stale(
         assert harness.context.clock() - record.sample.seen_at_s > 3600
 
 
-ROOM = {"host": HostSettings(budget=parse_amount("1GiB"), reserve=parse_amount("1MiB"))}
+ROOM = HostSettings(budget=parse_amount("1GiB"), reserve=parse_amount("1MiB"))
 
 
 def targets(guests: list[SimulatedQemu]) -> list[int]:
@@ -194,7 +194,7 @@ async def test_an_agent_that_restarts_decides_nothing_before_a_guests_first_fres
     before = targets(guests)
     for _ in range(2):
         async with running_agent(
-            sockets_dir, monkeypatch, kernel, governed=True, policy=auto, **ROOM
+            sockets_dir, monkeypatch, kernel, governed=True, policy=auto, host=ROOM
         ) as harness:
             await harness.until(lambda: all(harness.vm(vm).connection == "up" for vm in sorted(harness.ids)))
             await harness.until(lambda: harness.ids == {"a", "b"})
@@ -214,7 +214,7 @@ async def test_a_guest_that_comes_back_online_or_is_set_to_auto_is_left_alone_un
 ) -> None:
     guests = await small_guests(qemus)
     auto = PolicySettings(mode="auto")
-    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=auto, **ROOM) as harness:
+    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=auto, host=ROOM) as harness:
         await harness.until(lambda: harness.ids == {"a", "b"})
         before = targets(guests)
         for mode in ("observe", "manual", "auto"):
@@ -241,7 +241,7 @@ async def test_after_a_sleep_of_the_host_no_balloon_moves_before_fresh_figures(
     auto = PolicySettings(mode="auto")
     for qemu in guests:
         qemu.set_behaviour(Behaviour.IDEAL)
-    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=auto, **ROOM) as harness:
+    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=auto, host=ROOM) as harness:
         await harness.until(lambda: harness.health("a") == harness.health("b") == "ok")
         for qemu in guests:
             qemu.set_behaviour(Behaviour.FROZEN_STATS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from policy_makers import a_guest
@@ -89,8 +90,8 @@ def test_a_guest_that_could_not_be_observed_awaits_figures_anew(unseen: dict[str
     for sample in (None, a_guest().sample):  # a new session has none; after a pause there are old ones
         watched = Watched(replace(a_guest(), sample=sample))
         watched.after(5, fresh=False)
-        watched.after(100, fresh=False, **unseen)
-        seen: dict[str, object] = {"answers": True, "run_state": "running", "migrating": False}
+        watched.after(100, fresh=False, **unseen)  # type: ignore[arg-type]
+        seen: dict[str, Any] = {"answers": True, "run_state": "running", "migrating": False}
         assert watched.after(31, fresh=False, driver_up=True, **seen) == AWAITS
         assert watched.after(1, fresh=False) == LONG_STALE
 

@@ -13,10 +13,9 @@ import asyncio
 import logging
 import os
 import secrets
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from qmpballoon import __version__, descriptors
 from qmpballoon.agent import systemd
@@ -26,6 +25,7 @@ from qmpballoon.agent.control import ControlSocket
 from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.service import Service
+from qmpballoon.agent.stop import Stop
 from qmpballoon.agent.store import Store
 from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.agent.usable import check_usable
@@ -38,6 +38,9 @@ from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 from qmpballoon.mqtt.connection import Broker
 from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.protocol.objects import Agent as Publishes
+
+PART_ENDS_WITHIN_S: Final = 4.0  # MQTT needs 3 s for a broker that hangs; less than STOP_WITHIN_S in all
+RELEASE_WITHIN_S: Final = 4.0
 
 Reload = Callable[[], Configuration]
 
@@ -88,12 +91,9 @@ class Agent:
 
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; return the exit code."""
-        stop = _Stop()
+        stop = Stop()
         self._supervisor.remember()
-        handlers = {signal.SIGTERM: stop.terminate, signal.SIGHUP: self._reload_for_signal}
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job ignores it
-            handlers[signal.SIGINT] = stop.interrupt
-        with _signals(handlers):
+        with stop.on_signals(self._reload_for_signal):
             log_event(
                 "agent-started",
                 host=self._host,
@@ -121,7 +121,7 @@ class Agent:
                 # Answer pending requests and publish offline first, then stop deciding.
                 for name in ("mqtt", "control", "governor"):
                     tasks[name].cancel()
-                    await asyncio.wait((tasks[name],))
+                    await asyncio.wait((tasks[name],), timeout=PART_ENDS_WITHIN_S)
                 if self.configuration.agent.on_exit == "release":
                     await self._release()
                 self._registry.retire()
@@ -133,9 +133,19 @@ class Agent:
 
     async def _release(self) -> None:
         """Grow the automatic VMs by what the host can spare."""
-        async with asyncio.TaskGroup() as sends:
-            for vm, target in self._governor.release_all().items():
-                sends.create_task(self._give_back(vm, target), name=f"release of {vm.id}")
+        sends = {
+            asyncio.create_task(self._give_back(vm, target), name=f"release of {vm.id}"): vm
+            for vm, target in self._governor.release_all().items()
+        }
+        if not sends:
+            return
+        _, late = await asyncio.wait(sends, timeout=RELEASE_WITHIN_S)
+        for send in late:
+            log_event("target-not-sent", "no answer in time", level=logging.WARNING, vm=sends[send].id)
+            send.cancel()
+        await _until_ended(*sends)
+        for send in sends.keys() - late:
+            send.result()
 
     async def _give_back(self, vm: ManagedVm, target: int) -> None:
         try:
@@ -183,7 +193,7 @@ class Agent:
             finally:
                 renewed.cancel()
                 side.cancel()
-                await asyncio.wait((renewed, side))
+                await _until_ended(renewed, side)
                 if not side.cancelled():
                     side.result()
 
@@ -275,33 +285,13 @@ class Agent:
         return later
 
 
-class _Stop:
-    """Ends the agent cleanly on SIGTERM or on the first Ctrl-C. A second Ctrl-C ends the process at once."""
-
-    def __init__(self) -> None:
-        self.asked_for = asyncio.Event()
-        self.exit_code = 0
-
-    def terminate(self) -> None:
-        """Take SIGTERM."""
-        self.asked_for.set()
-
-    def interrupt(self) -> None:
-        """Take the first SIGINT. The next has its default action, so that it works even if the loop hangs."""
-        if not self.asked_for.is_set():
-            self.exit_code = 128 + signal.SIGINT  # as shells have it
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        self.asked_for.set()
-
-
-@contextmanager
-def _signals(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
-    try:
-        yield
-    finally:
-        for number in handlers:
-            loop.remove_signal_handler(number)
+async def _until_ended(*tasks: asyncio.Task[Any]) -> None:
+    """Wait for tasks to end, also if this one is cancelled meanwhile; it is cancelled after them."""
+    cancelled = False
+    while pending := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(pending)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

@@ -131,8 +131,7 @@ class Governor:
 
     def _tick(self, sends: asyncio.TaskGroup) -> None:
         now_s = time.monotonic()
-        elapsed_s, self._ticked_at_s = now_s - self._ticked_at_s, now_s
-        self._age_samples_by_sleep()
+        elapsed_s, self._ticked_at_s = now_s - self._ticked_at_s + self._age_samples_by_sleep(), now_s
         for vm in self._registry:
             vm.renew_mode()
             vm.check_life()
@@ -345,14 +344,18 @@ class Governor:
         """Return why VMs are not shrunk now."""
         return {vm: judgement.why for vm, judgement in self._state.judgements.items() if judgement.why}
 
-    def _age_samples_by_sleep(self) -> None:
-        """Add the time that the host slept to the age of all samples: the monotonic clock omits it."""
+    def _age_samples_by_sleep(self) -> float:
+        """Add the time that the host slept to the age of all samples, and return it.
+
+        The monotonic clock omits it.
+        """
         asleep_s = _asleep_s()
         slept_s, self._asleep_s = asleep_s - self._asleep_s, asleep_s
         if slept_s > _SLEPT_S:
             log_event("host-slept", "all samples count as stale", seconds=round(slept_s))
             for vm in self._registry:
                 vm.age_sample(slept_s)
+        return max(0.0, slept_s)
 
 
 def _asleep_s() -> float:

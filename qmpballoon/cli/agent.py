@@ -19,9 +19,9 @@ examples:
   qmpballoon agent --print-default-config > qmpballoon.toml
 
 Options override the file. SIGHUP reads the file again; SIGTERM ends the agent with 0, Ctrl-C with
-130, and both leave the balloons as they are unless on_exit is set. A second Ctrl-C ends it at
-once. A broker that is down never stops it. A monitor serves one client: give QEMU a -qmp of its own for
-the agent.
+130, within ten seconds whatever else happens, and both leave the balloons as they are unless on_exit
+is set. A second one of either ends it at once, by that signal: for a shell 143 or 130. A broker that is
+down never stops it. A monitor serves one client: give QEMU a -qmp of its own for the agent.
 """
 
 

@@ -234,6 +234,7 @@ class Bridge:
         try:
             await connection.open()
             refused = await connection.subscribe((*self._filters, BIRTH_TOPIC))
+            _raise_if_cancelled()  # aiomqtt uses asyncio.wait_for, which may lose it (CPython 3.11)
             if unreadable := [one for one in refused if one != BIRTH_TOPIC]:  # which is optional
                 self._log.subscription_refused(unreadable)
             self._connection, self._connected_at_s = connection, self._clock()
@@ -260,8 +261,7 @@ class Bridge:
                 await connection.close()
         # If a loss and a cancellation coincide, the group raises the loss alone (CPython 3.11). The count
         # of cancellations is right if an exception of the group's body ended the group, as here.
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise asyncio.CancelledError
+        _raise_if_cancelled()
         return lost or aiomqtt.MqttError("closed")
 
     @property
@@ -399,6 +399,11 @@ class Bridge:
             and isinstance(error, MqttConnectError)
             and reason_code(error) == UNSUPPORTED_PROTOCOL
         )
+
+
+def _raise_if_cancelled() -> None:
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _first(errors: BaseExceptionGroup[aiomqtt.MqttError]) -> aiomqtt.MqttError:

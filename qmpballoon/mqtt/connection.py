@@ -5,12 +5,14 @@ paho-mqtt 2.2:
 
 - A connect that times out, is cancelled or fails in a TLS or websocket handshake leaves its socket
   open, and its thread may still establish the connection later, under our client id. Here the socket
-  is closed, at once or when the thread ends.
+  is closed, at once or when the thread ends. The thread is one that nothing waits for (see `connecting`),
+  and a handshake in it ends with the socket.
 - A broker that closes before its CONNACK is noticed at once, not after the time-out.
 - TCP_NODELAY is set, also below a websocket: Nagle's algorithm adds 40 ms to an answer. TCP_QUICKACK is
   set after each read, because the broker may use that algorithm, too (see `quick_ack`).
 - A socket that was closed before its writer is registered is skipped: aiomqtt reads its descriptor
-  later, which may belong to another file by then.
+  later, which may belong to another file by then. One that uvloop gave up because it broke (no reader is
+  called then, and a writer is refused) ends the connection.
 - `send` hands a message to paho and returns: aiomqtt's ``publish`` waits for each PUBACK and
   spends up to 290 µs of processor time, paho 20. Unconfirmed messages are limited by a
   window, and the reason code of a PUBACK that refuses a message is reported.
@@ -27,6 +29,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -45,6 +48,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from qmpballoon.errors import ConfigurationError
 from qmpballoon.mqtt.commands import Message
+from qmpballoon.mqtt.connecting import in_own_thread
 from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.quick_ack import set_after_reads
 from qmpballoon.tls import client_context
@@ -187,7 +191,7 @@ class Connection:
         """
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._loop.run_in_executor(None, self._connect)
+                await in_own_thread(self._connect, name=f"connect to {self._broker.host}")
                 await asyncio.wait(
                     {self._established}
                 )  # a bare await would cancel the future on cancellation
@@ -282,6 +286,9 @@ class Connection:
             self._closed = True
             if self._connect_returned:
                 self._paho._sock_close()
+            elif self._raw is not None:
+                with suppress(OSError):
+                    socket.socket.shutdown(self._raw, socket.SHUT_RDWR)  # wakes the thread of _connect
 
     async def _wait_window_changed(self, timeout_s: float) -> bool:
         # Not asyncio.timeout: with Python 3.11.2 (Debian 12; not 3.11.7) it does not raise TimeoutError in a
@@ -318,10 +325,12 @@ class Connection:
                 self._raw.close()
             raise
         finally:
-            self._loop.call_soon_threadsafe(self._on_connect_returned)
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._on_connect_returned)
 
     def _open_socket(self) -> socket.socket:
         self._raw = self._connect_tcp()
+        self._check_wanted()
         self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self._raw
 
@@ -333,9 +342,14 @@ class Connection:
             tcp_sock, server_hostname=self._broker.host, do_handshake_on_connect=False
         )
         self._raw = encrypted
+        self._check_wanted()
         encrypted.settimeout(CONNECT_TIMEOUT_S)
         encrypted.do_handshake()
         return encrypted
+
+    def _check_wanted(self) -> None:
+        if self._closed:  # by the loop, while this thread connected
+            raise OSError("given up")
 
     def _on_connect_returned(self) -> None:
         self._connect_returned = True
@@ -349,8 +363,13 @@ class Connection:
             self._loop.call_soon_threadsafe(self._add_writer, sock)
 
     def _add_writer(self, sock: Any) -> None:
-        if sock.fileno() >= 0:
-            self._loop.add_writer(sock.fileno(), self._write)
+        try:
+            if sock.fileno() >= 0:
+                self._loop.add_writer(sock.fileno(), self._write)
+        except RuntimeError as error:  # uvloop has closed its handle
+            if not self._ended.done():
+                self._ended.set_exception(aiomqtt.MqttError(f"the connection broke: {error}"))
+            self._note_window_changed()
 
     def _write(self) -> None:
         try:

@@ -8,6 +8,7 @@ stuck.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Final
 
 from qmpballoon.model.tolerance import is_reached
@@ -70,6 +71,7 @@ class Cooperation:
     untrusted: bool = False
     refuted_since_s: float | None = None  # since when RSS is less than the held memory that it reports
     stuck_growing: bool = False  # the balloon was last stuck while growing
+    observed_since_s: float | None = None  # since when it could be sampled; None: not now
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Judgement:
     proportional: bool = False  # no usable figures: its size follows from limits only
     probe: bool = False  # shrink by PROBE at most, to see whether it moves again
     emergency_only: bool = False  # grow in an emergency only, by PROBE at most: earlier grows were not taken
+    awaits: bool = False  # until it sends fresh figures it is moved in an emergency only
     charge: int | None = None  # in place of the usual one
     health: str | None = None  # untrusted, uncooperative, stuck
     refuted: bool = False  # RSS has refuted its held memory for some time: held is capped, it may be moved
@@ -123,7 +126,14 @@ def _judged(
     if immovable is not None:
         if not guest.driver_up:  # the driver was unloaded; the balloon was not stuck
             return _new_state(guest, now_s, untrusted=state.untrusted), immovable
-        return replace(state, progress_at_s=now_s, stuck_since_s=None, settled=None), immovable
+        return replace(
+            state, progress_at_s=now_s, stuck_since_s=None, settled=None, observed_since_s=None
+        ), immovable
+    if state.observed_since_s is None:
+        state = replace(state, observed_since_s=now_s)
+    if _awaits_figures(state, guest, now_s, stale_before_s, safeties):
+        why = "grace" if safeties.grace and _is_young(guest, now_s) else "awaits-figures"
+        return replace(state, progress_at_s=now_s), Judgement(why, may_shrink=False, awaits=True)
     if state.foreign_until_s > now_s:
         return state, Judgement("foreign-hand", may_shrink=False, may_grow=False)
     if safeties.stuck_balloons and _makes_no_progress(state, guest, now_s):
@@ -132,7 +142,7 @@ def _judged(
         return state, Judgement("untrusted", may_shrink=False, health="untrusted")
     if state.contradicted_until_s > now_s:
         return state, _CONTRADICTED
-    by_figures = _by_figures(guest, now_s, stale_before_s, safeties)
+    by_figures = _by_figures(guest, now_s, safeties)
     backs_off = state.backs_off_until_s > now_s or state.stuck_count > 0
     return state, _backing_off(state, now_s) if backs_off and by_figures.may_shrink else by_figures
 
@@ -162,21 +172,51 @@ def _immovable(guest: GuestSnapshot, safeties: Safeties) -> Judgement | None:
     return None
 
 
-def _by_figures(guest: GuestSnapshot, now_s: float, stale_before_s: float, safeties: Safeties) -> Judgement:
-    young = guest.fresh_since_s is None or now_s - guest.fresh_since_s < guest.grace_s
-    if safeties.grace and young:
+def _awaits_figures(
+    state: Cooperation, guest: GuestSnapshot, now_s: float, stale_before_s: float, safeties: Safeties
+) -> bool:
+    """Tell whether the guest has sent nothing fresh since it could be observed, and not for long.
+
+    The agent has just started or was stopped, or the guest was silent, paused or migrating.
+    """
+    if not safeties.staleness or _is_silent_for_long(state, guest, now_s, stale_before_s):
+        return False
+    return _is_of_before(guest, stale_before_s, safeties) or _age_s(guest, now_s) > LONG_STALE_S
+
+
+def _is_of_before(guest: GuestSnapshot, stale_before_s: float, safeties: Safeties) -> bool:
+    """Tell whether its figures are from before a delay of the agent's own."""
+    return safeties.late_ticks and guest.sample is not None and guest.sample.seen_at_s < stale_before_s
+
+
+def _is_silent_for_long(
+    state: Cooperation, guest: GuestSnapshot, now_s: float, stale_before_s: float
+) -> bool:
+    """Tell whether the guest has sent nothing for LONG_STALE_S in which the agent observed it."""
+    since_s = max(stale_before_s, now_s if state.observed_since_s is None else state.observed_since_s)
+    return min(_age_s(guest, now_s), now_s - since_s) > LONG_STALE_S
+
+
+def _age_s(guest: GuestSnapshot, now_s: float) -> float:
+    age_s = guest.sample_age_s(now_s)
+    return inf if age_s is None else age_s
+
+
+def _is_young(guest: GuestSnapshot, now_s: float) -> bool:
+    return guest.fresh_since_s is None or now_s - guest.fresh_since_s < guest.grace_s
+
+
+def _by_figures(guest: GuestSnapshot, now_s: float, safeties: Safeties) -> Judgement:
+    if safeties.grace and _is_young(guest, now_s):
         return Judgement("grace", may_shrink=False)
     if guest.sample is not None and guest.sample.available is None:
         return Judgement("figures-missing", may_shrink=False, proportional=True)
-    age_s = guest.sample_age_s(now_s)
+    age_s = _age_s(guest, now_s)
     if not safeties.staleness:
         return FREE
-    late = safeties.late_ticks and guest.sample is not None and guest.sample.seen_at_s < stale_before_s
-    if late and now_s - stale_before_s < LONG_STALE_S:  # the delay was the agent's, not the guest's
-        return Judgement("stale", may_shrink=False)
-    if age_s is None or age_s > LONG_STALE_S:
+    if age_s > LONG_STALE_S:
         return Judgement("long-stale", may_shrink=False, proportional=True)
-    return Judgement("stale", may_shrink=False) if late or age_s > guest.is_stale_after_s else FREE
+    return Judgement("stale", may_shrink=False) if age_s > guest.is_stale_after_s else FREE
 
 
 def _updated(state: Cooperation, guest: GuestSnapshot, now_s: float, safeties: Safeties) -> Cooperation:

@@ -132,6 +132,8 @@ class Guard(Generic[S]):
             return decision if more and decision is not None else relieved
         if mode != "auto":
             return Hold(mode)
+        if judgement.awaits:
+            return Hold(judgement.why or "awaits-figures")
         if judgement.proportional and not judgement.emergency_only:
             target = max(guest.actual, guest.clamp(proportional(guest, snapshot)))
             if target > guest.highest + MARGIN:
@@ -249,7 +251,9 @@ def _is_target_unreachable(guest: GuestSnapshot, judgement: Judgement) -> bool:
 
 
 def _may_be_moved(guest: GuestSnapshot, judgement: Judgement) -> bool:
-    return not guest.driver_up or (judgement.may_grow and not judgement.emergency_only)
+    if not guest.driver_up:
+        return True
+    return judgement.may_grow and not judgement.emergency_only and not judgement.awaits
 
 
 def proportional(guest: GuestSnapshot, snapshot: Snapshot) -> int:

@@ -70,6 +70,10 @@ WORDS: Final[Mapping[str, Word]] = {
         "The guest has sent no figures for half a minute: it gives none and may grow to an equal part.",
         "Check the guest: it may hang, or its balloon driver may be unloaded.",
     ),
+    "awaits-figures": Word(
+        "The agent has just begun or resumed to observe the guest, and moves it in an emergency only.",
+        "Nothing: the guest's next figures end it, or half a minute does.",
+    ),
     "figures-missing": Word(
         "The guest does not report how much memory it has left: it gives none and may grow to an equal part.",
         "Start the guest's statistics (Windows: the balloon service), or set its target by hand.",

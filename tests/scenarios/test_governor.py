@@ -6,9 +6,10 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from agent_harness import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, running_agent
+from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
 
 from qmpballoon import log as log_module
 from qmpballoon.agent import context as context_module
@@ -18,6 +19,7 @@ from qmpballoon.config import HostSettings, PolicySettings, VmMatch
 from qmpballoon.model.names import VmId
 from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.machine import MachineSpec
+from qmpballoon.sim.qemu.server import SimulatedQemu
 from qmpballoon.units import MIB, parse_amount
 
 MANUAL = PolicySettings(mode="manual")
@@ -160,6 +162,98 @@ async def test_a_sleep_of_the_host_makes_every_sample_stale(
             record = await harness.until_health("a", "stale")
         assert record.sample is not None
         assert harness.context.clock() - record.sample.seen_at_s > 3600
+
+
+ROOM = HostSettings(budget=parse_amount("1GiB"), reserve=parse_amount("1MiB"))
+
+
+def targets(guests: list[SimulatedQemu]) -> list[int]:
+    return [qemu.guest.target for qemu in guests]
+
+
+async def ticked(harness: AgentHarness, times: int = 5) -> None:
+    ticks = len(harness.hosts)
+    await harness.until(lambda: len(harness.hosts) >= ticks + times)
+
+
+async def small_guests(qemus: Qemus, **how: Any) -> list[SimulatedQemu]:
+    """Start two guests that have half of their memory, of which they need little, and send no figures."""
+    started = [await qemus.start(name, **how) for name in ("a", "b")]
+    for qemu in started:
+        qemu.execute("balloon", {"value": 128 * MIB})
+        qemu.set_behaviour(Behaviour.FROZEN_STATS)
+    return started
+
+
+@pytest.mark.parametrize("policy", ["fairshare", "proportional", "fixed"])
+@pytest.mark.parametrize("version", [(5, 2), (7, 2), (11, 1)])
+async def test_an_agent_that_restarts_decides_nothing_before_a_guests_first_fresh_figures(
+    version: tuple[int, int], policy: str, qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    monkeypatch.setattr(context_module, "CALM_TICK_S", 0.02)
+    guests = await small_guests(qemus, machine=MachineSpec(version=(*version, 0)))
+    auto = PolicySettings(name=policy, mode="auto")
+    before = targets(guests)
+    for _ in range(2):
+        async with running_agent(
+            sockets_dir, monkeypatch, kernel, governed=True, policy=auto, host=ROOM
+        ) as harness:
+            await harness.until(lambda: all(harness.vm(vm).connection == "up" for vm in sorted(harness.ids)))
+            await harness.until(lambda: harness.ids == {"a", "b"})
+            await ticked(harness)
+            assert [harness.record(vm).why for vm in ("a", "b")] == ["awaits-figures"] * 2
+            assert targets(guests) == before
+            guests[0].set_behaviour(Behaviour.IDEAL)
+            await harness.until(lambda: harness.record("a").why != "awaits-figures")
+            await ticked(harness)
+            assert targets(guests)[1] == before[1]
+            guests[0].set_behaviour(Behaviour.FROZEN_STATS)
+            before = targets(guests)
+
+
+async def test_a_guest_that_comes_back_online_or_is_set_to_auto_is_left_alone_until_its_figures(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guests = await small_guests(qemus)
+    auto = PolicySettings(mode="auto")
+    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=auto, host=ROOM) as harness:
+        await harness.until(lambda: harness.ids == {"a", "b"})
+        before = targets(guests)
+        for mode in ("observe", "manual", "auto"):
+            harness.governor.choose(None, mode)
+            guests[0].drop_clients()
+            await harness.until_health("a", "offline", "unresponsive")
+            await harness.until(lambda: harness.vm("a").connection == "up")
+            await ticked(harness)
+            await harness.ask("b", "set-mode", mode=mode)
+            harness.reconfigure(harness.configuration)
+            harness.governor.renew()
+            await ticked(harness)
+        assert targets(guests) == before
+
+
+async def test_after_a_sleep_of_the_host_no_balloon_moves_before_fresh_figures(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures that are old by the sleep alone are no reason to grow a guest to an equal part."""
+    guests = await small_guests(qemus)
+    asleep_s = 0.0
+    original = governor_module._asleep_s
+    monkeypatch.setattr(governor_module, "_asleep_s", lambda: original() + asleep_s)
+    auto = PolicySettings(mode="auto")
+    for qemu in guests:
+        qemu.set_behaviour(Behaviour.IDEAL)
+    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=auto, host=ROOM) as harness:
+        await harness.until(lambda: harness.health("a") == harness.health("b") == "ok")
+        for qemu in guests:
+            qemu.set_behaviour(Behaviour.FROZEN_STATS)
+        await ticked(harness)
+        before = targets(guests)
+        asleep_s = 3600.0
+        await harness.until(lambda: [harness.record(vm).why for vm in "ab"] == ["awaits-figures"] * 2)
+        await ticked(harness)
+        assert targets(guests) == before
 
 
 async def test_the_first_decision_after_observe_is_entered_again_is_published(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from policy_makers import a_guest
@@ -67,10 +68,52 @@ def test_stale_figures_forbid_a_shrink_and_long_stale_ones_say_nothing_at_all() 
     assert watched.after(30, fresh=False) == Judgement("long-stale", may_shrink=False, proportional=True)
 
 
-def test_after_a_late_tick_figures_from_before_it_are_stale() -> None:
+AWAITS = Judgement("awaits-figures", may_shrink=False, awaits=True)
+LONG_STALE = Judgement("long-stale", may_shrink=False, proportional=True)
+
+
+@pytest.mark.parametrize("changes", [{}, {"target": 700 * MIB}, {"deflate_on_oom": True}])
+def test_a_guest_awaits_its_first_figures_for_half_a_minute_of_observation(
+    changes: dict[str, Any],
+) -> None:
+    watched = Watched(a_guest(actual=512, available=None))
+    assert watched.after(1, **changes) == AWAITS
+    assert watched.after(30) == AWAITS
+    assert watched.after(1) == LONG_STALE
+    assert watched.after(1, sample=a_guest(actual=512).sample).why is None
+
+
+@pytest.mark.parametrize(
+    "unseen", [{"answers": False}, {"run_state": "paused"}, {"migrating": True}, {"driver_up": False}]
+)
+def test_a_guest_that_could_not_be_observed_awaits_figures_anew(unseen: dict[str, Any]) -> None:
+    for sample in (None, a_guest().sample):  # a new session has none; after a pause there are old ones
+        watched = Watched(replace(a_guest(), sample=sample))
+        watched.after(5, fresh=False)
+        watched.after(100, fresh=False, **unseen)
+        seen: dict[str, Any] = {"answers": True, "run_state": "running", "migrating": False}
+        assert watched.after(31, fresh=False, driver_up=True, **seen) == AWAITS
+        assert watched.after(1, fresh=False) == LONG_STALE
+
+
+def test_the_time_in_which_the_agent_was_stopped_is_no_observation() -> None:
+    guest = a_guest(available=None)
+    state, _ = judge(None, guest, 100.0, stale_before_s=0.0, safeties=ALL)
+    state, judgement = judge(state, guest, 200.0, stale_before_s=200.0, safeties=ALL)
+    assert judgement == AWAITS
+    _, judgement = judge(state, guest, 230.1, stale_before_s=200.0, safeties=ALL)
+    assert judgement == LONG_STALE
+
+
+def test_a_booted_guest_without_figures_is_in_its_grace_time_and_awaits_them() -> None:
+    watched = Watched(a_guest(available=None, fresh_since_s=None))
+    assert watched.after(1) == Judgement("grace", may_shrink=False, awaits=True)
+
+
+def test_after_a_late_tick_figures_from_before_it_move_nothing() -> None:
     guest = a_guest(seen_at_s=99.0)
     _, judgement = judge(None, guest, 100.0, stale_before_s=99.5, safeties=ALL)
-    assert judgement.why == "stale"
+    assert judgement == AWAITS
     _, judgement = judge(None, guest, 100.0, stale_before_s=99.5, safeties=replace(ALL, late_ticks=False))
     assert judgement == Judgement()
 

@@ -15,6 +15,7 @@ from qmpballoon.policy.fairshare import FairShare
 from qmpballoon.policy.guard import BOOT_BALLOON, Guard, GuardState
 from qmpballoon.policy.ports.mom import Mom
 from qmpballoon.policy.ports.proxmox import Proxmox
+from qmpballoon.policy.registry import SIMULATED, guarded
 from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB
 
@@ -103,8 +104,8 @@ def test_a_guest_that_must_not_be_moved_is_left_alone_in_an_emergency(
     ("changes", "why"),
     [
         ({"seen_at_s": 93.0}, "stale"),
-        ({"seen_at_s": 60.0}, "long-stale"),
-        ({"available": None}, "long-stale"),
+        ({"seen_at_s": 60.0}, "awaits-figures"),
+        ({"available": None}, "awaits-figures"),
         ({"fresh_since_s": 99.0}, "grace"),
         ({"fresh_since_s": None}, "grace"),
     ],
@@ -114,10 +115,47 @@ def test_a_guest_without_usable_figures_is_not_shrunk(changes: Mapping[str, Any]
     assert decided(a_host(guest, budget=512), Constant({"a": 300})) == {"a": Hold(why)}
 
 
-def test_a_guest_without_figures_grows_to_an_equal_part_of_its_range() -> None:
+def test_a_guest_without_figures_grows_to_an_equal_part_of_its_range_after_half_a_minute() -> None:
     silent = a_guest("silent", actual=256, seen_at_s=60.0)
-    decision = decided(a_host(silent, a_guest("b", actual=512), budget=1536), Constant({}))["silent"]
-    assert decision == SetTarget((128 + (1536 - 256) * 896 // 1792) * MIB, "long-stale")
+    guard: Guard[Any] = Guard(Constant({}))
+    state, found = guard.start(), {}
+    for now_s in (100.0, 130.0, 130.1):
+        other = at(a_guest("b", actual=512), now_s)
+        state, decisions = guard.step(state, a_host(silent, other, budget=1536, now_s=now_s))
+        found[now_s] = decisions[silent.id]
+    grown = SetTarget((128 + (1536 - 256) * 896 // 1792) * MIB, "long-stale")
+    assert list(found.values()) == [Hold("awaits-figures")] * 2 + [grown]
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+def test_before_its_first_figures_a_guest_is_neither_donor_nor_acceptor(name: str) -> None:
+    guard = guarded(name)
+    new = [a_guest(vm, size=1024, actual=512, available=None) for vm in ("new", "large")]
+    for budget in (700, 1200, 8192):
+        host = a_host(*new, budget=budget, mem_available=100 * MIB)
+        state = guard.start()
+        for now_s in (100.0, 110.0, 120.0):
+            state, decisions = guard.step(state, replace(host, now_s=now_s))
+            assert set(decisions.values()) == {Hold("awaits-figures")}, budget
+
+
+def test_a_guest_before_its_first_figures_is_charged_as_it_stands() -> None:
+    new = a_guest("new", size=1024, actual=300, target=400, available=None)
+    growing = a_guest("growing", size=1024, actual=200, available=15)
+    decision = decided(a_host(new, growing, budget=640, overload="host"))["growing"]
+    assert decision == SetTarget(240 * MIB, "emergency", urgent=True)
+
+
+def test_an_emergency_of_a_guest_that_awaits_figures_is_relieved() -> None:
+    guest = a_guest("a", size=2048, actual=512, available=5)
+    guard: Guard[Any] = Guard(FairShare())
+    state, _ = guard.step(guard.start(), a_host(guest))
+    again = replace(guest, sample=None)  # of a new session
+    state, _ = guard.step(state, a_host(replace(guest, answers=False), now_s=101.0))
+    _, decisions = guard.step(state, a_host(again, now_s=102.0))
+    decision = decisions[guest.id]
+    assert isinstance(decision, SetTarget)
+    assert (decision.why, decision.urgent) == ("emergency", True)
 
 
 def test_a_booting_guest_is_held_at_its_ceiling_and_slightly_below_its_size() -> None:
@@ -134,10 +172,12 @@ def test_a_booting_guest_in_manual_mode_is_left_alone() -> None:
     assert decided(a_host(booting)) == {"a": Hold("booting")}
 
 
-def test_a_late_tick_makes_all_samples_stale() -> None:
-    host = replace(a_host(a_guest("a", available=900), budget=512), elapsed_s=11.0)
-    assert decided(host, Constant({"a": 300})) == {"a": Hold("stale")}
-    assert isinstance(decided(host, Constant({"a": 300}), late_ticks=False)["a"], SetTarget)
+@pytest.mark.parametrize("target", [300, 900])
+def test_a_late_tick_makes_all_samples_stale(target: int) -> None:
+    guest = a_guest("a", actual=600, available=500)
+    host = replace(a_host(guest), elapsed_s=11.0)
+    assert decided(host, Constant({"a": target})) == {"a": Hold("awaits-figures")}
+    assert isinstance(decided(host, Constant({"a": target}), late_ticks=False)["a"], SetTarget)
 
 
 def test_no_policy_shrinks_a_guest_below_held_memory() -> None:

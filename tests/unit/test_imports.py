@@ -36,15 +36,15 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "qmp": ". commands discovery events monitor repeated resizer wire client balloon process",
     "protocol": ". objects payloads verbs requests",
-    "mqtt": ". dead_band outbox topics commands publisher connection connection_log bridge",
+    "mqtt": ". dead_band outbox topics commands publisher connecting connection connection_log bridge",
     "client": "",
     "api": "",
     "__init__": "",
     "control": "",
     "agent": """
         . boot run event_loop usable feed holds store systemd wheel usual_poll vm_session context host_monitor
-        limits spec vm_polls vm actuator registry arrival connector supervisor governor service subscription
-        control app
+        limits spec vm_polls vm actuator registry arrival connector supervisor governor service stop
+        subscription control app
     """,
     "sim": """
         . kernels qemu qemu.dialect qemu.faults qemu.stream guest qemu.machine trace figures qemu.messages

@@ -52,8 +52,12 @@ def check_usable(configuration: Configuration) -> MqttFiles:
 
     Raises:
         ConfigurationError: has all that makes the configuration unusable on this machine.
+        StateUnusable: the state directory alone is unusable.
     """
     found = list(findings(configuration))
+    unusable = unusable_directory(configuration.agent.state_dir)
+    if unusable is not None and sum(each.is_error for each in found) == 1:
+        raise unusable
     _raise_errors(found, configuration.source)
     for each in found:
         key, file = dotted(each.path), each.file
@@ -88,8 +92,8 @@ def findings(configuration: Configuration) -> Iterator[Finding]:
     for pattern in configuration.discovery.sockets:
         if (why := refused_path(pattern)) is not None:
             yield Finding(("discovery", "sockets"), why)
-    if (why := unusable_directory(configuration.agent.state_dir)) is not None:
-        yield Finding(("agent", "state_dir"), f"{why} ({_checked_as()})")
+    if (unusable := unusable_directory(configuration.agent.state_dir)) is not None:
+        yield Finding(("agent", "state_dir"), f"{unusable} ({_checked_as()})")
     yield from _of_memory(configuration)
 
 

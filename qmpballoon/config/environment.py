@@ -170,8 +170,8 @@ def _mode_and_group(path: str) -> tuple[int, int]:
     return (stat.S_IMODE(status.st_mode), status.st_gid) if stat.S_ISREG(status.st_mode) else (0, 0)
 
 
-def unusable_directory(path: str) -> str | None:
-    """Return why a directory of state cannot be made or written by this process; None if it can."""
+def unusable_directory(path: str) -> StateUnusable | None:
+    """Return the error if a directory of state cannot be made or written by this process; None if it can."""
     there = path
     while not os.path.lexists(there) and there != os.path.dirname(there):
         there = os.path.dirname(there)
@@ -180,7 +180,7 @@ def unusable_directory(path: str) -> str | None:
         cause = errno.ENOTDIR
     elif not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         cause = errno.EACCES
-    return None if cause is None else str(StateUnusable(path, OSError(cause, os.strerror(cause))))
+    return None if cause is None else StateUnusable(path, OSError(cause, os.strerror(cause)))
 
 
 def refused_path(typed: str) -> str | None:

@@ -132,10 +132,13 @@ def test_check_config_refuses_what_the_agent_refuses(
     assert main(["check-config", str(file)]) == 2
     checked = capsys.readouterr().err
     assert reason.format(**place) in checked
-    assert main(["agent", "-c", str(file)]) == 2
-    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("qmpballoon: ")] == (
-        checked.splitlines()
-    )
+    is_state = "state_dir" in text
+    assert main(["agent", "-c", str(file)]) == (1 if is_state else 2)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("qmpballoon: ")]
+    if is_state:  # an error of its own, not one of the configuration
+        assert said[0].removeprefix("qmpballoon: ") in checked
+    else:
+        assert said == checked.splitlines()
     assert not (tmp_path / "state").exists()
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.run import Identity
-from qmpballoon.agent.store import KnownSocket
+from qmpballoon.agent.state_file import KnownSocket
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import rename_for, vm_settings
 from qmpballoon.log import log_event

@@ -14,7 +14,7 @@ from scripted_peer import session_with
 
 from qmpballoon.agent import spec as spec_module
 from qmpballoon.agent import store as store_module
-from qmpballoon.agent.store import Kept
+from qmpballoon.agent.state_file import Kept
 from qmpballoon.config import DiscoverySettings, PolicySettings, VmMatch
 from qmpballoon.errors import QmpBalloonError
 from qmpballoon.model.names import VmId

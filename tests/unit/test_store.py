@@ -21,7 +21,8 @@ import pytest
 from qmpballoon.agent import store as store_module
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.registry import Registry
-from qmpballoon.agent.store import Kept, KnownSocket, Store, parse_state, write_draft
+from qmpballoon.agent.state_file import Kept, KnownSocket, parse_state, write_draft
+from qmpballoon.agent.store import Store
 from qmpballoon.config import defaults
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
 from qmpballoon.model.names import VmId
@@ -300,7 +301,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path: Path
     """A limit on the size of files stands for the full disk: it fails in the middle of the write."""
     program = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from qmpballoon.agent.store import put_in_place, write_draft\n"
+        "from qmpballoon.agent.state_file import put_in_place, write_draft\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "file = Path(sys.argv[1]); write_draft(file, 'old'); put_in_place(file)\n"
@@ -354,7 +355,9 @@ async def test_a_slow_write_does_not_replace_a_later_one(
 def test_a_kill_in_the_middle_of_writing_leaves_a_readable_file(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\n"
-        "from qmpballoon.agent.store import Store, KnownSocket; from qmpballoon.model.records import VmId\n"
+        "from qmpballoon.agent.store import Store\n"
+        "from qmpballoon.agent.state_file import KnownSocket\n"
+        "from qmpballoon.model.records import VmId\n"
         "async def write():\n"
         "    store = Store(sys.argv[1], 'edge-7')\n"
         "    for number in range(200): store.know(f'/run/{number}.qmp', KnownSocket('a', 'b', 'c' * 99))\n"

@@ -33,7 +33,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         ports.proportional ports.proxmox ports.qubes allocation schedule fairshare guard host_level
         registry
     """,
-    "qmp": ". commands discovery events monitor repeated resizer wire client balloon process",
+    "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
     "protocol": ". objects payloads verbs requests",
     "mqtt": ". dead_band outbox topics commands publisher connection connection_log bridge",
     "api": "",

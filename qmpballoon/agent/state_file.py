@@ -29,6 +29,7 @@ class KnownSocket:
     vm: str  # in topics; unique
     base: str  # what it would be if no other VM had it: shows whether the VM was renamed
     name: str  # as QEMU or the configuration has it
+    owner: int | None = None  # uid of the process that listened; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,14 @@ class Kept:
     target: int | None = None  # the manual target in bytes
     life: str | None = None
     sent: int | None = None  # the last target sent to that life, in bytes
+    socket: str | None = None  # of the VM that has the name, or had it last
+    owner: int | None = None  # the uid behind that socket; None: not known
+
+    @property
+    def has_settings(self) -> bool:
+        """Tell whether something was set by requests."""
+        set_by_requests = (self.mode, self.floor, self.ceiling, self.shares, self.target)
+        return any(value is not None for value in set_by_requests)
 
 
 @dataclass(slots=True)
@@ -183,6 +192,7 @@ _KEPT_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "shares": int,
     "target": int,
     "sent": int,
+    "owner": int,
 }
 
 
@@ -200,7 +210,9 @@ def _kept(row: Any) -> Kept:
 
 
 def _socket(row: Any) -> KnownSocket:
-    known = KnownSocket(**{entry.name: _typed(row[entry.name], str) for entry in fields(KnownSocket)})
+    texts = {name: _typed(row[name], str) for name in ("vm", "base", "name")}
+    owner = row.get("owner")
+    known = KnownSocket(**texts, owner=None if owner is None else _typed(owner, int))
     if not _TOPIC_LEVEL.fullmatch(known.vm):
         raise ValueError(f"{known.vm!r} is not a VM name")
     return known

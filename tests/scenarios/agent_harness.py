@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qmpballoon.agent import back_off as back_off_module
 from qmpballoon.agent import connector as connector_module
 from qmpballoon.agent import registry as registry_module
 from qmpballoon.agent import supervisor as supervisor_module
@@ -224,9 +225,9 @@ async def running_agent(
     monkeypatch.setattr(process_module, "can_hold", kernel.can_hold)
     for module in (supervisor_module, registry_module):
         monkeypatch.setattr(module, "life_of", kernel.life_of)
-    monkeypatch.setattr(connector_module, "FIRST_RETRY_S", 0.01)
-    monkeypatch.setattr(connector_module, "LAST_RETRY_S", 0.05)
-    monkeypatch.setattr(connector_module, "FIRST_OTHER_RETRY_S", 0.05)
+    monkeypatch.setattr(back_off_module, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(back_off_module, "LAST_RETRY_S", 0.05)
+    monkeypatch.setattr(back_off_module, "FIRST_LONG_RETRY_S", 0.05)
     harness = AgentHarness(directory, kernel, settings, **tables)
     harness.supervisor.remember()
     parts = [asyncio.create_task(harness.store.run()), asyncio.create_task(harness.supervisor.run())]

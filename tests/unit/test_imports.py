@@ -39,9 +39,9 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "api": "",
     "__init__": "",
     "agent": """
-        . boot run event_loop feed holds state_file store systemd wheel usual_poll vm_session context
-        host_monitor limits spec vm_polls vm actuator registry arrival connector supervisor governor service
-        app
+        . back_off boot run event_loop feed holds state_file store systemd wheel usual_poll vm_session context
+        host_monitor limits spec vm_polls vm actuator names registry arrival connector supervisor governor
+        service app
     """,
     "sim": """
         . kernels qemu qemu.dialect qemu.faults qemu.stream guest qemu.machine trace figures qemu.messages

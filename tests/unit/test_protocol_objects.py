@@ -168,6 +168,7 @@ def test_the_host_object_has_the_keys_of_the_contract() -> None:
         "psi_full_avg10",
         "vms",
         "unidentified",
+        "unidentified_more",
         "reclaimable",
         "room",
         "holds",

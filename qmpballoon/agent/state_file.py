@@ -152,9 +152,10 @@ def write_draft(file: Path, text: str) -> None:
     Raises:
         OSError: the disk is full, the directory went, and their like; then no draft is left.
     """
-    draft = draft_of(file)  # one name: what a killed writer left is used again
+    draft = draft_of(file)  # one name: what a killed writer left is replaced
     try:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        draft.unlink(missing_ok=True)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
     except BaseException:
@@ -170,7 +171,7 @@ def put_in_place(file: Path) -> None:
         OSError: as of ``write_draft``.
     """
     draft = draft_of(file)
-    handle = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
+    handle = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:

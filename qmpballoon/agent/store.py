@@ -7,9 +7,11 @@ name. If the disk is full, the agent keeps running, logs it once and tries again
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Mapping
@@ -48,15 +50,16 @@ class Store:
 
         Raises:
             AnotherAgentRuns: the lock is held.
-            StateUnusable: the directory cannot be made or written, or no descriptor is left to read it.
+            StateUnusable: the directory cannot be made or written, others may write in it, or no descriptor
+                is left to read it.
         """
         self._directory = Path(state_dir)
         self._file = self._directory / f"{host}.json"
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(
-                self._directory / f"{host}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
-            )
+            _check_is_ours(self._directory)
+            flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._lock = os.open(self._directory / f"{host}.lock", flags, 0o600)
         except OSError as error:
             raise StateUnusable(os.fspath(state_dir), error) from error
         try:
@@ -227,7 +230,10 @@ class Store:
 
     def _read(self) -> Contents:
         try:
-            return self._read_from(draft_of(self._file))
+            contents = self._read_from(draft_of(self._file))
+            with suppress(OSError):
+                put_in_place(self._file)  # the next draft replaces this one
+            return contents
         except (OSError, ValueError) as error:  # a complete draft is newer than the file
             self._check_descriptors(error)
         try:
@@ -270,6 +276,19 @@ class Store:
     def _check_descriptors(self, error: OSError | ValueError) -> None:
         if isinstance(error, OSError) and error.errno in EXHAUSTED:  # the file itself is intact
             raise StateUnusable(os.fspath(self._directory), error) from error
+
+
+def _check_is_ours(directory: Path) -> None:
+    """Check that nobody else can put files or links into a directory.
+
+    Raises:
+        PermissionError: somebody can.
+    """
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise PermissionError(errno.EPERM, f"it belongs to another user, {status.st_uid}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(errno.EPERM, f"others may write in it (chmod go-w {directory})")
 
 
 def boot_id() -> str:

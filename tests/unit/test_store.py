@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ async def test_a_complete_temporary_file_wins_and_a_partial_one_is_ignored(tmp_p
     write_draft(file, text[: len(text) // 2])
     assert draft.exists()
     async with running(tmp_path) as third:
-        assert third.kept(WEB1).mode == "manual"
+        assert third.kept(WEB1).mode == "observe"  # the complete one was put in place
         third.keep(WEB1, mode="auto")
     assert not draft.exists()
     async with running(tmp_path) as fourth:
@@ -400,3 +400,42 @@ async def test_settings_of_names_without_a_socket_are_bounded(
         assert kept == [7, 8, 9]
     finally:
         await store.close()
+
+
+# ── others on the same host ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", [".edge-7.json.new", "edge-7.lock"])
+async def test_nothing_is_written_through_a_link(name: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious", encoding="utf-8")
+    directory = tmp_path / "state"
+    directory.mkdir(mode=0o700)
+    (directory / name).symlink_to(victim)
+    with suppress(StateUnusable):
+        async with running(directory) as store:
+            store.keep(WEB1, mode="manual")
+            await saved(store)
+            assert not (directory / "edge-7.json").is_symlink()
+    assert victim.read_text(encoding="utf-8") == "precious"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o777, 0o1777])
+def test_a_directory_in_which_others_may_write_is_refused(mode: int, tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    directory.mkdir()
+    directory.chmod(mode)
+    with pytest.raises(StateUnusable, match="others may write in it"):
+        Store(directory, "edge-7")
+    assert os.listdir(directory) == []
+
+
+async def test_a_complete_draft_is_put_in_place_before_the_next_one(tmp_path: Path) -> None:
+    async with running(tmp_path) as store:
+        store.keep(WEB1, mode="manual")
+        await saved(store)
+    file = tmp_path / "edge-7.json"
+    write_draft(file, file.read_text(encoding="utf-8").replace("manual", "observe"))
+    await Store(tmp_path, "edge-7").close()
+    assert "observe" in file.read_text(encoding="utf-8")
+    assert sorted(os.listdir(tmp_path)) == ["edge-7.json", "edge-7.lock"]

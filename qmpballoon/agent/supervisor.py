@@ -58,24 +58,27 @@ class Supervisor:
 
     def reconfigure(self) -> None:
         """Apply the configuration that is in force now."""
-        configuration = self._context.configuration
-        self._watch.watch(configuration.discovery.sockets)
-        for vm in self._registry:
-            connector = self._connectors.get(vm.path)
-            if not self._watch.covers(vm.path):
-                self._drop(vm)
-            elif connector is not None and connector.identity is not None:
-                if self._registry.named(vm.path, connector.identity) is not vm:
-                    connector.kick()  # its session feeds the VM of the old name
-            else:
-                known = self._context.store.sockets.get(vm.path)
-                claim = Claim(vm.name, vm.path, known.owner if known else None)
-                vm.spec.settings = vm_settings(configuration, claim)
-                vm.touch()
+        self._watch.watch(self._context.configuration.discovery.sockets)
+        for _ in range(2):  # a name that one VM has to give up may be another's
+            for vm in self._registry:
+                self._reconfigure(vm)
         for path, connector in self._connectors.items():
             if not self._watch.covers(path):  # also one whose monitor never answered
                 connector.socket_is(None)
                 connector.kick()
+
+    def _reconfigure(self, vm: ManagedVm) -> None:
+        connector = self._connectors.get(vm.path)
+        if not self._watch.covers(vm.path):
+            self._drop(vm)
+        elif connector is not None and connector.identity is not None:
+            if self._registry.named(vm.path, connector.identity) is not vm:
+                connector.kick()  # its session feeds the VM of the old name
+        else:
+            known = self._context.store.sockets.get(vm.path)
+            claim = Claim(vm.name, vm.path, known.owner if known else None)
+            vm.spec.settings = vm_settings(self._context.configuration, claim)
+            vm.touch()
 
     def forget_absent_vms(self) -> None:
         """Drop the VMs that have had no socket and no process for ``forget_after_s``."""

@@ -18,10 +18,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import cached_property
+from time import thread_time
 from typing import Final, Self, TypeVar, cast
 
 from qemu.qmp import QMPClient, QMPError, Runstate
@@ -384,11 +384,11 @@ class Session(QMPClient):
     def _take(self, raw: bytes) -> None:
         if self._reason is not None or self._repeated.takes_same(raw):
             return
-        began_s = time.thread_time()
+        began_s = thread_time()
         try:
             self._take_new(raw)
         finally:
-            self._intake.share.spent_s += time.thread_time() - began_s
+            self._intake.share.spent_s += thread_time() - began_s
 
     def _take_new(self, raw: bytes) -> None:
         """Take a message that has to be decoded."""

@@ -45,6 +45,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.age_s = 1000.0  # of a new life
+        self.owners: dict[str, int] = {}  # by path; others are of the user that runs the tests
         self._lives: dict[str, Life] = {}
         self._ended: set[Life] = set()
         self._proxies: set[int] = set()
@@ -65,7 +66,8 @@ class Kernel:
 
     def open_monitor(self, path: str) -> OpenMonitor:
         monitor = open_monitor(path)
-        return replace(monitor, pid=(self._lives.get(path) or self.new_life(path)).pid)
+        pid = (self._lives.get(path) or self.new_life(path)).pid
+        return replace(monitor, pid=pid, owner=self.owners.get(path, monitor.owner))
 
     def can_hold(self, pid: int, size: int) -> bool:
         return pid not in self._proxies

@@ -67,7 +67,7 @@ def life_behind(session: Session, machine: Machine, life: Life | None) -> Life |
     return None
 
 
-async def identify(session: Session, *, stem: str) -> Identity:
+async def identify(session: Session, *, stem: str, owner: int | None) -> Identity:
     """Return the name and UUID that QEMU reports; without ``-name`` its name is ``stem``."""
     given, uuid = await session.vm_name(), await session.request("query-uuid")
     number = uuid.get("UUID") if isinstance(uuid, dict) else None
@@ -75,6 +75,7 @@ async def identify(session: Session, *, stem: str) -> Identity:
         name=(given or stem)[:_LONGEST_NAME],
         uuid=number[:64] if isinstance(number, str) and number != _NO_UUID else None,
         is_named=given is not None,
+        owner=owner,
     )
 
 

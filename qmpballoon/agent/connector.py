@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,25 +15,21 @@ from functools import partial
 from typing import Final
 
 from qmpballoon.agent import arrival
+from qmpballoon.agent.back_off import BackOff
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.registry import Answering, Registry
 from qmpballoon.agent.run import Identity
 from qmpballoon.agent.vm import ManagedVm
-from qmpballoon.config import vm_settings
+from qmpballoon.config import Claim, vm_settings
 from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError, Unreachable
 from qmpballoon.log import log_event
 from qmpballoon.model.facts import Connection
-from qmpballoon.model.records import Life
+from qmpballoon.model.records import Event, Life, utc_now
 from qmpballoon.procfs import is_stopped, life_of
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor, SocketTable, open_monitor, was_accepted
 
-FIRST_RETRY_S: Final = 0.1
-LAST_RETRY_S: Final = 5.0
-FIRST_OTHER_RETRY_S: Final = 10.0  # of a socket that is no QMP monitor: a console can be held by one client
-LAST_OTHER_RETRY_S: Final = 300.0
-HELD_FOR_S: Final = 10.0  # after a session of this length the back-off is reset
 LOOK_AT_SILENCE_S: Final = 1.0
 MOST_LOOKS: Final = 8  # how many times longer the pause between two looks at silence becomes
 ONE_MORE_LOOK_S: Final = 0.001
@@ -61,8 +56,7 @@ class Connector:
         self._second_of: str | None = (
             None  # the path of the first one, by an earlier session; only where no process tells
         )
-        self._retry_s = FIRST_RETRY_S
-        self._other_retry_s: float | None = None  # None: it may be a QMP monitor
+        self._back_off = BackOff()
         self._problem: str | None = None  # why the last attempt failed; logged once
 
     @property
@@ -77,15 +71,16 @@ class Connector:
         if mark == self._mark:
             return
         before, self._mark = self._mark, mark
-        self._retry_s = FIRST_RETRY_S
-        self._other_retry_s = self._problem = None
+        at_once = mark is None or self._back_off.renewed()
+        self._problem = self._second_of = None
         if mark is not None and self._connection is not None:
             another_file = before is None or before[:2] != mark[:2]
             # The file may exist before its QEMU listens, and it is checked only when it changes.
             if another_file or self._table(AT_ONCE_S).bound != self._bound:
                 log_event("socket-replaced", "the path has another socket now", socket=self.path)
                 self.kick()
-        self._wakeup.set()
+        if at_once:
+            self._wakeup.set()
 
     def kick(self) -> None:
         """Close the connection and connect again."""
@@ -109,7 +104,7 @@ class Connector:
                     self._registry.gave_up(self)
                     if (vm := self._registry.at(self.path)) is not None and vm.connection == "up":
                         vm.mark_unreachable("offline")
-                await self._back_off()
+                await self._pause()
         finally:
             self.is_over = True
             self._silent("offline")
@@ -154,7 +149,7 @@ class Connector:
             if vm is not None:  # until then everything has yet to be queried
                 vm.on_qmp_event(name, details)
 
-        settings = vm_settings(self._context.configuration, name="", socket=self.path)
+        settings = vm_settings(self._context.configuration, Claim("", self.path, monitor.owner))
         greeting = asyncio.create_task(
             Session.greeted(
                 monitor, on_event, greeting_timeout_s=None, request_timeout_s=settings.qmp_timeout_s
@@ -162,15 +157,18 @@ class Connector:
             name=f"greeting {self.path}",
         )
         session: Session | None = None
+        began_s = time.monotonic()
         try:
             session = await self._wait_for_greeting(greeting, monitor, life, before, settings.qmp_timeout_s)
-            self._other_retry_s = self._problem = None
+            self._back_off.greeted()
+            self._problem = None
             began_s = time.monotonic()
             machine = await arrival.until_machine_is_there(session, self._report)
             life = arrival.life_behind(session, machine, life)
             if life is not None and not self._registry.may_serve(self, life):
                 return  # the socket that comes first has greeted meanwhile
-            identity = await arrival.identify(session, stem=self._registry.stem_of(self.path, life))
+            stem = self._registry.stem_of(self.path, life)
+            identity = await arrival.identify(session, stem=stem, owner=monitor.owner)
             await arrival.until_arrived(session, identity, self._registry, self._report)
             self._take_up_second(identity)
             monitor_here = Answering(self, session, identity.reported, has_life=life is not None)
@@ -179,19 +177,42 @@ class Connector:
             vm = self._registry.answered(self.path, identity, life)
             session.request_timeout_s = vm.spec.settings.qmp_timeout_s
             log_event("vm-online", vm=vm.id, life=life, qemu=session.version, socket=self.path)
-            reason = await vm.serve(session, life, identity)
-            if time.monotonic() - began_s > HELD_FOR_S:
-                self._retry_s = FIRST_RETRY_S
-            raise reason
+            raise await vm.serve(session, life, identity)
         finally:
             greeting.cancel()
             with suppress(asyncio.CancelledError, ConnectionLost):
                 session = session or await greeting
             if session is not None:
-                if session.hung:
+                self._back_off.lasted(time.monotonic() - began_s, exceeded=session.exceeded)
+                if session.exceeded:
+                    self._sends_too_much(session, monitor)
+                elif session.hung:
                     self._unclosed |= self._table(LOOK_AT_SILENCE_S).accepted
                     self._silent("unresponsive", monitor.pid)
                 await session.close()
+
+    def _sends_too_much(self, session: Session, monitor: OpenMonitor) -> None:
+        """Report a QEMU whose session ended because of what it sent; it is left alone for some time."""
+        reason, vm = str(session.reason), self._registry.at(self.path)
+        log_event(
+            "session-excess",
+            reason,
+            level=logging.WARNING,
+            vm=vm.id if vm else None,
+            socket=self.path,
+            pid=monitor.pid,
+            owner=monitor.owner,
+        )
+        data = {
+            "vm": vm.id if vm else None,
+            "socket": self.path,
+            "pid": monitor.pid,
+            "owner": monitor.owner,
+            "reason": reason,
+        }
+        self._context.feed.host_event(Event("session-excess", utc_now(), data))
+        self._problem = reason
+        self._silent("unresponsive", monitor.pid)
 
     def _report(self, problem: str | None) -> None:
         self._problem = problem
@@ -261,10 +282,7 @@ class Connector:
         if self._problem != problem:
             self._problem = problem
             log_event("socket-not-qmp", problem, level=logging.WARNING, socket=self.path)
-        if self._other_retry_s is None:
-            self._other_retry_s = FIRST_OTHER_RETRY_S
-        else:
-            self._other_retry_s = min(LAST_OTHER_RETRY_S, 2 * self._other_retry_s)
+        self._back_off.foreign()
 
     def _why_silent(
         self, monitor: OpenMonitor, before: SocketTable, *, max_age_s: float
@@ -313,13 +331,11 @@ class Connector:
         finally:
             self._parked = False
 
-    async def _back_off(self) -> None:
+    async def _pause(self) -> None:
         if self._mark is None:
             return
-        pause_s = (self._other_retry_s or self._retry_s) * random.uniform(0.5, 1.0)
-        self._retry_s = min(LAST_RETRY_S, self._retry_s * 2)
         with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
+            async with asyncio.timeout(self._back_off.pause_s()):
                 await self._wakeup.wait()
 
     def _silent(self, how: Connection, pid: int | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qmpballoon.agent.store import Kept
+from qmpballoon.agent.state_file import Kept
 from qmpballoon.config import VmSettings
 from qmpballoon.errors import ConnectionLost, OutOfRange
 from qmpballoon.model.records import Limits, VmStatus

@@ -7,18 +7,20 @@ until that one is gone.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from qmpballoon.agent.context import Context
+from qmpballoon.agent.names import Names
 from qmpballoon.agent.run import Identity
-from qmpballoon.agent.store import KnownSocket
+from qmpballoon.agent.state_file import KnownSocket
 from qmpballoon.agent.vm import ManagedVm
-from qmpballoon.config import rename_for, vm_settings
+from qmpballoon.config import Claim, rename_for, right_to, vm_settings
 from qmpballoon.log import log_event
-from qmpballoon.model.names import LONGEST_NAME, VmId, safe_name
+from qmpballoon.model.names import VmId, safe_name
 from qmpballoon.model.records import Life
 from qmpballoon.procfs import life_of
 from qmpballoon.qmp.client import Session
@@ -56,6 +58,7 @@ class Registry:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._names = Names(context)
         self._by_id: dict[VmId, ManagedVm] = {}
         self._by_path: dict[str, ManagedVm] = {}
         self._by_life: dict[str, ManagedVm] = {}  # also lives that an earlier run of the agent knew
@@ -92,7 +95,7 @@ class Registry:
         if VmId(known.vm) in self._by_id:  # only in an edited state file; the first entry keeps the name
             self._context.store.know(path, None)
             return
-        self._add(VmId(known.vm), known.name, path, qemu_name=known.name)
+        self._add(VmId(known.vm), known.name, Claim(known.name, path, known.owner))
 
     def answered(self, path: str, identity: Identity, life: Life | None) -> ManagedVm:
         """Return the VM that answered at this socket, under its name; a new or renamed one is set up."""
@@ -120,29 +123,60 @@ class Registry:
     def named(self, path: str, identity: Identity) -> ManagedVm:
         """Return the VM at this socket under the name that the configuration in force gives it."""
         configuration, store = self._context.configuration, self._context.store
-        name = rename_for(configuration, identity.name, path) or identity.name
+        claim = Claim(self._names.accepted(path, identity.name), path, identity.owner)
+        name = rename_for(configuration, claim) or claim.name
         base = safe_name(name)
         vm, known = self.at(path), store.sockets.get(path)
-        if vm is not None and known is not None and known.base == base:
-            vm.spec.settings = vm_settings(configuration, name=identity.name, socket=path)
-            if vm.name != name:
-                vm.name = name
-                store.know(path, KnownSocket(vm.id, base, name))
+        if vm is None and (moved := self._moved(VmId(base), claim)) is not None:
+            self._move_to(moved, path)
+            vm, known = moved, store.sockets.get(path)
+        if vm is not None and known is not None and known.base == base and self._may_stay(vm, base, claim):
+            if known.owner not in (None, claim.owner):
+                self._names.doubt(base, vm.id, claim, "new-owner")
+            vm.spec.settings = vm_settings(configuration, claim)
+            vm.name = name
+            self._is_at(path, KnownSocket(vm.id, base, name, claim.owner))
             vm.touch()
             return vm
         if vm is not None:
             log_event("vm-renamed", vm=vm.id, now=name)
             vm.retired = True
             self.drop(vm)
-        free = self._free_id(base)
+        free = self._names.free_id(base, claim, self._by_id)
         if vm is not None:  # the target belongs to the life, not to the name
             before = store.kept(vm.id)
             store.keep(free, life=before.life, sent=before.sent)
-        store.know(path, KnownSocket(free, base, name))
-        return self._add(free, name, path, qemu_name=identity.name)
+        self._is_at(path, KnownSocket(free, base, name, claim.owner))
+        return self._add(free, name, claim)
+
+    def _may_stay(self, vm: ManagedVm, base: str, claim: Claim) -> bool:
+        """Tell whether a VM keeps its name in topics: not one reserved for others, nor one in its place."""
+        right = right_to(self._context.configuration, claim, base)
+        if vm.id == base:
+            return right is not False
+        return right is not True or VmId(base) in self._by_id
+
+    def _moved(self, vm_id: VmId, claim: Claim) -> ManagedVm | None:
+        """Return the VM of this name if this is its new socket: its old one and its process are gone."""
+        vm = self._by_id.get(vm_id)
+        if vm is None or vm.connection == "up" or claim.owner is None or os.path.lexists(vm.path):
+            return None
+        known = self._context.store.sockets.get(vm.path)
+        if known is None or known.owner != claim.owner or any(map(_runs, self._lives.get(vm, ()))):
+            return None
+        is_reserved = right_to(self._context.configuration, claim, vm_id) is False
+        return None if is_reserved else vm
+
+    def _is_at(self, path: str, known: KnownSocket) -> None:
+        """Remember the name of a socket, and whose it is."""
+        self._context.store.know(path, known)
+        self._context.store.keep(VmId(known.vm), lazily=True, socket=path, owner=known.owner)
 
     def twin(self, path: str, identity: Identity) -> ManagedVm | None:
-        """Return the VM at another path whose QEMU has this name and UUID; None if this path has a VM."""
+        """Return the VM at another path whose QEMU has this name, UUID and owner.
+
+        None if this path has a VM.
+        """
         if path in self._by_path:
             return None
         return next(iter(self._by_identity.get(identity, ())), None)
@@ -254,23 +288,15 @@ class Registry:
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────
 
-    def _add(self, vm_id: VmId, name: str, path: str, *, qemu_name: str) -> ManagedVm:
-        settings = vm_settings(self._context.configuration, name=qemu_name, socket=path)
-        vm = ManagedVm(vm_id, name, path, settings, self._context)
-        self._by_id[vm_id] = self._by_path[path] = vm
+    def _add(self, vm_id: VmId, name: str, claim: Claim) -> ManagedVm:
+        settings = vm_settings(self._context.configuration, claim)
+        vm = ManagedVm(vm_id, name, claim.socket, settings, self._context)
+        self._by_id[vm_id] = self._by_path[claim.socket] = vm
         life = self._context.store.kept(vm_id).life
         if life is not None and life not in self._by_life:
             self._belongs(life, vm)
         vm.touch()
         return vm
-
-    def _free_id(self, base: str) -> VmId:
-        if VmId(base) not in self._by_id:
-            return VmId(base)
-        number = 2
-        while (name := VmId(f"{base[: LONGEST_NAME - len(str(number)) - 1]}-{number}")) in self._by_id:
-            number += 1
-        return name
 
     def _move(self, life: Life, path: str) -> None:
         """Move the VM of a life to another socket of the same QEMU."""
@@ -285,11 +311,18 @@ class Registry:
         store = self._context.store
         known = store.sockets.get(vm.path)
         store.know(vm.path, None)
-        store.know(path, known)
+        if known is not None:
+            self._is_at(path, known)
         log_event("vm-moved", vm=vm.id, socket=path)
         del self._by_path[vm.path]
         vm.path = path
         self._by_path[path] = vm
+
+
+def _runs(life: str) -> bool:
+    """Tell whether the process of a life, as it is stored, still runs."""
+    pid = life.partition("-")[0]
+    return pid.isdecimal() and str(life_of(int(pid))) == life
 
 
 @dataclass(slots=True)

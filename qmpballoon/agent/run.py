@@ -20,11 +20,12 @@ def new_serial() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The name and UUID that a QEMU reports."""
+    """The name and UUID that a QEMU reports, and whose process it is."""
 
     name: str  # QEMU's -name, or the socket's file stem
     uuid: str | None
     is_named: bool = True  # False: QEMU has no -name
+    owner: int | None = None  # uid of the process that listens; None: not known
 
     @property
     def reported(self) -> tuple[str | None, str | None]:

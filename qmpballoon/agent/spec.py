@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.limits import limits_of
-from qmpballoon.agent.store import Kept, boot_id
+from qmpballoon.agent.state_file import Kept
+from qmpballoon.agent.store import boot_id
 from qmpballoon.config import VmSettings
 from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId

@@ -7,73 +7,39 @@ name. If the disk is full, the agent keeps running, logs it once and tries again
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
-import json
 import logging
-import math
 import os
-import re
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
+from qmpballoon.agent.state_file import (
+    Contents,
+    Encoder,
+    Kept,
+    KnownSocket,
+    draft_of,
+    parse_state,
+    put_in_place,
+    write_draft,
+)
 from qmpballoon.descriptors import EXHAUSTED
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
 from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import MODES, POLICIES
-from qmpballoon.units import parse_amount
 
-K = TypeVar("K")
-T = TypeVar("T")
-
-_VERSION: Final = 1
 _TRY_AGAIN_S: Final = 30.0
 _LAZILY_S: Final = 5.0  # batch the writes of automatic moves: flash memory wears out
-_TOPIC_LEVEL: Final = re.compile("[A-Za-z0-9_-]{1,64}")
 _MOST_TOLD: Final = 3  # how many invalid rows of a file are logged
 _MOST_FORGOTTEN: Final = 1000  # names without a socket whose settings are still kept
-
-
-@dataclass(frozen=True, slots=True)
-class KnownSocket:
-    """The name that a socket's VM was given."""
-
-    vm: str  # in topics; unique
-    base: str  # what it would be if no other VM had it: shows whether the VM was renamed
-    name: str  # as QEMU or the configuration has it
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What belongs to a VM's name, and what was last sent to which life."""
-
-    mode: str | None = None  # None: as configured
-    mode_until: float | None = None  # on CLOCK_BOOTTIME of the boot ``boot_id``; None: for good
-    boot_id: str | None = None
-    floor: str | None = None  # sizes as typed; None: as configured
-    ceiling: str | None = None
-    shares: int | None = None
-    target: int | None = None  # the manual target in bytes
-    life: str | None = None
-    sent: int | None = None  # the last target sent to that life, in bytes
-
-
 _NOTHING: Final = Kept()
-
-
-@dataclass(slots=True)
-class _Contents:
-    sockets: dict[str, KnownSocket] = field(default_factory=dict)
-    vms: dict[str, Kept] = field(default_factory=dict)
-    announced: list[str] = field(default_factory=list)
-    policy: str | None = None  # chosen by a request; None: as configured
-    mode: str | None = None  # the host's; the same
-    unread: list[str] = field(default_factory=list)  # the invalid rows of the file, each with the reason
 
 
 class Store:
@@ -84,15 +50,16 @@ class Store:
 
         Raises:
             AnotherAgentRuns: the lock is held.
-            StateUnusable: the directory cannot be made or written, or no descriptor is left to read it.
+            StateUnusable: the directory cannot be made or written, others may write in it, or no descriptor
+                is left to read it.
         """
         self._directory = Path(state_dir)
         self._file = self._directory / f"{host}.json"
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(
-                self._directory / f"{host}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
-            )
+            _check_is_ours(self._directory)
+            flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._lock = os.open(self._directory / f"{host}.lock", flags, 0o600)
         except OSError as error:
             raise StateUnusable(os.fspath(state_dir), error) from error
         try:
@@ -105,8 +72,7 @@ class Store:
         except StateUnusable:
             os.close(self._lock)
             raise
-        self._socket_rows: _Rows = {}
-        self._vm_rows: _Rows = {}
+        self._encoder = Encoder()
         self._wanted = 0  # changes made
         self._written = 0  # changes that are on disk, or that could not be written
         self._changed = asyncio.Event()
@@ -208,7 +174,7 @@ class Store:
         os.close(self._lock)
 
     async def _write_now(self) -> None:
-        wanted, text = self._wanted, self._as_text()
+        wanted, text = self._wanted, self._encoder.text_of(self._contents)
         try:
             await asyncio.to_thread(self._write, text)
             await self._settle(wanted)  # waiters need not wait for the disk
@@ -262,30 +228,18 @@ class Store:
         for vm in nameless[: max(0, len(nameless) - _MOST_FORGOTTEN)]:
             del self._contents.vms[vm]
 
-    def _as_text(self) -> str:
-        """Return the file's text, a row on each line; only rows that changed are encoded again."""
-        contents = self._contents
-        self._socket_rows = _encoded(contents.sockets, self._socket_rows, asdict)
-        self._vm_rows = _encoded(contents.vms, self._vm_rows, _without_nones)
-        parts = {
-            "version": json.dumps(_VERSION),
-            "sockets": _joined(self._socket_rows),
-            "vms": _joined(self._vm_rows),
-            "announced": json.dumps(contents.announced),
-            "policy": json.dumps(contents.policy),
-            "mode": json.dumps(contents.mode),
-        }
-        return "{" + ",\n".join(f'"{key}": {part}' for key, part in parts.items()) + "}\n"
-
-    def _read(self) -> _Contents:
+    def _read(self) -> Contents:
         try:
-            return self._read_from(_draft_of(self._file))
+            contents = self._read_from(draft_of(self._file))
+            with suppress(OSError):
+                put_in_place(self._file)  # the next draft replaces this one
+            return contents
         except (OSError, ValueError) as error:  # a complete draft is newer than the file
             self._check_descriptors(error)
         try:
             return self._read_from(self._file)
         except FileNotFoundError:
-            return _Contents()
+            return Contents()
         except (OSError, ValueError) as error:
             self._check_descriptors(error)
             aside = self._aside
@@ -298,9 +252,9 @@ class Store:
                 file=aside,
                 reason=error,
             )
-            return _Contents()
+            return Contents()
 
-    def _read_from(self, file: Path) -> _Contents:
+    def _read_from(self, file: Path) -> Contents:
         contents = parse_state(file.read_text(encoding="utf-8"))
         if contents.unread:
             aside = self._aside
@@ -324,97 +278,17 @@ class Store:
             raise StateUnusable(os.fspath(self._directory), error) from error
 
 
-_Rows = dict[str, tuple[object, str]]
-"""By key: a frozen value, and its line of the file."""
-
-
-def _encoded(table: Mapping[Any, Any], before: _Rows, as_object: Callable[[Any], object]) -> _Rows:
-    rows: _Rows = {}
-    for key, value in table.items():
-        row = before.get(key)
-        if row is None or row[0] is not value:
-            row = value, f"{json.dumps(key)}: {json.dumps(as_object(value))}"
-        rows[key] = row
-    return rows
-
-
-def _joined(rows: _Rows) -> str:
-    return "{\n" + ",\n".join(f" {line}" for _, line in rows.values()) + "}"
-
-
-def parse_state(text: str) -> _Contents:
-    """Return what a state file holds; keys that it does not know are left out.
-
-    An invalid row is left out and listed in ``unread``.
+def _check_is_ours(directory: Path) -> None:
+    """Check that nobody else can put files or links into a directory.
 
     Raises:
-        ValueError: it is not a state file, or of another version.
+        PermissionError: somebody can.
     """
-    try:
-        tree = json.loads(text)
-        if tree["version"] != _VERSION:
-            raise ValueError(f"version {tree['version']!r}, not {_VERSION}")
-        unread: list[str] = []
-        announced = _rows("announced", enumerate([*tree["announced"]]), _topic, unread)
-        return _Contents(
-            sockets=dict(_rows("sockets", tree["sockets"].items(), _socket, unread)),
-            vms=dict(_rows("vms", tree["vms"].items(), _kept, unread)),
-            announced=[topic for _, topic in announced],
-            policy=dict(_rows("policy", [("", tree.get("policy"))], _policy, unread)).get(""),
-            mode=dict(_rows("mode", [("", tree.get("mode"))], _mode, unread)).get(""),
-            unread=unread,
-        )
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a state file: {type(error).__name__} {error}") from None
-
-
-def _rows(
-    table: str, rows: Iterable[tuple[K, Any]], read: Callable[[Any], T], unread: list[str]
-) -> Iterator[tuple[K, T]]:
-    """Yield the rows that can be read; note the others."""
-    for key, row in rows:
-        try:
-            value = read(row)
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            unread.append(f"{table} {str(key)[:80]}: {type(error).__name__} {str(error)[:80]}")
-        else:
-            yield key, value
-
-
-def write_draft(file: Path, text: str) -> None:
-    """Write the new contents to a draft beside the file, mode 0600; it survives the end of this process.
-
-    Raises:
-        OSError: the disk is full, the directory went, and their like; then no draft is left.
-    """
-    draft = _draft_of(file)  # one name: what a killed writer left is used again
-    try:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-    except BaseException:
-        with suppress(OSError):
-            draft.unlink()
-        raise
-
-
-def put_in_place(file: Path) -> None:
-    """Make the draft the file: from then on it outlives a power cut.
-
-    Raises:
-        OSError: as of ``write_draft``.
-    """
-    draft = _draft_of(file)
-    handle = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    draft.replace(file)
-
-
-def _draft_of(file: Path) -> Path:
-    return file.with_name(f".{file.name}.new")
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise PermissionError(errno.EPERM, f"it belongs to another user, {status.st_uid}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(errno.EPERM, f"others may write in it (chmod go-w {directory})")
 
 
 def boot_id() -> str:
@@ -423,59 +297,3 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
-
-
-def _without_nones(kept: Kept) -> dict[str, object]:
-    return {key: value for key, value in asdict(kept).items() if value is not None}
-
-
-_KEPT_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
-    "mode_until": (int, float),
-    "shares": int,
-    "target": int,
-    "sent": int,
-}
-
-
-def _kept(row: Any) -> Kept:
-    known = {entry.name for entry in fields(Kept)}
-    checked = {key: _typed(value, _KEPT_TYPES.get(key, str)) for key, value in row.items() if key in known}
-    if checked.get("mode") not in (None, *MODES):
-        raise TypeError(f"mode {checked['mode']!r}")
-    for key in ("floor", "ceiling"):
-        if key in checked:
-            parse_amount(checked[key])
-    if not math.isfinite(checked.get("mode_until", 0.0)):
-        raise ValueError(f"mode_until {checked['mode_until']!r}")
-    return Kept(**checked)
-
-
-def _socket(row: Any) -> KnownSocket:
-    known = KnownSocket(**{entry.name: _typed(row[entry.name], str) for entry in fields(KnownSocket)})
-    if not _TOPIC_LEVEL.fullmatch(known.vm):
-        raise ValueError(f"{known.vm!r} is not a VM name")
-    return known
-
-
-def _typed(value: Any, kind: type | tuple[type, ...]) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is of the wrong type")
-    return value
-
-
-def _topic(row: Any) -> str:
-    return str(_typed(row, str))
-
-
-def _policy(value: Any) -> str | None:
-    return _word(value, POLICIES)
-
-
-def _mode(value: Any) -> str | None:
-    return _word(value, MODES)
-
-
-def _word(value: Any, words: tuple[str, ...]) -> str | None:
-    if value is not None and value not in words:
-        raise TypeError(f"{value!r} is none of {', '.join(words)}")
-    return _typed(value, str) if value is not None else None

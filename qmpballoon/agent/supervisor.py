@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import aclosing
+from typing import Final
 
 from qmpballoon.agent.connector import Connector
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.vm import ManagedVm
-from qmpballoon.config import vm_settings
+from qmpballoon.config import Claim, vm_settings
 from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId
 from qmpballoon.procfs import life_of
 from qmpballoon.qmp.discovery import SocketMark, SocketWatch
+
+MOST_ABSENT: Final = 512  # VMs without a socket and a process whose names are remembered
 
 
 class Supervisor:
@@ -54,22 +58,27 @@ class Supervisor:
 
     def reconfigure(self) -> None:
         """Apply the configuration that is in force now."""
-        configuration = self._context.configuration
-        self._watch.watch(configuration.discovery.sockets)
-        for vm in self._registry:
-            connector = self._connectors.get(vm.path)
-            if not self._watch.covers(vm.path):
-                self._drop(vm)
-            elif connector is not None and connector.identity is not None:
-                if self._registry.named(vm.path, connector.identity) is not vm:
-                    connector.kick()  # its session feeds the VM of the old name
-            else:
-                vm.spec.settings = vm_settings(configuration, name=vm.name, socket=vm.path)
-                vm.touch()
+        self._watch.watch(self._context.configuration.discovery.sockets)
+        for _ in range(2):  # a name that one VM has to give up may be another's
+            for vm in self._registry:
+                self._reconfigure(vm)
         for path, connector in self._connectors.items():
             if not self._watch.covers(path):  # also one whose monitor never answered
                 connector.socket_is(None)
                 connector.kick()
+
+    def _reconfigure(self, vm: ManagedVm) -> None:
+        connector = self._connectors.get(vm.path)
+        if not self._watch.covers(vm.path):
+            self._drop(vm)
+        elif connector is not None and connector.identity is not None:
+            if self._registry.named(vm.path, connector.identity) is not vm:
+                connector.kick()  # its session feeds the VM of the old name
+        else:
+            known = self._context.store.sockets.get(vm.path)
+            claim = Claim(vm.name, vm.path, known.owner if known else None)
+            vm.spec.settings = vm_settings(self._context.configuration, claim)
+            vm.touch()
 
     def forget_absent_vms(self) -> None:
         """Drop the VMs that have had no socket and no process for ``forget_after_s``."""
@@ -79,9 +88,25 @@ class Supervisor:
             if self._is_there(vm):
                 self._gone_since_s.pop(vm.id, None)
             elif now_s - self._gone_since_s.setdefault(vm.id, now_s) >= after_s:
-                log_event("vm-forgotten", "no socket and no process for forget_after_s", vm=vm.id)
-                self._drop(vm)
-                self._context.store.forget(vm.id)
+                self._forget(vm, "no socket and no process for forget_after_s")
+        while len(self._gone_since_s) > MOST_ABSENT:
+            self._forget_one_of_many()
+
+    def _forget_one_of_many(self) -> None:
+        """Forget the VM that has been absent for longest, of the owner with the most absent VMs."""
+        owners = {vm_id: self._context.store.kept(vm_id).owner for vm_id in self._gone_since_s}
+        worst = Counter(owners.values()).most_common(1)[0][0]
+        oldest = next(vm_id for vm_id, owner in owners.items() if owner == worst)
+        vm = self._registry.get(oldest)
+        if vm is None:  # renamed or dropped meanwhile
+            del self._gone_since_s[oldest]
+        else:
+            self._forget(vm, f"more than {MOST_ABSENT} VMs have no socket and no process")
+
+    def _forget(self, vm: ManagedVm, why: str) -> None:
+        log_event("vm-forgotten", why, vm=vm.id, owner=self._context.store.kept(vm.id).owner)
+        self._drop(vm)
+        self._context.store.forget(vm.id)
 
     def _is_there(self, vm: ManagedVm) -> bool:
         connector = self._connectors.get(vm.path)

@@ -290,6 +290,8 @@ class ManagedVm:
 
     def on_qmp_event(self, name: str, details: Mapping[str, object]) -> None:
         """Take an event of the session that serves this VM."""
+        if name not in _ALTERS:
+            return
         polls = self._polls
         if name == "RESET":
             is_news = self.run.boot.was_reset(self._context.clock())
@@ -307,7 +309,7 @@ class ManagedVm:
                 polls.balloon_changed(actual)
         elif polls is not None and name == "STOP":
             polls.halted()
-        elif polls is not None and name in _ALTERS:
+        elif polls is not None:
             if name == "DEVICE_DELETED":
                 polls.unplugged(details.get("path"))
             polls.look_soon()

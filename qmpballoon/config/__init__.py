@@ -3,7 +3,7 @@
 ``tree`` has every table and key with its default, range and meaning. ``values`` checks single values,
 ``cross_checks`` several together. ``reader`` makes the tree from a text, ``toml_lines`` finds the lines
 of its keys. ``printed`` makes the default file. ``matching`` returns the settings in force for one VM.
-Only ``environment`` reads the environment and the file system.
+Only ``environment`` reads the environment and the file system; users are looked up in ``values``.
 """
 
 from qmpballoon.config.environment import (
@@ -20,7 +20,14 @@ from qmpballoon.config.environment import (
     user_name,
     writable_by_others,
 )
-from qmpballoon.config.matching import reloaded, rename_for, restart_needed, vm_settings
+from qmpballoon.config.matching import (
+    Claim,
+    reloaded,
+    rename_for,
+    restart_needed,
+    right_to,
+    vm_settings,
+)
 from qmpballoon.config.printed import default_text
 from qmpballoon.config.reader import COMMAND_LINE, defaults, line_of, load, override, parse
 from qmpballoon.config.tree import (
@@ -47,6 +54,7 @@ __all__ = [
     "BrokerUrl",
     "Budget",
     "CgroupBudget",
+    "Claim",
     "Configuration",
     "DiscoverySettings",
     "HostSettings",
@@ -69,6 +77,7 @@ __all__ = [
     "reloaded",
     "rename_for",
     "restart_needed",
+    "right_to",
     "surroundings_from",
     "surroundings_here",
     "unusable_directory",

@@ -37,7 +37,8 @@ def default_text(surroundings: Surroundings | None = None) -> str:
             lines += _entry(name, key, getattr(getattr(base, table), name))
     lines += ["", _MATCH]
     for name, key in keys(VmMatch).items():
-        lines += [f"# {name} = {key.example}    # {key.about}"]
+        lines += [f"# # {line}" for line in key.about.splitlines()]
+        lines += [f"# {name} = {key.example}"]
     lines += ['# floor = "1GiB"']
     return "\n".join(lines) + "\n"
 

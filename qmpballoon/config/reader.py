@@ -212,8 +212,8 @@ class _Reading(Reading):
         for index, each in enumerate(content):
             path: Path = ("vm", "match", index)
             checked = self.table(each, path, _readers(VmMatch, VmSettings))
-            if "name" not in each and "socket" not in each:
-                self.wrong(path, "says no VM: give name, socket or both")
+            if not {"name", "socket", "owner"} & each.keys():
+                self.wrong(path, "says no VM: give name, socket or owner")
             own = {key: checked.pop(key) for key in keys(VmMatch) if key in checked}
             found.append(VmMatch(**own, settings=tuple(checked.items())))
         return tuple(found)

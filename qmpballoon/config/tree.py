@@ -236,11 +236,20 @@ class VmMatch:
 
     name: str | None = _key(
         values.glob,
-        "Glob on the name that QEMU has. Name, socket, or both: then both must fit.",
+        "Glob on the name that QEMU claims. All of name, socket and owner that are given must fit. With\n"
+        "socket or owner the name is reserved: a QEMU that claims it and does not fit gets another one.",
         None,
         '"db-*"',
     )
-    socket: str | None = _key(values.match_socket_glob, "Glob on the socket's path.", None, '"/run/db/*.qmp"')
+    socket: str | None = _key(
+        values.match_socket_glob,
+        'Glob on the socket\'s path; "/run/db/", with a / at the end: all in this directory.',
+        None,
+        '"/run/db/*.qmp"',
+    )
+    owner: int | None = _key(
+        values.owner, "User (name or number) of the process that listens on the socket.", None, '"root"'
+    )
     rename: str | None = _key(text(255), "Call the VM so.", None, '"db1"')
     settings: tuple[tuple[str, Any], ...] = ()
     """Names and values of the keys of VmSettings that this match sets."""

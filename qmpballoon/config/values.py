@@ -1,12 +1,14 @@
 """Readers of values that only a configuration has: URLs, globs, topics, budgets. Pure.
 
-They work like those of `qmpballoon.readers`, and never put a secret into a reason.
+They work like those of `qmpballoon.readers`, and never put a secret into a reason. Only `owner` asks the
+system: for the number of a user.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import pwd
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +20,7 @@ from qmpballoon.units import MIB, Amount
 
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 LONGEST_SOCKET_PATH: Final = 107  # sun_path is 108 bytes with its NUL: unix(7)
+_NO_USER: Final = 2**32 - 1
 LONGEST_TEXT: Final = 4096  # PATH_MAX; no other text of a configuration is longer
 
 _URL: Final = re.compile(
@@ -165,6 +168,18 @@ def match_socket_glob(value: object) -> str:
     if pattern[0] not in "/*?[":
         raise Wrong(f'is held against absolute paths: start with / or write "*/{pattern}"')
     return pattern
+
+
+def owner(value: object) -> int:
+    """Read a user, by name or number; return the number."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _NO_USER:
+        return value
+    if not isinstance(value, str) or not value.isprintable():
+        raise Wrong(f'must be a user\'s name in quotes, like "alice", or a number, not {shown(value)}')
+    try:
+        return pwd.getpwnam(value).pw_uid
+    except (KeyError, ValueError):
+        raise Wrong(f"this host has no user {shown(value)}") from None
 
 
 def several(read: Reader, what: str, *, least: int = 0, or_one: bool = False) -> Reader:

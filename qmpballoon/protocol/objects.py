@@ -85,6 +85,9 @@ def vms_list(records: Iterable[VmStatus]) -> list[dict[str, object]]:
     ]
 
 
+MOST_UNIDENTIFIED: Final = 20  # sockets that the host object lists; the others are counted
+
+
 def host_object(
     record: HostStatus, agent: Agent, seq: int, uptime_s: float, ts: datetime
 ) -> dict[str, object]:
@@ -111,7 +114,10 @@ def host_object(
         "psi_some_avg10": record.psi_some_avg10,
         "psi_full_avg10": record.psi_full_avg10,
         "vms": {"total": record.vms_total, "online": record.vms_online},
-        "unidentified": [{"socket": path, "reason": reason} for path, reason in record.unidentified],
+        "unidentified": [
+            {"socket": path, "reason": reason} for path, reason in record.unidentified[:MOST_UNIDENTIFIED]
+        ],
+        "unidentified_more": max(0, len(record.unidentified) - MOST_UNIDENTIFIED),
         "reclaimable": record.reclaimable,
         "room": record.room,
         "holds": [dict(hold) for hold in record.holds],

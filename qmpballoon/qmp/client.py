@@ -21,6 +21,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import cached_property
+from time import thread_time
 from typing import Final, Self, TypeVar, cast
 
 from qemu.qmp import QMPClient, QMPError, Runstate
@@ -29,13 +30,14 @@ from qemu.qmp.models import Greeting
 
 from qmpballoon.errors import ConnectionLost, MonitorBusy
 from qmpballoon.qmp import commands
+from qmpballoon.qmp.intake import Intake
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
 from qmpballoon.qmp.repeated import Outstanding, Repeated, Sink, refusal
 from qmpballoon.qmp.wire import (
+    LONGEST_EVENT,
     LONGEST_GREETING,
     LONGEST_MESSAGE,
     ONE_MORE_LOOK_S,
-    Splitter,
     Wire,
     as_loss,
     decoded,
@@ -96,8 +98,9 @@ class Session(QMPClient):
         self._reason: ConnectionLost | None = None
         self._over = asyncio.Event()
         self._calls: list[Callable[[], None]] = []  # to be done at the end
-        self._splitter = Splitter()
-        self._early: deque[bytes] | None = deque()  # messages of the negotiation; None: it is over
+        self._intake = Intake(monitor.path, self._take_early)
+        self._early: deque[bytes] = deque()  # messages of the negotiation
+        self._early_size = 0  # of all of them
         self._early_came: asyncio.Future[None] | None = None  # somebody waits for one
         self._repeated = Outstanding()
         self._unasked = 0
@@ -136,6 +139,11 @@ class Session(QMPClient):
                 monitor.connection.close()
         return session
 
+    @property
+    def exceeded(self) -> bool:
+        """Tell whether it ended because QEMU sent too much, or too large messages."""
+        return self._intake.exceeded
+
     @cached_property
     def version(self) -> str:
         """QEMU's version as three numbers, ``?`` where the greeting has none; asked for once greeted."""
@@ -159,6 +167,7 @@ class Session(QMPClient):
         if self.runstate is not Runstate.RUNNING or self._reason is not None:
             raise self.reason
         commands.check(command, arguments, self.version)
+        self._intake.share.asked()
         self._serial += 1
         message: dict[str, object] = {"execute": command, "id": self._serial}
         if arguments is not None:
@@ -284,7 +293,8 @@ class Session(QMPClient):
         self._set_state(Runstate.CONNECTING)
         reader = asyncio.StreamReader(loop=self._loop)
         transport, wire = await self._loop.create_unix_connection(
-            lambda: Wire(reader, self._received, self._wake_early), sock=self._connection
+            lambda: Wire(reader, self._intake.received, self._intake.take_held, self._wake_early),
+            sock=self._connection,
         )
         self._reader, self._writer = reader, asyncio.StreamWriter(transport, wire, reader, self._loop)
 
@@ -314,7 +324,6 @@ class Session(QMPClient):
             ) from None
 
     async def _do_recv(self) -> Message:
-        assert self._early is not None
         assert self._reader is not None
         while not self._early:
             if self._reader.at_eof() or self._reader.exception() is not None:
@@ -325,16 +334,16 @@ class Session(QMPClient):
 
     async def _bh_recv_message(self) -> None:
         """Wait for the end of the input; from now on messages are taken as they are received."""
-        early, self._early = self._early or (), None
         self._early_came = None
-        for message in early:
-            self._take(message)
+        self._intake.greeted(self._take)
+        while self._early:
+            self._take(self._early.popleft())
         await self._until_end()
 
     async def _until_end(self) -> None:
         assert self._reader is not None
         await self._reader.read(1)
-        raise EOFError(*([rest] if (rest := self._splitter.rest) else []))
+        raise EOFError(*([rest] if (rest := self._intake.rest) else []))
 
     async def _bh_loop_forever(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
         try:
@@ -366,34 +375,38 @@ class Session(QMPClient):
         if self._writer is not None and not self._writer.transport.is_closing():
             self._writer.write(requests)
 
-    def _received(self, received: bytes) -> None:
-        """Take bytes from the monitor."""
-        if self._reason is not None:
-            return
-        for message in self._splitter.feed(received):
-            if len(message) > LONGEST_MESSAGE:
-                raise self._too_long(LONGEST_MESSAGE)
-            if self._early is None:
-                self._take(message)
-            else:
-                self._early.append(message)
-                self._wake_early()
-        longest = LONGEST_MESSAGE if self._early is None else LONGEST_GREETING
-        if self._splitter.rest + sum(map(len, self._early or ())) > longest:
-            raise self._too_long(longest)
+    def _take_early(self, raw: bytes) -> None:
+        """Take a message before the session runs."""
+        self._early_size += len(raw)
+        if self._early_size > LONGEST_GREETING:
+            raise self._intake.too_much(f"more than {LONGEST_GREETING} bytes before the session runs")
+        self._early.append(raw)
+        self._wake_early()
 
     def _wake_early(self) -> None:
         if self._early_came is not None and not self._early_came.done():
             self._early_came.set_result(None)
 
-    def _too_long(self, longest: int) -> ConnectionLost:
-        return ConnectionLost(f"{self.path}: a message of more than {longest} bytes")
-
     def _take(self, raw: bytes) -> None:
-        if self._repeated.takes_same(raw):
+        if self._reason is not None or self._repeated.takes_same(raw):
             return
+        began_s = thread_time()
+        try:
+            self._take_new(raw)
+        finally:
+            self._intake.share.spent_s += thread_time() - began_s
+
+    def _take_new(self, raw: bytes) -> None:
+        """Take a message that has to be decoded."""
+        longest = (
+            LONGEST_MESSAGE if self._replies or self._abandoned or self.awaits_replies else LONGEST_EVENT
+        )
+        if len(raw) > longest:
+            raise self._intake.too_much(f"a message of more than {longest} bytes")
         message = decoded(self.path, raw)
         if "event" in message:
+            if len(raw) > LONGEST_EVENT:
+                raise self._intake.too_much(f"an event of more than {LONGEST_EVENT} bytes")
             self._take_event(message)
             return
         try:
@@ -412,7 +425,7 @@ class Session(QMPClient):
             self._unasked, self._unasked_since_s = 0, now_s
         self._unasked += 1
         if self._unasked > MOST_UNASKED_PER_S:
-            raise ConnectionLost(f"{self.path}: more than {MOST_UNASKED_PER_S} events in a second")
+            raise self._intake.too_much(f"more than {MOST_UNASKED_PER_S} events in a second")
         self._on_event(name, details)
 
     def _take_reply(self, message: Mapping[str, object]) -> None:
@@ -439,8 +452,12 @@ class Session(QMPClient):
             self._is_hung(self._repeated.command, self.request_timeout_s)
 
     def _is_hung(self, command: str, allowed_s: float) -> None:
-        if self._reason is None:
-            self.hung = True
+        if self._reason is not None:
+            return
+        if self._intake.is_over:  # its replies wait until it is not
+            self._end(self._intake.excess())
+            return
+        self.hung = True
         self._end(ConnectionLost(f"{self.path}: QEMU did not answer {command} within {allowed_s:g} s"))
 
     def _end(self, reason: ConnectionLost) -> None:

@@ -23,6 +23,7 @@ from qmpballoon.descriptors import with_reserve
 from qmpballoon.errors import MonitorBusy, Unreachable
 
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
+_OVERFLOW_UID: Final = 65534  # of all users that this user namespace does not know: user_namespaces(7)
 _LONGEST_PATH: Final = 107  # sun_path is 108 bytes with its NUL: unix(7)
 _LISTENS: Final = b"00010000"  # the flag __SO_ACCEPTCON in /proc/net/unix
 _ACCEPTED: Final = b"03"  # the state SS_CONNECTED there; 02 is still in the backlog
@@ -40,11 +41,12 @@ _BOUND: Final = b"01"  # to no other socket yet
 
 @dataclass(frozen=True, slots=True)
 class OpenMonitor:
-    """A connected socket that nobody has greeted yet, and the pid of the process that listens."""
+    """A connected socket that nobody has greeted yet, and the process that listens."""
 
     path: str
     connection: socket.socket
     pid: int | None  # None: the process is in a pid namespace that is not visible here
+    owner: int | None = None  # uid of this process; None: not known
 
 
 def open_monitor(path: str | os.PathLike[str]) -> OpenMonitor:
@@ -64,14 +66,24 @@ def open_monitor(path: str | os.PathLike[str]) -> OpenMonitor:
     try:
         connection.setblocking(False)
         connection.connect(name)
-        pid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+        listener = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        pid, uid, _ = _UCRED.unpack(listener)
+        owner = _owner_of(name, uid)
     except BlockingIOError:
         connection.close()
         raise MonitorBusy(f"{name}: {HELD_HINT}") from None
     except OSError as error:
         connection.close()
         raise Unreachable(f"{name}: {_reason(error)}{_rights(name, error)}") from error
-    return OpenMonitor(name, connection, pid or None)
+    return OpenMonitor(name, connection, pid or None, owner)
+
+
+def _owner_of(path: str, uid: int) -> int | None:
+    """Return whose process listens; of one in another user namespace, whose the socket file is."""
+    if uid != _OVERFLOW_UID:
+        return uid
+    owner = os.stat(path).st_uid
+    return None if owner == _OVERFLOW_UID else owner
 
 
 def was_accepted(connection: socket.socket) -> bool | None:

@@ -7,16 +7,18 @@ import json
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, cast
 
 from qmpballoon.errors import ConnectionLost
 
-LONGEST_MESSAGE: Final = 4 * 1024**2  # the largest reply we ask for is some 100 KB; libvirt reads 10 MB
-LONGEST_GREETING: Final = 64 * 1024  # of what comes before the session runs, all messages together
+LONGEST_MESSAGE: Final = 1024**2  # the largest reply we ask for is some 100 KB
+LONGEST_EVENT: Final = 16 * 1024  # the largest ones of QEMU have about 1 KB
+LONGEST_GREETING: Final = 8 * 1024  # of what comes before the session runs, all messages together
 DEEPEST: Final = 64  # nesting levels; QEMU uses a few, a thousand would overflow a recursive printer
 ONE_MORE_LOOK_S: Final = 0.001  # at what was received, before a time-out that was noticed late counts
 _MANY_BRACKETS: Final = 256  # a message with fewer brackets cannot be too deep: skip the check
 _BEGINS: Final = (b"{\r\n", b"{\n")  # of a message with pretty=on; without, a message is one line
+_LONGEST_BEGIN: Final = 3
 
 
 class Splitter:
@@ -26,56 +28,82 @@ class Splitter:
     """
 
     def __init__(self) -> None:
-        self._rest = bytearray()  # of a line
-        self._lines: list[bytes] = []  # of a message over many lines
+        self._rest = bytearray()
+        self._seen = 0  # of the rest: its first bytes, in which no message ends
+        self._is_spread = False  # the rest begins a message over many lines
 
     @property
     def rest(self) -> int:
         """The number of bytes of a message that is not complete."""
-        return len(self._rest) + sum(map(len, self._lines))
+        return len(self._rest)
 
     def feed(self, received: bytes) -> list[bytes]:
         """Take received bytes; return the messages that are complete."""
-        if not self._rest and not self._lines and received.find(b"\n") == len(received) - 1 > 2:
+        if not self._rest and received.find(b"\n") == len(received) - 1 > 2:
             return [received]  # one message, as nearly always
-        self._rest += received
-        if b"\n" not in received:
-            return []
-        *lines, rest = self._rest.split(b"\n")
-        self._rest = bytearray(rest)
+        rest = self._rest
+        rest += received
         messages = []
-        for line in (bytes(line) + b"\n" for line in lines):
-            if self._lines or line in _BEGINS:
-                self._lines.append(line)
-                if not line.startswith(b"}"):
-                    continue
-                line, self._lines = b"".join(self._lines), []
-            messages.append(line)
+        start = 0
+        while (end := self._end_from(start)) > 0:
+            messages.append(bytes(rest[start:end]))
+            start = end
+        del rest[:start]
         return messages
+
+    def _end_from(self, start: int) -> int:
+        """Return where the message ends that begins at ``start``; 0: it is not complete."""
+        rest = self._rest
+        if not self._is_spread:
+            end = rest.find(b"\n", start + self._seen) + 1
+            self._is_spread = end - start <= _LONGEST_BEGIN and bytes(rest[start:end]) in _BEGINS
+            if not self._is_spread:
+                self._seen = 0 if end else len(rest) - start
+                return end
+            self._seen = 0
+        last_line = rest.find(b"\n}", start + self._seen) + 1
+        end = rest.find(b"\n", last_line) + 1 if last_line else 0
+        self._is_spread = not end
+        self._seen = 0 if end else max(0, (last_line or len(rest)) - 1 - start)
+        return end
 
 
 class Wire(asyncio.StreamReaderProtocol):
     """Passes received bytes to a function at once; the stream reader gets only the end and errors.
 
-    That saves each message a buffer and a task switch. A ConnectionLost of the function is raised by the
-    reader. Any other exception is a bug; the transport ends with it, and the reader raises it, too.
+    That saves each message a buffer and a task switch. ``received`` returns for how many seconds nothing
+    more may be read; then ``take_held`` is called, which returns the same. A ConnectionLost of either is
+    raised by the reader. Any other exception is a bug; the transport ends with it, and the reader raises
+    it, too.
     """
 
     def __init__(
-        self, reader: asyncio.StreamReader, received: Callable[[bytes], None], ended: Callable[[], None]
+        self,
+        reader: asyncio.StreamReader,
+        received: Callable[[bytes], float],
+        take_held: Callable[[], float],
+        ended: Callable[[], None],
     ) -> None:
         super().__init__(reader)
         self._reader_of_end = reader
         self._received = received
+        self._take_held = take_held
         self._ended = ended
+        self._connection: asyncio.Transport | None = None
+        self._pause: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport, whose reading may be paused."""
+        super().connection_made(transport)
+        self._connection = cast(asyncio.Transport, transport)  # uvloop's class does not derive from it
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the transport."""
         try:
-            self._received(data)
+            if pause_s := self._received(data):
+                self._read_later(pause_s)
         except ConnectionLost as error:
-            self._reader_of_end.set_exception(error)
-            self._ended()
+            self._refuse(error)
 
     def eof_received(self) -> bool:
         """Note that the peer sends nothing more."""
@@ -86,7 +114,33 @@ class Wire(asyncio.StreamReaderProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the connection is over."""
         super().connection_lost(exc)
+        self._connection = None
+        if self._pause is not None:
+            self._pause.cancel()
         self._ended()
+
+    def _read_later(self, pause_s: float) -> None:
+        if self._connection is not None and not self._connection.is_closing():
+            self._connection.pause_reading()
+            self._pause = asyncio.get_running_loop().call_later(pause_s, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._connection is None or self._connection.is_closing():
+            return
+        try:
+            if pause_s := self._take_held():
+                self._read_later(pause_s)
+            else:
+                self._connection.resume_reading()
+        except ConnectionLost as error:
+            self._refuse(error)
+
+    def _refuse(self, error: ConnectionLost) -> None:
+        """Read nothing more: what else comes from this peer must not be kept."""
+        self._reader_of_end.set_exception(error)
+        self._ended()
+        if self._connection is not None:
+            self._connection.abort()
 
 
 def decoded(path: str, raw: bytes) -> dict[str, object]:

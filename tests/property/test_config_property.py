@@ -271,5 +271,5 @@ def test_any_option_overrides_or_is_refused(
 @given(st.text(), st.text())
 def test_any_name_and_path_has_settings(name: str, path: str) -> None:
     found = config.parse("[[vm.match]]\nname = '*'\nshares = 7\nrename = 'x'", surroundings=HERE)
-    assert config.vm_settings(found, name=name, socket=path).shares == 7
-    assert config.rename_for(found, name, path) == "x"
+    assert config.vm_settings(found, config.Claim(name, path)).shares == 7
+    assert config.rename_for(found, config.Claim(name, path)) == "x"

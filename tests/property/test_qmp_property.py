@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 from hypothesis import given, settings
@@ -39,12 +40,12 @@ MESSAGES = st.binary(max_size=60) | st.one_of(
 ).map(lambda message: json.dumps(message).encode())
 
 
-def session_reading(raw: bytes, events: list[tuple[str, Mapping[str, object]]]) -> Session:
+def session_reading(events: list[tuple[str, Mapping[str, object]]]) -> Session:
     monitor = OpenMonitor("/run/a.qmp", cast("Any", None), None)
     session = Session(monitor, lambda name, details: events.append((name, details)), request_timeout_s=1)
     session._reader = asyncio.StreamReader(limit=1000)
-    session._reader.feed_data(raw)
     session._reader.feed_eof()
+    session._intake.greeted(session._take)
     return session
 
 
@@ -53,15 +54,12 @@ def session_reading(raw: bytes, events: list[tuple[str, Mapping[str, object]]]) 
 def test_any_bytes_are_messages_or_end_the_session(messages: list[bytes]) -> None:
     async def read() -> None:
         events: list[tuple[str, Mapping[str, object]]] = []
-        session = session_reading(b"\r\n".join(messages), events)
+        session = session_reading(events)
         session._replies[1] = asyncio.get_running_loop().create_future()
         session._abandoned.add(2)
-        read_on = True
-        while read_on:
-            try:
-                await session._bh_recv_message()
-            except (ConnectionLost, EOFError):
-                read_on = False
+        with suppress(ConnectionLost, EOFError):
+            session._intake.received(b"\r\n".join([*messages, b""]))
+            await session._bh_recv_message()
         for name, details in events:
             assert type(name) is str
             assert type(details) is dict

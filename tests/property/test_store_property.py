@@ -12,7 +12,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qmpballoon.agent.store import Kept, KnownSocket, Store, parse_state
+from qmpballoon.agent.state_file import Kept, KnownSocket, parse_state
+from qmpballoon.agent.store import Store
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import MODES
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qmpballoon.agent import back_off as back_off_module
 from qmpballoon.agent import connector as connector_module
 from qmpballoon.agent import registry as registry_module
 from qmpballoon.agent import supervisor as supervisor_module
@@ -44,6 +45,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.age_s = 1000.0  # of a new life
+        self.owners: dict[str, int] = {}  # by path; others are of the user that runs the tests
         self._lives: dict[str, Life] = {}
         self._ended: set[Life] = set()
         self._proxies: set[int] = set()
@@ -64,7 +66,8 @@ class Kernel:
 
     def open_monitor(self, path: str) -> OpenMonitor:
         monitor = open_monitor(path)
-        return replace(monitor, pid=(self._lives.get(path) or self.new_life(path)).pid)
+        pid = (self._lives.get(path) or self.new_life(path)).pid
+        return replace(monitor, pid=pid, owner=self.owners.get(path, monitor.owner))
 
     def can_hold(self, pid: int, size: int) -> bool:
         return pid not in self._proxies
@@ -224,9 +227,9 @@ async def running_agent(
     monkeypatch.setattr(process_module, "can_hold", kernel.can_hold)
     for module in (supervisor_module, registry_module):
         monkeypatch.setattr(module, "life_of", kernel.life_of)
-    monkeypatch.setattr(connector_module, "FIRST_RETRY_S", 0.01)
-    monkeypatch.setattr(connector_module, "LAST_RETRY_S", 0.05)
-    monkeypatch.setattr(connector_module, "FIRST_OTHER_RETRY_S", 0.05)
+    monkeypatch.setattr(back_off_module, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(back_off_module, "LAST_RETRY_S", 0.05)
+    monkeypatch.setattr(back_off_module, "FIRST_LONG_RETRY_S", 0.05)
     harness = AgentHarness(directory, kernel, settings, **tables)
     harness.supervisor.remember()
     parts = [asyncio.create_task(harness.store.run()), asyncio.create_task(harness.supervisor.run())]

@@ -14,6 +14,7 @@ from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, qemus_
 from scripted_peer import Line, peer, session_with
 
 from qmpballoon.agent import arrival as arrival_module
+from qmpballoon.agent import back_off as back_off_module
 from qmpballoon.agent import connector as connector_module
 from qmpballoon.config import DiscoverySettings, VmMatch
 from qmpballoon.errors import Unreachable
@@ -449,7 +450,7 @@ HUMAN = b"QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) "
 async def test_other_sockets_beside_a_monitor_are_listed_and_closed_and_do_not_affect_the_vm(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(connector_module, "FIRST_OTHER_RETRY_S", 60.0)
+    monkeypatch.setattr(back_off_module, "FIRST_LONG_RETRY_S", 60.0)
     kernel = Kernel()
     kernel.new_life(*(qemus.path(name) for name in "abcd"))  # all are sockets of one QEMU
     received: list[bytes] = []
@@ -491,7 +492,7 @@ async def test_a_console_is_closed_under_any_bound_name_while_the_agent_waits_fo
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """/var/run is a link to /run, and QEMU's path may be relative: then no socket table contains the path."""
-    monkeypatch.setattr(connector_module, "FIRST_OTHER_RETRY_S", 60.0)
+    monkeypatch.setattr(back_off_module, "FIRST_LONG_RETRY_S", 60.0)
     (sockets_dir / "link").symlink_to(".")
     left = asyncio.Event()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from qmpballoon.agent import back_off as back_off_module
 from qmpballoon.agent import connector as connector_module
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.registry import Registry
@@ -146,7 +147,7 @@ async def test_hundreds_of_lives_at_one_path_leak_nothing(
     monkeypatch.setattr(connector_module, "open_monitor", opened)
     monkeypatch.setattr(connector_module, "life_of", lambda pid: Life(pid, 1))
     monkeypatch.setattr(process_module, "can_hold", lambda pid, size: True)
-    monkeypatch.setattr(connector_module, "FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(back_off_module, "FIRST_RETRY_S", 0.001)
     monkeypatch.setattr(discovery_module, "_SETTLE_S", 0.001)
     configuration = Configuration(
         agent=AgentSettings(host="edge-7", state_dir=os.fspath(sockets_dir / "state")),

@@ -201,7 +201,7 @@ async def test_an_event_flood_instead_of_the_negotiation_is_a_loss(sockets_dir: 
             await line.send(b'{"event": "STOP"}\r\n' * 100)
 
     async with peer(sockets_dir / "a.qmp", serve):
-        with pytest.raises(ConnectionLost, match="events in a second"):
+        with pytest.raises(ConnectionLost, match="before the session runs"):
             await greet(sockets_dir / "a.qmp")
 
 

@@ -11,6 +11,7 @@ import pytest
 from qmpballoon import config
 from qmpballoon.config import BrokerUrl, CgroupBudget, Configuration, Surroundings
 from qmpballoon.config.tree import TABLES, VmMatch, keys
+from qmpballoon.errors import ConfigurationError
 from qmpballoon.units import GIB, MIB, parse_amount
 
 HERE = Surroundings(host="edge-7", state_dir="/var/lib/qmpballoon", sockets=("/run/qmpballoon/*.qmp",))
@@ -90,11 +91,11 @@ def test_the_example_file_has_the_values_of_its_comments() -> None:
         BrokerUrl("mqtts", "broker-b.example.org", 8884),
     )
     assert found.host.budget == parse_amount("75%")
-    archive = config.vm_settings(found, name="db-archive", socket="/run/db/archive.qmp")
+    archive = config.vm_settings(found, config.Claim("db-archive", "/run/db/archive.qmp"))
     assert (str(archive.floor), archive.shares, archive.mode) == ("1GiB", 2000, "manual")
-    web = config.vm_settings(found, name="web1", socket="/run/qmpballoon/web1.qmp")
+    web = config.vm_settings(found, config.Claim("web1", "/run/qmpballoon/web1.qmp"))
     assert (str(web.floor), web.shares, web.mode) == ("30%", 1000, None)
-    assert config.rename_for(found, "guest", "/run/qmpballoon/shop-frontend.qmp") == "shop"
+    assert config.rename_for(found, config.Claim("guest", "/run/qmpballoon/shop-frontend.qmp")) == "shop"
 
 
 @pytest.mark.parametrize(
@@ -174,21 +175,21 @@ MATCHES = read(
 
 
 def test_all_matches_that_fit_apply_in_file_order() -> None:
-    both = config.vm_settings(MATCHES, name="db-1", socket="/run/db/1.qmp")
+    both = config.vm_settings(MATCHES, config.Claim("db-1", "/run/db/1.qmp"))
     assert (both.shares, str(both.floor), both.mode, both.grace_s) == (3000, "1GiB", "observe", 7)
-    by_name = config.vm_settings(MATCHES, name="db-1", socket="/run/other/1.qmp")
+    by_name = config.vm_settings(MATCHES, config.Claim("db-1", "/run/other/1.qmp"))
     assert (by_name.shares, str(by_name.floor), by_name.mode) == (2000, "1GiB", None)
-    by_socket = config.vm_settings(MATCHES, name="web", socket="/run/db/1.qmp")
+    by_socket = config.vm_settings(MATCHES, config.Claim("web", "/run/db/1.qmp"))
     assert (by_socket.shares, str(by_socket.floor), by_socket.mode) == (3000, "25%", None)
 
 
 def test_a_vm_without_a_match_has_the_settings_of_vm() -> None:
-    assert config.vm_settings(MATCHES, name="DB-1", socket="/run/x.qmp") == MATCHES.vm
+    assert config.vm_settings(MATCHES, config.Claim("DB-1", "/run/x.qmp")) == MATCHES.vm
 
 
 def test_the_first_match_with_a_rename_names_the_vm() -> None:
-    assert config.rename_for(MATCHES, "db-1", "/run/db/1.qmp") == "first"
-    assert config.rename_for(MATCHES, "db-1", "/run/x/1.qmp") is None
+    assert config.rename_for(MATCHES, config.Claim("db-1", "/run/db/1.qmp")) == "first"
+    assert config.rename_for(MATCHES, config.Claim("db-1", "/run/x/1.qmp")) is None
 
 
 def test_limits_are_ordered_and_never_above_the_size_of_the_vm() -> None:
@@ -224,7 +225,7 @@ def test_the_examples_in_the_printed_file_are_valid() -> None:
     found = read(re.sub(r"^# ?(?=[a-z_]+ = |\[\[)", "", printed, flags=re.MULTILINE))
     assert found.mqtt.username == "edge-7"
     assert found.matches[0].rename == "db1"
-    assert str(config.vm_settings(found, name="db-1", socket="/run/db/1.qmp").floor) == "1GiB"
+    assert str(config.vm_settings(found, config.Claim("db-1", "/run/db/1.qmp", 0)).floor) == "1GiB"
 
 
 def test_a_reload_names_the_keys_that_need_a_restart_and_keeps_their_values() -> None:
@@ -236,3 +237,57 @@ def test_a_reload_names_the_keys_that_need_a_restart_and_keeps_their_values() ->
     assert (merged.agent.host, merged.mqtt.base_topic) == ("edge-7", "qmpballoon")
     assert (merged.mqtt.heartbeat_s, merged.vm.shares) == (5, 7)
     assert config.restart_needed(old, merged) == ()
+
+
+# ── names that are claimed ───────────────────────────────────────────────────────────────────────
+
+OWNED = config.parse(
+    """
+    [[vm.match]]
+    name = "db.*"
+    owner = 107
+    shares = 7
+    [[vm.match]]
+    name = "web"
+    socket = "/run/web/"
+    rename = "shop"
+    [[vm.match]]
+    name = "*"
+    socket = "/run/test/*"
+    shares = 8
+    """,
+    surroundings=HERE,
+)
+
+
+@pytest.mark.parametrize(
+    ("claim", "base", "right"),
+    [
+        (config.Claim("db.1", "/run/a.qmp", 107), "db_1", True),
+        (config.Claim("db.1", "/run/a.qmp", 108), "db_1", False),
+        (config.Claim("db.1", "/run/a.qmp"), "db_1", False),  # of nobody knows whom
+        (config.Claim("db_1", "/run/a.qmp", 108), "db_1", False),  # another name, the same in topics
+        (config.Claim("web", "/run/web/a.qmp", 1), "shop", True),
+        (config.Claim("web", "/run/web/sub/a.qmp", 1), "web", False),
+        (config.Claim("shop", "/run/a.qmp", 1), "shop", False),  # the name that the match gives
+        (config.Claim("other", "/run/a.qmp", 1), "other", None),  # * reserves nothing
+    ],
+)
+def test_a_name_with_an_owner_or_a_socket_is_reserved(
+    claim: config.Claim, base: str, right: bool | None
+) -> None:
+    assert config.right_to(OWNED, claim, base) is right
+
+
+def test_all_keys_of_a_match_must_fit() -> None:
+    assert config.vm_settings(OWNED, config.Claim("db.1", "/run/a.qmp", 107)).shares == 7
+    assert config.vm_settings(OWNED, config.Claim("db.1", "/run/a.qmp", 108)).shares == 1000
+    assert config.vm_settings(OWNED, config.Claim("db.1", "/run/a.qmp", None)).shares == 1000
+
+
+def test_an_owner_is_a_user_of_this_host() -> None:
+    found = config.parse('[[vm.match]]\nowner = "root"', surroundings=HERE)
+    assert found.matches[0].owner == 0
+    for owner in ('"no such user"', "-1", "true", "4294967295", '""'):
+        with pytest.raises(ConfigurationError, match=r"line 2: vm\.match\[0\]\.owner"):
+            config.parse(f"[[vm.match]]\nowner = {owner}", surroundings=HERE)

@@ -169,7 +169,7 @@ def test_no_key_accepts_a_value_of_a_wrong_type_or_range(table: str, value: str)
         ("agent = 1", "must be a table: write [agent]"),
         ("[vm.match]\nname = '*'", "must be an array of tables: write [[vm.match]] in double brackets"),
         ("[vm]\nmatch = [1]", "must be an array of tables: write [[vm.match]] in double brackets"),
-        ("[[vm.match]]\nfloor = '1GiB'", "says no VM: give name, socket or both"),
+        ("[[vm.match]]\nfloor = '1GiB'", "says no VM: give name, socket or owner"),
         (
             "[[vm.match]]\nname = 'a[b'",
             "the [ is never closed in the text 'a[b'; [[] stands for the character itself",
@@ -313,7 +313,7 @@ def test_a_match_may_rely_on_another_match_for_the_other_limit() -> None:
         '[[vm.match]]\nname = "ab"\nfloor = "60%"'
     )
     found = config.parse(text, surroundings=HERE)
-    assert str(config.vm_settings(found, name="ab", socket="/x").floor) == "60%"
+    assert str(config.vm_settings(found, config.Claim("ab", "/x")).floor) == "60%"
 
 
 def test_an_invalid_value_is_not_reported_again_as_a_contradiction() -> None:

@@ -21,7 +21,8 @@ from qmpballoon.agent import host_monitor as host_monitor_module
 from qmpballoon.agent import systemd
 from qmpballoon.agent.feed import Feed
 from qmpballoon.agent.host_monitor import HostMonitor
-from qmpballoon.agent.store import KnownSocket, Store
+from qmpballoon.agent.state_file import KnownSocket
+from qmpballoon.agent.store import Store
 from qmpballoon.config import HostSettings
 from qmpballoon.errors import StateUnusable, Unreachable
 from qmpballoon.model.records import Life

@@ -34,7 +34,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         ports.proportional ports.proxmox ports.qubes allocation schedule fairshare guard host_level
         registry
     """,
-    "qmp": ". commands discovery events monitor repeated resizer wire client balloon process",
+    "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
     "protocol": ". objects payloads verbs requests",
     "mqtt": ". dead_band outbox topics commands publisher connecting connection connection_log bridge",
     "client": "",
@@ -42,9 +42,9 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "__init__": "",
     "control": "",
     "agent": """
-        . boot run event_loop usable feed holds store systemd wheel usual_poll vm_session context host_monitor
-        limits spec vm_polls vm actuator registry arrival connector supervisor governor service stop
-        subscription control app
+        . back_off boot run event_loop usable feed holds state_file store systemd wheel usual_poll vm_session
+        context host_monitor limits spec vm_polls vm actuator names registry arrival connector supervisor
+        governor service stop subscription control app
     """,
     "sim": """
         . kernels qemu qemu.dialect qemu.faults qemu.stream guest qemu.machine trace figures qemu.messages

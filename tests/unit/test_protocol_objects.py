@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from datetime import UTC, datetime
 
 from qmpballoon.errors import RequestRefused
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, GuestStats, HostStatus, Life, Limits, Sample, VmStatus
 from qmpballoon.protocol.objects import (
+    MOST_UNIDENTIFIED,
     Agent,
     event_object,
     host_object,
@@ -168,6 +170,7 @@ def test_the_host_object_has_the_keys_of_the_contract() -> None:
         "psi_full_avg10",
         "vms",
         "unidentified",
+        "unidentified_more",
         "reclaimable",
         "room",
         "holds",
@@ -199,3 +202,12 @@ def test_an_answer_has_a_result_or_an_error_and_always_both_keys() -> None:
     bad = response_object(None, None, "list", TS, error=RequestRefused("busy", "wait"))
     assert (bad["status"], bad["result"]) == ("error", None)
     assert bad["error"] == {"code": "busy", "message": "wait"}
+
+
+def test_unidentified_sockets_are_listed_up_to_a_number_and_the_others_counted() -> None:
+    many = tuple((f"/run/{number}.qmp", "no answer yet") for number in range(2000))
+    record = HostStatus("ok", "fairshare", "auto", 10, 2, 3, 7, 100, 50, 0.5, 0.1, 2, 1, many, 4, 5)
+    agent = Agent(host="edge-7", name="edge-7", version="1", instance="a", heartbeat_s=60)
+    shown = host_object(record, agent, 1, 1.0, TS)
+    assert shown["unidentified_more"] == 2000 - MOST_UNIDENTIFIED
+    assert len(json.dumps(shown)) < 3000

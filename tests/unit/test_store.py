@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import pytest
 from qmpballoon.agent import store as store_module
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.registry import Registry
-from qmpballoon.agent.store import Kept, KnownSocket, Store, parse_state, write_draft
+from qmpballoon.agent.state_file import Kept, KnownSocket, parse_state, write_draft
+from qmpballoon.agent.store import Store
 from qmpballoon.config import defaults
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
 from qmpballoon.model.names import VmId
@@ -87,7 +88,7 @@ async def test_a_complete_temporary_file_wins_and_a_partial_one_is_ignored(tmp_p
     write_draft(file, text[: len(text) // 2])
     assert draft.exists()
     async with running(tmp_path) as third:
-        assert third.kept(WEB1).mode == "manual"
+        assert third.kept(WEB1).mode == "observe"  # the complete one was put in place
         third.keep(WEB1, mode="auto")
     assert not draft.exists()
     async with running(tmp_path) as fourth:
@@ -300,7 +301,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path: Path
     """A limit on the size of files stands for the full disk: it fails in the middle of the write."""
     program = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from qmpballoon.agent.store import put_in_place, write_draft\n"
+        "from qmpballoon.agent.state_file import put_in_place, write_draft\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "file = Path(sys.argv[1]); write_draft(file, 'old'); put_in_place(file)\n"
@@ -354,7 +355,9 @@ async def test_a_slow_write_does_not_replace_a_later_one(
 def test_a_kill_in_the_middle_of_writing_leaves_a_readable_file(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\n"
-        "from qmpballoon.agent.store import Store, KnownSocket; from qmpballoon.model.records import VmId\n"
+        "from qmpballoon.agent.store import Store\n"
+        "from qmpballoon.agent.state_file import KnownSocket\n"
+        "from qmpballoon.model.records import VmId\n"
         "async def write():\n"
         "    store = Store(sys.argv[1], 'edge-7')\n"
         "    for number in range(200): store.know(f'/run/{number}.qmp', KnownSocket('a', 'b', 'c' * 99))\n"
@@ -397,3 +400,42 @@ async def test_settings_of_names_without_a_socket_are_bounded(
         assert kept == [7, 8, 9]
     finally:
         await store.close()
+
+
+# ── others on the same host ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", [".edge-7.json.new", "edge-7.lock"])
+async def test_nothing_is_written_through_a_link(name: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious", encoding="utf-8")
+    directory = tmp_path / "state"
+    directory.mkdir(mode=0o700)
+    (directory / name).symlink_to(victim)
+    with suppress(StateUnusable):
+        async with running(directory) as store:
+            store.keep(WEB1, mode="manual")
+            await saved(store)
+            assert not (directory / "edge-7.json").is_symlink()
+    assert victim.read_text(encoding="utf-8") == "precious"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o777, 0o1777])
+def test_a_directory_in_which_others_may_write_is_refused(mode: int, tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    directory.mkdir()
+    directory.chmod(mode)
+    with pytest.raises(StateUnusable, match="others may write in it"):
+        Store(directory, "edge-7")
+    assert os.listdir(directory) == []
+
+
+async def test_a_complete_draft_is_put_in_place_before_the_next_one(tmp_path: Path) -> None:
+    async with running(tmp_path) as store:
+        store.keep(WEB1, mode="manual")
+        await saved(store)
+    file = tmp_path / "edge-7.json"
+    write_draft(file, file.read_text(encoding="utf-8").replace("manual", "observe"))
+    await Store(tmp_path, "edge-7").close()
+    assert "observe" in file.read_text(encoding="utf-8")
+    assert sorted(os.listdir(tmp_path)) == ["edge-7.json", "edge-7.lock"]

@@ -194,7 +194,9 @@ class VmPolls:
         guest = self._vm.guest() if is_new else None
         if guest is not None and self._schedule.sampled(guest, self._vm.spec.settings):
             self._context.ticks.at_once()
-        elif asked:
+        elif asked and (
+            guest is None or self._schedule.may_change_decisions(guest, hurried=self._is_hurried())
+        ):
             self._context.ticks.soon()
 
     async def _take_sample(self, *, ask: bool, **wait: float) -> bool:

@@ -22,6 +22,7 @@ BURST_OF_SIZE: Final = 1 / 32  # per second: the same for large guests
 SAMPLES_BEFORE_EXHAUSTION: Final = 4  # at that growth, until nothing is available
 GROWING_PER_S: Final = 0.01  # of what the guest holds
 THIN: Final = 2  # times the available memory at which a guest is in an emergency
+LITTLE: Final = 1 / 16  # of what is available: held memory that changes by less waits for the calm tick
 CALM_TICK_S: Final = 2.0  # between ticks without a request
 SHORTEST_TICK_S: Final = 0.1  # between a tick and a requested one; the longest wait of an urgent one
 TICK_SHARE: Final = 0.1  # of a core; with hundreds of VMs ticks come less often
@@ -59,6 +60,7 @@ class VmSchedule:
         """Forget the samples because the guest's driver was unloaded."""
         self._interval_s = float(settings.stats_interval_s)  # until the next sample
         self._before: GuestSnapshot | None = None  # at the previous sample
+        self._held_at_tick: int | None = None  # what the guest held when a tick was requested for it
 
     # ── full polls ───────────────────────────────────────────────────────────────────────────────
 
@@ -93,6 +95,21 @@ class VmSchedule:
             guest, before, calm_s=settings.stats_interval_s, fast_s=settings.fast_interval_s
         )
         return is_urgent(guest, before)
+
+    def may_change_decisions(self, guest: GuestSnapshot, *, hurried: bool) -> bool:
+        """Tell whether the guest's new sample is worth a tick soon.
+
+        It is while the guest is hurried, watched or thin. Otherwise what it holds must have changed by more
+        than ``LITTLE`` since a tick was requested for it. A guest that grows slowly adds up.
+        """
+        sample = guest.sample
+        if sample is None or sample.held is None or sample.available is None:
+            return True
+        if not hurried and not self.watchers and self._held_at_tick is not None and not is_thin(guest):
+            if abs(sample.held - self._held_at_tick) < LITTLE * sample.available:
+                return False
+        self._held_at_tick = sample.held
+        return True
 
     def sample_every_s(self, settings: SamplingSettings, *, hurried: bool) -> float:
         """Return how long to wait between samples."""

@@ -203,10 +203,12 @@ class VmPolls:
         guest = self._vm.guest() if is_new else None
         if guest is not None and self._schedule.sampled(guest, self._vm.spec.settings):
             self._context.ticks.at_once()
-        elif asked and (
-            guest is None or self._schedule.may_change_decisions(guest, hurried=self._is_hurried())
-        ):
-            self._context.ticks.soon()
+        elif asked:
+            hurried = self._is_hurried()
+            self._context.ticks.soon(
+                little=guest is not None
+                and not self._schedule.may_change_decisions(guest, hurried=hurried)
+            )
 
     async def _take_sample(self, *, ask: bool, **wait: float) -> bool:
         """Take a sample; return whether it is new."""

@@ -181,11 +181,11 @@ class SimulatedVm:
         is_new = self.sample(now_s)
         if is_new and self.schedule.sampled(self.snapshot(), self.sampling):
             ticks.ask_urgently()
-        elif asks and not (is_new and self._is_little_news(now_s)):
-            ticks.ask()
-
-    def _is_little_news(self, now_s: float) -> bool:
-        return not self.schedule.may_change_decisions(self.snapshot(), hurried=self._is_hurried(now_s))
+        elif asks:
+            hurried = self._is_hurried(now_s)
+            ticks.ask(
+                little=is_new and not self.schedule.may_change_decisions(self.snapshot(), hurried=hurried)
+            )
 
     def sample_every_s(self, now_s: float) -> float:
         """Return the agent's present interval between samples."""

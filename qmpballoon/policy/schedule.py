@@ -22,6 +22,7 @@ BURST_OF_SIZE: Final = 1 / 32  # per second: the same for large guests
 SAMPLES_BEFORE_EXHAUSTION: Final = 4  # at that growth, until nothing is available
 GROWING_PER_S: Final = 0.01  # of what the guest holds
 THIN: Final = 2  # times the available memory at which a guest is in an emergency
+MUCH_FREE: Final = 1 / 8  # of the budget, or of the host if that is less
 LITTLE: Final = 1 / 16  # of what is available: a change of held memory that alone changes no decision
 CALM_TICK_S: Final = 2.0  # between ticks without a request
 SHORTEST_TICK_S: Final = 0.1  # between a tick and a requested one; the longest wait of an urgent one
@@ -135,8 +136,8 @@ class TickSchedule:
     of earlier ticks. The cost of an urgent tick delays later ticks that are not urgent. Requests do not
     queue; one tick serves any number of them.
 
-    ``rests`` is set by the caller after each tick: no guest was moved, and the budget is kept. Then samples
-    that changed little request nothing.
+    ``rests`` is set by the caller after each tick (see `is_at_rest`). While it is true, samples that changed
+    little request nothing.
     """
 
     def __init__(
@@ -198,8 +199,12 @@ class TickSchedule:
 
 
 def is_at_rest(snapshot: Snapshot, decisions: Decisions) -> bool:
-    """Tell whether a tick moved no guest, and the VMs are within budget and reserve."""
-    return snapshot.free >= 0 and all(isinstance(decision, Hold) for decision in decisions.values())
+    """Tell whether a tick moved no guest, and much memory is free.
+
+    Where memory is short, small changes decide who gets it.
+    """
+    limit = min(snapshot.budget, snapshot.mem_total or snapshot.budget)
+    return snapshot.free >= MUCH_FREE * limit and all(isinstance(made, Hold) for made in decisions.values())
 
 
 def is_thin(guest: GuestSnapshot) -> bool:

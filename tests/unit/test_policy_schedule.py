@@ -269,13 +269,15 @@ def test_held_memory_must_change_by_a_sixteenth_of_what_is_available(clock: Cloc
     assert vm.may_change_decisions(replace(a_guest(), sample=None), hurried=False)
 
 
-def test_a_host_rests_if_nothing_is_moved_and_the_budget_is_kept() -> None:
-    guest = a_guest()
-    held, moved = {guest.id: Hold("dead-band")}, {guest.id: SetTarget(400 * MIB, "idle")}
-    kept = Snapshot(now_s=100.0, guests=(guest,), budget=512 * MIB, mem_total=0)
-    assert is_at_rest(kept, held)
-    assert not is_at_rest(kept, moved)
-    assert not is_at_rest(replace(kept, budget=511 * MIB), held)
+def test_a_host_rests_if_nothing_is_moved_and_an_eighth_of_its_memory_is_free() -> None:
+    guest = a_guest(actual=700 * MIB)
+    held, moved = {guest.id: Hold("dead-band")}, {guest.id: SetTarget(600 * MIB, "idle")}
+    roomy = Snapshot(now_s=100.0, guests=(guest,), budget=800 * MIB, mem_total=4096 * MIB)
+    assert is_at_rest(roomy, held)
+    assert not is_at_rest(roomy, moved)
+    assert not is_at_rest(replace(roomy, budget=799 * MIB), held)
+    assert not is_at_rest(replace(roomy, mem_available=99 * MIB), held)
+    assert is_at_rest(replace(roomy, budget=2048 * MIB, mem_total=800 * MIB, mem_available=100 * MIB), held)
 
 
 def test_one_tick_serves_all_requests(ticks: TickSchedule, clock: Clock) -> None:

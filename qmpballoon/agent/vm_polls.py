@@ -206,8 +206,7 @@ class VmPolls:
         elif asked:
             hurried = self._is_hurried()
             self._context.ticks.soon(
-                little=guest is not None
-                and not self._schedule.may_change_decisions(guest, hurried=hurried)
+                little=guest is not None and not self._schedule.may_change_decisions(guest, hurried=hurried)
             )
 
     async def _take_sample(self, *, ask: bool, **wait: float) -> bool:

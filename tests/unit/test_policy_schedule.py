@@ -247,10 +247,11 @@ def test_a_sample_that_changed_little_requests_no_tick_of_a_host_at_rest(
 
 
 def test_held_memory_must_change_by_a_sixteenth_of_what_is_available(clock: Clock) -> None:
-    def may_change(available: int, *, hurried: bool = False) -> bool:
-        return vm.may_change_decisions(a_guest(available), hurried=hurried)
+    schedule = VmSchedule(CALM, clock)
 
-    vm = VmSchedule(CALM, clock)
+    def may_change(available: int, *, hurried: bool = False) -> bool:
+        return schedule.may_change_decisions(a_guest(available), hurried=hurried)
+
     assert may_change(320 * MIB)  # the first one
     assert not may_change(302 * MIB)
     assert not may_change(339 * MIB)
@@ -259,14 +260,14 @@ def test_held_memory_must_change_by_a_sixteenth_of_what_is_available(clock: Cloc
     assert may_change(301 * MIB, hurried=True)
     assert may_change(THIN)
     assert may_change(THIN)
-    vm.watchers += 1
+    schedule.watchers += 1
     assert may_change(THIN + 300 * MIB)
     assert may_change(THIN + 300 * MIB)
-    vm.watchers -= 1
+    schedule.watchers -= 1
     assert not may_change(THIN + 300 * MIB)
-    vm.forget_samples(CALM)
+    schedule.forget_samples(CALM)
     assert may_change(THIN + 300 * MIB)
-    assert vm.may_change_decisions(replace(a_guest(), sample=None), hurried=False)
+    assert schedule.may_change_decisions(replace(a_guest(), sample=None), hurried=False)
 
 
 def test_a_host_rests_if_nothing_is_moved_and_an_eighth_of_its_memory_is_free() -> None:

@@ -221,8 +221,7 @@ async def neighbours(directory: Path, count: int, *, window_s: float, online_s: 
                 await asyncio.sleep(_SETTLE_S)
                 if others is stopped:
                     stopped.stop()
-                if others is not None:
-                    await asyncio.sleep(_NOTICED_S)
+                await asyncio.sleep(_NOTICED_S)  # alone, too: the looks at everything fall into the same time
                 windows = [await measure(process, working, window_s)]
                 stopped.cont()
             cases.append(Case(name, len(working.paths), attach, windows))

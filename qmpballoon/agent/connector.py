@@ -242,6 +242,7 @@ class Connector:
         """
         pid, is_stranger = monitor.pid, self._registry.at(self.path) is None
         wait_s, looks = patience_s, 1
+        stopped: ManagedVm | None = None  # its process allocates nothing, so its RSS is read once
         while True:
             done, _ = await asyncio.wait((greeting,), timeout=wait_s)
             if not done:
@@ -256,11 +257,18 @@ class Connector:
                     raise
             if is_stranger and life is not None and self._registry.is_served_by_another(self, life):
                 raise _NoMonitor(f"{self.path}: no greeting, and its QEMU has another monitor: {_OTHER}")
-            why, is_mute = self._why_silent(monitor, before, max_age_s=LOOK_AT_SILENCE_S * looks)
-            if is_stranger and is_mute:
-                raise _NoMonitor(f"{self.path}: connected, and no greeting came: {_OTHER}")
-            self._silent(why, pid)
-            self._explain_silence(why, pid)
+            if pid is not None and is_stopped(pid):
+                if (vm := self._registry.at(self.path)) is not stopped:
+                    self._silent("unresponsive", pid)
+                stopped = vm
+                self._explain_silence("unresponsive", pid)
+            else:
+                stopped = None
+                why, is_mute = self._why_silent(monitor, before, max_age_s=LOOK_AT_SILENCE_S * looks)
+                if is_stranger and is_mute:
+                    raise _NoMonitor(f"{self.path}: connected, and no greeting came: {_OTHER}")
+                self._silent(why, pid)
+                self._explain_silence(why, pid)
             looks = min(MOST_LOOKS, 2 * looks)
             wait_s = LOOK_AT_SILENCE_S * looks  # a greeting wakes at once; only the reason may change
 
@@ -291,8 +299,6 @@ class Connector:
 
         A monitor that another client holds, or whose QEMU does not run its main loop yet, accepts nobody.
         """
-        if monitor.pid is not None and is_stopped(monitor.pid):
-            return "unresponsive", False
         is_mute = was_accepted(monitor.connection)
         if is_mute is None:  # then by the table, where one more has come
             is_mute = not before.accepted and bool(self._table(AT_ONCE_S).accepted)

@@ -28,9 +28,13 @@ class TickSignal:
         """Seconds between ticks when no tick is requested."""
         return self._schedule.calm_s
 
-    def soon(self) -> None:
-        """Request a tick soon, because something changed."""
-        if self._schedule.ask():
+    def rests(self, *, is_at_rest: bool) -> None:
+        """Note whether the tick that was done moved no guest; see `TickSchedule.rests`."""
+        self._schedule.rests = is_at_rest
+
+    def soon(self, *, little: bool = False) -> None:
+        """Request a tick soon, because something changed; ``little`` as in `TickSchedule.ask`."""
+        if self._schedule.ask(little=little):
             self._asked.set()
 
     def at_once(self) -> None:

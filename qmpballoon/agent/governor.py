@@ -33,6 +33,7 @@ from qmpballoon.policy.cooperation import LATE_TICK_S
 from qmpballoon.policy.guard import Guard, GuardState, as_charged
 from qmpballoon.policy.reasons import MAY_NEED_A_PERSON, WORDS
 from qmpballoon.policy.registry import guarded
+from qmpballoon.policy.schedule import is_at_rest
 from qmpballoon.policy.sharing import water_fill
 from qmpballoon.policy.snapshot import Decision, Decisions, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB, round_up_to_page
@@ -143,6 +144,7 @@ class Governor:
             self._state, decisions = self._guard.step(self._state, snapshot)
             is_calm = all(isinstance(decision, Hold) for decision in decisions.values())
             self._last_step = _Step(snapshot) if is_calm else None
+            self._context.ticks.rests(is_at_rest=is_at_rest(snapshot, decisions))
             self._carry_out(decisions, sends)
         if whole:
             self._host_at_s = now_s

@@ -1,4 +1,4 @@
-"""The poll of a calm VM: its requests are made once, and a reply that is the same as before is not decoded.
+"""The poll of a VM whose guest reports: its requests are made once, and a reply as before is not decoded.
 
 What is not usual is left to `VmSession`, which asks for everything again.
 """
@@ -17,6 +17,7 @@ from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
 from qmpballoon.qmp.repeated import Repeated
 
 REPORTS_WITHIN_S: Final = 0.01  # a guest that was asked mostly takes 3 ms, 9 at worst
+MOST_LOOKS: Final = 6  # at the figures of a guest that was asked, if it is sampled at the short interval
 
 
 class Polled(Protocol):
@@ -59,8 +60,8 @@ class UsualPoll:
         self._sampler = sampler
         self._vm = vm
         self._done: Done = _ignore
-        self._actual_before: int | None = None  # at the poll before this one
-        self._is_asked = False
+        self._actual_before: int | None = None  # at the poll before this one, or when the guest was asked
+        self._looks_left = 0  # at what the guest answers, which was asked
         self._has_changed = False
         self._rest = [
             session.repeated(name, arguments, _Rest(self, read, partial(vm.known, name)))
@@ -76,8 +77,8 @@ class UsualPoll:
             self._statistics_sink,
             volatile="last-update",
         )
-        actual = session.repeated("query-balloon", None, _Actual(session, self))
-        self._requests = {False: (statistics,), True: (actual, statistics)}  # by whether actual is asked for
+        self._actual = session.repeated("query-balloon", None, _Actual(session, self))
+        self._requests = {False: (statistics,), True: (self._actual, statistics)}  # by whether actual is read
 
     def _others(self, device: balloon.BalloonDevice) -> Iterator[_Other]:
         """Yield the other commands, with their arguments and what reads their replies."""
@@ -94,18 +95,21 @@ class UsualPoll:
         """Tell whether QEMU asks the guest at the interval that is wanted."""
         return self._sampler.is_armed_with(self._vm.stats_interval_s)
 
-    def poll(self, *, everything: bool, ask: bool, done: Done) -> bool:
+    def poll(self, *, everything: bool, ask: bool, closely: bool, done: Done) -> bool:
         """Send the requests; ``done`` is called when the replies are there.
 
         With ``ask`` the guest is asked for figures first, and False is returned: call again in
-        ``REPORTS_WITHIN_S``. The sample gets ``actual`` if that is the same as at the poll before.
+        ``REPORTS_WITHIN_S``. The sample gets ``actual`` if that is the same as at the poll before. With
+        ``closely`` it is compared with ``actual`` when the guest was asked, because the balloon may move.
         """
         vm = self._vm
-        if ask and not self._is_asked:
-            self._is_asked = True
-            self._session.repeat(*self._arming(vm.stats_interval_s))
+        if ask and not self._looks_left:
+            self._looks_left = MOST_LOOKS if closely else 1
+            arming = self._arming(vm.stats_interval_s)
+            self._session.repeat(*((self._actual, *arming) if closely else arming))
             return False
-        self._is_asked = self._has_changed = False
+        self._looks_left = max(0, self._looks_left - 1)
+        self._has_changed = False
         self._done, self._actual_before = done, vm.actual
         self._statistics_sink.asked_at = self._sampler.generation
         if everything:
@@ -114,6 +118,11 @@ class UsualPoll:
         else:
             self._session.repeat(*self._requests[ask or vm.deflates_on_oom])
         return True
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Tell whether a guest that was asked has not answered, and one more look may find its answer."""
+        return self._looks_left > 0
 
     def actual_polled(self, actual: int) -> None:
         """Take ``actual`` in bytes."""
@@ -125,6 +134,8 @@ class UsualPoll:
         self._vm.look_at_process(closely=False)
         before = self._vm.sample
         is_new = self._vm.take_newest(self._actual_before)
+        if is_new:
+            self._looks_left = 0
         self._done(is_new, self._vm.sample is before, self._has_changed)
 
     def statistics_refused(self) -> None:

@@ -1,8 +1,8 @@
 """The polls of one VM over one session: when and how it is looked at, and what is made of what is found.
 
-A calm VM is polled by requests made once (`usual_poll`). Everything else is a turn of the task that serves
-the VM: a look at everything, a guest that is sampled often because it boots, moves, grows or is thin, a
-request that waits for it.
+A VM whose guest reports is polled by requests made once (`usual_poll`), however often it is sampled.
+Everything else is a turn of the task that serves the VM: a look at everything, a guest that boots or is
+silent, a request.
 """
 
 from __future__ import annotations
@@ -106,19 +106,19 @@ class VmPolls:
             self._wake.set()  # the pause under way may be longer than this sample allows
 
     def due(self) -> None:
-        """Poll, as the wheel says: by the usual requests if it is calm, else by a turn of its task."""
+        """Poll, as the wheel says: by the usual requests if they are enough, else by a turn of its task."""
         settings, wheel = self._vm.spec.settings, self._context.wheel
         if self.session.session.awaits_replies:
             wheel.put(self, min(_LOOK_AGAIN_S, self.session.session.check_repeated()))
             return
-        every_s = self._schedule.sample_every_s(settings, hurried=self._is_hurried())
         usual = self.session.usual_poll
-        if usual is None or not self._is_calm(every_s):
+        if usual is None or not self._does_report:
             self._wake.set()
             return
-        everything = self._is_everything_due
-        ask = every_s < settings.stats_interval_s
-        if not usual.poll(everything=everything, ask=ask, done=self._polled_usually):
+        every_s = self._sample_every_s
+        everything, ask = self._is_everything_due, every_s < settings.stats_interval_s
+        closely = every_s <= settings.fast_interval_s
+        if not usual.poll(everything=everything, ask=ask, closely=closely, done=self._polled_usually):
             wheel.put(self, REPORTS_WITHIN_S)
             return
         if everything:
@@ -127,14 +127,20 @@ class VmPolls:
 
     def _polled_usually(self, is_new: bool, is_same: bool, has_changed: bool) -> None:
         """Take the outcome of the usual poll."""
+        settings, every_s, usual = self._vm.spec.settings, self._sample_every_s, self.session.usual_poll
+        closely = every_s <= settings.fast_interval_s
         if has_changed:
             self.look_soon()
-        if is_new and is_same and self._vm.status.health == "ok" and self._is_as_frozen():
+        elif closely and usual is not None and usual.is_unanswered:
+            self._context.wheel.put(self, REPORTS_WITHIN_S)
+            return
+        if is_new and is_same and not closely and self._vm.status.health == "ok" and self._is_as_frozen():
             return  # the facts have the sample already, which was seen again
         if is_new and self.session.sample is not None:
             self._vm.run.boot.sampled(self.session.sample.seen_at_s)
-        every_s = self._schedule.sample_every_s(self._vm.spec.settings, hurried=self._is_hurried())
-        self._follow_up(is_new, asked=not is_same and every_s < self._vm.spec.settings.stats_interval_s)
+        self._follow_up(is_new, asked=(closely or not is_same) and every_s < settings.stats_interval_s)
+        if self._sample_every_s < every_s:
+            self._context.wheel.put(self, self._pause_s())  # the pause under way is too long
 
     def _is_as_frozen(self) -> bool:
         """Tell whether the facts have what the usual poll found; small changes of RSS do not count."""
@@ -151,14 +157,17 @@ class VmPolls:
     def _pause_s(self) -> float:
         return self._schedule.pause_s(self._vm.spec.settings, hurried=self._is_hurried())
 
-    def _is_calm(self, every_s: float) -> bool:
-        """Tell whether the usual poll is enough for a VM that is sampled so often."""
-        settings = self._vm.spec.settings
+    @property
+    def _sample_every_s(self) -> float:
+        return self._schedule.sample_every_s(self._vm.spec.settings, hurried=self._is_hurried())
+
+    @property
+    def _does_report(self) -> bool:
+        """Tell whether the guest sends figures, so that the usual poll is enough."""
         return (
-            every_s > settings.fast_interval_s
-            and self.session.driver_up
+            self.session.driver_up
             and self.session.sample is not None
-            and self.session.stats_interval_s == settings.stats_interval_s
+            and self.session.stats_interval_s == self._vm.spec.settings.stats_interval_s
             and self._vm.status.health != "stale"  # another client may have turned polling off
         )
 
@@ -195,7 +204,10 @@ class VmPolls:
         if guest is not None and self._schedule.sampled(guest, self._vm.spec.settings):
             self._context.ticks.at_once()
         elif asked:
-            self._context.ticks.soon()
+            hurried = self._is_hurried()
+            self._context.ticks.soon(
+                little=guest is not None and not self._schedule.may_change_decisions(guest, hurried=hurried)
+            )
 
     async def _take_sample(self, *, ask: bool, **wait: float) -> bool:
         """Take a sample; return whether it is new."""

@@ -18,7 +18,7 @@ from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.resizer import DriverState, Resizer
 from qmpballoon.units import MIB
 
-FRESH_WITHIN_S: Final = 0.06  # how long a poll at the short interval waits for its sample
+FRESH_WITHIN_S: Final = 0.06  # how long a turn waits for its sample
 RESET_SHOWS_WITHIN_S: Final = 0.5  # DRIVER_OK went 30 ms after RESET, and came back after 2.7 s
 LATE_EVENTS_S: Final = 1.5  # BALLOON_CHANGE comes up to a second late; no guest's driver is back so soon
 _LITTLE: Final = 8 * MIB

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.policy.estimate import corroborated
-from qmpballoon.policy.snapshot import GuestSnapshot, critical
+from qmpballoon.policy.snapshot import Decisions, GuestSnapshot, Hold, Snapshot, critical
 from qmpballoon.units import MIB
 
 FULL_POLL_EVERY_S: Final = 10.0  # changes without an event: migration, plugged memory, an unloaded driver
@@ -22,6 +22,8 @@ BURST_OF_SIZE: Final = 1 / 32  # per second: the same for large guests
 SAMPLES_BEFORE_EXHAUSTION: Final = 4  # at that growth, until nothing is available
 GROWING_PER_S: Final = 0.01  # of what the guest holds
 THIN: Final = 2  # times the available memory at which a guest is in an emergency
+MUCH_FREE: Final = 1 / 8  # of the budget, or of the host if that is less
+LITTLE: Final = 1 / 16  # of what is available: a change of held memory that alone changes no decision
 CALM_TICK_S: Final = 2.0  # between ticks without a request
 SHORTEST_TICK_S: Final = 0.1  # between a tick and a requested one; the longest wait of an urgent one
 TICK_SHARE: Final = 0.1  # of a core; with hundreds of VMs ticks come less often
@@ -59,6 +61,7 @@ class VmSchedule:
         """Forget the samples because the guest's driver was unloaded."""
         self._interval_s = float(settings.stats_interval_s)  # until the next sample
         self._before: GuestSnapshot | None = None  # at the previous sample
+        self._held_before: int | None = None  # at the last sample that could change decisions
 
     # ── full polls ───────────────────────────────────────────────────────────────────────────────
 
@@ -94,6 +97,21 @@ class VmSchedule:
         )
         return is_urgent(guest, before)
 
+    def may_change_decisions(self, guest: GuestSnapshot, *, hurried: bool) -> bool:
+        """Tell whether the guest's new sample may change what is decided on a host at rest.
+
+        It may while the guest is hurried, watched or thin. Otherwise what it holds must have changed by at
+        least ``LITTLE`` since this was last true; slow growth adds up.
+        """
+        sample = guest.sample
+        if sample is None or sample.held is None or sample.available is None:
+            return True
+        is_calm = not hurried and not self.watchers and self._held_before is not None and not is_thin(guest)
+        if is_calm and abs(sample.held - (self._held_before or 0)) < LITTLE * sample.available:
+            return False
+        self._held_before = sample.held
+        return True
+
     def sample_every_s(self, settings: SamplingSettings, *, hurried: bool) -> float:
         """Return how long to wait between samples."""
         if settings.fast_interval_s and (hurried or self.watchers):
@@ -117,6 +135,9 @@ class TickSchedule:
     urgent request: after ``shortest_s`` at the latest, so that an emergency never waits because of the cost
     of earlier ticks. The cost of an urgent tick delays later ticks that are not urgent. Requests do not
     queue; one tick serves any number of them.
+
+    ``rests`` is set by the caller after each tick (see `is_at_rest`). While it is true, samples that changed
+    little request nothing.
     """
 
     def __init__(
@@ -129,6 +150,7 @@ class TickSchedule:
     ) -> None:
         """The first tick is due now."""
         self.calm_s = calm_s
+        self.rests = False
         self._clock = clock
         self._shortest_s = shortest_s
         self._share = share
@@ -148,8 +170,13 @@ class TickSchedule:
         self._asked_at_s = max(self._paid_at_s, min(self._calm_at_s, now_s + self._shortest_s))
         self._urgent_at_s = now_s + min(self._shortest_s, cost_s)
 
-    def ask(self) -> bool:
-        """Request a tick soon; return False if one was requested already."""
+    def ask(self, *, little: bool = False) -> bool:
+        """Request a tick soon; return False if one was requested already.
+
+        ``little``: because of a sample that may change nothing (see `VmSchedule.may_change_decisions`).
+        """
+        if little and self.rests:
+            return False
         was_asked, self._is_asked = self._is_asked, True
         return not was_asked
 
@@ -169,6 +196,15 @@ class TickSchedule:
     def pause_s(self) -> float:
         """How long to wait for the next tick, unless it is requested earlier."""
         return max(0.0, self.due_at_s - self._clock())
+
+
+def is_at_rest(snapshot: Snapshot, decisions: Decisions) -> bool:
+    """Tell whether a tick moved no guest, and much memory is free.
+
+    Where memory is short, small changes decide who gets it.
+    """
+    limit = min(snapshot.budget, snapshot.mem_total or snapshot.budget)
+    return snapshot.free >= MUCH_FREE * limit and all(isinstance(made, Hold) for made in decisions.values())
 
 
 def is_thin(guest: GuestSnapshot) -> bool:

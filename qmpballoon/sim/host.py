@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from qmpballoon.model.names import VmId
 from qmpballoon.policy.guard import GuardState
-from qmpballoon.policy.schedule import CALM_TICK_S, TickSchedule
+from qmpballoon.policy.schedule import CALM_TICK_S, TickSchedule, is_at_rest
 from qmpballoon.policy.sharing import Claim, split
 from qmpballoon.policy.snapshot import Decision, GuestSnapshot, Hold, Policy, SetTarget, Snapshot
 from qmpballoon.sim.figures import Figures, HostTally, figures
@@ -210,6 +210,7 @@ class _Playing:
         self._check_charges(snapshot)
         self.last_tick_s = now_s
         self.state, decisions = self.policy.step(self.state, snapshot)
+        self.ticks.rests = is_at_rest(snapshot, decisions)
         seen = {guest.id: guest for guest in guests}
         for name, decision in decisions.items():
             if name not in seen:

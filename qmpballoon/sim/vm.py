@@ -178,10 +178,14 @@ class SimulatedVm:
         """
         often = self.sample_every_s(now_s) < self.sampling.stats_interval_s
         asks = self.guest.driver_loaded and (often or self._is_stale(now_s))
-        if self.sample(now_s) and self.schedule.sampled(self.snapshot(), self.sampling):
+        is_new = self.sample(now_s)
+        if is_new and self.schedule.sampled(self.snapshot(), self.sampling):
             ticks.ask_urgently()
         elif asks:
-            ticks.ask()
+            hurried = self._is_hurried(now_s)
+            ticks.ask(
+                little=is_new and not self.schedule.may_change_decisions(self.snapshot(), hurried=hurried)
+            )
 
     def sample_every_s(self, now_s: float) -> float:
         """Return the agent's present interval between samples."""

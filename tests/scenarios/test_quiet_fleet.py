@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from agent_harness import QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
 
+from qmpballoon.agent.vm_polls import VmPolls
+from qmpballoon.agent.wheel import Member, Wheel
 from qmpballoon.policy.guard import Guard
 from qmpballoon.qmp import monitor as monitor_module
 from qmpballoon.sim.guest import GuestSpec
@@ -74,6 +76,50 @@ async def test_a_calm_vm_gets_one_request_per_sample_and_makes_no_new_record(
         assert newest_s is not None
         assert seen_at_s is not None
         assert newest_s - seen_at_s >= 2  # the record tells how old the sample really is
+
+
+async def test_a_guest_that_is_sampled_often_takes_no_turn_of_its_task(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[VmPolls] = []
+    turn = VmPolls._turn
+
+    async def counted_turn(polls: VmPolls) -> None:
+        turns.append(polls)
+        await turn(polls)
+
+    monkeypatch.setattr(VmPolls, "_turn", counted_turn)
+    qemu = await qemus.start("a", guest=ROOMY)
+    async with running_agent(sockets_dir, monkeypatch, settings=CALM) as harness:
+        await calm(harness, "a")
+        qemu.guest.set_demand(950 * MIB)  # it is thin
+        await harness.until_sampled("a", samples=2)
+        turns.clear()
+        commands = counted(qemu, monkeypatch)
+        for step in range(1, 6):
+            qemu.guest.set_demand((950 + step) * MIB)
+            await harness.until_sampled("a", samples=1)
+        assert commands["qom-set guest-stats-polling-interval"] >= 2 * 4
+        assert not turns
+
+
+async def test_growth_that_a_sample_shows_ends_the_pause_under_way(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses_s: list[float] = []
+    put = Wheel.put
+
+    def noted(wheel: Wheel, member: Member, pause_s: float) -> None:
+        pauses_s.append(round(pause_s, 2))
+        put(wheel, member, pause_s)
+
+    qemu = await qemus.start("a", guest=ROOMY)
+    async with running_agent(sockets_dir, monkeypatch, settings=CALM) as harness:
+        await calm(harness, "a")
+        monkeypatch.setattr(Wheel, "put", noted)
+        qemu.guest.set_demand(100 * MIB)
+        await harness.until(lambda: CALM.fast_interval_s in pauses_s)
+        assert pauses_s[pauses_s.index(CALM.fast_interval_s) - 1] > CALM.fast_interval_s  # of the same poll
 
 
 async def test_everything_else_is_asked_for_every_ten_seconds_in_one_go_with_a_sample(

@@ -14,10 +14,11 @@ from qmpballoon.policy.schedule import (
     WATCHED_EVERY_S,
     TickSchedule,
     VmSchedule,
+    is_at_rest,
     is_urgent,
     sampling_interval_s,
 )
-from qmpballoon.policy.snapshot import GuestSnapshot
+from qmpballoon.policy.snapshot import GuestSnapshot, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB
 
 
@@ -231,6 +232,53 @@ def test_an_urgent_tick_never_waits_longer_than_the_shortest_interval(
     ticks.ask()
     ticks.ask_urgently()
     assert ticks.pause_s == pytest.approx(pause_s)
+
+
+def test_a_sample_that_changed_little_requests_no_tick_of_a_host_at_rest(
+    ticks: TickSchedule, clock: Clock
+) -> None:
+    tick(ticks, clock, 0.001)
+    ticks.rests = True
+    assert not ticks.ask(little=True)
+    assert ticks.pause_s == pytest.approx(2.0)
+    ticks.rests = False
+    assert ticks.ask(little=True)
+    assert ticks.pause_s == pytest.approx(0.1)
+
+
+def test_held_memory_must_change_by_a_sixteenth_of_what_is_available(clock: Clock) -> None:
+    schedule = VmSchedule(CALM, clock)
+
+    def may_change(available: int, *, hurried: bool = False) -> bool:
+        return schedule.may_change_decisions(a_guest(available), hurried=hurried)
+
+    assert may_change(320 * MIB)  # the first one
+    assert not may_change(302 * MIB)
+    assert not may_change(339 * MIB)
+    assert may_change(301 * MIB)  # slow growth has added up to 19 MiB of 301
+    assert not may_change(301 * MIB)
+    assert may_change(301 * MIB, hurried=True)
+    assert may_change(THIN)
+    assert may_change(THIN)
+    schedule.watchers += 1
+    assert may_change(THIN + 300 * MIB)
+    assert may_change(THIN + 300 * MIB)
+    schedule.watchers -= 1
+    assert not may_change(THIN + 300 * MIB)
+    schedule.forget_samples(CALM)
+    assert may_change(THIN + 300 * MIB)
+    assert schedule.may_change_decisions(replace(a_guest(), sample=None), hurried=False)
+
+
+def test_a_host_rests_if_nothing_is_moved_and_an_eighth_of_its_memory_is_free() -> None:
+    guest = a_guest(actual=700 * MIB)
+    held, moved = {guest.id: Hold("dead-band")}, {guest.id: SetTarget(600 * MIB, "idle")}
+    roomy = Snapshot(now_s=100.0, guests=(guest,), budget=800 * MIB, mem_total=4096 * MIB)
+    assert is_at_rest(roomy, held)
+    assert not is_at_rest(roomy, moved)
+    assert not is_at_rest(replace(roomy, budget=799 * MIB), held)
+    assert not is_at_rest(replace(roomy, mem_available=99 * MIB), held)
+    assert is_at_rest(replace(roomy, budget=2048 * MIB, mem_total=800 * MIB, mem_available=100 * MIB), held)
 
 
 def test_one_tick_serves_all_requests(ticks: TickSchedule, clock: Clock) -> None:

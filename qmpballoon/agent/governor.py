@@ -31,6 +31,7 @@ from qmpballoon.model.records import Event, HostStatus, utc_now
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.policy.cooperation import LATE_TICK_S
 from qmpballoon.policy.guard import Guard, GuardState, as_charged
+from qmpballoon.policy.in_force import is_over
 from qmpballoon.policy.reasons import MAY_NEED_A_PERSON, WORDS
 from qmpballoon.policy.registry import guarded
 from qmpballoon.policy.schedule import is_at_rest
@@ -48,7 +49,6 @@ _SLEPT_S: Final = 10.0  # after a sleep of this length no sample is fresh
 class _Published:
     """What was last published about one VM's decisions."""
 
-    problem: bool = False  # its ``why`` names a problem
     observed: int | None = None  # the last target that observe would have sent
     refuted: bool = False  # RSS refutes what the guest reports to hold
 
@@ -166,6 +166,8 @@ class Governor:
             decision = decisions.get(vm.id)
             if decision is not None:
                 self._act(vm, decision, sends)
+            elif vm.run.reason is not None:  # its memory is freed, or its size is unknown
+                self._explain(vm, "no-decision" if vm.status.answers else "silent")
             self._renew_manual_target(vm, sends)
 
     def snapshot(self) -> Snapshot:
@@ -222,20 +224,12 @@ class Governor:
         if vm.facts.mode != "observe":
             published.observed = None  # when it is observed again, the first decision is news
         if isinstance(decision, Hold):
-            judgement = self._state.judgements.get(vm.id)
-            if judgement is not None and judgement.why is not None and vm.facts.mode == "auto":
-                published.problem = True
-                if judgement.why in MAY_NEED_A_PERSON and vm.run.why != judgement.why:
-                    means = WORDS[judgement.why].means
-                    log_always("problem", means, vm=vm.id, why=judgement.why)
-                vm.explain(judgement.why)
-            elif published.problem:  # the problem is over, so its reason must not stay
-                published.problem = False
-                vm.explain(decision.why)
+            self._explain(vm, decision.why)
             return
         target = round_up_to_page(decision.target)
         before = vm.run.target
         if before is not None and abs(before - target) < MIB:
+            self._explain(vm, decision.why)
             return
         if vm.facts.mode == "observe":
             self._publish_observed(vm, published, target, decision)
@@ -245,6 +239,29 @@ class Governor:
         if vm.facts.mode == "manual":  # raised in an emergency; the mode stays
             vm.spec.set_manual_target(target)
         self._send(vm, target, decision.why, sends)
+
+    def _explain(self, vm: ManagedVm, why: str) -> None:
+        """Put the reason of a hold in force, if it is a problem or the previous reason is over."""
+        mode, reason = vm.facts.mode, vm.run.reason
+        if mode != "auto" and self._context.mode != "observe":  # then the policy does not decide about it
+            if reason is None:
+                return
+            why = mode
+        if reason is not None and reason.why == why:
+            return
+        judgement, past = self._state.judgements.get(vm.id), self._state.pasts.get(vm.id)
+        is_problem = judgement is not None and why == judgement.why
+        actual, target = vm.status.actual or 0, vm.run.target
+        is_needed = past is not None and (past.emergency or (mode == "manual" and 2 * past.held > actual))
+        if is_problem or is_over(
+            reason,
+            self._context.clock(),
+            is_relieved=not is_needed,
+            is_at_target=target is None or vm.status.is_at(target),
+        ):
+            if is_problem and why in MAY_NEED_A_PERSON:
+                log_always("problem", WORDS[why].means, vm=vm.id, why=why)
+            vm.explain(why)
 
     def _send(self, vm: ManagedVm, target: int, why: str, sends: asyncio.TaskGroup) -> None:
         mode = vm.mode
@@ -266,6 +283,7 @@ class Governor:
         self, vm: ManagedVm, published: _Published, target: int, decision: SetTarget
     ) -> None:
         if published.observed is not None and abs(published.observed - target) < 8 * MIB:
+            self._explain(vm, decision.why)
             return
         published.observed = target
         vm.explain(decision.why)

@@ -9,6 +9,7 @@ from typing import Final
 from qmpballoon.agent.boot import Boot
 from qmpballoon.model.facts import Seen
 from qmpballoon.model.records import Life
+from qmpballoon.policy.in_force import Reason
 
 _SERIALS: Final = count(1)
 
@@ -45,7 +46,7 @@ class Run:
     target: int | None = None  # last sent
     halted_at: int | None = None  # actual when the guest was stopped; it could not move since
     may_be_replugged: bool = False  # the agent was away, and has not seen its balloon since
-    why: str | None = None  # the word of the last decision
+    reason: Reason | None = None  # in force; None: nothing was decided yet
     judged: str | None = None  # untrusted, uncooperative or stuck: the guard's word
     serial: int = field(default_factory=new_serial)  # changes with each target that is asked for
     seen: Seen | None = None  # by its last session

@@ -27,6 +27,7 @@ from qmpballoon.model.health import BOOT_S, health_of
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, Life, Limits, VmStatus, utc_now
 from qmpballoon.policy.guests import guest_of
+from qmpballoon.policy.in_force import Reason, given, of_mode
 from qmpballoon.policy.schedule import VmSchedule
 from qmpballoon.policy.snapshot import GuestSnapshot
 from qmpballoon.procfs import age_of, has_ended, rss_of
@@ -128,9 +129,14 @@ class ManagedVm:
         return self.run.seen is not None and self.run.seen.run_state == "postmigrate"
 
     def guest(self) -> GuestSnapshot | None:
-        """Return what a policy sees of the VM; None while it holds no memory, or nothing is known."""
-        if self._guest[0] is not self.facts:
-            self._guest = (self.facts, guest_of(self.facts))
+        """Return what a policy sees of the VM; None while it holds no memory, or nothing is known.
+
+        It stays the same object while nothing that a policy sees has changed.
+        """
+        facts, before = self._guest
+        if facts is not self.facts:
+            guest = guest_of(self.facts)
+            self._guest = (self.facts, before if before == guest else guest)
         return self._guest[1]
 
     @contextmanager
@@ -166,6 +172,8 @@ class ManagedVm:
         session = self._polls.session if self._polls else None
         if session is not None and silence is None:
             run.seen = session.seen
+        if run.reason is not None and run.reason.mode != self.mode:
+            run.reason = of_mode(self.mode, utc_now(), self._context.clock())
         return VmFacts(
             id=self.id,
             name=self.name,
@@ -180,7 +188,8 @@ class ManagedVm:
             size=run.size,
             rss=silence.rss if silence else session.rss if session else None,
             target=run.target,
-            why=run.why,
+            why=run.reason.why if run.reason else None,
+            why_since=run.reason.since if run.reason else None,
             judged=run.judged,
             limits=self.limits,
             mode=self.mode,
@@ -218,10 +227,14 @@ class ManagedVm:
         return self.run.gone
 
     def explain(self, why: str) -> None:
-        """Note the reason of the last decision."""
-        if self.run.why != why:
-            self.run.why = why
+        """Put the reason of a decision in force."""
+        if self.run.reason is None or self.run.reason.why != why:
+            self._put_in_force(why)
             self.touch()
+
+    def _put_in_force(self, why: str, *, moves: bool = False) -> None:
+        reason = Reason(why, self.mode, utc_now(), self._context.clock(), moves)
+        self.run.reason = given(self.run.reason, reason)
 
     def judge(self, judged: str | None) -> None:
         """Take over the guard's judgement: a health word, or None if nothing is wrong."""
@@ -276,7 +289,8 @@ class ManagedVm:
             run.target = None
             self._context.store.keep(self.id, sent=None)
             raise
-        run.target, run.why = target, why
+        run.target = target
+        self._put_in_force(why, moves=True)
         self._context.store.keep(self.id, lazily=self.mode == "auto", life=str(run.life), sent=target)
         self._schedule.target_sent()
         polls.wake()

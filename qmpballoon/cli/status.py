@@ -32,8 +32,8 @@ from qmpballoon.units import format_size
 
 EXAMPLES: Final = """\
 examples:
-  qmpballoon status                             all of a running agent, and under /run/qmpballoon
-  qmpballoon status web1                        one of a running agent, by its name
+  qmpballoon status                             all there are
+  qmpballoon status web1                        a running agent's VM
   qmpballoon status web1.qmp '/run/db/*.qmp'    these
   qmpballoon status --json | jq '.[] | select(.health != "ok")'
 

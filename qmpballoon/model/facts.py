@@ -9,6 +9,7 @@ Sizes are bytes; ``*_at_s`` and ``*_since_s`` are moments of the monotonic clock
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 from qmpballoon.model.names import VmId
@@ -58,7 +59,8 @@ class VmFacts(NamedTuple):
     size: int | None = None
     rss: int | None = None  # resident memory of the QEMU process
     target: int | None = None  # last sent in this life
-    why: str | None = None  # the stable word of the last decision
+    why: str | None = None  # the stable word that is in force
+    why_since: datetime | None = None  # wall-clock time
     judged: str | None = None  # untrusted, uncooperative or stuck: the guard's judgement
     limits: Limits = Limits(None, None, 1000)
     mode: str = "auto"
@@ -92,6 +94,7 @@ def status_of(facts: VmFacts, health: str) -> VmStatus:
         mode=facts.mode,
         policy=facts.policy,
         why=facts.why,
+        why_since=facts.why_since,
         sample=now.sample if now else None,
         rss=None if offline else facts.rss,
         pid=None if offline or facts.life is None else facts.life.pid,

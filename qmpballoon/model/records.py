@@ -202,7 +202,8 @@ class VmStatus:
     limits: Limits = Limits(None, None, 1000)
     mode: str = "auto"
     policy: str = "fairshare"
-    why: str | None = None
+    why: str | None = None  # the stable word that is in force; None: nothing was decided yet
+    why_since: datetime | None = None  # wall-clock time
     sample: Sample | None = None
     rss: int | None = None
     pid: int | None = None

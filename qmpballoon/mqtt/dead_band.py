@@ -62,6 +62,7 @@ def _facts(record: VmStatus) -> tuple[object, ...]:
         record.target,
         record.health,
         record.why,
+        record.why_since,
         record.run_state,
         record.mode,
         record.size,

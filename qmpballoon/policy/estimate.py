@@ -52,7 +52,8 @@ class Past:
     before_collapse: int = 0
     oom_kills: int | None = None
     killed_at_s: float = -COLLAPSE_KEPT_S
-    emergency: bool = False  # as of the last tick
+    emergency: bool = False  # as of the last tick, until it has eased
+    acute: bool = False  # as of the last tick: it began or goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,13 @@ def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: Estima
     past = _with_reading(past, guest, now_s, rules)
     if past is None:
         return None
-    emergency = _is_emergency(past, guest, now_s, rules)
-    return past if emergency == past.emergency else replace(past, emergency=emergency)
+    acute = _is_emergency(past, guest, now_s, rules)
+    emergency = acute or (
+        past.emergency and _is_emergency(past, guest, now_s, rules, ease=EMERGENCY_EASES_AT)
+    )
+    if (emergency, acute) == (past.emergency, past.acute):
+        return past
+    return replace(past, emergency=emergency, acute=acute)
 
 
 def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Past | None:
@@ -119,11 +125,12 @@ def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: 
     return after
 
 
-def _is_emergency(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> bool:
-    """Tell whether the guest is in an emergency; the threshold for leaving it is higher (hysteresis)."""
+def _is_emergency(
+    past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRules, *, ease: float = 1.0
+) -> bool:
+    """Tell whether the guest is in an emergency; ``ease`` raises the threshold for leaving it."""
     if now_s - past.killed_at_s < KILLED_FOR_S:
         return True
-    ease = EMERGENCY_EASES_AT if past.emergency else 1.0
     refuted = rules.corroborate and is_refuted(guest)  # its reported growth is ignored then
     trend = 0.0 if refuted else past.trend * TREND_KEEPS ** max(0.0, now_s - past.seen_at_s)
     available = max(0, guest.actual - past.held)
@@ -153,6 +160,7 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
         uses=guest.clamp(int(uses)),
         want=guest.clamp(int(want)),
         emergency=past.emergency,
+        acute=past.acute,
         thin=available < 2 * critical(guest.actual),
         caches=min(caches, available),
         caching=free < guest.actual // 10,

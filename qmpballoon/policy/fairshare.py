@@ -209,7 +209,7 @@ def moves(
 
 
 def _why(estimate: Estimate, *, lacks_headroom: bool) -> str:
-    if estimate.emergency:
+    if estimate.acute:
         return "emergency"
     return "cache" if not lacks_headroom else "thin" if estimate.thin else "grow"
 

@@ -19,6 +19,7 @@ from qmpballoon.policy.sharing import Claim, split
 from qmpballoon.policy.snapshot import (
     Decision,
     Decisions,
+    Estimate,
     GuardView,
     GuestSnapshot,
     Hold,
@@ -171,7 +172,7 @@ class Guard(Generic[S]):
             target = min(target, guest.actual + PROBE)
         if target - guest.highest < guest.least_relief:
             return None
-        return SetTarget(target, "emergency", urgent=True)
+        return SetTarget(target, _why(known), urgent=True)
 
     def _shrink(self, guest: GuestSnapshot, judgement: Judgement, decision: SetTarget) -> Decision:
         if not judgement.may_shrink:
@@ -241,6 +242,11 @@ def _judged_guest(
         ),
         charge_at_least=max(guest.charge_at_least, judgement.charge or 0),
     )
+
+
+def _why(estimate: Estimate) -> str:
+    """Return the reason of a relief; after its beginning an emergency eases until the guest is safe."""
+    return "emergency" if estimate.acute else "thin" if estimate.thin else "grow"
 
 
 def _is_target_unreachable(guest: GuestSnapshot, judgement: Judgement) -> bool:

@@ -25,7 +25,8 @@ class Estimate:
     trend: float  # bytes per second
     uses: int  # held with the headroom that it should have now, within floor and ceiling
     want: int  # the same, with what it held in the last minute, before a collapse, or at a peak
-    emergency: bool
+    emergency: bool  # until it has eased
+    acute: bool  # it is an emergency now, not only not eased yet
     thin: bool  # less than twice the critical available memory
     caches: int  # page cache
     caching: bool  # it could use more page cache: almost nothing is free

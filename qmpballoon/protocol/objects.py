@@ -62,6 +62,7 @@ def vm_object(record: VmStatus, host: str, now_s: float, ts: datetime) -> dict[s
         "mode": record.mode,
         "policy": record.policy,
         "why": record.why,
+        "why_since": None if record.why_since is None else rfc3339(record.why_since),
         "held": None if offline or record.sample is None else record.sample.held,
         "health": record.health,
         "guest": guest_object(None if offline else record.sample, now_s),

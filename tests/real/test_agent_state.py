@@ -21,7 +21,7 @@ from qmpballoon.units import MIB
 
 VM_KEYS = """
     schema ts host vm name uuid life run_state size actual balloon target floor ceiling shares overridden
-    mode policy why held health guest rss pid socket qemu
+    mode policy why why_since held health guest rss pid socket qemu
 """
 GUEST_KEYS = """
     total free available caches swap_in swap_out major_faults minor_faults
@@ -66,6 +66,7 @@ async def test_attached_vms_are_published_with_the_values_of_their_qemus(
         "mode": "manual",
         "policy": "fairshare",
         "why": None,
+        "why_since": None,
         "pid": one.pid,
         "socket": "web1.qmp",
         "qemu": await one.monitor.version(),

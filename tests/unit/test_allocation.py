@@ -141,6 +141,7 @@ def test_a_loan_is_no_larger_than_what_ends_the_emergency() -> None:
         uses=700 * MIB,
         want=900 * MIB,
         emergency=True,
+        acute=True,
         thin=True,
         caches=0,
         caching=False,

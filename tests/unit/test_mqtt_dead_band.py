@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ def figures(**changed: Any) -> VmStatus:
         {"mode": "manual"},
         {"health": "stale"},
         {"why": "grow"},
+        {"why_since": datetime(2026, 11, 23, 8, 31, 5, tzinfo=UTC)},
         {"limits": Limits(1, 2, 3)},
         {"limits": Limits(None, None, 1000, ("floor",))},
         {"life": Life(1, 2)},

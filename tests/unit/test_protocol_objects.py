@@ -31,7 +31,8 @@ KNOWN = dataclasses.replace(
     actual=134217728,
     target=134217728,
     limits=Limits(67108864, 268435456, 1000, ("floor",)),
-    why="shrink-idle",
+    why="at-ease",
+    why_since=TS,
     sample=Sample(GuestStats(total=227966976, free=66379776), seen_at_s=100.0),
     rss=193316000,
     pid=4711,
@@ -76,6 +77,7 @@ VM_KEYS = [
     "mode",
     "policy",
     "why",
+    "why_since",
     "held",
     "health",
     "guest",
@@ -92,8 +94,8 @@ def test_every_key_of_a_vm_is_there_and_null_when_unknown() -> None:
     assert shown["guest"] == dict.fromkeys(GUEST_KEYS)
     assert shown["ts"] == "2026-11-23T08:31:05.123Z"
     assert {key for key, value in shown.items() if value is None} == {
-        "uuid", "life", "run_state", "size", "actual", "balloon", "target", "floor", "ceiling", "why", "held",
-        "rss", "pid", "qemu",
+        "uuid", "life", "run_state", "size", "actual", "balloon", "target", "floor", "ceiling", "why",
+        "why_since", "held", "rss", "pid", "qemu",
     }  # fmt: skip
 
 
@@ -102,6 +104,7 @@ def test_a_known_vm_is_shown_with_the_age_of_its_sample_now() -> None:
     assert list(shown) == VM_KEYS
     assert shown["life"] == "4711-889123"
     assert shown["balloon"] == 134217728
+    assert (shown["why"], shown["why_since"]) == ("at-ease", "2026-11-23T08:31:05.123Z")
     assert shown["socket"] == "web1.qmp"
     assert shown["overridden"] == ["floor"]
     guest = shown["guest"]

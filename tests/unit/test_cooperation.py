@@ -74,7 +74,7 @@ LONG_STALE = Judgement("long-stale", may_shrink=False, proportional=True)
 
 @pytest.mark.parametrize("changes", [{}, {"target": 700 * MIB}, {"deflate_on_oom": True}])
 def test_a_guest_awaits_its_first_figures_for_half_a_minute_of_observation(
-    changes: dict[str, object],
+    changes: dict[str, Any],
 ) -> None:
     watched = Watched(a_guest(actual=512, available=None))
     assert watched.after(1, **changes) == AWAITS
@@ -86,11 +86,11 @@ def test_a_guest_awaits_its_first_figures_for_half_a_minute_of_observation(
 @pytest.mark.parametrize(
     "unseen", [{"answers": False}, {"run_state": "paused"}, {"migrating": True}, {"driver_up": False}]
 )
-def test_a_guest_that_could_not_be_observed_awaits_figures_anew(unseen: dict[str, object]) -> None:
+def test_a_guest_that_could_not_be_observed_awaits_figures_anew(unseen: dict[str, Any]) -> None:
     for sample in (None, a_guest().sample):  # a new session has none; after a pause there are old ones
         watched = Watched(replace(a_guest(), sample=sample))
         watched.after(5, fresh=False)
-        watched.after(100, fresh=False, **unseen)  # type: ignore[arg-type]
+        watched.after(100, fresh=False, **unseen)
         seen: dict[str, Any] = {"answers": True, "run_state": "running", "migrating": False}
         assert watched.after(31, fresh=False, driver_up=True, **seen) == AWAITS
         assert watched.after(1, fresh=False) == LONG_STALE

@@ -27,10 +27,19 @@ def client_context(ca_file: str | None, cert_file: str | None, key_file: str | N
     except (OSError, ssl.SSLError) as error:
         raise _wrong(ca_file or "certificates of the system", "ca_file", "used", error) from None
     if cert_file is not None:
+        asked: list[bool] = []
+
+        def passphrase() -> str:
+            asked.append(True)
+            return ""  # without a callback OpenSSL asks at the terminal
+
         try:
-            # Without a password OpenSSL asks at the terminal for that of an encrypted key.
-            context.load_cert_chain(cert_file, key_file, password="")
+            context.load_cert_chain(cert_file, key_file, password=passphrase)
         except (OSError, ssl.SSLError) as error:
+            if asked:
+                encrypted = key_file or cert_file
+                why = "the key is encrypted, and a daemon cannot ask for its passphrase: use one without"
+                raise ConfigurationError(encrypted, [Problem(None, "mqtt.key_file", why)]) from None
             reason = "used" if key_file is None else f"used with the key {key_file}"
             raise _wrong(cert_file, "cert_file", reason, error) from None
     return context

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from typing import Final
 
 from qmpballoon.errors import ConfigurationError, Problem
-
-_LARGEST_KEY: Final = 256 * 1024
 
 
 def client_context(ca_file: str | None, cert_file: str | None, key_file: str | None) -> ssl.SSLContext:
@@ -30,27 +27,22 @@ def client_context(ca_file: str | None, cert_file: str | None, key_file: str | N
     except (OSError, ssl.SSLError) as error:
         raise _wrong(ca_file or "certificates of the system", "ca_file", "used", error) from None
     if cert_file is not None:
+        asked: list[bool] = []
+
+        def passphrase() -> str:
+            asked.append(True)
+            return ""  # without a callback OpenSSL asks at the terminal
+
         try:
-            # Without a password OpenSSL asks at the terminal for that of an encrypted key.
-            context.load_cert_chain(cert_file, key_file, password="")
+            context.load_cert_chain(cert_file, key_file, password=passphrase)
         except (OSError, ssl.SSLError) as error:
+            if asked:
+                encrypted = key_file or cert_file
+                why = "the key is encrypted, and nobody is there to type its passphrase: use openssl pkey"
+                raise ConfigurationError(encrypted, [Problem(None, "mqtt.key_file", why)]) from None
             reason = "used" if key_file is None else f"used with the key {key_file}"
-            cause = _ENCRYPTED if _is_encrypted(key_file or cert_file) else error
-            raise _wrong(cert_file, "cert_file", reason, cause) from None
+            raise _wrong(cert_file, "cert_file", reason, error) from None
     return context
-
-
-_ENCRYPTED: Final = ValueError(
-    "the key is encrypted, and nobody is there to type its passphrase: decrypt it with openssl pkey"
-)
-
-
-def _is_encrypted(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return b"ENCRYPTED" in file.read(_LARGEST_KEY)
-    except OSError:
-        return False
 
 
 def unreadable(

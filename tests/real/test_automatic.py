@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -273,6 +274,55 @@ async def test_an_agent_that_is_killed_while_a_guest_grows_costs_no_kill(
     await grown(one, 35, rate)
     await assert_no_kills(watch, guests)
     await until_within(guests)
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+async def test_an_agent_that_restarts_moves_nothing_before_fresh_figures(
+    lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent, *, is_killed: bool
+) -> None:
+    """The budget has room, so that a guest without figures would be grown to an equal part of it."""
+    guests = await fleet(lab)
+    agent = start_agent(broker, **automatic(budget=4 * 128 * MIB))
+    await watch.until_all_ok(*NAMES)
+    for name, guest in zip(NAMES, guests, strict=True):
+        await watch.moved(name, guest, 96 * MIB)
+        await watch.do(name, "set-mode", mode="auto")
+    await until_idle(watch)
+    loaded = guests[0]
+
+    async def restarted() -> list[dict[str, Any]]:
+        """Restart the agent; return the decisions until all guests have figures and nothing is sent."""
+        if is_killed:
+            agent.kill()
+            start = await watch.until_offline()
+        else:
+            start = watch.now
+            assert await agent.terminate() == 0
+        agent.start()
+        await watch.until_published("status", b"online", start=start)
+        for name in NAMES:
+            await until(
+                lambda name=name: [  # type: ignore[misc]
+                    state for state in watch.states(name, start) if state["health"] == "ok"
+                ],
+                what="its figures",
+            )
+        await until_idle(watch)
+        found = [json.loads(event) for name in NAMES for event in watch.received(f"vm/{name}/event", start)]
+        return [event for event in found if event["event"] == "decision"]
+
+    for _ in range(2):
+        before = [await guest.monitor.actual() for guest in guests]
+        assert await restarted() == []
+        assert [await guest.monitor.actual() for guest in guests] == before
+    await loaded.command("grow 35 2")
+    await eventually(
+        loaded.figures, lambda figures: figures.held > 3 * MIB, timeout_s=SOON_S, what="it grows"
+    )
+    found = await restarted()
+    assert {event["vm"] for event in found} <= {NAMES[0]}
+    assert {event["data"]["why"] for event in found} <= {"grow", "thin", "emergency"}
+    await assert_no_kills(watch, guests)
 
 
 async def test_a_guest_with_a_reloaded_driver_is_managed_at_once(

@@ -576,3 +576,23 @@ async def test_the_broker_retains_what_the_publisher_publishes(mosquitto: LabBro
         finally:
             timer.cancel()
             await asyncio.wait({timer})
+
+
+async def test_a_socket_that_the_loop_gave_up_ends_the_connection(
+    mosquitto: LabBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvloop closes its handle of a socket that broke, calls no reader, and refuses a writer."""
+    bridge = a_bridge(mosquitto)
+    async with running(bridge):
+        connection = bridge.connection
+        assert connection is not None
+
+        def refused(*_: object) -> None:
+            raise RuntimeError("the handler is closed")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(asyncio.get_running_loop(), "add_writer", refused, raising=False)
+            bridge.event(f"{ROOT}/event", {"number": 1})
+            await until(lambda: bridge.connection is not connection, "the loss is noticed")
+        assert await bridge.wait_connected(WAIT_S)
+    assert logged(caplog, "broker-lost")

@@ -34,6 +34,7 @@ _BOOT_S: Final = 120.0
 _PUBLISHED_S: Final = 60.0  # on a busy machine
 _SETTLE_S: Final = 90.0  # the same; a few seconds on an idle one
 _NOT_READY: Final = ("starting", "no-driver", "no-stats", "offline")
+_REST_S: Final = 5.0
 _SAMPLE_EVERY_S: Final = 0.01  # between two samples of the second monitors while the agent is down
 
 
@@ -243,7 +244,11 @@ class _Steps:
         )
 
     async def kill_agent(self) -> None:
-        self._printer.heading("The agent is killed and started again: no balloon moves")
+        self._printer.heading("The agent is killed and started again, in mode auto: no balloon moves")
+        self._printer.line(f'> {BASE}/request/set-policy  {{"name": "fairshare", "mode": "auto"}}')
+        await self._set_policy("fairshare", "auto")
+        async with self._agent_watched("the balloons come to rest"):
+            await self._until_at_rest()
         sampler = _BalloonSampler()
         sampling = asyncio.create_task(sampler.run(self._testbed), name="second monitors")
         try:
@@ -303,6 +308,19 @@ class _Steps:
                 timeout_s=_PUBLISHED_S,
                 what=f"{name} is idle",
             )
+
+    async def _until_at_rest(self) -> None:
+        """Wait until no balloon has moved for some seconds."""
+        last: list[int] = []
+        since_s = time.monotonic()
+
+        def is_at_rest(actuals: list[int]) -> bool:
+            nonlocal last, since_s
+            if actuals != last:
+                last, since_s = actuals, time.monotonic()
+            return time.monotonic() - since_s > _REST_S
+
+        await self._until_actuals(is_at_rest, what=f"no balloon moves for {_REST_S:g} s")
 
     async def _get(self, name: str) -> object:
         """Return the VM object, freshly polled."""

@@ -15,6 +15,8 @@ from scripted_peer import Line, peer
 from qmpballoon.agent import names as names_module
 from qmpballoon.agent import supervisor as supervisor_module
 from qmpballoon.agent.names import MOST_CHANGES
+from qmpballoon.agent.state_file import KnownSocket
+from qmpballoon.agent.store import Store
 from qmpballoon.config import DiscoverySettings, VmMatch
 from qmpballoon.model.names import VmId
 from qmpballoon.qmp import client as client_module
@@ -193,6 +195,23 @@ async def test_a_name_that_is_reserved_later_goes_to_its_owner(
         assert (await harness.until_health("db", "ok")).limits.shares == 7
         await harness.until(lambda: len(harness.ids) == 2)
         assert all(harness.record(vm).limits.shares == 1000 for vm in harness.ids - {"db"})
+
+
+async def test_a_name_that_is_reserved_later_goes_to_its_owner_in_any_order(
+    qemus: Qemus, kernel: Kernel, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(sockets_dir / "state", "edge-7")
+    store.know(os.fspath(qemus.path("db")), KnownSocket("db-2", "db", "db", DB))
+    store.know(os.fspath(qemus.path("evil")), KnownSocket("db", "db", "db", MALLORY))
+    await store.close()
+    for name in ("db", "evil"):
+        await qemus.start(name, machine=named("db"))
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until(lambda: harness.health("db") == harness.health("db-2") == "ok")
+        assert socket_of(harness, "db") == "evil"
+        harness.reconfigure(replace(harness.configuration, matches=OWNED))
+        assert socket_of(harness, "db") == "db"
+        assert len(harness.ids) == 2
 
 
 # ── new names all the time ───────────────────────────────────────────────────────────────────────

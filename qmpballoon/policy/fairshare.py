@@ -13,7 +13,8 @@ and page cache can be released at once.
 
 An entitlement alone causes no move. A guest grows when its headroom is below half of what it is entitled to;
 others shrink when a guest lacks memory, or the pool of free budget is low. If the need is urgent, donors give
-all that is needed at once, otherwise a quarter of it. The guard orders the moves and enforces the budget.
+all that is needed at once, otherwise a quarter of it. If no guest lacks memory, guests at rest are brought to
+equal headroom (`evening`). The guard orders the moves and enforces the budget.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Final
 from qmpballoon.model.names import VmId
 from qmpballoon.policy.allocation import CLEARANCE, MARGIN, clear_of_emergency, with_margin
 from qmpballoon.policy.estimate import EMERGENCY_EASES_AT
+from qmpballoon.policy.evening import Plan, carried_out, is_needed, planned
 from qmpballoon.policy.sharing import filled_in_tiers
 from qmpballoon.policy.snapshot import (
     Decision,
@@ -47,15 +49,20 @@ BURST_MARGIN: Final = 16 * MIB  # beyond MARGIN: 0.6 s of a burst of 40 MiB/s, u
 
 @dataclass(frozen=True, slots=True)
 class FairShare:
-    """The default policy. It has no state, because the guard's estimate keeps the history."""
+    """The default policy. The guard's estimate keeps the history; the state is a plan for guests at rest.
+
+    Only tests turn ``evens_out`` off.
+    """
 
     name: str = "fairshare"
+    evens_out: bool = True
 
-    def start(self) -> None:
-        """Return the state before the first tick: none."""
+    def start(self) -> Plan | None:
+        """Return the state before the first tick: no plan."""
+        return None
 
-    def step(self, state: None, snapshot: Snapshot) -> tuple[None, Decisions]:
-        """Return what to do."""
+    def step(self, state: Plan | None, snapshot: Snapshot) -> tuple[Plan | None, Decisions]:
+        """Return the next state and what to do."""
         known = {
             guest.id: _Known(guest, guest.estimate)
             for guest in snapshot.guests
@@ -66,8 +73,15 @@ class FairShare:
         }
         pool = int(min(snapshot.budget, snapshot.mem_total or snapshot.budget) * POOL)
         entitled = entitlements(known, snapshot, pool)
-        decisions |= moves(known, entitled, snapshot, pool)
-        return None, decisions
+        needed = moves(known, entitled, snapshot, pool)
+        decisions |= needed
+        if not self.evens_out or is_needed(needed.values()):
+            return None, decisions
+        plan = state or planned(known, entitled, snapshot, pool)
+        if plan is None:
+            return None, decisions
+        plan, evened = carried_out(plan, known, snapshot)
+        return plan, {**decisions, **evened}
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ WORDS: Final[Mapping[str, Word]] = {
     ),
     "cache": Word("The guest uses its page cache in full and there is memory for more.", _NOTHING),
     "give": Word("The guest has memory to spare that another one lacks, or the free pool is low.", _NOTHING),
+    "even-out": Word("No guest lacks memory, and guests at rest are brought to equal headroom.", _NOTHING),
     # fairshare and guard: holds
     "at-ease": Word("The guest has what it needs, and nothing is taken from it.", _NOTHING),
     "no-figures": Word(

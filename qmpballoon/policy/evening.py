@@ -1,7 +1,7 @@
 """Brings guests at rest to equal headroom, by shares, while no guest lacks memory. Pure.
 
 Donors are chosen when a guest lacks memory, and nobody takes it back afterwards: equal guests would stay at
-different sizes. Guests that were not moved for some time divide what they have together anew. Those with too
+different sizes. When no guest was moved for a minute and a half, they divide what they have together anew. Those with too
 much give first, and the others grow when that memory is free. The free memory of the budget stays free. The
 plan ends when it is carried out, when any guest lacks memory, or after half a minute.
 """
@@ -17,7 +17,7 @@ from qmpballoon.policy.sharing import Claim, split, water_fill
 from qmpballoon.policy.snapshot import Decision, Estimate, GuestSnapshot, SetTarget, Snapshot
 from qmpballoon.units import MIB
 
-REST_S: Final = 60.0  # since a guest's last move, before it is moved for equal headroom
+REST_S: Final = 90.0  # since the last move of any guest
 PLAN_FOR_S: Final = 30.0
 KEPT: Final = 0.75  # of the headroom that it is entitled to; it grows when it has less than half
 WORTH: Final = 2  # times the usual dead band: the difference of a guest that is worth a plan
@@ -64,7 +64,10 @@ def planned(
     known: Mapping[VmId, Movable], entitled: Mapping[VmId, int], snapshot: Snapshot, pool: int
 ) -> Plan | None:
     """Return a plan for the guests at rest, or None if no guest's difference is worth a command."""
-    resting = {vm: entry for vm, entry in known.items() if _is_at_rest(entry, snapshot.now_s)}
+    now_s = snapshot.now_s
+    if any(now_s - entry.guest.guard.asked_at_s < REST_S for entry in known.values()):
+        return None
+    resting = {vm: entry for vm, entry in known.items() if _is_at_rest(entry, now_s)}
     if len(resting) < 2:
         return None
     entries = resting.values()
@@ -82,7 +85,7 @@ def planned(
     moved = {vm: goal for vm, goal in goals.items() if off[vm] >= resting[vm].least_shrink}
     if not any(goal < resting[vm].lowest for vm, goal in moved.items()):
         return None
-    return Plan(moved, max(0, min(pool, snapshot.free)), snapshot.now_s + PLAN_FOR_S)
+    return Plan(moved, max(0, min(pool, snapshot.free)), now_s + PLAN_FOR_S)
 
 
 def carried_out(
@@ -136,8 +139,7 @@ def _claim(entry: Movable, entitled: int) -> Claim:
 def _is_at_rest(entry: Movable, now_s: float) -> bool:
     guest, estimate = entry.guest, entry.estimate
     return (
-        now_s - guest.guard.asked_at_s >= REST_S
-        and now_s - guest.booted_at_s >= REST_S
+        now_s - guest.booted_at_s >= REST_S
         and guest.guard.gives_at_most is None
         and guest.highest - entry.lowest < MIB
         and not (estimate.emergency or estimate.thin or estimate.caching)

@@ -25,6 +25,7 @@ from typing import Final
 
 from qmpballoon.model.names import VmId
 from qmpballoon.policy.allocation import CLEARANCE, MARGIN, clear_of_emergency, with_margin
+from qmpballoon.policy.claims import PACE_S
 from qmpballoon.policy.estimate import EMERGENCY_EASES_AT
 from qmpballoon.policy.evening import Plan, carried_out, is_needed, planned
 from qmpballoon.policy.sharing import filled_in_tiers
@@ -113,6 +114,10 @@ class _Known:
             return self.guest.least_relief
         return self.least_shrink // 2 if self.estimate.thin else self.least_shrink
 
+    def is_paced(self, now_s: float) -> bool:
+        """Tell whether it was moved too recently for a guest whose claims are doubted."""
+        return self.estimate.doubted and now_s - self.guest.guard.asked_at_s < PACE_S
+
     @property
     def over_ceiling(self) -> int:
         """By how much it exceeds its ceiling, in bytes."""
@@ -169,7 +174,7 @@ def _counted(guest: GuestSnapshot, now_s: float) -> int:
 def _levels(entry: _Known) -> list[int]:
     """Return the sizes up to which the guest is filled in tiers a to i."""
     guest, estimate = entry.guest, entry.estimate
-    held, ceiling = estimate.held, guest.ceiling
+    held, ceiling = estimate.counted, guest.ceiling
     needs = with_margin(held)
     cached = estimate.uses + entry.cache
     levels = (
@@ -190,17 +195,20 @@ def moves(
     known: Mapping[VmId, _Known], entitled: Mapping[VmId, int], snapshot: Snapshot, pool: int
 ) -> dict[VmId, Decision]:
     """Return the grows and shrinks that the entitlements call for."""
-    decisions: dict[VmId, Decision] = dict.fromkeys(known, Hold("at-ease"))
+    decisions: dict[VmId, Decision] = {
+        vm: Hold("unused-claims" if entry.estimate.doubted else "at-ease") for vm, entry in known.items()
+    }
     lacking = 0
     is_urgent = False
     for vm, entry in known.items():
         target = entry.guest.clamp(entitled[vm])
         more = target - entry.guest.highest
-        if more <= entry.dead_band:
+        if more <= entry.dead_band or entry.is_paced(snapshot.now_s):
             continue
-        headroom, intended = entry.guest.highest - entry.estimate.held, target - entry.estimate.held
+        headroom, intended = entry.guest.highest - entry.estimate.counted, target - entry.estimate.counted
         below_floor = entry.guest.highest < entry.guest.floor
-        lacks_headroom = entry.estimate.emergency or below_floor or 2 * headroom < intended
+        estimate = entry.estimate
+        lacks_headroom = estimate.emergency or estimate.doubted or below_floor or 2 * headroom < intended
         rested = snapshot.now_s - entry.guest.guard.asked_at_s >= CALM_S
         caching = entry.estimate.caching and more > 2 * entry.dead_band and rested
         if not (lacks_headroom or caching):
@@ -248,6 +256,7 @@ def shrinks(
     surplus = {
         vm: min(entry.can_give(over=over), entry.lowest - entry.guest.clamp(entitled[vm]))
         for vm, entry in donors.items()
+        if is_urgent or not entry.is_paced(snapshot.now_s)
     }
     surplus = {
         vm: size

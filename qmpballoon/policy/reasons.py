@@ -36,6 +36,10 @@ WORDS: Final[Mapping[str, Word]] = {
     "even-out": Word("No guest lacks memory, and guests at rest are brought to equal headroom.", _NOTHING),
     # fairshare and guard: holds
     "at-ease": Word("The guest has what it needs, and nothing is taken from it.", _NOTHING),
+    "unused-claims": Word(
+        "The guest often got memory in emergencies and did not use it: for some time it has no urgent ones.",
+        "Check the guest; if it has real short peaks, raise its floor.",
+    ),
     "no-figures": Word(
         "The guest has sent no usable figures, or may not be moved by the policy.",
         "If it lasts, check whether the guest's balloon driver is loaded and sends statistics.",

@@ -1,9 +1,9 @@
 """Brings guests at rest to equal headroom, by shares, while no guest lacks memory. Pure.
 
-Donors are chosen when a guest lacks memory, and nobody takes it back afterwards: equal guests would stay at
-different sizes. When no guest was moved for a minute and a half, they divide what they have together anew. Those with too
-much give first, and the others grow when that memory is free. The free memory of the budget stays free. The
-plan ends when it is carried out, when any guest lacks memory, or after half a minute.
+Donors are chosen when a guest lacks memory, and what they gave does not return afterwards: equal guests would
+stay at different sizes. When no guest was moved for a minute and a half, they divide what they have together
+anew. Those with too much give first, and the others grow when that memory is free. The free memory of the
+budget stays free. The plan ends when it is carried out, when any guest lacks memory, or after half a minute.
 """
 
 from __future__ import annotations

@@ -207,6 +207,7 @@ class HostMonitor:
             reclaimable=sum(reclaimable(status) for status in statuses),
             room=max(0, snapshot.free) if known else 0,
             holds=holds,
+            alarms=() if self._alarm is None else (self._alarm,),
             sampling_late_s=round(self._lateness.late_s, 1),
         )
 

@@ -247,4 +247,5 @@ class HostStatus:
     reclaimable: int
     room: int
     holds: tuple[Mapping[str, object], ...] = ()
+    alarms: tuple[str, ...] = ()  # the reasons of those that have begun and not ended, as in their events
     sampling_late_s: float = 0.0  # how late VMs were polled at most; 0: in time

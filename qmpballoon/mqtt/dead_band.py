@@ -87,6 +87,7 @@ def _host_facts(record: HostStatus) -> tuple[object, ...]:
         record.vms_total,
         record.vms_online,
         record.unidentified,
+        record.alarms,
         record.sampling_late_s > 0,
         tuple(
             (hold.get("hold"), hold.get("size")) for hold in record.holds

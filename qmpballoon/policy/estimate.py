@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from qmpballoon.policy.claims import Claims, noted
 from qmpballoon.policy.snapshot import Estimate, GuestSnapshot, critical
 from qmpballoon.units import MIB
 
@@ -54,6 +55,7 @@ class Past:
     killed_at_s: float = -COLLAPSE_KEPT_S
     emergency: bool = False  # as of the last tick, until it has eased
     acute: bool = False  # as of the last tick: it began or goes on
+    claims: Claims = Claims()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class EstimateRules:
     look_ahead: bool = True  # use the trend
     remember_peaks: bool = True
     discount_returned_memory: bool = True  # guests count it as available late; it is not growth
+    doubt_unused_claims: bool = True
 
 
 def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Past | None:
@@ -77,9 +80,10 @@ def observe(past: Past | None, guest: GuestSnapshot, now_s: float, rules: Estima
     emergency = acute or (
         past.emergency and _is_emergency(past, guest, now_s, rules, ease=EMERGENCY_EASES_AT)
     )
-    if (emergency, acute) == (past.emergency, past.acute):
+    claims = noted(past.claims, now_s, held=past.held, actual=guest.actual, emergency=emergency)
+    if (emergency, acute) == (past.emergency, past.acute) and claims is past.claims:
         return past
-    return replace(past, emergency=emergency, acute=acute)
+    return replace(past, emergency=emergency, acute=acute, claims=claims)
 
 
 def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: EstimateRules) -> Past | None:
@@ -141,9 +145,13 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
     """Return what the guest has and needs now."""
     held, age_s = past.held, max(0.0, now_s - past.seen_at_s)
     trend = past.trend * TREND_KEEPS**age_s
-    uses = _with_headroom(held) + min(TREND_LOOKS_AHEAD_S * trend, held)
+    doubted = rules.doubt_unused_claims and not past.claims.are_believed(now_s)
+    counted = int(past.average) if doubted else held
+    if doubted:
+        trend = 0.0
+    uses = _with_headroom(counted) + min(TREND_LOOKS_AHEAD_S * trend, counted)
     if now_s - guest.booted_at_s < YOUNG_FOR_S:
-        uses = max(uses, YOUNG_NEEDS * held)
+        uses = max(uses, YOUNG_NEEDS * counted)
     want = max(uses, _with_headroom(past.average))
     if now_s - past.collapsed_at_s < COLLAPSE_KEPT_S:
         want = max(want, _with_headroom(past.before_collapse))
@@ -155,13 +163,15 @@ def estimate(past: Past, guest: GuestSnapshot, now_s: float, rules: EstimateRule
     free = figures.free if figures and figures.free is not None else guest.actual
     return Estimate(
         held=held,
+        counted=counted,
         available=available,
         trend=trend,
         uses=guest.clamp(int(uses)),
         want=guest.clamp(int(want)),
-        emergency=past.emergency,
-        acute=past.acute,
-        thin=available < 2 * critical(guest.actual),
+        emergency=past.emergency and not doubted,
+        acute=past.acute and not doubted,
+        thin=available < 2 * critical(guest.actual) and not doubted,
+        doubted=doubted,
         caches=min(caches, available),
         caching=free < guest.actual // 10,
     )

@@ -13,7 +13,8 @@ and page cache can be released at once.
 
 An entitlement alone causes no move. A guest grows when its headroom is below half of what it is entitled to;
 others shrink when a guest lacks memory, or the pool of free budget is low. If the need is urgent, donors give
-all that is needed at once, otherwise a quarter of it. The guard orders the moves and enforces the budget.
+all that is needed at once, otherwise a quarter of it. If no guest lacks memory, guests at rest are brought to
+equal headroom (`evening`). The guard orders the moves and enforces the budget.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from typing import Final
 
 from qmpballoon.model.names import VmId
 from qmpballoon.policy.allocation import CLEARANCE, MARGIN, clear_of_emergency, with_margin
+from qmpballoon.policy.claims import PACE_S
 from qmpballoon.policy.estimate import EMERGENCY_EASES_AT
+from qmpballoon.policy.evening import Plan, carried_out, is_needed, planned
 from qmpballoon.policy.sharing import filled_in_tiers
 from qmpballoon.policy.snapshot import (
     Decision,
@@ -47,15 +50,20 @@ BURST_MARGIN: Final = 16 * MIB  # beyond MARGIN: 0.6 s of a burst of 40 MiB/s, u
 
 @dataclass(frozen=True, slots=True)
 class FairShare:
-    """The default policy. It has no state, because the guard's estimate keeps the history."""
+    """The default policy. The guard's estimate keeps the history; the state is a plan for guests at rest.
+
+    Only tests turn ``evens_out`` off.
+    """
 
     name: str = "fairshare"
+    evens_out: bool = True
 
-    def start(self) -> None:
-        """Return the state before the first tick: none."""
+    def start(self) -> Plan | None:
+        """Return the state before the first tick: no plan."""
+        return None
 
-    def step(self, state: None, snapshot: Snapshot) -> tuple[None, Decisions]:
-        """Return what to do."""
+    def step(self, state: Plan | None, snapshot: Snapshot) -> tuple[Plan | None, Decisions]:
+        """Return the next state and what to do."""
         known = {
             guest.id: _Known(guest, guest.estimate)
             for guest in snapshot.guests
@@ -66,8 +74,15 @@ class FairShare:
         }
         pool = int(min(snapshot.budget, snapshot.mem_total or snapshot.budget) * POOL)
         entitled = entitlements(known, snapshot, pool)
-        decisions |= moves(known, entitled, snapshot, pool)
-        return None, decisions
+        needed = moves(known, entitled, snapshot, pool)
+        decisions |= needed
+        if not self.evens_out or is_needed(needed.values()):
+            return None, decisions
+        plan = state or planned(known, entitled, snapshot, pool)
+        if plan is None:
+            return None, decisions
+        plan, evened = carried_out(plan, known, snapshot)
+        return plan, {**decisions, **evened}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +113,10 @@ class _Known:
         if self.estimate.emergency:
             return self.guest.least_relief
         return self.least_shrink // 2 if self.estimate.thin else self.least_shrink
+
+    def is_paced(self, now_s: float) -> bool:
+        """Tell whether it was moved too recently for a guest whose claims are doubted."""
+        return self.estimate.doubted and now_s - self.guest.guard.asked_at_s < PACE_S
 
     @property
     def over_ceiling(self) -> int:
@@ -155,7 +174,7 @@ def _counted(guest: GuestSnapshot, now_s: float) -> int:
 def _levels(entry: _Known) -> list[int]:
     """Return the sizes up to which the guest is filled in tiers a to i."""
     guest, estimate = entry.guest, entry.estimate
-    held, ceiling = estimate.held, guest.ceiling
+    held, ceiling = estimate.counted, guest.ceiling
     needs = with_margin(held)
     cached = estimate.uses + entry.cache
     levels = (
@@ -176,17 +195,20 @@ def moves(
     known: Mapping[VmId, _Known], entitled: Mapping[VmId, int], snapshot: Snapshot, pool: int
 ) -> dict[VmId, Decision]:
     """Return the grows and shrinks that the entitlements call for."""
-    decisions: dict[VmId, Decision] = dict.fromkeys(known, Hold("at-ease"))
+    decisions: dict[VmId, Decision] = {
+        vm: Hold("unused-claims" if entry.estimate.doubted else "at-ease") for vm, entry in known.items()
+    }
     lacking = 0
     is_urgent = False
     for vm, entry in known.items():
         target = entry.guest.clamp(entitled[vm])
         more = target - entry.guest.highest
-        if more <= entry.dead_band:
+        if more <= entry.dead_band or entry.is_paced(snapshot.now_s):
             continue
-        headroom, intended = entry.guest.highest - entry.estimate.held, target - entry.estimate.held
+        headroom, intended = entry.guest.highest - entry.estimate.counted, target - entry.estimate.counted
         below_floor = entry.guest.highest < entry.guest.floor
-        lacks_headroom = entry.estimate.emergency or below_floor or 2 * headroom < intended
+        estimate = entry.estimate
+        lacks_headroom = estimate.emergency or estimate.doubted or below_floor or 2 * headroom < intended
         rested = snapshot.now_s - entry.guest.guard.asked_at_s >= CALM_S
         caching = entry.estimate.caching and more > 2 * entry.dead_band and rested
         if not (lacks_headroom or caching):
@@ -234,6 +256,7 @@ def shrinks(
     surplus = {
         vm: min(entry.can_give(over=over), entry.lowest - entry.guest.clamp(entitled[vm]))
         for vm, entry in donors.items()
+        if is_urgent or not entry.is_paced(snapshot.now_s)
     }
     surplus = {
         vm: size

@@ -33,8 +33,13 @@ WORDS: Final[Mapping[str, Word]] = {
     ),
     "cache": Word("The guest uses its page cache in full and there is memory for more.", _NOTHING),
     "give": Word("The guest has memory to spare that another one lacks, or the free pool is low.", _NOTHING),
+    "even-out": Word("No guest lacks memory, and guests at rest are brought to equal headroom.", _NOTHING),
     # fairshare and guard: holds
     "at-ease": Word("The guest has what it needs, and nothing is taken from it.", _NOTHING),
+    "unused-claims": Word(
+        "The guest often got memory in emergencies and did not use it: for some time it has no urgent ones.",
+        "Check the guest; if it has real short peaks, raise its floor.",
+    ),
     "no-figures": Word(
         "The guest has sent no usable figures, or may not be moved by the policy.",
         "If it lasts, check whether the guest's balloon driver is loaded and sends statistics.",

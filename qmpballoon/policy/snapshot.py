@@ -21,6 +21,7 @@ class Estimate:
     """What a guest has and needs now, in bytes; computed by ``estimate``."""
 
     held: int
+    counted: int  # the part of held that it is entitled to: of a guest that is doubted, the mean
     available: int  # at the present actual
     trend: float  # bytes per second
     uses: int  # held with the headroom that it should have now, within floor and ceiling
@@ -28,6 +29,7 @@ class Estimate:
     emergency: bool  # until it has eased
     acute: bool  # it is an emergency now, not only not eased yet
     thin: bool  # less than twice the critical available memory
+    doubted: bool  # it often was given memory that it did not use
     caches: int  # page cache
     caching: bool  # it could use more page cache: almost nothing is free
 

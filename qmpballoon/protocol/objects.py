@@ -122,6 +122,7 @@ def host_object(
         "reclaimable": record.reclaimable,
         "room": record.room,
         "holds": [dict(hold) for hold in record.holds],
+        "alarms": list(record.alarms),
         "sampling_late_s": record.sampling_late_s,
     }
 

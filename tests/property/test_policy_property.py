@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -174,17 +175,17 @@ def test_no_guest_is_entitled_to_more_than_its_want_while_another_lacks_its_floo
 class Watched:
     """The guarded policy; it records the snapshot and the decisions of each tick."""
 
-    guard: Guard[None]
+    guard: Guard[Any]
     ticks: list[tuple[Snapshot, Decisions]]
 
     @property
     def name(self) -> str:
         return self.guard.name
 
-    def start(self) -> GuardState[None]:
+    def start(self) -> GuardState[Any]:
         return self.guard.start()
 
-    def step(self, state: GuardState[None], snapshot: Snapshot) -> tuple[GuardState[None], Decisions]:
+    def step(self, state: GuardState[Any], snapshot: Snapshot) -> tuple[GuardState[Any], Decisions]:
         after, decisions = self.guard.step(state, snapshot)
         self.ticks.append((snapshot, decisions))
         return after, decisions

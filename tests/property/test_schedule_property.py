@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,10 +128,10 @@ class Watched:
         self.inner = Guard(FairShare())
         self.seen: list[Snapshot] = []
 
-    def start(self) -> GuardState[None]:
+    def start(self) -> GuardState[Any]:
         return self.inner.start()
 
-    def step(self, state: GuardState[None], snapshot: Snapshot) -> tuple[GuardState[None], Decisions]:
+    def step(self, state: GuardState[Any], snapshot: Snapshot) -> tuple[GuardState[Any], Decisions]:
         self.seen.append(snapshot)
         return self.inner.step(state, snapshot)
 

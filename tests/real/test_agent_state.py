@@ -31,7 +31,7 @@ GUEST_KEYS = """
 HOST_KEYS = """
     schema ts host name version instance seq uptime_s heartbeat_s policy mode level budget reserve used
     available mem_total mem_available psi_some_avg10 psi_full_avg10 vms unidentified unidentified_more
-    reclaimable room holds sampling_late_s
+    reclaimable room holds alarms sampling_late_s
 """
 
 

@@ -17,6 +17,7 @@ from qmpballoon.agent import governor as governor_module
 from qmpballoon.agent.actuator import Actuator
 from qmpballoon.config import HostSettings, PolicySettings, VmMatch
 from qmpballoon.model.names import VmId
+from qmpballoon.policy.in_force import STANDS_S
 from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.sim.qemu.server import SimulatedQemu
@@ -296,3 +297,86 @@ async def test_every_target_of_an_emergency_is_logged(
     logged = [record for record in caplog.records if record.message.startswith("target vm=a")]
     assert [record.levelno for record in logged] == [logging.INFO] * 3 + [logging.WARNING] * 6
     assert "withheld=3" in logged[3].message
+
+
+async def ticked(harness: AgentHarness, ticks: int = 2) -> None:
+    """Let time pass for reasons that must stand for a while, and wait for some ticks."""
+    harness.later_s += STANDS_S
+    seen = len(harness.hosts)
+    await harness.until(lambda: len(harness.hosts) >= seen + ticks)
+
+
+async def test_an_emergency_is_the_reason_only_while_it_lasts(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
+        await harness.until_health("a", "ok")
+        await harness.until(lambda: harness.record("a").why == "at-ease")
+        rested = harness.record("a").why_since
+        assert rested is not None
+        qemu.execute("balloon", {"value": 128 * MIB})
+        await harness.until(lambda: harness.record("a").actual == 128 * MIB)
+        _, available, _ = qemu.guest.memory()
+        qemu.set_demand(available - 10 * MIB)
+        await harness.until(lambda: harness.record("a").why == "emergency")
+        began = harness.record("a").why_since
+        assert began is not None
+        assert began > rested
+        qemu.set_demand(0)
+        harness.later_s += STANDS_S
+        await harness.until(lambda: harness.record("a").why == "at-ease")
+        assert (harness.record("a").why_since or began) > began
+
+
+async def test_a_change_of_the_mode_changes_the_reason(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+        since = harness.record("a").why_since
+        assert harness.record("a").why == "manual"
+        await ticked(harness)
+        assert (harness.record("a").why, harness.record("a").why_since) == ("manual", since)
+        await harness.ask("a", "set-mode", mode="auto")
+        assert harness.record("a").why != "manual"  # also before the next tick
+        await harness.until(lambda: harness.record("a").why == "at-ease")
+        await harness.ask("a", "set-mode", mode="observe")
+        assert harness.record("a").why == "observe"
+
+
+async def test_without_a_decision_there_is_no_reason(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=MANUAL) as harness:
+        await harness.until_health("a", "ok")
+        await ticked(harness)
+        assert (harness.record("a").why, harness.record("a").why_since) == (None, None)
+
+
+async def test_the_reason_of_a_vm_that_ended_does_not_stay(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
+        await harness.until_health("a", "ok")
+        await harness.until(lambda: harness.record("a").why == "at-ease")
+        qemu.die()
+        await harness.until_health("a", "offline")
+        await harness.until(lambda: harness.record("a").why == "silent")
+
+
+async def test_a_reason_that_stays_is_published_once(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
+        await harness.until_health("a", "ok")
+        await harness.until(lambda: harness.record("a").why == "at-ease")
+        since = harness.record("a").why_since
+        for _ in range(3):
+            await ticked(harness)
+        assert (harness.record("a").why, harness.record("a").why_since) == ("at-ease", since)

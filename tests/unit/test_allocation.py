@@ -136,6 +136,7 @@ def test_what_is_promised_is_not_promised_twice() -> None:
 def test_a_loan_is_no_larger_than_what_ends_the_emergency() -> None:
     known = Estimate(
         held=500 * MIB,
+        counted=500 * MIB,
         available=12 * MIB,
         trend=10.0 * MIB,
         uses=700 * MIB,
@@ -143,6 +144,7 @@ def test_a_loan_is_no_larger_than_what_ends_the_emergency() -> None:
         emergency=True,
         acute=True,
         thin=True,
+        doubted=False,
         caches=0,
         caching=False,
     )

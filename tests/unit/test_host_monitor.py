@@ -98,6 +98,17 @@ def test_an_alarm_has_hysteresis() -> None:
     ]
 
 
+@pytest.mark.usefixtures("words")
+def test_the_host_shows_the_alarm_while_it_lasts() -> None:
+    monitor = HostMonitor(_Listener())
+    shown = []
+    for budget in (2000, 900, 2000):
+        monitor.judge(holding(950, budget=budget), lent=0)
+        status = monitor.status(a_host(), [], policy="fairshare", mode="auto", unidentified=(), holds=())
+        shown.append(status.alarms)
+    assert shown == [(), (NEEDS,), ()]
+
+
 def test_late_sampling_is_logged_once_and_shown_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[str] = []
     monkeypatch.setattr(host_monitor_module, "log_event", lambda word, *_, **__: logged.append(word))

@@ -30,8 +30,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "screen": "",
     "config": "toml_lines values tree cross_checks environment matching reader printed .",
     "policy": """
-        . ports reasons in_force sharing snapshot estimate cooperation guests ports.fixed ports.mom
-        ports.proportional ports.proxmox ports.qubes allocation schedule fairshare guard host_level
+        . ports reasons in_force sharing snapshot claims estimate cooperation guests ports.fixed ports.mom
+        ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare guard host_level
         registry
     """,
     "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",

@@ -84,6 +84,7 @@ def test_the_dead_band_is_two_percent_and_at_least_one_mebibyte() -> None:
 def test_only_a_changed_fact_publishes_the_host_before_its_heartbeat() -> None:
     assert host_changed(None, HOST)
     assert host_changed(HOST, dataclasses.replace(HOST, level="hard"))
+    assert host_changed(HOST, dataclasses.replace(HOST, alarms=("too much is held",)))
     assert host_changed(HOST, dataclasses.replace(HOST, unidentified=(("/x", "no answer yet"),)))
     assert not host_changed(HOST, dataclasses.replace(HOST, mem_available=1, psi_some_avg10=9.0, room=0))
 

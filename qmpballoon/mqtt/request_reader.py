@@ -12,7 +12,7 @@ from qmpballoon.mqtt.outbox import Outbox
 from qmpballoon.mqtt.topics import Topics
 from qmpballoon.protocol.requests import Requests
 
-_AT_ONCE: Final = 10
+_AT_ONCE: Final = 2  # then what arrived is stored, before the broker drops it
 _LOOK_S: Final = 0.02  # whether there is room for answers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from imitated_broker import ImitatedBroker
 from mqtt_listener import WAIT_S, Listener, listening, property_of, running, settings_for
-from serving import serving
 
 from qmpballoon import log as log_module
-from qmpballoon.lab.broker import HOST, LabBroker
+from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.mqtt import bridge as bridge_module
 from qmpballoon.mqtt.bridge import Bridge
@@ -205,3 +204,64 @@ async def test_unconfirmed_messages_stay_below_the_receive_maximum(
             assert bridge.connection is not None
             assert bridge.connection.window.limit == 5
     assert not logged(caplog, "broker-lost")
+
+
+@PROTOCOLS
+async def test_a_broker_that_only_ends_the_connection_is_understood_packet_by_packet(
+    caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    broker = ImitatedBroker(lambda one: one.size <= 1500)
+    async with broker.running():
+        bridge = a_bridge(broker.port, protocol)
+        async with running(bridge):
+            await until(lambda: is_calm(bridge), "all is published")
+            connection, connects = bridge.connection, len(broker.connects)
+            assert {one.topic for one in broker.published} == set(bridge._outbox.topics)
+            for _ in range(3):
+                bridge.retain(bridge.topics.vms, lambda: ROWS)
+                bridge.event(f"{ROOT}/event", {"number": 1})
+                await until(lambda: is_calm(bridge) and not bridge._outbox._events, "it is sent")
+            assert bridge.connection is connection
+            assert len(broker.connects) == connects <= 8
+    assert not logged(caplog, "client-id-taken")
+
+
+async def test_a_broker_that_takes_no_retained_messages_without_a_word_is_understood(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = ImitatedBroker(lambda one: not one.retain)
+    async with broker.running():
+        bridge = a_bridge(broker.port, "3.1.1")
+        async with running(bridge):
+            await until(lambda: is_calm(bridge), "all is published")
+    assert any("retain=no" in line for line in logged(caplog, "broker-limits"))
+
+
+async def test_a_will_that_the_broker_does_not_take_is_changed(caplog: pytest.LogCaptureFixture) -> None:
+    broker = ImitatedBroker(
+        lambda one: not one.retain and one.qos == 0, takes_will=lambda qos, retain: not retain and qos == 0
+    )
+    async with broker.running():
+        bridge = a_bridge(broker.port, "3.1.1")
+        async with running(bridge):
+            await until(lambda: is_calm(bridge), "all is published")
+    (line,) = logged(caplog, "broker-limits")
+    assert "qos=0 retain=no" in line
+    assert not logged(caplog, "broker-lost")
+
+
+@pytest.mark.parametrize(
+    ("reason", "wanted"), [(0x93, "reason=0x93"), (0x95, "reason=0x95"), (0x97, "reason=0x97")]
+)
+async def test_the_reason_of_a_disconnect_is_logged_and_no_second_agent_is_blamed(
+    caplog: pytest.LogCaptureFixture, reason: int, wanted: str
+) -> None:
+    refusals = iter([False] * 4)
+    broker = ImitatedBroker(lambda one: not one.topic.endswith("/vms") or next(refusals, True), reason=reason)
+    async with broker.running():
+        bridge = a_bridge(broker.port, "5")
+        async with running(bridge):
+            await until(lambda: is_calm(bridge), "all is published")
+    assert all(wanted in line for line in logged(caplog, "broker-lost"))
+    assert logged(caplog, "broker-lost")
+    assert not logged(caplog, "client-id-taken")

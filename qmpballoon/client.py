@@ -20,9 +20,14 @@ from aiomqtt.exceptions import MqttConnectError
 
 from qmpballoon.config.values import BrokerUrl, broker_url
 from qmpballoon.errors import ConfigurationError, ConnectionLost, Problem, RequestRefused, Unreachable
+from qmpballoon.mqtt.commands import Message
 from qmpballoon.mqtt.connection import UNSUPPORTED_PROTOCOL, Broker, Connection, Login, reason_code
+from qmpballoon.mqtt.limits import NOT_AUTHORIZED, REFUSED, packet_size
 from qmpballoon.mqtt.outbox import Publication
+from qmpballoon.mqtt.packets import Packet
 from qmpballoon.readers import Wrong
+
+_MOST_RECEIVED: Final = 100_000
 
 QUIET_S: Final = 1.0  # without another retained message the broker has sent all that it has
 
@@ -57,6 +62,7 @@ class Client:
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
         self._lost: asyncio.Task[None] | None = None
+        self._received: asyncio.Queue[Message] = asyncio.Queue()
         self._refusals: dict[str, str] = {}  # by topic
 
     async def __aenter__(self) -> Self:
@@ -115,7 +121,7 @@ class Client:
         while (left_s := quiet_at_s - time.monotonic()) > 0:
             try:
                 async with asyncio.timeout(left_s):
-                    message = await connection.receive()
+                    message = await self._received.get()
             except TimeoutError:
                 break
             if message.retain and message.payload:
@@ -136,13 +142,14 @@ class Client:
         self._refusals.clear()
         try:
             for topic in topics:
-                await connection.wait_window()
-                connection.send(Publication(topic, None, qos=1, retain=True), b"", None)
-            await connection.wait_all_confirmed(self._timeout_s)
+                await connection.window.wait_room()
+                connection.send(_clearing(topic))
+            deadline_s = asyncio.get_running_loop().time() + self._timeout_s
+            is_confirmed = await connection.window.wait_fewer(1, deadline_s)
         except aiomqtt.MqttError as error:
             raise ConnectionLost(f"the broker: {error}") from None
         self._up()
-        if connection.unconfirmed:
+        if not is_confirmed:
             raise ConnectionLost(f"the broker confirmed nothing for {self._timeout_s:g} s")
         return dict(self._refusals)
 
@@ -156,8 +163,8 @@ class Client:
             self._login,
             mqtt5=mqtt5,
             will=None,
-            confirmed=lambda publication: None,
-            refused=self._note_refused,
+            received=self._take,
+            confirmed=self._note_confirmed,
         )
         try:
             try:
@@ -170,8 +177,15 @@ class Client:
             raise
         return connection
 
-    def _note_refused(self, publication: Publication, reason: str) -> None:
-        self._refusals[publication.topic] = reason
+    def _take(self, message: Message) -> None:
+        if self._received.qsize() < _MOST_RECEIVED:  # nobody waits for the others
+            self._received.put_nowait(message)
+
+    def _note_confirmed(self, publication: Publication, code: int) -> None:
+        if code >= REFUSED:
+            self._refusals[publication.topic] = (
+                "not authorized" if code == NOT_AUTHORIZED else f"reason code {code:#04x}"
+            )
 
     def _up(self) -> Connection:
         """Return the connection.
@@ -184,6 +198,10 @@ class Client:
         if self._lost.done():
             raise ConnectionLost(f"the broker: {self._lost.exception()}")
         return self._connection
+
+
+def _clearing(topic: str) -> Packet:
+    return Packet(Publication(topic, None, qos=1, retain=True), b"", None, packet_size(topic, b""))
 
 
 def _broker(url: str | BrokerUrl) -> Broker:

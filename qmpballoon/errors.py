@@ -48,6 +48,7 @@ ERROR_WORDS: Final = (
     "no-driver",
     "offline",
     "qmp-error",
+    "too-large",
     "internal",
 )
 

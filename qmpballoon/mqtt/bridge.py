@@ -4,7 +4,8 @@ On every connect it subscribes, publishes all retained topics again, ``status: o
 that this message comes back: a broker does not report a publish that its ACL denies. While no broker is
 connected, publishing only fills slots (see ``outbox``): bounded memory, no waiting.
 
-What is logged about it, and how often: `connection_log`.
+What a broker does not take is not sent to it: see `limits`, `guesses` and `packets`. Where it retains
+nothing, all is published again every WITHOUT_RETAIN_S. What is logged, and how often: `connection_log`.
 """
 
 from __future__ import annotations
@@ -20,39 +21,38 @@ from typing import Final, Literal
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
-from qmpballoon.mqtt.commands import arrival_of
-from qmpballoon.mqtt.connection import (
+from qmpballoon.mqtt.announced import Announced
+from qmpballoon.mqtt.answers import SETTLED_S
+from qmpballoon.mqtt.commands import Message
+from qmpballoon.mqtt.connection import Broker, ClosedEarly, Connection, Login, reason_code
+from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
+from qmpballoon.mqtt.guesses import Guesses
+from qmpballoon.mqtt.limits import (
+    NO_MATCHING_SUBSCRIBERS,
+    REFUSED,
     REFUSED_CREDENTIALS,
     UNSUPPORTED_PROTOCOL,
-    Broker,
-    Connection,
-    ContentType,
-    Login,
-    reason_code,
 )
-from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
-from qmpballoon.mqtt.outbox import Make, Outbox, Pace, Publication
+from qmpballoon.mqtt.outbox import Make, Outbox, Publication
+from qmpballoon.mqtt.packets import Composer
+from qmpballoon.mqtt.request_reader import RequestReader
+from qmpballoon.mqtt.sender import Sender
 from qmpballoon.mqtt.topics import BIRTH_TOPIC, Topics
-from qmpballoon.protocol.payloads import CONTENT_TYPES, Format, encode
+from qmpballoon.protocol.payloads import Format
 from qmpballoon.protocol.requests import Handle, Requests
 
 ECHO_TIMEOUT_S: Final = 5.0
 _PARTS: Final = 5  # of that time-out: a delay of our own loop ends one of them only
-ANNOUNCE_INTERVAL_S: Final = 0.2
 OFFLINE_TIMEOUT_S: Final = 2.0
+_ANSWERS_TIMEOUT_S: Final = 1.5  # of that time: ``offline`` is sent also if answers are not confirmed
 SHORTEST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 REFUSED_PAUSE_S: Final = (
     60.0  # a bad password stays bad until it is corrected, and some brokers ban clients that retry
 )
 BIRTH_WAIT_S: Final = (1.0, 10.0)
-
-_PACE_S: Final = 0.02  # between the repetitions that `Pace` allows
-
-_CONTENT_TYPES: Final = {name: ContentType(media_type) for name, media_type in CONTENT_TYPES.items()}
+WITHOUT_RETAIN_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Bridge:
     ``handle`` carries out a request (see `Handle`). ``vm_exists`` returns whether there is a VM of that
     name in topics. ``announced_before`` are the retained topics of the last run. ``on_announced`` is
     called with all topics that a later run may have to clear, before the first message to a new one;
-    it must not wait. All that is new within ANNOUNCE_INTERVAL_S is announced in one call.
+    it must not wait (see `Announced`).
     """
 
     def __init__(
@@ -114,19 +114,20 @@ class Bridge:
         self._wake = asyncio.Event()
         self._outbox = Outbox(self._wake.set, self.topics.status)
         self._outbox.retain(self.topics.status, lambda: "online")
-        self._requests = Requests(handle, vm_exists, clock)
-        self._announced = set(announced_before)
-        self._announced_changed = asyncio.Event()
-        self._has_unannounced = False
-        self._on_announced = on_announced
-        self._announce(self.topics.status)
+        self._announced = Announced(announced_before, on_announced)
+        self._announced.add(self.topics.status)
         self._online = asyncio.Event()
         self._seen_status = asyncio.Event()
         self._birth = asyncio.Event()
         self._connection: Connection | None = None
         self._only_311: set[Broker] = set()
         self._connected_at_s: float | None = None  # of the current or the last connection
+        self._guesses: dict[Broker, Guesses] = {one: Guesses(clock) for one in settings.brokers}
         self._log = ConnectionLog(self._login, self.topics, clock)
+        self._requests = Requests(handle, vm_exists, clock)
+        self._reader = RequestReader(
+            self._requests, vm_exists, self.topics, self._outbox, clock, self._log.request_dropped
+        )
 
     # What the agent publishes.
 
@@ -155,7 +156,7 @@ class Bridge:
         ``make`` is called at the moment of sending, and again on each connect; a later call of `retain`
         replaces it. Text is sent as it is, anything else as an object in the configured format.
         """
-        self._announce(topic)
+        self._announced.add(topic)
         self._outbox.retain(topic, make)
 
     def clear(self, topic: str) -> None:
@@ -164,7 +165,7 @@ class Bridge:
 
     def clear_leftovers(self) -> None:
         """Clear the topics of an earlier run that this run does not retain; call it after all `retain`."""
-        for topic in self._announced.difference(self._outbox.topics):
+        for topic in self._announced.topics - set(self._outbox.topics):
             self._outbox.clear(topic)
 
     def event(self, topic: str, value: object) -> None:
@@ -185,6 +186,7 @@ class Bridge:
         try:
             async with asyncio.TaskGroup() as group:
                 self._requests.open(group)
+                group.create_task(self._reader.run(), name="mqtt requests")
                 await self._keep_connected()
         finally:
             self._requests.stop()
@@ -194,14 +196,14 @@ class Bridge:
         pause_s, failures = SHORTEST_PAUSE_S, 0
         while True:
             broker = brokers[0]
+            limits = self._guesses[broker].limits
             error = await self._session(broker)
-            if self._should_fall_back(broker, error):
-                self._only_311.add(broker)
-                self._log.only_311(broker)
+            if self._guesses[broker].limits != limits:
+                pause_s = SHORTEST_PAUSE_S
+            if self._is_worth_another_try(broker, error):
                 continue
             if self._connected_at_s is not None:
                 held_s = self._clock() - self._connected_at_s
-                self._log.lost(broker, error, held_s)
                 failures = 0
                 if held_s >= STEADY_S:
                     pause_s = SHORTEST_PAUSE_S
@@ -215,48 +217,87 @@ class Bridge:
             await asyncio.sleep((REFUSED_PAUSE_S if refused else pause_s) * random.uniform(0.5, 1.0))
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 
+    def _is_worth_another_try(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
+        """Tell whether to connect again at once, in another way; learn from a failed attempt."""
+        guesses = self._guesses[broker]
+        if isinstance(error, _Again):
+            return True
+        if self._connected_at_s is not None:
+            return False
+        if self._should_fall_back(broker, error):
+            self._only_311.add(broker)
+            self._log.only_311(broker)
+            return True
+        if isinstance(error, MqttConnectError):
+            return guesses.refused(reason_code(error))
+        if isinstance(error, ClosedEarly):
+            return guesses.closed_early()
+        guesses.unreachable()
+        return False
+
     async def _session(self, broker: Broker) -> aiomqtt.MqttError:
         """Connect to one broker and serve the connection until it ends; return the reason."""
         mqtt5 = self._settings.protocol == "5" or (
             self._settings.protocol == "auto" and broker not in self._only_311
         )
+        guesses = self._guesses[broker]
+        limits, alone = guesses.limits, guesses.one_at_a_time
         connection = Connection(
             broker,
             self._login,
             mqtt5=mqtt5,
-            will=aiomqtt.Will(self.topics.status, "offline", qos=1, retain=True),
+            will=aiomqtt.Will(self.topics.status, "offline", qos=limits.qos, retain=limits.retain),
+            received=self._received,
             confirmed=self._confirmed,
-            refused=self._refused,
         )
         lost: aiomqtt.MqttError | None = None
+        sender: Sender | None = None
         self._seen_status.clear()
         self._connected_at_s = None
         try:
             await connection.open()
+            if not guesses.established():
+                raise _Again("the usual last will is tried again")
+            limits = limits.within(connection.announced)
+            connection.window.limit = limits.window
             refused = await connection.subscribe((*self._filters, BIRTH_TOPIC))
             _raise_if_cancelled()  # aiomqtt uses asyncio.wait_for, which may lose it (CPython 3.11)
             if unreadable := [one for one in refused if one != BIRTH_TOPIC]:  # which is optional
                 self._log.subscription_refused(unreadable)
             self._connection, self._connected_at_s = connection, self._clock()
-            self._outbox.connected(self._clock())
+            self._log.limited(broker, limits)
+            self._resume_answers(mqtt5=mqtt5)
+            self._outbox.connected()
             self._wake.set()
+            composer = Composer(limits, self._settings.payload, mqtt5)
+            sender = Sender(
+                connection,
+                composer,
+                self._outbox,
+                self._announced,
+                guesses,
+                self._wake,
+                self._clock,
+                self._log.too_large,
+            )
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._report_announced(), name="mqtt announced")
-                group.create_task(self._send(connection, broker), name="mqtt send")
-                group.create_task(self._receive(connection), name="mqtt receive")
+                group.create_task(self._announced.run(self._wake.set), name="mqtt announced")
+                group.create_task(sender.run(self._sent), name="mqtt send")
                 group.create_task(self._check_status(), name="mqtt self-check")
                 group.create_task(self._republish_on_birth(), name="mqtt birth")
+                if not limits.retain:
+                    group.create_task(self._republish_at_intervals(), name="mqtt without retain")
                 await connection.wait_lost()
         except* aiomqtt.MqttError as errors:
             lost = _first(errors)
         finally:
             try:
-                if self._connection is not None and lost is None:
-                    await self._publish_offline(connection)
+                if sender is not None and lost is None:
+                    await self._publish_offline(sender)
             finally:
                 if self._connection is not None:
                     self._online.clear()
-                    self._outbox.disconnected(connection.unconfirmed)
+                    self._learn_from_end(connection, broker, lost, alone=alone)
                     self._connection = None
                 await connection.close()
         # If a loss and a cancellation coincide, the group raises the loss alone (CPython 3.11). The count
@@ -268,60 +309,42 @@ class Bridge:
     def _filters(self) -> tuple[str, ...]:
         return (*self.topics.subscriptions(), self.topics.status)
 
-    async def _send(self, connection: Connection, broker: Broker) -> None:
-        pace = Pace()
-        while True:
-            if self._outbox.has_repeats:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_PACE_S):
-                        await self._wake.wait()
-            else:
-                await self._wake.wait()
-            self._wake.clear()
-            while True:
-                await connection.wait_window()
-                publication = self._outbox.take(
-                    retained=not self._has_unannounced, repeats=pace.allows(self._clock())
-                )
-                if publication is None:
-                    break
-                if publication.is_repeat:
-                    pace.count()
-                self._publish(connection, publication)
-                if publication.topic == self.topics.status and not self._online.is_set():
-                    self._online.set()
-                    self._log.connected(broker, mqtt5=connection.mqtt5)
-
-    def _publish(self, connection: Connection, publication: Publication) -> None:
-        value = None if publication.make is None else publication.make()
-        answer = publication.answer
-        payload_format = self._settings.payload if answer is None else answer.payload_format
-        if value is None or isinstance(value, str):
-            connection.send(publication, b"" if value is None else value.encode("utf-8", "replace"), None)
+    def _learn_from_end(
+        self, connection: Connection, broker: Broker, error: aiomqtt.MqttError | None, *, alone: bool
+    ) -> None:
+        """Queue again what was not confirmed, and find out whether a message was the cause of the end."""
+        sent, guesses = connection.window.unconfirmed, self._guesses[broker]
+        self._outbox.disconnected([one.publication for one in sent])
+        if error is None or self._connected_at_s is None:
             return
-        properties: Properties | None = None
-        if connection.mqtt5:
-            properties = _CONTENT_TYPES[payload_format]
-            if answer is not None and answer.correlation is not None:
-                properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-                properties.ContentType = CONTENT_TYPES[payload_format]
-                properties.CorrelationData = answer.correlation
-        connection.send(publication, encode(value, payload_format), properties)
+        code = reason_code(error)
+        self._log.lost(broker, error, self._clock() - self._connected_at_s, is_idle=not sent)
+        is_alone = len(sent) == 1 and ((alone and guesses.one_at_a_time) or sent[0].publication.is_uncertain)
+        guesses.lost(code, sent, connection.window.largest_confirmed, alone=is_alone)
 
-    async def _receive(self, connection: Connection) -> None:
-        while True:
-            message = await connection.receive()
-            topic, payload = message.topic, message.payload
-            if topic == self.topics.status:
-                if connection.mqtt5 or not message.retain:  # else it is the value retained before
-                    self._on_status(payload)
-            elif topic == BIRTH_TOPIC:
-                if payload == b"online" and not message.retain:
-                    self._birth.set()
-            else:
-                arrival = arrival_of(message, self.topics, self._outbox.answer, self._clock)
-                if arrival is not None:
-                    self._requests.receive(arrival)
+    def _resume_answers(self, *, mqtt5: bool) -> None:
+        """Decide what becomes of answers that were made, or not confirmed, before this connection."""
+        answers, now_s = self._outbox.answers, self._clock()
+        self._log.answers_dropped(answers.drop_old(now_s))
+        if not mqtt5:  # it does not report that nobody is subscribed
+            answers.put_off_all(now_s + SETTLED_S)
+
+    def _sent(self, publication: Publication) -> None:
+        connection = self._connection
+        if publication.topic == self.topics.status and connection is not None and not self._online.is_set():
+            self._online.set()
+            self._log.connected(connection.broker, mqtt5=connection.mqtt5)
+
+    def _received(self, message: Message) -> None:
+        connection = self._connection
+        if message.topic == self.topics.status:
+            if not message.retain or (connection is not None and connection.mqtt5):
+                self._on_status(message.payload)  # on 3.1.1 a retained one is the value before
+        elif message.topic == BIRTH_TOPIC:
+            if message.payload == b"online" and not message.retain:
+                self._birth.set()
+        else:
+            self._reader.put(message)
 
     def _on_status(self, payload: bytes) -> None:
         if payload == b"online":
@@ -348,49 +371,33 @@ class Bridge:
             self._birth.clear()
             self._outbox.republish()
 
-    async def _publish_offline(self, connection: Connection) -> None:
-        """Answer pending requests, publish ``offline``, and wait a bounded time for its PUBACK."""
-        self._requests.stop()
-        try:
-            while (publication := self._outbox.take_answer()) is not None:
-                self._publish(connection, publication)
-            offline = Publication(self.topics.status, lambda: "offline", retain=True)
-            self._publish(connection, offline)
-        except aiomqtt.MqttError:
-            return  # the connection was lost: the will publishes it
-        await connection.wait_all_confirmed(OFFLINE_TIMEOUT_S)
-
-    # Topics that have, or had, a retained value.
-
-    def _announce(self, topic: str) -> None:
-        if topic not in self._announced:
-            self._announced.add(topic)
-            self._has_unannounced = self._on_announced is not None
-            self._announced_changed.set()
-
-    async def _report_announced(self) -> None:
-        """Pass the announced topics on when they change, all at once: not for each of many new VMs.
-
-        Retained topics are held back meanwhile.
-        """
-        if self._on_announced is None:
-            return
+    async def _republish_at_intervals(self) -> None:
+        """Publish everything again and again where the broker retains nothing for late subscribers."""
         while True:
-            await self._announced_changed.wait()
-            self._announced_changed.clear()
-            self._has_unannounced = False
-            self._on_announced(frozenset(self._announced))
-            self._wake.set()
-            await asyncio.sleep(ANNOUNCE_INTERVAL_S)
+            await asyncio.sleep(WITHOUT_RETAIN_S)
+            self._outbox.republish()
 
-    def _confirmed(self, publication: Publication) -> None:
-        if self._outbox.confirmed(publication):
+    async def _publish_offline(self, sender: Sender) -> None:
+        """Answer pending requests, publish ``offline``, and wait a bounded time for its PUBACK."""
+        self._reader.stop()
+        offline = Publication(self.topics.status, lambda: "offline", retain=True)
+        with suppress(aiomqtt.MqttError):  # the connection was lost: the will publishes it
+            await sender.send_last(offline, answers_within_s=_ANSWERS_TIMEOUT_S, within_s=OFFLINE_TIMEOUT_S)
+
+    def _confirmed(self, publication: Publication, code: int) -> None:
+        answer = publication.answer
+        if code >= REFUSED:
+            if answer is None or publication.topic.startswith(f"{self.topics.root}/"):
+                self._log.publish_refused(publication.topic, code)
+        elif answer is not None:
+            if code == NO_MATCHING_SUBSCRIBERS and answer.asked_at_s < (self._connected_at_s or 0.0):
+                if not self._outbox.answers.unheard(answer, self._clock()):
+                    self._log.answers_dropped(1)
+                self._wake.set()
+        elif self._outbox.confirmed(publication):
             self._announced.discard(publication.topic)
-            self._announced_changed.set()
-
-    def _refused(self, publication: Publication, reason: str) -> None:
-        if publication.answer is None or publication.topic.startswith(f"{self.topics.root}/"):
-            self._log.publish_refused(publication.topic, reason)
+        elif publication.topic == self.topics.status and self._connection is not None:
+            self._guesses[self._connection.broker].steady()
 
     def _should_fall_back(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
         return (
@@ -404,6 +411,10 @@ class Bridge:
 def _raise_if_cancelled() -> None:
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+class _Again(aiomqtt.MqttError):
+    """The connection is to be opened again at once."""
 
 
 def _first(errors: BaseExceptionGroup[aiomqtt.MqttError]) -> aiomqtt.MqttError:

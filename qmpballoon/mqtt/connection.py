@@ -14,9 +14,9 @@ paho-mqtt 2.2:
   later, which may belong to another file by then. One that uvloop gave up because it broke (no reader is
   called then, and a writer is refused) ends the connection.
 - `send` hands a message to paho and returns: aiomqtt's ``publish`` waits for each PUBACK and
-  spends up to 290 µs of processor time, paho 20. Unconfirmed messages are limited by a
-  window, and the reason code of a PUBACK that refuses a message is reported.
-- Messages are read from a bounded queue without a task for each.
+  spends up to 290 µs of processor time, paho 20. The reason code of a PUBACK is reported.
+- The limits that the broker announces in its CONNACK are read (see `limits`): paho would exceed them.
+- Received messages are passed on at once, without a task for each.
 - `close` has a time limit and leaves no socket and no task.
 
 paho's public callbacks are used where they suffice. PRIVATE_NAMES lists the private names in use.
@@ -49,20 +49,16 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from qmpballoon.errors import ConfigurationError
 from qmpballoon.mqtt.commands import Message
 from qmpballoon.mqtt.connecting import in_own_thread
+from qmpballoon.mqtt.limits import WINDOW, Limits
 from qmpballoon.mqtt.outbox import Publication
+from qmpballoon.mqtt.packets import Packet
+from qmpballoon.mqtt.window import Sent, Window
 from qmpballoon.quick_ack import set_after_reads
 from qmpballoon.tls import client_context
 
 CONNECT_TIMEOUT_S: Final = 10.0
-CONFIRM_TIMEOUT_S: Final = 20.0
 KEEPALIVE_S: Final = 20
-WINDOW: Final = 20  # unconfirmed messages; mosquitto's Receive Maximum
-_PARTS: Final = 4  # of a time-out: a delay of our own loop ends one of them, not the connection
 LARGEST_PACKET: Final = 1024 * 1024  # largest that we accept; a request is at most 64 KiB
-MOST_WAITING_MESSAGES: Final = 1000
-UNSUPPORTED_PROTOCOL: Final = 132
-SESSION_TAKEN_OVER: Final = 142
-REFUSED_CREDENTIALS: Final = frozenset({134, 135})  # bad user name or password, not authorised
 
 PRIVATE_NAMES: Final = (
     "aiomqtt.Client._client: mqtt.Client",
@@ -103,22 +99,16 @@ class Login:
     key_file: str | None = None
 
 
-class ContentType(Properties):
-    """A content type as the only property of a message; packed once, because paho needs 40 µs for it."""
-
-    def __init__(self, content_type: str) -> None:
-        super().__init__(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        self.ContentType = content_type
-        object.__setattr__(self, "packed", super().pack())  # type: ignore[no-untyped-call]
-
-    def pack(self) -> bytes:
-        """Return the packed properties."""
-        packed: bytes = object.__getattribute__(self, "packed")
-        return packed
+class ClosedEarly(aiomqtt.MqttError):
+    """The broker closed before it answered with a CONNACK."""
 
 
 class Connection:
-    """A connection with a clean start and no session. Call `open`, then `close`, once each."""
+    """A connection with a clean start and no session. Call `open`, then `close`, once each.
+
+    ``received`` gets every message. ``confirmed`` gets each message that the broker took or, with a reason
+    code from 128 on, refused. ``announced`` is what the broker takes, by its CONNACK.
+    """
 
     def __init__(
         self,
@@ -127,19 +117,18 @@ class Connection:
         *,
         mqtt5: bool,
         will: aiomqtt.Will | None,
-        confirmed: Callable[[Publication], None],
-        refused: Callable[[Publication, str], None],
+        received: Callable[[Message], None],
+        confirmed: Callable[[Publication, int], None],
     ) -> None:
         is_websocket = broker.scheme in ("ws", "wss")
         self.mqtt5: Final = mqtt5
-        self._broker = broker
+        self.broker: Final = broker
         self._login = login
+        self.announced = Limits()
+        self.window: Final = Window()
+        self._received = received
         self._confirmed = confirmed
-        self._refused = refused
         self._loop = asyncio.get_running_loop()
-        self._received: asyncio.Queue[Message] = asyncio.Queue(MOST_WAITING_MESSAGES)
-        self._unconfirmed: dict[int, Publication] = {}
-        self._window_changed: asyncio.Future[None] | None = None  # of a waiting `send`
         self._tls: ssl.SSLContext | None = None
         self._raw: socket.socket | None = None
         self._connect_returned = False
@@ -163,6 +152,8 @@ class Connection:
         self._established: asyncio.Future[None] = self._aiomqtt._connected
         self._ended: asyncio.Future[None] = self._aiomqtt._disconnected
         self._paho = paho = self._aiomqtt._client
+        self._accepted: Any = paho.on_connect
+        paho.on_connect = self._on_connect
         paho.on_disconnect = self._on_disconnect
         paho.on_publish = self._on_publish
         paho.on_message = self._on_message
@@ -171,11 +162,6 @@ class Connection:
         self._connect_tcp = paho._create_socket_connection
         paho._create_socket_connection = self._open_socket  # type: ignore[method-assign]
         paho._ssl_wrap_socket = self._wrap_tls  # type: ignore[method-assign]
-
-    @property
-    def unconfirmed(self) -> list[Publication]:
-        """Messages sent at QoS 1 that have no PUBACK yet."""
-        return list(self._unconfirmed.values())
 
     @property
     def no_delay(self) -> bool:
@@ -187,11 +173,12 @@ class Connection:
 
         Raises:
             aiomqtt.MqttError: the broker is unreachable, refuses (then an
-                `aiomqtt.exceptions.MqttConnectError` with ``rc``) or does not answer in time.
+                `aiomqtt.exceptions.MqttConnectError` with ``rc``), closes (`ClosedEarly`) or does not answer
+                in time.
         """
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await in_own_thread(self._connect, name=f"connect to {self._broker.host}")
+                await in_own_thread(self._connect, name=f"connect to {self.broker.host}")
                 await asyncio.wait(
                     {self._established}
                 )  # a bare await would cancel the future on cancellation
@@ -223,10 +210,6 @@ class Connection:
         codes = [code if isinstance(code, int) else int(getattr(code, "value", 0)) for code in granted]
         return [one for one, code in zip(filters, codes, strict=False) if code >= 128]
 
-    async def receive(self) -> Message:
-        """Return the next message."""
-        return await self._received.get()
-
     async def wait_lost(self) -> None:
         """Wait until the connection has ended, then raise the reason.
 
@@ -239,37 +222,20 @@ class Connection:
             raise error
         raise aiomqtt.MqttError(str(error or "closed")) from error
 
-    async def wait_window(self) -> None:
-        """Wait until one more message may be unconfirmed.
-
-        Raises:
-            aiomqtt.MqttError: the broker confirmed nothing for CONFIRM_TIMEOUT_S.
-        """
-        while len(self._unconfirmed) >= WINDOW:
-            for _ in range(_PARTS):
-                if await self._wait_window_changed(CONFIRM_TIMEOUT_S / _PARTS):
-                    break
-            else:
-                raise aiomqtt.MqttError(f"the broker confirmed nothing for {CONFIRM_TIMEOUT_S:g} s")
-
-    async def wait_all_confirmed(self, timeout_s: float) -> None:
-        """Wait until every message has its PUBACK, the connection is lost or the time is over."""
-        deadline_s = self._loop.time() + timeout_s
-        while self._unconfirmed and not self._ended.done():
-            if not await self._wait_window_changed(deadline_s - self._loop.time()):
-                return
-
-    def send(self, publication: Publication, payload: bytes, properties: Properties | None) -> None:
+    def send(self, packet: Packet) -> None:
         """Pass a message to paho, in order, without waiting.
 
         Raises:
             aiomqtt.MqttError: there is no connection.
         """
-        if publication.qos == 0 and self._paho.want_write():
+        publication = packet.publication
+        if publication.is_sample and self._paho.want_write():
             return  # the socket is full: a sample is useless later
-        info = self._paho.publish(publication.topic, payload, publication.qos, publication.retain, properties)
-        if publication.qos:
-            self._unconfirmed[info.mid] = publication
+        info = self._paho.publish(
+            publication.topic, packet.payload, publication.qos, publication.retain, packet.properties
+        )
+        if not publication.is_sample:
+            self.window.add(info.mid, Sent(publication, packet.size))
         if info.rc != MQTT_ERR_SUCCESS:
             raise aiomqtt.MqttError("the connection is lost")
 
@@ -290,17 +256,6 @@ class Connection:
                 with suppress(OSError):
                     socket.socket.shutdown(self._raw, socket.SHUT_RDWR)  # wakes the thread of _connect
 
-    async def _wait_window_changed(self, timeout_s: float) -> bool:
-        # Not asyncio.timeout: with Python 3.11.2 (Debian 12; not 3.11.7) it does not raise TimeoutError in a
-        # task that is being cancelled, and that task publishes ``offline``.
-        self._window_changed = changed = self._loop.create_future()
-        await asyncio.wait((changed,), timeout=max(0.0, timeout_s))
-        return changed.done()
-
-    def _note_window_changed(self) -> None:
-        if self._window_changed is not None and not self._window_changed.done():
-            self._window_changed.set_result(None)
-
     def _connect(self) -> None:
         """Connect; run in a thread, because paho blocks and files are read."""
         properties = None
@@ -308,14 +263,14 @@ class Connection:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.MaximumPacketSize = LARGEST_PACKET
         try:
-            if self._broker.scheme in ("mqtts", "wss"):
+            if self.broker.scheme in ("mqtts", "wss"):
                 login = self._login
                 context = client_context(login.ca_file, login.cert_file, login.key_file)
                 self._paho.tls_set_context(context)
                 self._tls = context
             self._paho.connect(
-                self._broker.host,
-                self._broker.port,
+                self.broker.host,
+                self.broker.port,
                 KEEPALIVE_S,
                 clean_start=True if self.mqtt5 else MQTT_CLEAN_START_FIRST_ONLY,  # paho's "not given"
                 properties=properties,
@@ -339,7 +294,7 @@ class Connection:
         if self._tls is None or not self._tls.check_hostname:
             raise ssl.SSLError("the broker's name would not be checked")
         encrypted = self._tls.wrap_socket(
-            tcp_sock, server_hostname=self._broker.host, do_handshake_on_connect=False
+            tcp_sock, server_hostname=self.broker.host, do_handshake_on_connect=False
         )
         self._raw = encrypted
         self._check_wanted()
@@ -369,7 +324,7 @@ class Connection:
         except RuntimeError as error:  # uvloop has closed its handle
             if not self._ended.done():
                 self._ended.set_exception(aiomqtt.MqttError(f"the connection broke: {error}"))
-            self._note_window_changed()
+            self.window.lose()
 
     def _write(self) -> None:
         try:
@@ -378,18 +333,24 @@ class Connection:
             if not self._ended.done():
                 self._ended.set_exception(error)
 
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Any = None
+    ) -> None:
+        self.announced = Limits.announced(properties)
+        self._accepted(client, userdata, flags, reason_code, properties)
+
     def _on_disconnect(
         self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Any = None
     ) -> None:
         if not self._established.done():
-            self._established.set_exception(aiomqtt.MqttError("closed before it was established"))
+            self._established.set_exception(ClosedEarly("closed before it was established"))
             return
         if _succeeded(self._established) and not self._ended.done():
             if reason_code.value == 0:
                 self._ended.set_result(None)
             else:
                 self._ended.set_exception(MqttCodeError(reason_code, "Unexpected disconnection"))
-        self._note_window_changed()
+        self.window.lose()
 
     def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:
         properties = message.properties
@@ -403,21 +364,19 @@ class Connection:
                 getattr(properties, "CorrelationData", None),
                 getattr(properties, "MessageExpiryInterval", None),
             )
-            self._received.put_nowait(received)
-        except (UnicodeDecodeError, asyncio.QueueFull):
-            return  # the topic is not UTF-8, or the queue is full: drop the newest
+        except UnicodeDecodeError:
+            return  # the topic is not UTF-8
+        self._received(received)
 
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any
     ) -> None:
-        publication = self._unconfirmed.pop(mid, None)
-        if publication is None:
+        sent = self.window.confirm(mid)
+        if sent is None:
             return
-        self._note_window_changed()
-        if reason_code.value >= 128:
-            self._refused(publication, str(reason_code))
-        else:
-            self._confirmed(publication)
+        if reason_code.value < 128 and sent.publication.qos:
+            self.window.largest_confirmed = max(self.window.largest_confirmed, sent.size)
+        self._confirmed(sent.publication, reason_code.value)
 
 
 def reason_code(error: aiomqtt.MqttError) -> int | None:

@@ -1,7 +1,8 @@
 """What is logged about connections to brokers: each outage once, with a cause that an operator can fix.
 
 Lines begin with a stable word: ``broker-connected``, ``broker-lost``, ``broker-unreachable``,
-``broker-refused``, ``broker-protocol``, ``broker-acl``, ``client-id-taken``.
+``broker-refused``, ``broker-protocol``, ``broker-acl``, ``broker-limits``, ``too-large``,
+``publish-refused``, ``requests-dropped``, ``answers-dropped``, ``client-id-taken``.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
 from qmpballoon.log import log_event
-from qmpballoon.mqtt.connection import SESSION_TAKEN_OVER, Broker, Login, reason_code
+from qmpballoon.mqtt.connection import Broker, Login, reason_code
+from qmpballoon.mqtt.limits import NOT_AUTHORIZED, SESSION_TAKEN_OVER, UNSPECIFIED, Limits
+from qmpballoon.mqtt.outbox import Publication
+from qmpballoon.mqtt.packets import Loss
 from qmpballoon.mqtt.topics import Topics
 
 STEADY_S: Final = 10.0  # a connection that lasted so long was stable
 TAKEN_WITHIN_S: Final = 300.0
-_UNSPECIFIED: Final = 128  # paho's code for a connection that ended without a DISCONNECT
 _TAKEN_WITH_REASON: Final = 2  # ends with the reason code SESSION_TAKEN_OVER
 _TAKEN_WITHOUT_REASON: Final = 3  # short connections: 3.1.1 has no reason codes
 
@@ -36,6 +39,8 @@ class ConnectionLog:
         self._short_connections: deque[float] = deque(maxlen=_TAKEN_WITHOUT_REASON)
         self._taken_logged_at_s = float("-inf")
         self._acl_logged = False
+        self._limits: dict[Broker, Limits] = {}  # as logged
+        self._too_large: set[tuple[str, Loss]] = set()
 
     def connected(self, broker: Broker, *, mqtt5: bool) -> None:
         """Log that all retained topics are published, ``online`` last: an outage is over."""
@@ -54,14 +59,25 @@ class ConnectionLog:
         else:
             log_event(word, str(error), level=logging.WARNING, url=broker)
 
-    def lost(self, broker: Broker, error: aiomqtt.MqttError, held_s: float) -> None:
-        """Log that a connection ended after ``held_s``, and whether a second agent may be the cause."""
+    def lost(self, broker: Broker, error: aiomqtt.MqttError, held_s: float, *, is_idle: bool) -> None:
+        """Log that a connection ended after ``held_s``, and whether a second agent may be the cause.
+
+        ``is_idle``: every message was confirmed, so none was the cause.
+        """
+        code = reason_code(error)
         if ("broker-lost", broker) not in self._logged:
             self._logged |= {("broker-lost", broker), ("broker-unreachable", broker)}
-            reason = "the connection broke" if reason_code(error) == _UNSPECIFIED else str(error)
-            log_event("broker-lost", reason, level=logging.WARNING, url=broker, after=f"{held_s:.1f}s")
-        taken = reason_code(error) == SESSION_TAKEN_OVER
-        if not taken and held_s >= STEADY_S:
+            broke = code in (None, UNSPECIFIED)
+            log_event(
+                "broker-lost",
+                "the connection broke" if code == UNSPECIFIED else str(error),
+                level=logging.WARNING,
+                url=broker,
+                after=f"{held_s:.1f}s",
+                reason=None if broke else f"{code:#04x}",
+            )
+        taken = code == SESSION_TAKEN_OVER
+        if not taken and (held_s >= STEADY_S or not is_idle or code not in (None, UNSPECIFIED)):
             return
         now_s, enough = self._clock(), _TAKEN_WITH_REASON if taken else _TAKEN_WITHOUT_REASON
         self._short_connections.append(now_s)
@@ -85,6 +101,56 @@ class ConnectionLog:
         """Log that a broker does not speak MQTT 5."""
         log_event("broker-protocol", "it refuses MQTT 5, so 3.1.1 is used", url=broker)
 
+    def limited(self, broker: Broker, limits: Limits) -> None:
+        """Log what a broker does not take, when that is new."""
+        if self._limits.get(broker, Limits()) == limits:
+            return
+        self._limits[broker] = limits
+        sentences = []
+        if limits.qos == 0:
+            sentences.append("QoS 0 only: messages may be lost when a connection ends")
+        if not limits.retain:
+            sentences.append("no retained messages: all state is published every 10 s instead")
+        if limits.packet is not None:
+            sentences.append(f"packets of {limits.packet} bytes at most: what is larger is cut or left out")
+        log_event(
+            "broker-limits",
+            "; ".join(sentences),
+            level=logging.INFO if limits.qos and limits.retain else logging.WARNING,
+            url=broker,
+            packet=limits.packet,
+            unconfirmed=limits.window,
+            qos=limits.qos,
+            retain="yes" if limits.retain else "no",
+        )
+
+    def too_large(self, publication: Publication, loss: Loss) -> None:
+        """Log that a message does not fit what the broker takes, once for each kind of topic."""
+        kind = "answer" if publication.answer else publication.topic.rpartition("/")[2]
+        if (kind, loss) not in self._too_large:
+            self._too_large.add((kind, loss))
+            done = {
+                "replaced": "the answer became an error",
+                "cut": "its largest parts were emptied and are named in its key cut",
+                "emptied": "the topic was cleared",
+            }.get(loss, "it was left out")
+            log_event(
+                "too-large",
+                f"{done}: allow larger packets on the broker (this is logged once)",
+                level=logging.WARNING,
+                topic=publication.topic,
+            )
+
+    def request_dropped(self) -> None:
+        """Log that a request was dropped: too many wait."""
+        log_event("requests-dropped", "more requests arrive than can be answered", level=logging.WARNING)
+
+    def answers_dropped(self, number: int) -> None:
+        """Log that answers were dropped, because their time was over."""
+        if number:
+            sentence = "nobody received these answers within a minute"
+            log_event("answers-dropped", sentence, level=logging.WARNING, number=number)
+
     def status_missing(self, waited_s: float) -> None:
         """Log that our own status did not come back."""
         readable = ", ".join((self._topics.status, *self._topics.subscriptions()))
@@ -93,11 +159,13 @@ class ConnectionLog:
             f"let {self._user()} write {self._topics.root}/# and read {readable}"
         )
 
-    def publish_refused(self, topic: str, reason: str) -> None:
-        """Log that the broker refused a message."""
-        self._log_acl(
-            f"the broker did not take {topic} ({reason}): does its ACL let {self._user()} write there?"
-        )
+    def publish_refused(self, topic: str, code: int) -> None:
+        """Log that the broker refused a message, by the reason code of its PUBACK."""
+        if code == NOT_AUTHORIZED:
+            self._log_acl(f"the broker did not take {topic}: its ACL must let {self._user()} write there")
+        else:
+            sentence = "the broker did not take the message"
+            log_event("publish-refused", sentence, level=logging.WARNING, topic=topic, reason=f"{code:#04x}")
 
     def subscription_refused(self, filters: Iterable[str]) -> None:
         """Log that the broker refused subscriptions."""

@@ -17,32 +17,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from qmpballoon.protocol.payloads import Format
+from qmpballoon.mqtt.answers import Answer, Answers
 
 Make: TypeAlias = Callable[[], object]
 """Returns a topic's current value: an object of JSON values, or a bare word as text."""
 
 MOST_EVENTS: Final = 1000  # about 300 bytes each
-MOST_ANSWERS: Final = 1000
-ANSWER_KEPT_S: Final = 60.0  # as long as a repeated request would be answered again
 REPEATS_AT_ONCE: Final = 600
 REPEATS_PER_S: Final = 1000.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer: its topic, value, format and correlation data, and when it was made (monotonic)."""
-
-    topic: str
-    value: object
-    payload_format: Format
-    correlation: bytes | None
-    made_at_s: float
+ANSWERS_IN_A_ROW: Final = 8  # then one other message: a flood of requests must not hold back all state
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One message to be sent; ``make`` None clears a retained topic."""
+    """One message to be sent; ``make`` None clears a retained topic, or ``answer`` has the value."""
 
     topic: str
     make: Make | None
@@ -50,6 +38,12 @@ class Publication:
     retain: bool = False
     answer: Answer | None = None
     is_repeat: bool = False
+    is_sample: bool = False  # without a connection, or over a slow one, it is left out
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether it is an answer that was being sent when a connection broke: it is sent alone."""
+        return self.answer is not None and self.answer.times_lost > 0
 
 
 @dataclass(slots=True)
@@ -77,12 +71,13 @@ class Outbox:
 
     changed: Callable[[], None]
     last: str  # the retained topic that is sent after all others
+    answers: Answers = field(default_factory=Answers)
     _connected: bool = False
     _slots: dict[str, Make | None] = field(default_factory=dict)
     _due: OrderedDict[str, None] = field(default_factory=OrderedDict)  # a dict is slow at removing its first
     _repeats: OrderedDict[str, None] = field(default_factory=OrderedDict)  # none of them is in _due
     _last_due: bool = False
-    _answers: deque[Answer] = field(default_factory=lambda: deque(maxlen=MOST_ANSWERS))
+    _answers_in_a_row: int = 0
     _events: deque[Publication] = field(default_factory=deque)
     _samples: dict[str, Make] = field(default_factory=dict)
 
@@ -123,7 +118,7 @@ class Outbox:
 
     def answer(self, answer: Answer) -> None:
         """Publish an answer, now or on the next connect."""
-        self._answers.append(answer)
+        self.answers.put(answer)
         self.changed()
 
     def republish(self) -> None:
@@ -133,11 +128,9 @@ class Outbox:
         self._last_due = self.last in self._slots
         self.changed()
 
-    def connected(self, now_s: float) -> None:
-        """Start on a new connection: old answers are dropped, all retained topics are due."""
+    def connected(self) -> None:
+        """Start on a new connection: all retained topics are due."""
         self._connected = True
-        while self._answers and self._answers[0].made_at_s < now_s - ANSWER_KEPT_S:
-            self._answers.popleft()
         self.republish()
 
     def disconnected(self, unconfirmed: Iterable[Publication]) -> None:
@@ -145,11 +138,11 @@ class Outbox:
         self._connected = False
         self._events.clear()
         self._samples.clear()
-        self._answers.extendleft(sent.answer for sent in reversed(list(unconfirmed)) if sent.answer)
+        self.answers.lost(sent.answer for sent in unconfirmed if sent.answer)
 
     def confirmed(self, sent: Publication) -> bool:
         """Note that the broker confirmed a message; return whether that cleared a topic for good."""
-        if sent.retain and sent.make is None and self._slots.get(sent.topic, sent) is None:
+        if sent.make is None and sent.answer is None and self._slots.get(sent.topic, sent) is None:
             del self._slots[sent.topic]
             self._due.pop(sent.topic, None)
             self._repeats.pop(sent.topic, None)
@@ -161,9 +154,19 @@ class Outbox:
 
         Without ``retained``, retained topics stay due; without ``repeats``, repeated ones and `last`.
         """
-        if self._answers:
-            answer = self._answers.popleft()
-            return Publication(answer.topic, lambda: answer.value, answer=answer)
+        if self._answers_in_a_row < ANSWERS_IN_A_ROW and (answer := self.take_answer()) is not None:
+            self._answers_in_a_row += 1
+            return answer
+        self._answers_in_a_row = 0
+        other = self._take_other(retained=retained, repeats=repeats)
+        return self.take_answer() if other is None else other
+
+    def take_answer(self) -> Publication | None:
+        """Return the next answer, None if there is none."""
+        answer = self.answers.take()
+        return None if answer is None else Publication(answer.topic, None, answer=answer)
+
+    def _take_other(self, *, retained: bool, repeats: bool) -> Publication | None:
         if self._events:
             return self._events.popleft()
         if self._due and retained:
@@ -177,12 +180,8 @@ class Outbox:
             return Publication(self.last, self._slots[self.last], retain=True)
         if self._samples:
             topic, make = self._samples.popitem()
-            return Publication(topic, make, qos=0)
+            return Publication(topic, make, qos=0, is_sample=True)
         return None
-
-    def take_answer(self) -> Publication | None:
-        """Return the next answer, None if there is none."""
-        return self.take() if self._answers else None
 
     def _mark(self, topic: str) -> None:
         if topic == self.last:

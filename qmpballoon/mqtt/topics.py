@@ -120,6 +120,12 @@ class Topics:
                 return Command(vm, verb)
         return None
 
+    def vm_of(self, topic: str) -> str:
+        """Return the VM of a command topic; empty for all topics of the host and others."""
+        if not topic.startswith(self._vm_prefix):
+            return ""
+        return topic[len(self._vm_prefix) :].partition("/")[0]
+
     def response(self, vm: str | None, verb: str, requested: str | None = None) -> str:
         """Return where a request is answered.
 

@@ -5,7 +5,7 @@ answer back.
 
 A valid request runs in its own task. If the same transaction arrives again on the same channel, it
 joins the running request or gets the stored answer, and has no second effect. At most 16 requests of one VM,
-or of the host, run at a time.
+or of the host, run at a time, and one more of each asker who has none of these: nobody can take all places.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from qmpballoon.protocol.payloads import Content, decode_request, encode
 from qmpballoon.protocol.verbs import Asked, read_asked
 
 MOST_WAITING: Final = 16  # requests of one VM, or of the host
+MOST_WAITING_IN_ALL: Final = 32  # beyond MOST_WAITING only one of each asker, of those that have none
 MOST_REMEMBERED: Final = 4000  # answers: a few for each of 1000 VMs
 MOST_REMEMBERED_BYTES: Final = 4 * 1024 * 1024  # of compressed answers; `list` has a row per VM
 REMEMBERED_S: Final = 60.0  # from the answer on
@@ -40,8 +41,9 @@ class Arrival:
     """A request as the transport received it.
 
     ``vm`` None: a request of the host. ``channel`` is where it arrived, such as a topic. Transactions are
-    compared only within one channel. ``payload`` is what arrived, or its content if the transport had to
-    read it. ``refused`` is an error that the transport found; it is the answer.
+    compared only within one channel. ``asker`` tells requesters apart, as far as the transport can.
+    ``payload`` is what arrived, or its content if the transport had to read it. ``refused`` is an error
+    that the transport found; it is the answer.
     """
 
     channel: str
@@ -52,6 +54,7 @@ class Arrival:
     content_type: str | None = None
     expiry_s: float | None = None
     refused: RequestRefused | None = None
+    asker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class _Running:
     request: Request
     key: _Key | None
     replies: list[Reply]
+    asker: str = ""
     task: asyncio.Task[None] | None = None
     answered: bool = False
 
@@ -156,13 +160,13 @@ class Requests:
         waiting = self._running.setdefault(request.vm, [])
         if self._group is None:
             reply(self._respond(request, error=RequestRefused("offline", "the agent stops")))
-        elif len(waiting) >= MOST_WAITING if joined is None else len(joined.replies) >= MOST_WAITING:
+        elif not _has_room(waiting, arrival.asker) if joined is None else len(joined.replies) >= MOST_WAITING:
             error = RequestRefused("busy", f"{MOST_WAITING} requests wait already: send fewer at a time")
             reply(self._respond(request, error=error))
         elif joined is not None:
             joined.replies.append(reply)
         else:
-            running = _Running(request, key, [reply])
+            running = _Running(request, key, [reply], arrival.asker)
             waiting.append(running)
             if key is not None:
                 self._joinable[key] = running
@@ -239,6 +243,13 @@ class Requests:
 def _content(arrival: Arrival) -> Content:
     payload = arrival.payload
     return payload if isinstance(payload, Content) else decode_request(payload, arrival.content_type)
+
+
+def _has_room(running: list[_Running], asker: str) -> bool:
+    """Tell whether one more request may run."""
+    if len(running) < MOST_WAITING:
+        return True
+    return len(running) < MOST_WAITING_IN_ALL and all(one.asker != asker for one in running)
 
 
 def _packed(response: Mapping[str, object]) -> bytes:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from qmpballoon.errors import ERROR_WORDS, RequestRefused
 from qmpballoon.model.names import safe_name
+from qmpballoon.mqtt.answers import Answer
 from qmpballoon.mqtt.commands import Message, arrival_of
-from qmpballoon.mqtt.outbox import Answer
 from qmpballoon.mqtt.topics import Topics, is_publishable
 from qmpballoon.protocol.payloads import DEEPEST, Content, decode_request, encode, request_format
 from qmpballoon.protocol.requests import Request, Requests

@@ -32,12 +32,17 @@ from qmpballoon.lab.require import find_program
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import VmStatus
+from qmpballoon.mqtt import announced as announced_module
 from qmpballoon.mqtt import bridge as bridge_module
 from qmpballoon.mqtt import connection as connection_module
+from qmpballoon.mqtt import window as window_module
 from qmpballoon.mqtt.bridge import Bridge
-from qmpballoon.mqtt.connection import WINDOW, Broker, Connection, Login
+from qmpballoon.mqtt.connection import Broker, Connection, Login
+from qmpballoon.mqtt.limits import WINDOW
 from qmpballoon.mqtt.outbox import Publication
+from qmpballoon.mqtt.packets import Packet
 from qmpballoon.mqtt.publisher import Publisher
+from qmpballoon.mqtt.window import Sent
 from qmpballoon.protocol.objects import Agent
 from qmpballoon.protocol.requests import Request
 
@@ -424,10 +429,10 @@ async def test_many_new_topics_are_announced_together_each_before_its_first_mess
         assert connection is not None
         send = connection.send
 
-        def recorded(publication: Publication, *content: Any) -> None:
-            assert publication.topic in announced_sets[-1]
-            sent_topics.append(publication.topic)
-            send(publication, *content)
+        def recorded(packet: Packet) -> None:
+            assert packet.publication.topic in announced_sets[-1]
+            sent_topics.append(packet.publication.topic)
+            send(packet)
 
         monkeypatch.setattr(connection, "send", recorded)
         began_s, before = loop.time(), len(announced_sets)
@@ -436,13 +441,13 @@ async def test_many_new_topics_are_announced_together_each_before_its_first_mess
             bridge.retain(topic, dict)
             await asyncio.sleep(0)
         await until(lambda: len(sent_topics) == len(topics), "all are sent")
-        intervals = (loop.time() - began_s) / bridge_module.ANNOUNCE_INTERVAL_S
+        intervals = (loop.time() - began_s) / announced_module.INTERVAL_S
         assert len(announced_sets) - before <= intervals + 2
         assert sent_topics == topics
         for topic in topics:
             bridge.clear(topic)
         await until(lambda: announced_sets[-1] == {bridge.topics.status}, "none is left")
-        intervals = (loop.time() - began_s) / bridge_module.ANNOUNCE_INTERVAL_S
+        intervals = (loop.time() - began_s) / announced_module.INTERVAL_S
         assert len(announced_sets) - before <= intervals + 4
 
 
@@ -450,17 +455,18 @@ async def test_many_new_topics_are_announced_together_each_before_its_first_mess
 async def test_a_delay_of_our_own_loop_is_no_time_out_of_the_broker(
     monkeypatch: pytest.MonkeyPatch, confirms: bool
 ) -> None:
-    monkeypatch.setattr(connection_module, "CONFIRM_TIMEOUT_S", 0.8)
+    monkeypatch.setattr(window_module, "CONFIRM_TIMEOUT_S", 0.8)
     connection = Connection(
         Broker("mqtt", HOST, 1),
         Login("test"),
         mqtt5=True,
         will=aiomqtt.Will("x"),
-        confirmed=lambda _: None,
-        refused=lambda *_: None,
+        received=lambda _: None,
+        confirmed=lambda *_: None,
     )
-    connection._unconfirmed.update(dict.fromkeys(range(WINDOW), Publication("x", dict)))
-    waiting = asyncio.create_task(connection.wait_window(), name="window")
+    for number in range(WINDOW):
+        connection.window.add(number, Sent(Publication("x", dict), 10))
+    waiting = asyncio.create_task(connection.window.wait_room(), name="window")
     await asyncio.sleep(0)
     time.sleep(0.9)  # longer than the time-out, in which the loop reads nothing
     for _ in range(5):
@@ -532,7 +538,7 @@ async def test_a_socket_that_breaks_during_a_write_is_no_error(mosquitto: LabBro
         connection = bridge.connection
         assert connection is not None
         cut(bridge)
-        connection.send(Publication("x", dict), b"x", None)
+        connection.send(Packet(Publication("x", dict), b"x", None, 10))
         connection._paho.loop_read()  # reads the end of file, and closes the socket before the write
         bridge._online.clear()
         assert await bridge.wait_connected(WAIT_S)

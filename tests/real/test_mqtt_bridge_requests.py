@@ -16,8 +16,8 @@ from qmpballoon.errors import NoBalloon
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.mqtt.bridge import Bridge
 from qmpballoon.mqtt.commands import Message
-from qmpballoon.mqtt.connection import WINDOW
-from qmpballoon.mqtt.outbox import Publication
+from qmpballoon.mqtt.limits import WINDOW
+from qmpballoon.mqtt.packets import Packet
 from qmpballoon.protocol.requests import MOST_WAITING, Request
 
 ROOT = "qmpballoon/edge-7"
@@ -259,11 +259,11 @@ async def test_a_burst_of_a_thousand_states_delays_no_answer(
         assert connection is not None
         send = connection.send
 
-        def recorded(publication: Publication, *content: Any) -> None:
-            sent.append(publication.topic)
-            send(publication, *content)
+        def recorded(packet: Packet) -> None:
+            sent.append(packet.publication.topic)
+            send(packet)
             if len(sent) == 100:
-                connection._received.put_nowait(Message(GET, b'{"transaction": 1}'))
+                connection._received(Message(GET, b'{"transaction": 1}'))
 
         monkeypatch.setattr(connection, "send", recorded)
         for number in range(1000):

@@ -299,7 +299,7 @@ async def test_every_target_of_an_emergency_is_logged(
     assert "withheld=3" in logged[3].message
 
 
-async def ticked(harness: AgentHarness, ticks: int = 2) -> None:
+async def some_time_later(harness: AgentHarness, ticks: int = 2) -> None:
     """Let time pass for reasons that must stand for a while, and wait for some ticks."""
     harness.later_s += STANDS_S
     seen = len(harness.hosts)
@@ -338,7 +338,7 @@ async def test_a_change_of_the_mode_changes_the_reason(
         await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
         since = harness.record("a").why_since
         assert harness.record("a").why == "manual"
-        await ticked(harness)
+        await some_time_later(harness)
         assert (harness.record("a").why, harness.record("a").why_since) == ("manual", since)
         await harness.ask("a", "set-mode", mode="auto")
         assert harness.record("a").why != "manual"  # also before the next tick
@@ -353,7 +353,7 @@ async def test_without_a_decision_there_is_no_reason(
     await qemus.start("a")
     async with running_agent(sockets_dir, monkeypatch, governed=True, policy=MANUAL) as harness:
         await harness.until_health("a", "ok")
-        await ticked(harness)
+        await some_time_later(harness)
         assert (harness.record("a").why, harness.record("a").why_since) == (None, None)
 
 
@@ -378,5 +378,5 @@ async def test_a_reason_that_stays_is_published_once(
         await harness.until(lambda: harness.record("a").why == "at-ease")
         since = harness.record("a").why_since
         for _ in range(3):
-            await ticked(harness)
+            await some_time_later(harness)
         assert (harness.record("a").why, harness.record("a").why_since) == ("at-ease", since)

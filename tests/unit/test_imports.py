@@ -36,7 +36,10 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
     "protocol": ". objects payloads verbs requests",
-    "mqtt": ". dead_band outbox topics commands publisher connecting connection connection_log bridge",
+    "mqtt": """
+        . announced dead_band limits turns answers outbox topics commands inbox packets publisher
+        request_reader window guesses connecting connection connection_log sender bridge
+    """,
     "client": "",
     "api": "",
     "__init__": "",

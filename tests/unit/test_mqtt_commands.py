@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from qmpballoon.mqtt.answers import Answer
 from qmpballoon.mqtt.commands import Message, arrival_of
-from qmpballoon.mqtt.outbox import Answer
 from qmpballoon.mqtt.topics import Topics
 from qmpballoon.protocol.requests import Request, Requests
 from qmpballoon.protocol.verbs import SetMode

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from qmpballoon.mqtt.answers import ANSWER_KEPT_S, Answer
 from qmpballoon.mqtt.outbox import (
-    ANSWER_KEPT_S,
+    ANSWERS_IN_A_ROW,
     MOST_EVENTS,
     REPEATS_AT_ONCE,
     REPEATS_PER_S,
-    Answer,
     Outbox,
     Pace,
     Publication,
@@ -23,16 +23,22 @@ def drained(box: Outbox) -> list[Publication]:
 
 
 def sent(box: Outbox) -> list[tuple[str, object]]:
-    return [(one.topic, one.make() if one.make else None) for one in drained(box)]
+    return [(one.topic, value_of(one)) for one in drained(box)]
 
 
-def answer(value: object, made_at_s: float = 0.0) -> Answer:
-    return Answer("reply", value, "json", None, made_at_s)
+def value_of(publication: Publication) -> object:
+    if publication.answer is not None:
+        return publication.answer.value["result"]
+    return publication.make() if publication.make else None
+
+
+def answer(value: object, made_at_s: float = 0.0, topic: str = "reply") -> Answer:
+    return Answer(topic, {"result": value}, "json", None, made_at_s, made_at_s, "own")
 
 
 def test_the_newest_value_of_a_topic_is_sent_once_and_status_last() -> None:
     box = outbox()
-    box.connected(0.0)
+    box.connected()
     box.retain("status", lambda: "online")
     box.retain("a", lambda: 1)
     box.retain("b", lambda: 2)
@@ -45,29 +51,29 @@ def test_everything_retained_is_due_again_on_a_connect() -> None:
     box = outbox()
     box.retain("status", lambda: "online")
     box.retain("a", lambda: 1)
-    box.connected(0.0)
+    box.connected()
     assert len(drained(box)) == 2
     box.disconnected([])
     box.retain("b", lambda: 2)
-    box.connected(1.0)
+    box.connected()
     assert sent(box) == [("a", 1), ("b", 2), ("status", "online")]
 
 
 def test_events_and_samples_of_an_outage_are_not_sent_after_it() -> None:
     box = outbox()
     box.event("event", lambda: 1)
-    box.connected(0.0)
+    box.connected()
     assert sent(box) == []
     box.event("event", lambda: 2)
     box.sample("samples", lambda: 3)
     box.disconnected([])
-    box.connected(1.0)
+    box.connected()
     assert sent(box) == []
 
 
 def test_events_are_bounded_and_the_oldest_is_dropped() -> None:
     box = outbox()
-    box.connected(0.0)
+    box.connected()
     for number in range(MOST_EVENTS + 5):
         box.event("event", lambda number=number: number)  # type: ignore[misc]
     values = [value for _, value in sent(box)]
@@ -76,7 +82,7 @@ def test_events_are_bounded_and_the_oldest_is_dropped() -> None:
 
 def test_a_newer_sample_replaces_one_that_was_not_sent() -> None:
     box = outbox()
-    box.connected(0.0)
+    box.connected()
     box.sample("samples", lambda: 1)
     box.sample("samples", lambda: 2)
     publications = drained(box)
@@ -87,21 +93,21 @@ def test_a_clear_is_repeated_until_the_broker_confirms_it() -> None:
     box = outbox()
     box.retain("a", lambda: 1)
     box.clear("a")
-    box.connected(0.0)
+    box.connected()
     (cleared,) = drained(box)
     assert (cleared.topic, cleared.make, cleared.retain) == ("a", None, True)
     box.disconnected([cleared])
-    box.connected(1.0)
+    box.connected()
     (again,) = drained(box)
     assert box.confirmed(again)
     assert "a" not in box.topics
-    box.connected(2.0)
+    box.connected()
     assert drained(box) == []
 
 
 def test_a_topic_that_is_retained_again_meanwhile_is_kept() -> None:
     box = outbox()
-    box.connected(0.0)
+    box.connected()
     box.clear("a")
     (cleared,) = drained(box)
     box.retain("a", lambda: 1)
@@ -111,19 +117,20 @@ def test_a_topic_that_is_retained_again_meanwhile_is_kept() -> None:
 
 def test_answers_are_kept_over_a_short_outage_in_order_and_dropped_after_a_long_one() -> None:
     box = outbox()
-    box.connected(0.0)
+    box.connected()
     box.answer(answer("first", 1.0))
     box.answer(answer("second", 2.0))
     lost = drained(box)
     box.disconnected(lost)
     box.answer(answer("third", 10.0))
-    box.connected(ANSWER_KEPT_S + 1.5)
+    assert box.answers.drop_old(ANSWER_KEPT_S + 1.5) == 1
+    box.connected()
     assert [value for _, value in sent(box)] == ["second", "third"]
 
 
 def test_answers_and_events_pass_the_states_of_a_thousand_vms() -> None:
     box = outbox()
-    box.connected(0.0)
+    box.connected()
     for number in range(1000):
         box.retain(f"vm{number}", lambda number=number: number)  # type: ignore[misc]
     assert [taken.topic for taken in (box.take(), box.take()) if taken] == ["vm0", "vm1"]
@@ -137,7 +144,7 @@ def test_a_change_passes_the_repetitions_of_a_thousand_vms_and_is_sent_once() ->
     box.retain("status", lambda: "online")
     for number in range(1000):
         box.retain(f"vm{number}", lambda number=number: number)  # type: ignore[misc]
-    box.connected(0.0)
+    box.connected()
     first = box.take()
     assert first is not None
     assert first.is_repeat
@@ -153,7 +160,7 @@ def test_repetitions_that_are_held_back_delay_neither_changes_nor_samples_but_th
     box = outbox()
     box.retain("status", lambda: "online")
     box.retain("a", lambda: 1)
-    box.connected(0.0)
+    box.connected()
     box.retain("b", lambda: 2)
     box.sample("samples", lambda: 3)
     assert [one.topic for one in iter(lambda: box.take(repeats=False), None)] == ["b", "samples"]
@@ -164,7 +171,7 @@ def test_repetitions_that_are_held_back_delay_neither_changes_nor_samples_but_th
 
 def test_a_topic_that_the_broker_cleared_is_not_repeated() -> None:
     box = outbox()
-    box.connected(0.0)
+    box.connected()
     box.clear("a")
     (cleared,) = drained(box)
     box.republish()
@@ -192,7 +199,7 @@ def test_retained_topics_that_are_held_back_stay_due_in_order_and_delay_nothing_
     box = outbox()
     box.retain("status", lambda: "online")
     box.retain("a", lambda: 1)
-    box.connected(0.0)
+    box.connected()
     box.event("event", lambda: 2)
     box.sample("samples", lambda: 3)
     taken = list(iter(lambda: box.take(retained=False), None))
@@ -202,7 +209,7 @@ def test_retained_topics_that_are_held_back_stay_due_in_order_and_delay_nothing_
 
 def test_answers_are_sent_first_and_can_be_taken_alone() -> None:
     box = outbox()
-    box.connected(0.0)
+    box.connected()
     box.retain("a", lambda: 1)
     box.answer(answer("first"))
     taken = box.take_answer()
@@ -210,3 +217,16 @@ def test_answers_are_sent_first_and_can_be_taken_alone() -> None:
     assert taken.topic == "reply"
     assert box.take_answer() is None
     assert sent(box) == [("a", 1)]
+
+
+def test_a_flood_of_answers_does_not_hold_back_the_state() -> None:
+    box = outbox()
+    box.connected()
+    for number in range(3 * ANSWERS_IN_A_ROW):
+        box.answer(answer(number))
+    box.retain("a", lambda: "a")
+    box.event("event", lambda: "e")
+    values = [value for _, value in sent(box)]
+    assert values[ANSWERS_IN_A_ROW] == "e"
+    assert values[2 * ANSWERS_IN_A_ROW + 1] == "a"
+    assert [one for one in values if isinstance(one, int)] == list(range(3 * ANSWERS_IN_A_ROW))

@@ -21,8 +21,8 @@ from aiomqtt.exceptions import MqttConnectError
 from qmpballoon.config.values import BrokerUrl, broker_url
 from qmpballoon.errors import ConfigurationError, ConnectionLost, Problem, RequestRefused, Unreachable
 from qmpballoon.mqtt.commands import Message
-from qmpballoon.mqtt.connection import UNSUPPORTED_PROTOCOL, Broker, Connection, Login, reason_code
-from qmpballoon.mqtt.limits import NOT_AUTHORIZED, REFUSED, packet_size
+from qmpballoon.mqtt.connection import Broker, Connection, Login, reason_code
+from qmpballoon.mqtt.limits import NOT_AUTHORIZED, REFUSED, UNSUPPORTED_PROTOCOL, packet_size
 from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.mqtt.packets import Packet
 from qmpballoon.readers import Wrong

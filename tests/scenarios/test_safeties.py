@@ -249,6 +249,44 @@ class Stopped:
         return replace(snapshot, elapsed_s=12.0 if late else snapshot.elapsed_s)
 
 
+def swings(count: int, *, high: int, period_s: float = 0.4, seconds: float = 120.0) -> Trace:
+    """Guests that touch and free memory without end, beside guests that have bursts."""
+    claimers = []
+    for number in range(count):
+        rows, at_s = [(0.0, 60)], 10.0 + 0.1 * number
+        while at_s < seconds:
+            rows += [(at_s, 60), (at_s + 0.05, high), (at_s + period_s / 2, high)]
+            rows += [(at_s + period_s / 2 + 0.05, 60)]
+            at_s += period_s
+        claimers.append(a_vm(f"claimer{number + 1}", *rows, floor=256))
+    honest = [
+        a_vm(
+            f"honest{number + 1}",
+            *((0, 180), (20 + 15 * number, 180), (40 + 15 * number, 520), (70 + 15 * number, 520)),
+            (72 + 15 * number, 180),
+            floor=256,
+        )
+        for number in range(3)
+    ]
+    return a_trace(*claimers, *honest, budget=(count + 3) * 614, seconds=seconds)
+
+
+def kills(run: Run, of: str) -> int:
+    return sum(len(times) for vm, times in run.kills.items() if vm.startswith(of))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_doubt_unused_claims_swinging_ones_win_no_memory_of_others_and_cause_few_moves(seed: int) -> None:
+    trace = swings(3, high=420)
+    doubted = played(trace, ours(), host=Host(seed=seed))
+    believed = played(trace, ours(doubt_unused_claims=False), host=Host(seed=seed))
+    assert moves(doubted) * 4 < moves(believed)
+    assert kills(doubted, "honest") == 0
+    assert doubted.figures.over_budget_mib_s * 100 < believed.figures.over_budget_mib_s
+    assert "unused-claims" in words(doubted, "claimer1")
+    assert "unused-claims" not in words(doubted, "honest1")
+
+
 def test_every_safety_has_a_scenario() -> None:
     tests = Path(__file__).read_text()
     names = [switch.name for kind in (Safeties, EstimateRules) for switch in fields(kind)]

@@ -1,14 +1,13 @@
-"""Guests at rest get equal headroom, and swinging claims win nothing; each fails without its rule."""
+"""Guests at rest get equal headroom, and stay as they are without that rule."""
 
 from __future__ import annotations
 
-import pytest
-from closed_loop import a_trace, a_vm, moves, ours, played, words
+from closed_loop import a_trace, a_vm, moves, ours, played
 
 from qmpballoon.policy.evening import REST_S
 from qmpballoon.policy.fairshare import FairShare
 from qmpballoon.sim.host import Host, Run
-from qmpballoon.sim.trace import Trace, TraceVm
+from qmpballoon.sim.trace import TraceVm
 from qmpballoon.units import MIB
 
 
@@ -47,41 +46,3 @@ def test_no_guest_is_evened_out_while_another_is_moved() -> None:
     last_s = max(step.at_s for step in steps if step.why in ("grow", "give", "emergency", "thin"))
     first_s = min(step.at_s for step in steps if step.why == "even-out")
     assert first_s >= last_s + REST_S
-
-
-def swings(count: int, *, high: int, period_s: float = 0.4, seconds: float = 120.0) -> Trace:
-    """Guests that touch and free memory without end, beside guests that have bursts."""
-    claimers = []
-    for number in range(count):
-        rows, at_s = [(0.0, 60)], 10.0 + 0.1 * number
-        while at_s < seconds:
-            rows += [(at_s, 60), (at_s + 0.05, high), (at_s + period_s / 2, high)]
-            rows += [(at_s + period_s / 2 + 0.05, 60)]
-            at_s += period_s
-        claimers.append(a_vm(f"claimer{number + 1}", *rows, floor=256))
-    honest = [
-        a_vm(
-            f"honest{number + 1}",
-            *((0, 180), (20 + 15 * number, 180), (40 + 15 * number, 520), (70 + 15 * number, 520)),
-            (72 + 15 * number, 180),
-            floor=256,
-        )
-        for number in range(3)
-    ]
-    return a_trace(*claimers, *honest, budget=(count + 3) * 614, seconds=seconds)
-
-
-def kills(run: Run, of: str) -> int:
-    return sum(len(times) for vm, times in run.kills.items() if vm.startswith(of))
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_swinging_claims_win_no_memory_of_others_and_cause_few_moves(seed: int) -> None:
-    trace = swings(3, high=420)
-    doubted = played(trace, ours(), host=Host(seed=seed))
-    believed = played(trace, ours(doubt_unused_claims=False), host=Host(seed=seed))
-    assert moves(doubted) * 4 < moves(believed)
-    assert kills(doubted, "honest") == 0
-    assert doubted.figures.over_budget_mib_s * 100 < believed.figures.over_budget_mib_s
-    assert "unused-claims" in words(doubted, "claimer1")
-    assert "unused-claims" not in words(doubted, "honest1")

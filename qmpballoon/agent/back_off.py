@@ -13,12 +13,16 @@ FIRST_LONG_RETRY_S: Final = 10.0  # no QMP monitor, or one that sends too much
 LAST_LONG_RETRY_S: Final = 300.0
 HELD_FOR_S: Final = 10.0  # after a session of this length the next retry is soon
 BEHAVED_FOR_S: Final = 60.0  # after a session of this length an earlier excess is forgotten
-MOST_RENEWALS: Final = 10  # sockets that replace the one at the path and are connected at once
-RENEWAL_EVERY_S: Final = 5.0
+MOST_RENEWALS: Final = 20  # sockets that replace the one at the path and are connected at once
+RENEWAL_EVERY_S: Final = 2.0  # one more
+_MOST_PATHS: Final = 4096
 
 
 class BackOff:
-    """The pauses between the connections to one socket."""
+    """The pauses between the connections to the sockets at one path.
+
+    ``waits``: the socket that is there now is not to be connected at once.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -27,6 +31,7 @@ class BackOff:
         self._excess_s: float | None = None  # None: it sends no more than its share
         self._renewals = float(MOST_RENEWALS)
         self._renewed_at_s = clock()
+        self.waits = False
 
     def pause_s(self) -> float:
         """Return the next pause in seconds; the one after it is longer."""
@@ -34,18 +39,17 @@ class BackOff:
         self._retry_s = min(LAST_RETRY_S, self._retry_s * 2)
         return pause_s * random.uniform(0.5, 1.0)
 
-    def renewed(self) -> bool:
-        """Note that another socket is at the path; return whether it is to be connected at once."""
+    def renewed(self) -> None:
+        """Note that another socket is at the path."""
         now_s = self._clock()
         refilled = (now_s - self._renewed_at_s) / RENEWAL_EVERY_S
         self._renewals = min(MOST_RENEWALS, self._renewals + refilled)
         self._renewed_at_s = now_s
         self._foreign_s = None
-        if self._renewals < 1 or self._excess_s is not None:
-            return False
-        self._renewals -= 1
-        self._retry_s = FIRST_RETRY_S
-        return True
+        self.waits = self._renewals < 1 or self._excess_s is not None
+        if not self.waits:
+            self._renewals -= 1
+            self._retry_s = FIRST_RETRY_S
 
     def foreign(self) -> None:
         """Note that the socket is no QMP monitor: it is not ours to hold."""
@@ -63,6 +67,25 @@ class BackOff:
             self._excess_s = _longer(self._excess_s)
         elif session_s > BEHAVED_FOR_S:
             self._excess_s = None
+
+
+class BackOffs:
+    """The back-off of each path; it outlives the socket, which its owner may remove and create again."""
+
+    def __init__(self) -> None:
+        self._by_path: dict[str, BackOff] = {}
+
+    def of_new(self, path: str) -> BackOff:
+        """Return the back-off for a socket that has appeared at a path."""
+        back_off = self._by_path.pop(path, None)
+        if back_off is None:
+            back_off = BackOff()
+        else:
+            back_off.renewed()
+        self._by_path[path] = back_off
+        if len(self._by_path) > _MOST_PATHS:
+            del self._by_path[next(iter(self._by_path))]
+        return back_off
 
 
 def _longer(retry_s: float | None) -> float:

@@ -41,7 +41,9 @@ _OTHER: Final = "it is a console, a guest agent or another protocol; keep it out
 class Connector:
     """Connects to one socket path, passes the session to its VM, and reconnects when it ends."""
 
-    def __init__(self, path: str, mark: SocketMark, context: Context, registry: Registry) -> None:
+    def __init__(
+        self, path: str, mark: SocketMark, context: Context, registry: Registry, back_off: BackOff
+    ) -> None:
         self.path = path
         self.identity: Identity | None = None
         self.is_over = False
@@ -56,7 +58,7 @@ class Connector:
         self._second_of: str | None = (
             None  # the path of the first one, by an earlier session; only where no process tells
         )
-        self._back_off = BackOff()
+        self._back_off = back_off
         self._problem: str | None = None  # why the last attempt failed; logged once
 
     @property
@@ -71,7 +73,8 @@ class Connector:
         if mark == self._mark:
             return
         before, self._mark = self._mark, mark
-        at_once = mark is None or self._back_off.renewed()
+        if mark is not None:
+            self._back_off.renewed()
         self._problem = self._second_of = None
         if mark is not None and self._connection is not None:
             another_file = before is None or before[:2] != mark[:2]
@@ -79,7 +82,7 @@ class Connector:
             if another_file or self._table(AT_ONCE_S).bound != self._bound:
                 log_event("socket-replaced", "the path has another socket now", socket=self.path)
                 self.kick()
-        if at_once:
+        if mark is None or not self._back_off.waits:
             self._wakeup.set()
 
     def kick(self) -> None:
@@ -90,6 +93,8 @@ class Connector:
     async def run(self) -> None:
         """Serve the socket until it is gone and its last session is over."""
         try:
+            if self._back_off.waits:
+                await self._pause()
             while self._mark is not None:
                 self._wakeup.clear()
                 self._connection = asyncio.create_task(self._connect_once(), name=f"connection {self.path}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Final
 
+from qmpballoon.agent.back_off import BackOffs
 from qmpballoon.agent.connector import Connector
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.registry import Registry
@@ -29,6 +30,7 @@ class Supervisor:
         self._registry = registry
         self._watch = SocketWatch(context.configuration.discovery.sockets)
         self._connectors: dict[str, Connector] = {}
+        self._back_offs = BackOffs()
         self._gone_since_s: dict[VmId, float] = {}
 
     @property
@@ -127,7 +129,8 @@ class Supervisor:
             if known is not None:
                 known.socket_is(mark)
                 continue
-            new = self._connectors[path] = Connector(path, mark, self._context, self._registry)
+            back_off = self._back_offs.of_new(path)
+            new = self._connectors[path] = Connector(path, mark, self._context, self._registry, back_off)
             connectors.create_task(new.run(), name=f"connector {path}")
         for path in self._connectors.keys() - found.keys():
             self._connectors[path].socket_is(None)

@@ -149,6 +149,7 @@ async def test_hundreds_of_lives_at_one_path_leak_nothing(
     monkeypatch.setattr(connector_module, "life_of", lambda pid: Life(pid, 1))
     monkeypatch.setattr(process_module, "can_hold", lambda pid, size: True)
     monkeypatch.setattr(back_off_module, "FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(back_off_module, "MOST_RENEWALS", 10**6)
     monkeypatch.setattr(discovery_module, "_SETTLE_S", 0.001)
     all_rows, ours = monitor_module._read_rows, os.fsencode(sockets_dir)
 

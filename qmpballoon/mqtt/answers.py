@@ -111,13 +111,16 @@ class Answers:
         self.wake(float("inf"))
 
     def drop_old(self, now_s: float) -> int:
-        """Drop the answers whose requesters wait no longer; return their number."""
+        """Drop the answers whose requesters wait no longer, and return their number; call it on each connect.
+
+        The pauses for answers that nobody received start again: requesters reconnect, too.
+        """
         self.wake_all()
         answers = list(iter(self.take, None))
         kept = [answer for answer in answers if answer.made_at_s >= now_s - ANSWER_KEPT_S]
         for answer in kept:
             if answer.times_lost or answer.times_unheard:
-                self._lost.append(answer)
+                self._lost.append(dataclasses.replace(answer, times_unheard=0))
             else:
                 self.put(answer)
         return len(answers) - len(kept)

@@ -45,7 +45,7 @@ class Limits:
         """Return what the properties of a CONNACK announce; what is absent is not limited."""
         return cls(
             packet=getattr(connack, "MaximumPacketSize", None),
-            window=min(WINDOW, getattr(connack, "ReceiveMaximum", WINDOW)),
+            window=max(1, min(WINDOW, getattr(connack, "ReceiveMaximum", WINDOW))),
             qos=min(1, getattr(connack, "MaximumQoS", 1)),
             retain=bool(getattr(connack, "RetainAvailable", 1)),
         )

@@ -121,3 +121,17 @@ def test_answers_that_were_put_off_keep_their_order() -> None:
     assert len(answers) == 0
     answers.wake(5.0)
     assert values(answers) == ["a", "b", "c"]
+
+
+def test_the_pauses_start_again_with_a_connection() -> None:
+    answers = Answers()
+    again = answer("a")
+    for _ in range(4):
+        assert answers.unheard(again, 0.0)
+        answers.wake_all()
+        again = answers.take() or again
+    assert again.times_unheard == 4
+    assert answers.unheard(again, 0.0)
+    assert answers.drop_old(10.0) == 0
+    resumed = answers.take()
+    assert resumed == answer("a")

@@ -6,7 +6,8 @@ import asyncio
 import random
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Final, TypeAlias
+from dataclasses import dataclass
+from typing import Final
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.require import LabError
@@ -14,8 +15,6 @@ from soak_parts.agent import Agent
 from soak_parts.journal import AGENT, BROKER, Journal
 from soak_parts.log_check import DISK, FILE
 from soak_parts.vms import FAULTS, SimulatedVm, SoakVm
-
-Action: TypeAlias = Callable[[], Awaitable[None]]
 
 _SHORT_S: Final = (0.0, 1.0)
 _LONG_S: Final = (1.0, 12.0)
@@ -25,8 +24,17 @@ _CLOCK_S: Final = (3600, -7200, 86400 * 400, -86400 * 30)
 _MANY: Final = 0.2  # of the simulated VMs: a host's trouble concerns several at once
 
 
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """An action, how often it is drawn, and what it needs alone."""
+
+    weight: float
+    part: str | None
+    action: Callable[[], Awaitable[None]]
+
+
 class Actions:
-    """Draws the actions and carries them out."""
+    """Draws the actions and carries them out; one at a time concerns the broker, the agent or its files."""
 
     def __init__(
         self, rng: random.Random, vms: list[SoakVm], broker: LabBroker, agent: Agent, journal: Journal
@@ -36,30 +44,42 @@ class Actions:
         self._broker = broker
         self._agent = agent
         self._journal = journal
-        self._agent_busy = False
-        self._broker_busy = False
-        self._surroundings_busy = False
-        self._weights: dict[Action, float] = {
-            self._qemu_killed: 10,
-            self._qemu_stopped: 10,
-            self._qemu_faulty: 8,
-            self._socket_replaced: 4,
-            self._broker_killed: 2,
-            self._broker_stopped: 1.5,
-            self._agent_killed: 1.2,
-            self._agent_terminated: 1.2,
-            self._agent_stopped: 1,
-            self._file_reloaded: 2,
-            self._file_broken: 1.5,
-        }
+        self._busy: set[str] = set()
+        self._drawn: list[_Drawn] = [
+            _Drawn(10, None, self._qemu_killed),
+            _Drawn(10, None, self._qemu_stopped),
+            _Drawn(8, None, self._qemu_faulty),
+            _Drawn(4, None, self._socket_replaced),
+            _Drawn(2, BROKER, self._broker_killed),
+            _Drawn(1.5, BROKER, self._broker_stopped),
+            _Drawn(1.2, AGENT, self._agent_killed),
+            _Drawn(1.2, AGENT, self._agent_terminated),
+            _Drawn(1, AGENT, self._agent_stopped),
+            _Drawn(2, FILE, self._file_reloaded),
+            _Drawn(1.5, FILE, self._file_broken),
+        ]
         if agent.has_disk:
-            self._weights[self._disk_full] = 1
-        if agent.faketime is not None:
-            self._weights[self._clock_jumped] = 1.5
+            self._drawn.append(_Drawn(1, DISK, self._disk_full))
+        if agent.clock.works:
+            self._drawn.append(_Drawn(1.5, None, self._clock_jumped))
 
-    def draw(self) -> Action:
-        """Draw an action."""
-        return self._rng.choices(list(self._weights), list(self._weights.values()))[0]
+    async def carry_out_one(self) -> None:
+        """Draw an action and carry it out, unless another one has what it concerns.
+
+        Raises:
+            LabError: something of the testbed cannot be brought back.
+        """
+        drawn = self._rng.choices(self._drawn, [drawn.weight for drawn in self._drawn])[0]
+        if drawn.part in self._busy or (drawn.part in (AGENT, FILE) and not self._agent.takes_signals):
+            return
+        if drawn.part is None:
+            await drawn.action()
+            return
+        self._busy.add(drawn.part)
+        try:
+            await drawn.action()
+        finally:
+            self._busy.remove(drawn.part)
 
     def _duration_s(self) -> float:
         return self._rng.uniform(*self._rng.choice((_SHORT_S, _LONG_S)))
@@ -140,65 +160,41 @@ class Actions:
     # ---- the broker ----
 
     async def _broker_killed(self) -> None:
-        if self._broker_busy:
-            return
         away_s, politely = self._duration_s(), self._rng.random() < 0.4
         how = "terminated" if politely else "killed"
         self._journal.action(f"broker {how}", f"again after {away_s:.1f} s")
-        self._broker_busy = True
-        try:
-            with self._journal.absences.of(BROKER):
-                await (self._broker.terminate() if politely else self._broker.kill())
-                await asyncio.sleep(away_s)
-                await self._broker.restart()
-        finally:
-            self._broker_busy = False
+        with self._journal.absences.of(BROKER):
+            await (self._broker.terminate() if politely else self._broker.kill())
+            await asyncio.sleep(away_s)
+            await self._broker.restart()
 
     async def _broker_stopped(self) -> None:
-        if self._broker_busy:
-            return
         away_s = self._duration_s()
         self._journal.action("broker stopped", f"for {away_s:.1f} s")
-        self._broker_busy = True
-        try:
-            with self._journal.absences.of(BROKER):
-                self._broker.stop()
-                try:
-                    await asyncio.sleep(away_s)
-                finally:
-                    self._broker.cont()
-        finally:
-            self._broker_busy = False
+        with self._journal.absences.of(BROKER):
+            self._broker.stop()
+            try:
+                await asyncio.sleep(away_s)
+            finally:
+                self._broker.cont()
 
     # ---- the agent ----
 
     async def _agent_killed(self) -> None:
-        if self._agent_busy:
-            return
         away_s = self._duration_s()
         self._journal.action("agent killed", f"again after {away_s:.1f} s")
-        self._agent_busy = True
-        try:
-            with self._journal.absences.of(AGENT):
-                self._agent.kill()
-                await asyncio.sleep(away_s)
-                self._agent.start()
-        finally:
-            self._agent_busy = False
+        with self._journal.absences.of(AGENT):
+            self._agent.kill()
+            await asyncio.sleep(away_s)
+            self._agent.start()
 
     async def _agent_terminated(self) -> None:
-        if self._agent_busy:
-            return
         away_s, number = self._duration_s(), self._rng.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGINT))
         self._journal.action("agent terminated", f"{number.name}, again after {away_s:.1f} s")
-        self._agent_busy = True
-        try:
-            with self._journal.absences.of(AGENT):
-                await self.end_agent(number)
-                await asyncio.sleep(away_s)
-                self._agent.start()
-        finally:
-            self._agent_busy = False
+        with self._journal.absences.of(AGENT):
+            await self.end_agent(number)
+            await asyncio.sleep(away_s)
+            self._agent.start()
 
     async def end_agent(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the agent by a signal, and judge how it ends."""
@@ -213,24 +209,16 @@ class Actions:
                 self._journal.violation("every stop ends", f"exit status {status} after {number.name}")
 
     async def _agent_stopped(self) -> None:
-        if self._agent_busy:
-            return
         away_s = self._rng.uniform(*self._rng.choice((_SHORT_S, _SLEPT_S)))
         self._journal.action("agent stopped", f"for {away_s:.1f} s")
-        self._agent_busy = True
-        try:
-            with self._journal.absences.of(AGENT):
-                self._agent.program.signal(signal.SIGSTOP)
-                await asyncio.sleep(away_s)
-                self._agent.program.signal(signal.SIGCONT)
-        finally:
-            self._agent_busy = False
+        with self._journal.absences.of(AGENT):
+            self._agent.program.signal(signal.SIGSTOP)
+            await asyncio.sleep(away_s)
+            self._agent.program.signal(signal.SIGCONT)
 
     # ---- its surroundings ----
 
     async def _file_reloaded(self) -> None:
-        if self._surroundings_busy or self._agent_busy:
-            return
         renewed = self._agent.write_other(self._rng)
         self._journal.action("file reloaded", "with other MQTT settings" if renewed else "")
         self._agent.program.signal(signal.SIGHUP)
@@ -239,39 +227,27 @@ class Actions:
                 await asyncio.sleep(_RENEWED_S)
 
     async def _file_broken(self) -> None:
-        if self._surroundings_busy or self._agent_busy:
-            return
         self._journal.action("file broken")
-        self._surroundings_busy = True
-        try:
-            with self._journal.absences.of(FILE):
-                self._agent.write_broken(self._rng)
-                self._agent.program.signal(signal.SIGHUP)
-                await asyncio.sleep(self._duration_s())
-                self._agent.write_good()
-        finally:
-            self._surroundings_busy = False
+        with self._journal.absences.of(FILE):
+            self._agent.write_broken(self._rng)
+            self._agent.program.signal(signal.SIGHUP)
+            await asyncio.sleep(self._duration_s())
+            self._agent.write_good()
 
     async def _disk_full(self) -> None:
-        if self._surroundings_busy:
-            return
         lasts_s = self._duration_s()
         self._journal.action("disk full", f"for {lasts_s:.1f} s")
-        self._surroundings_busy = True
-        try:
-            with self._journal.absences.of(DISK):
-                self._agent.fill_disk()
-                try:
-                    await asyncio.sleep(lasts_s)
-                finally:
-                    self._agent.free_disk()
-        finally:
-            self._surroundings_busy = False
+        with self._journal.absences.of(DISK):
+            self._agent.fill_disk()
+            try:
+                await asyncio.sleep(lasts_s)
+            finally:
+                self._agent.free_disk()
 
     async def _clock_jumped(self) -> None:
         jump_s = self._rng.choice((*_CLOCK_S, 0))
         self._journal.action("clock jumped", f"to {jump_s:+d} s")
-        self._agent.set_clock(jump_s)
+        self._agent.clock.jump(jump_s)
 
 
 def _names(vms: list[SoakVm] | list[SimulatedVm]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Final
 
 from qmpballoon.lab.process import Program
 from qmpballoon.lab.require import LabError
+from soak_parts.wall_clock import WallClock
 
 HOST_NAME: Final = "soak"
 ROOT: Final = f"qmpballoon/{HOST_NAME}"
@@ -22,10 +24,6 @@ TREE: Final = Path(__file__).resolve().parents[2]
 STOP_S: Final = 30.0  # a third of systemd's TimeoutStopSec; less than a second on an idle machine
 
 _DISK: Final = "4m"  # of the state directory; the state of 200 VMs takes 100 KiB
-_FAKETIME: Final = (
-    "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
-    "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
-)
 _CLONE_NEWNS: Final = 0x00020000  # linux/sched.h
 _MOUNT_S: Final = 10.0
 
@@ -90,18 +88,16 @@ class Agent:
         self.file = directory / "agent.toml"
         self.should_run = False  # else its end is asked for
         self.has_disk = has_disk
-        self.faketime = next((library for library in _FAKETIME if Path(library).exists()), None)
+        self.clock = WallClock(directory)
         self._directory = directory
         self._url = url
         self._budget = budget
         self._disk = directory / "state"
-        self._clock = directory / "agent.clock"
         self._program: Program | None = None
         self._good = self._text(1.0, 10, 1000)
         self._disk.mkdir()
         if has_disk:
             _mount(self._disk)
-        self.set_clock(0)
         self.write_good()
 
     # ---- life ----
@@ -120,15 +116,7 @@ class Agent:
     def start(self) -> None:
         """Start it with a good configuration file."""
         self.write_good()
-        environment = [f"PYTHONPATH={TREE}", "PYTHONUNBUFFERED=1"]
-        if self.faketime is not None:
-            environment += [
-                f"LD_PRELOAD={self.faketime}",
-                f"FAKETIME_TIMESTAMP_FILE={self._clock}",
-                "FAKETIME_CACHE_DURATION=1",
-                "FAKETIME_DONT_FAKE_MONOTONIC=1",
-                "NO_FAKE_STAT=1",
-            ]
+        environment = [f"PYTHONPATH={TREE}", "PYTHONUNBUFFERED=1", *self.clock.environment]
         command = [sys.executable, "-W", "error", "-m", "qmpballoon", "agent", "-c", str(self.file)]
         self.should_run = True
         self._program = Program(["env", *environment, *command], log=self.log)
@@ -147,6 +135,14 @@ class Agent:
         self.should_run = False
         self.program.signal(number)
         return await self.program.ended(timeout_s=STOP_S)
+
+    @property
+    def takes_signals(self) -> bool:
+        """Whether it runs and handles SIGTERM: before that a signal ends it without a trace."""
+        if not self.should_run or self.program.exit_status is not None:
+            return False
+        caught = re.search(r"SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{self.program.pid}/status").read_text())
+        return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
     @property
     def died(self) -> bool:
@@ -192,10 +188,6 @@ class Agent:
     def write_broken(self, rng: random.Random) -> None:
         """Write a configuration that must be refused."""
         self.file.write_text(rng.choice((*_BROKEN, self._good + "[host]\n")))
-
-    def set_clock(self, jump_s: int) -> None:
-        """Set the agent's wall clock this far from the machine's; within a second it sees that."""
-        self._clock.write_text(f"{jump_s:+d}s\n")
 
     def fill_disk(self) -> None:
         """Fill the file system of the state directory."""

@@ -27,13 +27,19 @@ _WARNINGS: Final = frozenset(
         "health",
         "level",
         "manual-target-refused",
+        "monitor-busy",
+        "problem",
         "sampling-late",
         "session-lost",
         "socket-not-qmp",
         "socket-refused",
+        "target",
         "target-not-sent",
     }
 )
+_WARNINGS_OF_FAULTS: Final = frozenset(
+    {"name-claimed", "qemu-stopped", "session-excess"}
+)  # expected after a fault of the VM
 _ERRORS: Final = {
     "alarm": (),  # the guests together may need more than the budget
     "broker-acl": (BROKER, AGENT),
@@ -89,10 +95,9 @@ class LogCheck:
         self._journal.count("log lines")
         level, word = match["level"], match["word"]
         fields = {key: value.strip('"') for key, value in _FIELD.findall(match["rest"].partition(": ")[0])}
-        now_s = self._journal.clock()
+        now_s, vm = self._journal.clock(), fields.get("vm", "")
         if level not in ("INFO", "DEBUG"):
-            self._judge_level(level, word, line, now_s)
-        vm = fields.get("vm", "")
+            self._judge_level(level, word, vm, line)
         if word == "target":
             self.targets[vm].append((now_s, fields.get("now", "")))
             if fields.get("why") == "long-stale" and now_s - self._started_at_s < _LONG_STALE_S:
@@ -102,11 +107,16 @@ class LogCheck:
         elif word == "agent-started":
             self._started_at_s = now_s
 
-    def _judge_level(self, level: str, word: str, line: str, now_s: float) -> None:
+    def _judge_level(self, level: str, word: str, vm: str, line: str) -> None:
         self._journal.count(f"log {level} {word}")
         if level == "WARNING" and word in _WARNINGS:
             return
-        causes = _ERRORS.get(word) if level == "ERROR" else None
+        now_s = self._journal.clock()
+        causes: tuple[str, ...] | None = None
+        if level == "ERROR":
+            causes = _ERRORS.get(word)
+        elif level == "WARNING" and word in _WARNINGS_OF_FAULTS:
+            causes = (vm,)
         if causes == () or any(
             self._journal.absences.any(cause, now_s - _AFTER_S, now_s) for cause in causes or ()
         ):

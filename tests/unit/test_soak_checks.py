@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +18,7 @@ from soak_parts.journal import AGENT, BROKER, Journal
 from soak_parts.ledger import ANSWER_S, Ledger
 from soak_parts.log_check import DISK, LogCheck
 from soak_parts.vms import Moved, SimulatedVm, SoakVm, Truth
+from soak_parts.wall_clock import WallClock
 
 from qmpballoon.units import MIB
 
@@ -161,7 +165,7 @@ def judged(
     targets = [(began_s + later_s, now) for later_s, now in logged or ()]
     observer = SimpleNamespace(name="observer", decisions={"a": decisions})
     log = SimpleNamespace(targets={"a": targets}, not_sent={"a": []})
-    clock.advance(30)
+    clock.advance(60)
     judge_moves([cast("SimulatedVm", vm)], cast("Observer", observer), cast("LogCheck", log), journal)
     assert not vm.moves
 
@@ -174,7 +178,7 @@ def test_a_command_with_a_decision_or_a_log_line_is_explained(clock: Clock, jour
 
 def test_a_command_that_nobody_told_is_found(clock: Clock, journal: Journal) -> None:
     judged(clock, journal)
-    judged(clock, journal, decided=[(0.1, 65 * MIB), (20, 64 * MIB)], logged=[(0.1, "65 MiB")])
+    judged(clock, journal, decided=[(0.1, 65 * MIB), (50, 64 * MIB)], logged=[(0.1, "65 MiB")])
     assert invariants(journal) == ["no balloon moves unasked"] * 2
 
 
@@ -215,6 +219,26 @@ async def test_a_difference_from_the_second_monitor_is_found(
     state = {"actual": 5, "run_state": "running", "target": 7, "health": "ok"}
     found = {"status": "online", "vms": [{"vm": "a"}], "vm/a/availability": "online", "vm/a/state": state}
     assert set(await differences([a_vm(Truth(5, "running", 7))], {**found, **changed})) == differs
+
+
+# ---- the clock ----
+
+
+def test_only_the_wall_clock_of_the_program_jumps(tmp_path: Path) -> None:
+    clock = WallClock(tmp_path)
+    if not clock.works:
+        pytest.skip("no C compiler")
+    program = "import time; print(time.time(), time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME))"
+    for jump_s in (0, 86_400, -86_400):
+        clock.jump(jump_s)
+        before = [time.time(), time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)]
+        command = ["env", *clock.environment, sys.executable, "-c", program]
+        done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+        wall_s, *others_s = (
+            now - was for now, was in zip(map(float, done.stdout.split()), before, strict=True)
+        )
+        assert abs(wall_s - jump_s) < 3600
+        assert all(0 <= other_s < 3600 for other_s in others_s)
 
 
 # ---- what the agent uses ----

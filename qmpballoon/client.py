@@ -29,7 +29,7 @@ from qmpballoon.readers import Wrong
 
 _MOST_RECEIVED: Final = 100_000
 
-QUIET_S: Final = 1.0  # without another retained message the broker has sent all that it has
+QUIET_S: Final = 2.0  # without another retained message the broker has sent all that it has
 
 
 class Client:
@@ -108,6 +108,8 @@ class Client:
             ConnectionLost: the connection ended.
         """
         connection = self._up()
+        while not self._received.empty():  # of an earlier call
+            self._received.get_nowait()
         try:
             refused = await connection.subscribe(filters, retained=True)
         except aiomqtt.MqttError as error:

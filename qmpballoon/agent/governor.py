@@ -36,7 +36,7 @@ from qmpballoon.policy.reasons import MAY_NEED_A_PERSON, WORDS
 from qmpballoon.policy.registry import guarded
 from qmpballoon.policy.schedule import is_at_rest
 from qmpballoon.policy.sharing import water_fill
-from qmpballoon.policy.snapshot import Decision, Decisions, Hold, SetTarget, Snapshot
+from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB, round_up_to_page
 
 _FIT_FOR_A_TARGET: Final = ("ok", "stale", "no-stats")  # its driver is up and the grace time is over
@@ -357,7 +357,7 @@ class Governor:
             vm: round_up_to_page(guest.charge + gets[vm.id])
             for vm in self._registry
             if (guest := guests.get(vm.id)) is not None
-            and not is_reached(guest.charge + gets[vm.id], guest.actual, guest.size)
+            and not is_reached(guest.charge + gets[vm.id], _least(guest), guest.size)
         }
 
     def why_refused(self) -> Mapping[VmId, str]:
@@ -376,6 +376,11 @@ class Governor:
             for vm in self._registry:
                 vm.age_sample(slept_s)
         return max(0.0, slept_s)
+
+
+def _least(guest: GuestSnapshot) -> int:
+    """Return the smaller one of actual and target: the guest may be on its way there."""
+    return guest.actual if guest.target is None else min(guest.actual, guest.target)
 
 
 def _asleep_s() -> float:

@@ -342,6 +342,8 @@ class Connection:
     def _on_disconnect(
         self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Any = None
     ) -> None:
+        if self._closed:  # nobody waits any more
+            return
         if not self._established.done():
             self._established.set_exception(ClosedEarly("closed before it was established"))
             return

@@ -16,6 +16,7 @@ _BEFORE_MACHINE: Final = ("'preconfig'", "machine initialization")
 PRECONFIG: Final = "QEMU waits for x-exit-preconfig; nothing is known of the VM before that"
 
 _MARKS: Final = range(100_000, 1_000_000)  # polling intervals, in seconds, that nobody uses
+_TRIES: Final = 3  # the other monitor's session may set its own interval between writing and reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,12 @@ async def is_same_qemu(session: Session, other: Session) -> bool:
         found_s = await polling_interval(session, device)
     except (NoBalloon, QmpError):
         return False
-    mark = random.choice(_MARKS)
     try:
-        await set_polling_interval(session, device, mark)
-        with suppress(ConnectionLost, QmpError):
-            return await polling_interval(other, device) == mark
+        for mark in random.sample(_MARKS, _TRIES):
+            await set_polling_interval(session, device, mark)
+            with suppress(ConnectionLost, QmpError):
+                if await polling_interval(other, device) == mark:
+                    return True
         return False
     finally:
         await set_polling_interval(session, device, found_s)

@@ -17,7 +17,7 @@ from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
 from qmpballoon.qmp.repeated import Repeated
 
 REPORTS_WITHIN_S: Final = 0.01  # a guest that was asked mostly takes 3 ms, 9 at worst
-MOST_LOOKS: Final = 6  # at the figures of a guest that was asked, if it is sampled at the short interval
+MOST_LOOKS: Final = 3  # at the figures of a guest that was asked, if it is sampled at the short interval
 
 
 class Polled(Protocol):

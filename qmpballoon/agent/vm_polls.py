@@ -236,7 +236,8 @@ class VmPolls:
 
         A saved state that is loaded (loadvm) brings its own target, with no event but STOP and RESUME: actual
         is farther from our target afterwards, and no guest moves its balloon while it is stopped. A balloon
-        that was plugged again while the agent was away is empty.
+        that was plugged again while the agent was away is empty. An automatic target is saved some seconds
+        after it is sent, so an agent that was killed may have sent another one than is saved.
         """
         run, target = self._vm.run, self._vm.run.target
         halted_at, may_be_replugged = run.halted_at, run.may_be_replugged
@@ -244,8 +245,11 @@ class VmPolls:
         if target is None or self.session.size is None:
             return
         is_empty = actual >= self.session.size - _MOVED > target
+        is_elsewhere = self._vm.mode != "manual" and abs(actual - target) > _MOVED
         if may_be_replugged and is_empty:
             self._target_was_forgotten("the balloon is empty after the agent was away")
+        elif may_be_replugged and is_elsewhere:
+            self._target_was_forgotten("the balloon has another size after the agent was away")
         elif halted_at is not None and abs(actual - target) > abs(halted_at - target) + _MOVED:
             self._target_was_forgotten("the balloon changed while the guest was stopped (loadvm?)")
             await self.session.rearm()  # the figures are from before

@@ -320,6 +320,27 @@ async def test_a_guest_that_is_stopped_and_continued_keeps_its_target(
     assert "target-forgotten" not in caplog.text
 
 
+async def test_an_automatic_target_that_a_killed_agent_had_not_saved_is_unknown_to_the_next(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a")
+    kernel = Kernel()
+    kernel.new_life(qemu.path)
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "ok")
+        assert harness.record("a").mode == "auto"
+        await harness.vm("a").send_target(200 * MIB, "give")
+        await harness.until(lambda: harness.record("a").is_at(200 * MIB))
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:  # all was saved
+        await harness.until_health("a", "ok")
+        assert harness.record("a").target == 200 * MIB
+    qemu.guest.set_target(150 * MIB)  # sent, and not saved
+    qemu.load_state(150 * MIB)
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "ok")
+        assert (harness.record("a").target, harness.record("a").actual) == (None, 150 * MIB)
+
+
 async def test_a_balloon_that_was_replugged_while_the_agent_was_away_gets_the_manual_target_again(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

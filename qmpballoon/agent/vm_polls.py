@@ -245,7 +245,7 @@ class VmPolls:
         if target is None or self.session.size is None:
             return
         is_empty = actual >= self.session.size - _MOVED > target
-        is_elsewhere = self._vm.mode != "manual" and abs(actual - target) > _MOVED
+        is_elsewhere = self._vm.facts.mode != "manual" and abs(actual - target) > _MOVED
         if may_be_replugged and is_empty:
             self._target_was_forgotten("the balloon is empty after the agent was away")
         elif may_be_replugged and is_elsewhere:

@@ -105,7 +105,10 @@ class Guesses:
             return False
         if not alone:
             self.one_at_a_time = True
-            before, self._suspect = self._suspect, largest if 0 < largest_confirmed < largest else 0
+            before, self._suspect = (
+                self._suspect,
+                largest if largest > max(largest_confirmed, _SMALL) and largest_confirmed else 0,
+            )
             return bool(before and self._suspect) and self._learn(
                 packet=_below(min(before, self._suspect), largest_confirmed)
             )
@@ -118,7 +121,7 @@ class Guesses:
 
     def _found(self, sent: Sent, largest_confirmed: int) -> bool:
         """Learn from a message that was sent alone when the connection ended."""
-        if largest_confirmed and sent.size > largest_confirmed:
+        if largest_confirmed and sent.size > max(largest_confirmed, _SMALL):
             return self._learn(packet=_below(sent.size, largest_confirmed))
         if largest_confirmed:
             return False  # others of its size are taken
@@ -141,4 +144,4 @@ class Guesses:
 
 def _below(size: int, confirmed: int) -> int:
     """Return a limit between what was taken and what was not: half, so that few attempts find it."""
-    return max(confirmed, size // 2)
+    return max(confirmed, size // 2, _SMALL)

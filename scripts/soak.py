@@ -192,7 +192,7 @@ class Soak:
             found: dict[str, Any] = {}
             with suppress(aiomqtt.MqttError):
                 found = await retained(port, ROOT)
-            now_s, differing = time.monotonic(), (await differences(self._vms, found)).items()
+            now_s, differing = time.monotonic(), (await differences(self._vms, found, self._journal)).items()
             since_s = {one: since_s.get(one, now_s) for one in differing}
             false = [one for one, seen_s in since_s.items() if now_s - seen_s > TRUE_WITHIN_S]
             if false or not differing or now_s - began_s > _LOOKED_S:

@@ -11,7 +11,7 @@ from qmpballoon.units import MIB, format_size
 from soak_parts.agent import Agent, Use
 from soak_parts.clients import Observer
 from soak_parts.journal import AGENT, BROKER, Journal
-from soak_parts.log_check import LogCheck
+from soak_parts.log_check import DISK, LogCheck
 from soak_parts.vms import Moved, SimulatedVm, SoakVm
 
 RECOVERED_S: Final = 60.0  # until all is online again: the longest pauses of the agent are 30 s
@@ -20,6 +20,7 @@ _LOOK_S: Final = 0.25
 _JUDGED_AFTER_S: Final = 30.0  # the decision of a command is told within this time, also on a busy machine
 _BEFORE_S: Final = 1.0  # it is published after the command's reply, but another process stamps it
 _AROUND_S: Final = 10.0  # of an absence: messages are dropped until all is connected again
+_SAVED_S: Final = 10.0  # after which a target is on the disk; twice what the agent takes
 _EARLY: Final = 8  # meters that are not judged: caches fill
 _MORE: Final = {
     "descriptors": 24,  # connections and files that come and go
@@ -95,8 +96,11 @@ async def until_recovered(vms: Sequence[SoakVm], observer: Observer, journal: Jo
     return False
 
 
-async def differences(vms: Sequence[SoakVm], found: Mapping[str, Any]) -> dict[str, str]:
-    """Return how the retained topics differ from what the VMs say themselves, by VM."""
+async def differences(vms: Sequence[SoakVm], found: Mapping[str, Any], journal: Journal) -> dict[str, str]:
+    """Return how the retained topics differ from what the VMs say themselves, by VM.
+
+    A target that was sent while the disk was full is not known to the next run of the agent.
+    """
     differing = {}
     if found.get("status") != "online":
         differing["the agent"] = f"status {found.get('status')!r}"
@@ -116,8 +120,12 @@ async def differences(vms: Sequence[SoakVm], found: Mapping[str, Any]) -> dict[s
         elif (state["actual"], state["run_state"]) != (truth.actual, truth.run_state):
             said = f"actual {state['actual']}, {state['run_state']}, health {state['health']}"
             differing[vm.name] = f"retained: {said}; the VM: {truth.actual}, {truth.run_state}"
-        elif truth.target is not None and state["target"] not in (None, truth.target):
-            differing[vm.name] = f"retained: target {state['target']}; the VM received {truth.target}"
+        elif truth.target is not None and state["target"] not in (None, truth.target.target):
+            at_s = truth.target.at_s
+            if not journal.absences.any(DISK, at_s - _SAVED_S, at_s + _SAVED_S):
+                differing[vm.name] = (
+                    f"retained: target {state['target']}; the VM received {truth.target.target}"
+                )
     extra = {topic.split("/")[1] for topic in found if topic.startswith("vm/")} - {vm.name for vm in vms}
     for name in extra:
         if found.get(f"vm/{name}/state"):

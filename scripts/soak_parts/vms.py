@@ -55,21 +55,21 @@ FAULTS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
-    """What a second monitor says of a VM."""
-
-    actual: int
-    run_state: str
-    target: int | None  # the last that QEMU received in this life; None: none, or not known
-
-
-@dataclass(frozen=True, slots=True)
 class Moved:
     """A `balloon` command that a simulated QEMU received, on the monotonic clock."""
 
     vm: str
     at_s: float
     target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a second monitor says of a VM."""
+
+    actual: int
+    run_state: str
+    target: Moved | None  # the last that QEMU received in this life; None: none, or not known
 
 
 class SoakVm(Protocol):
@@ -114,15 +114,15 @@ class RecordedQemu(SimulatedQemu):
         super().__init__(path, **settings)  # type: ignore[arg-type]
         self.child = child
         self.moves = moves
-        self.target: int | None = None
+        self.target: Moved | None = None
 
     def execute(self, command: str, arguments: Mapping[str, object]) -> Json:
         """Execute a command; record it if it moves the balloon."""
         result = super().execute(command, arguments)
         value = arguments.get("value")
         if command == "balloon" and isinstance(value, int):
-            self.target = value
-            self.moves.append(Moved(self.path.stem, time.monotonic(), value))
+            self.target = Moved(self.path.stem, time.monotonic(), value)
+            self.moves.append(self.target)
         return result
 
 

@@ -214,11 +214,23 @@ def a_vm(truth: Truth) -> SoakVm:
     ],
 )
 async def test_a_difference_from_the_second_monitor_is_found(
-    changed: dict[str, Any], differs: set[str]
+    clock: Clock, journal: Journal, changed: dict[str, Any], differs: set[str]
 ) -> None:
     state = {"actual": 5, "run_state": "running", "target": 7, "health": "ok"}
     found = {"status": "online", "vms": [{"vm": "a"}], "vm/a/availability": "online", "vm/a/state": state}
-    assert set(await differences([a_vm(Truth(5, "running", 7))], {**found, **changed})) == differs
+    truth = Truth(5, "running", Moved("a", clock.now_s, 7))
+    assert set(await differences([a_vm(truth)], {**found, **changed}, journal)) == differs
+
+
+async def test_a_target_that_was_sent_while_the_disk_was_full_may_be_forgotten(
+    clock: Clock, journal: Journal
+) -> None:
+    state = {"actual": 5, "run_state": "running", "target": 8, "health": "ok"}
+    found = {"status": "online", "vms": [{"vm": "a"}], "vm/a/availability": "online", "vm/a/state": state}
+    with journal.absences.of(DISK):
+        truth = Truth(5, "running", Moved("a", clock.now_s, 7))
+        clock.advance(1)
+    assert await differences([a_vm(truth)], found, journal) == {}
 
 
 # ---- the clock ----

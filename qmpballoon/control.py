@@ -10,24 +10,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
-import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from qmpballoon.config import CONTROL_NAME, surroundings_here
-from qmpballoon.descriptors import with_reserve
 from qmpballoon.errors import ConnectionLost, RequestRefused, Unreachable
 from qmpballoon.log import one_line
+from qmpballoon.qmp.monitor import group_named, listening_paths, peer_of
 
 ANSWER_S: Final = 5.0  # of what an agent does at once
 _GREETING_S: Final = 1.0  # an agent that is stopped or hangs is left out
 _LONGEST_LINE: Final = 16 * 1024 * 1024  # a list of a thousand VMs has 100 KiB
-_UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
-_LISTENS: Final = b"00010000"  # the flag __SO_ACCEPTCON in /proc/net/unix
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +68,11 @@ class ControlClient:
         self._reader = reader
         self._writer = writer
         self._number = 0
+
+    @property
+    def uid(self) -> int:
+        """The user of the process that listens."""
+        return peer_of(self._writer.get_extra_info("socket"))[1]
 
     async def request(
         self, verb: str, vm: str | None = None, *, timeout_s: float = ANSWER_S, **arguments: object
@@ -163,7 +163,7 @@ async def find_agents(named: str | None = None) -> Agents:
 
 async def _ask(path: str, *, anyone: bool) -> RunningAgent:
     async with connected_to(path) as client:
-        if not anyone and (uid := _uid_of(client._writer)) not in (0, os.geteuid()):
+        if not anyone and (uid := client.uid) not in (0, os.geteuid()):
             raise Unreachable(f"{path}: belongs to user {uid}: name it with --control if you trust that user")
         try:
             result = await client.request("agent", timeout_s=_GREETING_S)
@@ -196,34 +196,12 @@ def _candidates() -> Sequence[str]:
     if runtime_dir.startswith("/"):
         places[f"{runtime_dir}/qmpballoon/{CONTROL_NAME}"] = None
     found = [path for path in places if os.path.lexists(path)]
-    return list(dict.fromkeys([*found, *_listening()]))
-
-
-def _listening() -> list[str]:
-    try:
-        table = with_reserve(Path("/proc/net/unix").read_bytes)
-    except OSError:
-        return []
-    end = b"/" + CONTROL_NAME.encode()
-    rows = [line.split(None, 7) for line in table.splitlines() if line.endswith(end)]
-    return [os.fsdecode(row[7]) for row in rows if len(row) > 7 and row[3] == _LISTENS]
-
-
-def _uid_of(writer: asyncio.StreamWriter) -> int:
-    connection = writer.get_extra_info("socket")
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return int(_UCRED.unpack(credentials)[1])
+    return list(dict.fromkeys([*found, *listening_paths(CONTROL_NAME)]))
 
 
 def _whose(path: str) -> str:
-    import grp
-
     try:
-        gid = os.stat(path).st_gid
+        group = group_named(os.stat(path).st_gid)
     except OSError:
         return "an agent's control socket, in a directory that you may not enter: use sudo"
-    try:
-        group = grp.getgrgid(gid).gr_name
-    except KeyError:
-        group = str(gid)
     return f"an agent's control socket, for group {group} alone: join it, or use sudo"

@@ -22,6 +22,7 @@ Path: TypeAlias = tuple[str | int, ...]
 Code: TypeAlias = Literal["malformed", "out-of-range"]
 
 LONGEST_QUOTED: Final = 60
+LONGEST_SOCKET_PATH: Final = 107  # sun_path is 108 bytes with its NUL: unix(7)
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 

@@ -15,11 +15,20 @@ from fractions import Fraction
 from typing import Any, Final
 
 from qmpballoon import readers
-from qmpballoon.readers import Reader, Wrong, amount, did_you_mean, parts, refused_address, shown, text
+from qmpballoon.readers import (
+    LONGEST_SOCKET_PATH,
+    Reader,
+    Wrong,
+    amount,
+    did_you_mean,
+    parts,
+    refused_address,
+    shown,
+    text,
+)
 from qmpballoon.units import MIB, Amount
 
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
-LONGEST_SOCKET_PATH: Final = 107  # sun_path is 108 bytes with its NUL: unix(7)
 _NO_USER: Final = 2**32 - 1
 LONGEST_TEXT: Final = 4096  # PATH_MAX; no other text of a configuration is longer
 

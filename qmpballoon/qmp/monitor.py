@@ -21,10 +21,10 @@ from typing import Final
 
 from qmpballoon.descriptors import with_reserve
 from qmpballoon.errors import MonitorBusy, Unreachable
+from qmpballoon.readers import LONGEST_SOCKET_PATH
 
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 _OVERFLOW_UID: Final = 65534  # of all users that this user namespace does not know: user_namespaces(7)
-_LONGEST_PATH: Final = 107  # sun_path is 108 bytes with its NUL: unix(7)
 _LISTENS: Final = b"00010000"  # the flag __SO_ACCEPTCON in /proc/net/unix
 _ACCEPTED: Final = b"03"  # the state SS_CONNECTED there; 02 is still in the backlog
 _SOCK_DIAG: Final = 4  # the netlink protocol; these are of linux/sock_diag.h, unix_diag.h and netlink.h
@@ -57,8 +57,8 @@ def open_monitor(path: str | os.PathLike[str]) -> OpenMonitor:
         MonitorBusy: another client holds it and the listen backlog is full.
     """
     name = os.fspath(path)
-    if len(os.fsencode(name)) > _LONGEST_PATH:
-        raise Unreachable(f"{name}: a unix socket's path is at most {_LONGEST_PATH} bytes")
+    if len(os.fsencode(name)) > LONGEST_SOCKET_PATH:
+        raise Unreachable(f"{name}: a unix socket's path is at most {LONGEST_SOCKET_PATH} bytes")
     try:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     except OSError as error:  # no descriptor left: raise the limit (LimitNOFILE= in a systemd unit)
@@ -66,8 +66,7 @@ def open_monitor(path: str | os.PathLike[str]) -> OpenMonitor:
     try:
         connection.setblocking(False)
         connection.connect(name)
-        listener = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        pid, uid, _ = _UCRED.unpack(listener)
+        pid, uid = peer_of(connection)
         owner = _owner_of(name, uid)
     except BlockingIOError:
         connection.close()
@@ -76,6 +75,23 @@ def open_monitor(path: str | os.PathLike[str]) -> OpenMonitor:
         connection.close()
         raise Unreachable(f"{name}: {_reason(error)}{_rights(name, error)}") from error
     return OpenMonitor(name, connection, pid or None, owner)
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Return pid and uid of the process that listens at the other end; pid 0: in another pid namespace."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, _ = _UCRED.unpack(credentials)
+    return pid, uid
+
+
+def listening_paths(name: str) -> list[str]:
+    """Return the paths of the unix sockets with this file name on which a process listens."""
+    end = b"/" + os.fsencode(name)
+    return [
+        os.fsdecode(path)
+        for path, rows in _read_rows().items()
+        if path.endswith(end) and any(row[3] == _LISTENS for row in rows)
+    ]
 
 
 def _owner_of(path: str, uid: int) -> int | None:
@@ -194,10 +210,15 @@ def _rights(path: str, error: OSError) -> str:
     except OSError:
         return " (nor may its directory be entered)"
     return (
-        f" (user {_named(pwd.getpwuid, status.st_uid)}, group {_named(grp.getgrgid, status.st_gid)}, "
+        f" (user {_named(pwd.getpwuid, status.st_uid)}, group {group_named(status.st_gid)}, "
         f"mode {stat.S_IMODE(status.st_mode):04o}): run as this user, or as a member of the group and with "
         "mode 0660"
     )
+
+
+def group_named(gid: int) -> str:
+    """Return the name of a group, its number if it has none."""
+    return _named(grp.getgrgid, gid)
 
 
 def _named(look_up: Callable[[int], Sequence[object]], number: int) -> str:

@@ -302,8 +302,7 @@ async def test_every_target_of_an_emergency_is_logged(
 async def some_time_later(harness: AgentHarness, ticks: int = 2) -> None:
     """Let time pass for reasons that must stand for a while, and wait for some ticks."""
     harness.later_s += STANDS_S
-    seen = len(harness.hosts)
-    await harness.until(lambda: len(harness.hosts) >= seen + ticks)
+    await ticked(harness, ticks)
 
 
 async def test_an_emergency_is_the_reason_only_while_it_lasts(

@@ -19,7 +19,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import cached_property
 from time import thread_time
 from typing import Final, Self, TypeVar, cast
@@ -196,7 +196,12 @@ class Session(QMPClient):
             raise self.reason from None
 
     def repeated(
-        self, command: str, arguments: Mapping[str, object] | None, sink: Sink, *, volatile: str = ""
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        sink: Sink,
+        *,
+        volatile: Sequence[str] = (),
     ) -> Repeated:
         """Return a request for `repeat`; ``volatile`` as in `Repeated`.
 

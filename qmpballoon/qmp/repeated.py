@@ -87,7 +87,7 @@ class Repeated:
         for at, name, which in sorted(each for each in found if line.count(each[1]) == 1):
             begin = at + len(name)
             end = _end_of_number(line, begin)
-            if 0 < end - begin <= _MOST_DIGITS:
+            if 0 < end - begin <= _MOST_DIGITS and line[end : end + 1] in (b",", b"}"):
                 self._order.append(which)
                 pieces.append(line[start:begin])
                 start = end

@@ -24,10 +24,11 @@ override the file.
 
 @dataclass(frozen=True, slots=True)
 class BrokerAccess:
-    """A client that is not connected yet, and the start of all topics."""
+    """A client that is not connected yet, the start of all topics, and that of Home Assistant's."""
 
     client: Client
     base_topic: str
+    discovery_prefix: str
 
 
 def add_broker_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +71,7 @@ def broker_access(arguments: argparse.Namespace, environment: Mapping[str, str] 
         password_file=arguments.password_file,
         ca_file=arguments.ca_file,
         base_topic=arguments.base_topic,
+        discovery_prefix=getattr(arguments, "discovery_prefix", None),
     )
     mqtt = configuration.mqtt
     if not mqtt.enabled:
@@ -85,4 +87,4 @@ def broker_access(arguments: argparse.Namespace, environment: Mapping[str, str] 
         key_file=mqtt.key_file,
         timeout_s=arguments.timeout,
     )
-    return BrokerAccess(client, mqtt.base_topic)
+    return BrokerAccess(client, mqtt.base_topic, mqtt.discovery_prefix)

@@ -35,10 +35,10 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         registry
     """,
     "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
-    "protocol": ". objects payloads verbs requests",
+    "protocol": ". fields objects payloads verbs requests",
     "mqtt": """
-        . announced dead_band limits turns answers outbox topics commands inbox packets publisher
-        request_reader window guesses connecting connection connection_log sender bridge
+        . announced dead_band limits turns answers outbox topics commands inbox packets home_assistant
+        publisher request_reader window guesses connecting connection connection_log sender bridge
     """,
     "client": "",
     "api": "",

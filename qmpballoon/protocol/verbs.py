@@ -36,6 +36,7 @@ LONGEST_WAIT_S: Final = 600.0
 LONGEST_HOLD_S: Final = 86400.0
 LONGEST_MODE_S: Final = 31 * 86400.0
 MOST_SHARES: Final = 1_000_000
+DEADLINE_S: Final = 30.0  # of a verb that is given no ``deadline_s``
 
 
 class TakeBack(Enum):
@@ -166,6 +167,15 @@ VERBS: Final[Mapping[Scope, Mapping[str, type[Asked]]]] = MappingProxyType(
         "host": MappingProxyType({kind.VERB: kind for kind in get_args(OfHost)}),
     }
 )
+
+
+HAS_DEADLINE: Final = frozenset(
+    verb
+    for verbs in VERBS.values()
+    for verb, kind in verbs.items()
+    if any(each.name == "deadline_s" for each in fields(kind))
+)
+"""The verbs that take up to ``deadline_s``."""
 
 
 def arguments_of(kind: type[Asked]) -> tuple[str, ...]:

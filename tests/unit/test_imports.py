@@ -38,8 +38,9 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "protocol": ". objects payloads verbs requests",
     "mqtt": """
         . announced dead_band limits turns answers outbox topics commands inbox packets publisher
-        request_reader window guesses connecting connection connection_log sender bridge
+        request_reader window guesses connecting connection link replies connection_log sender bridge
     """,
+    "fleet": "",
     "client": "",
     "api": "",
     "__init__": "",

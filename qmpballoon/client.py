@@ -34,7 +34,6 @@ from qmpballoon.errors import (
     NotReached,
     Problem,
     RequestRefused,
-    Unreachable,
     answered_error,
 )
 from qmpballoon.fleet import Fleet, FleetEvent, FleetHost, FleetVm
@@ -181,17 +180,30 @@ class Client:
                 says that the broker does not take the request (``not-allowed``), or that the target is no
                 name.
         """
+        allowed_s = self._timeout_s if timeout_s is None else timeout_s
+        takes_s = _takes_s(verb, arguments) if timeout_s is None else 0.0
+        response = await self._response(target, verb, arguments, allowed_s, takes_s)
+        if response.get("status") == "ok":
+            return response.get("result")
+        error = response.get("error")
+        error = error if isinstance(error, Mapping) else {}
+        word, message = str(error.get("code")), str(error.get("message"))
+        if word == "not-reached" and (state := await self._state(target)) is not None:
+            raise NotReached(state.target, state, takes_s, message)
+        raise answered_error(word, message)
+
+    async def _response(
+        self, target: str, verb: str, arguments: Mapping[str, object], allowed_s: float, takes_s: float
+    ) -> Mapping[str, object]:
+        """Send a request and return its response object."""
         host, vm = _host_and_vm(target)
         topics = Topics(self._topics.base, host)
-        connection = self._link.connection
+        connection, waits_s = self._link.connection, allowed_s + takes_s
         await self._listen_for_answers(connection, topics.host, vm, verb)
-        allowed_s = self._timeout_s if timeout_s is None else timeout_s
-        waits_s = allowed_s + (_takes_s(verb, arguments) if timeout_s is None else 0.0)
         waiting = self._replies.expect(topics.request(vm, verb))
         try:
             await self._send(connection, waiting, arguments, expiry_s=math.ceil(allowed_s))
             is_done = await self._link.wait(waiting.answer, waits_s)
-            response = waiting.answer.result() if is_done else None
         finally:
             self._replies.forget(waiting)
         if waiting.refused:
@@ -199,23 +211,17 @@ class Client:
             raise RequestRefused("not-allowed", f"{reason} ({waiting.refused}): check its ACL")
         if not is_done:
             raise NoAnswer(f"{target}: no answer to {verb} within {waits_s:g} s")
-        if response is None:
+        if (response := waiting.answer.result()) is None:
             raise NoAnswer(f"{target}: no agent of the host {topics.host} is connected to the broker")
-        if response.get("status") == "ok":
-            return response.get("result")
-        error = response.get("error")
-        error = error if isinstance(error, Mapping) else {}
-        word, message = str(error.get("code")), str(error.get("message"))
-        if word == "not-reached" and (state := await self._state(target)) is not None:
-            raise NotReached(state.target, state, waits_s - allowed_s, message)
-        raise answered_error(word, message)
+        return response
 
     async def _state(self, target: str) -> VmState | None:
         """Return the state of a VM, None if its agent does not tell."""
         try:
-            document = await self.request(target, "get")
-        except (NoAnswer, RequestRefused, Unreachable):
+            response = await self._response(target, "get", {}, self._timeout_s, 0.0)
+        except NoAnswer:
             return None
+        document = response.get("result")
         return state_of(document) if isinstance(document, Mapping) else None
 
     async def _send(

@@ -19,6 +19,7 @@ from qmpballoon.model.records import VmStatus, utc_now
 from qmpballoon.protocol.objects import vm_object
 from qmpballoon.protocol.requests import Request
 from qmpballoon.protocol.verbs import (
+    DEADLINE_S,
     TAKE_BACK,
     Get,
     List,
@@ -33,7 +34,6 @@ from qmpballoon.protocol.verbs import (
 )
 from qmpballoon.units import Amount, parse_size, round_up_to_page
 
-RECLAIM_WITHIN_S: Final = 30.0
 HELD_FOR_S: Final = 300.0
 FRESH_WITHIN_S: Final = 0.05  # unchanged figures are told from old ones only at QEMU's next whole second
 
@@ -168,7 +168,7 @@ class Service:
         now_s = time.monotonic()
         before = governor.snapshot()
         size = asked.size.of(before.budget)
-        deadline_s = now_s + (RECLAIM_WITHIN_S if asked.deadline_s is None else asked.deadline_s)
+        deadline_s = now_s + (DEADLINE_S if asked.deadline_s is None else asked.deadline_s)
         hold_s = HELD_FOR_S if asked.hold_s is None else asked.hold_s
         hold = governor.holds.take(size, deadline_s + hold_s, budget=before.budget)
         self._context.ticks.soon()

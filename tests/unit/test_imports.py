@@ -38,8 +38,9 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "protocol": ". fields objects payloads verbs requests",
     "mqtt": """
         . announced dead_band limits turns answers outbox topics commands inbox packets home_assistant
-        publisher request_reader window guesses connecting connection connection_log sender bridge
+        publisher request_reader window guesses connecting connection link replies connection_log sender bridge
     """,
+    "fleet": "",
     "client": "",
     "api": "",
     "__init__": "",
@@ -57,7 +58,10 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         . demo demo.picture demo.workload require kernel process serial waiting broker image
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
-    "cli": "arguments broker program sockets vms . agent check_config demo forget simulate status set watch",
+    "cli": """
+        answer_lines arguments broker program sockets vms . agent check_config ctl demo forget simulate status
+        set watch
+    """,
     "__main__": "",
 }
 NEVER = {

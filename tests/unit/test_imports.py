@@ -35,6 +35,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         registry
     """,
     "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
+    "doctor": ". facts findings vm_rules host_rules report vm host",
     "protocol": ". objects payloads verbs requests",
     "mqtt": """
         . announced dead_band limits turns answers outbox topics commands inbox packets publisher
@@ -47,7 +48,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "agent": """
         . back_off boot run event_loop usable feed holds state_file store systemd wheel usual_poll vm_session
         context host_monitor limits spec vm_polls vm actuator names registry arrival connector supervisor
-        governor service stop subscription control app
+        governor examination service stop subscription control app
     """,
     "sim": """
         . kernels qemu qemu.dialect qemu.faults qemu.stream guest qemu.machine trace figures qemu.messages
@@ -57,7 +58,9 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         . demo demo.picture demo.workload require kernel process serial waiting broker image
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
-    "cli": "arguments broker program sockets vms . agent check_config demo forget simulate status set watch",
+    "cli": """
+        arguments broker program sockets vms . agent check_config demo doctor forget simulate status set watch
+    """,
     "__main__": "",
 }
 NEVER = {

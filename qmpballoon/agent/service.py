@@ -10,6 +10,7 @@ from typing import Final, assert_never
 
 from qmpballoon.agent.actuator import Actuator
 from qmpballoon.agent.context import Context
+from qmpballoon.agent.examination import examined_host, examined_vm
 from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.limits import checked_target
 from qmpballoon.agent.registry import Registry
@@ -21,7 +22,9 @@ from qmpballoon.protocol.requests import Request
 from qmpballoon.protocol.verbs import (
     DEADLINE_S,
     TAKE_BACK,
+    Doctor,
     Get,
+    HostDoctor,
     List,
     Reclaim,
     Release,
@@ -85,6 +88,10 @@ class Service:
             case Get():
                 status = await self._vm(request).refreshed(timeout_s=FRESH_WITHIN_S)
                 return vm_object(status, self._host, time.monotonic(), utc_now())
+            case Doctor():
+                return await examined_vm(self._vm(request), self._context.clock())
+            case HostDoctor():
+                return await examined_host(self._context, self._registry, self._governor)
             case _:
                 assert_never(asked)
 

@@ -124,6 +124,11 @@ class ManagedVm:
                 await self._polls.session.rearm()
 
     @property
+    def session(self) -> Session | None:
+        """Its session with QEMU; None while no session serves it."""
+        return self._polls.session.session if self._polls is not None and self.connection == "up" else None
+
+    @property
     def has_left(self) -> bool:
         """Tell whether its QEMU was the source of a migration that is finished."""
         return self.run.seen is not None and self.run.seen.run_state == "postmigrate"

@@ -57,6 +57,7 @@ _VERBS: Final = {
     "status": "Show the size of each VM and the statistics of its guest.",
     "set": "Set the balloon target of a VM.",
     "watch": "Stream the events and figures of VMs until interrupted.",
+    "doctor": "Tell what each VM's balloon can and cannot do, and what mends it.",
     "ctl": "Ask VMs or hosts over MQTT, and print their agents' answers.",
     "forget": "Clear what a host or VM that is gone has left on the broker.",
     "simulate": "Run policies on workload traces in the simulator: figures, reasons, a drawing.",

@@ -118,6 +118,20 @@ class Get(_Verb):
 
 
 @dataclass(frozen=True, slots=True)
+class Doctor(_Verb):
+    """Return what the VM's balloon can and cannot do, as findings."""
+
+    VERB = "doctor"
+
+
+@dataclass(frozen=True, slots=True)
+class HostDoctor(_Verb):
+    """Return the findings about the host."""
+
+    VERB = "doctor"
+
+
+@dataclass(frozen=True, slots=True)
 class List(_Verb):
     """Return a short entry for each VM."""
 
@@ -159,8 +173,8 @@ class Reload(_Verb):
     VERB = "reload"
 
 
-OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get
-OfHost: TypeAlias = List | Reclaim | Release | SetPolicy | Reload
+OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get | Doctor
+OfHost: TypeAlias = List | Reclaim | Release | SetPolicy | Reload | HostDoctor
 Asked: TypeAlias = OfVm | OfHost
 
 VERBS: Final[Mapping[Scope, Mapping[str, type[Asked]]]] = MappingProxyType(

@@ -27,6 +27,7 @@ _CONTAINERS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
 
 DEFLATE_ON_OOM: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"  # features, by QEMU's names
 STATS_QUEUE: Final = "VIRTIO_BALLOON_F_STATS_VQ"
+FREE_PAGE_REPORTING: Final = "VIRTIO_BALLOON_F_REPORTING"
 
 INTERVAL: Final = "guest-stats-polling-interval"
 _LEAST_MEMORY: Final = MIB

@@ -142,6 +142,11 @@ class Session(QMPClient):
         """Tell whether it ended because QEMU sent too much, or too large messages."""
         return self._intake.exceeded
 
+    @property
+    def is_pretty(self) -> bool:
+        """Tell whether QEMU spreads each message over many lines: ``pretty=on``."""
+        return self._intake.is_pretty
+
     @cached_property
     def version(self) -> str:
         """QEMU's version as three numbers, ``?`` where the greeting has none; asked for once greeted."""

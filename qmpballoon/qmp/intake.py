@@ -92,6 +92,11 @@ class Intake:
         return self._splitter.rest
 
     @property
+    def is_pretty(self) -> bool:
+        """Tell whether messages came over many lines, as from a monitor with ``pretty=on``."""
+        return self._splitter.has_spread
+
+    @property
     def is_over(self) -> bool:
         """Tell whether the session is over its share: messages wait."""
         return self.share.over_for_s > 0

@@ -30,7 +30,7 @@ from qmpballoon.errors import (
 )
 from qmpballoon.model.records import VmState
 
-VERBS = ("agent", "status", "set", "watch", "ctl", "forget", "simulate", "check-config", "demo")
+VERBS = ("agent", "status", "set", "watch", "doctor", "ctl", "forget", "simulate", "check-config", "demo")
 HEAVY = ("aiomqtt", "paho", "uvloop", "msgpack", "shtab", "qmpballoon.lab", "qmpballoon.agent.app")
 
 

@@ -6,6 +6,7 @@ import argparse
 import math
 from typing import Final
 
+from qmpballoon.condition import Condition, InvalidCondition, parse_condition
 from qmpballoon.errors import InvalidSize, OutOfRange
 from qmpballoon.units import Amount, parse_amount
 
@@ -31,3 +32,13 @@ def size(text: str) -> Amount:
         raise argparse.ArgumentTypeError(str(error)) from None
     except OutOfRange as error:
         raise argparse.ArgumentTypeError(f"out of range: {error}") from None
+
+
+def condition(text: str) -> Condition:
+    """Read a condition of ``wait``."""
+    try:
+        return parse_condition(text)
+    except OutOfRange as error:
+        raise argparse.ArgumentTypeError(f"out of range: {error}") from None
+    except (InvalidCondition, InvalidSize) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

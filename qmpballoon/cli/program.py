@@ -55,6 +55,7 @@ _VERBS: Final = {
     "status": "Show the size of each VM and the statistics of its guest.",
     "set": "Set the balloon target of a VM.",
     "watch": "Stream the events and figures of VMs until interrupted.",
+    "wait": "Wait until a VM is ready, at its target, or a figure of it has some size.",
     "forget": "Clear what a host or VM that is gone has left on the broker.",
     "simulate": "Run policies on workload traces in the simulator: figures, reasons, a drawing.",
     "check-config": "Check a configuration file, or show what it puts in force.",

@@ -24,6 +24,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "units": "",
     "not_reached": "",
     "readers": "",
+    "condition": "",
     "procfs": "",
     "cgroups": "",
     "terminal": "",
@@ -57,7 +58,9 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         . demo demo.picture demo.workload require kernel process serial waiting broker image
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
-    "cli": "arguments broker program sockets vms . agent check_config demo forget simulate status set watch",
+    "cli": """
+        arguments broker program sockets vms . agent check_config demo forget simulate status set wait watch
+    """,
     "__main__": "",
 }
 NEVER = {

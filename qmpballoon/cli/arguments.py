@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from typing import Final
 
 from qmpballoon.condition import Condition, InvalidCondition, parse_condition
@@ -42,3 +43,14 @@ def condition(text: str) -> Condition:
         raise argparse.ArgumentTypeError(f"out of range: {error}") from None
     except (InvalidCondition, InvalidSize) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def count(most: int) -> Callable[[str], int]:
+    """Return a reader of a whole number from 1 to ``most``."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text[:64]!r} is no number from 1 to {most}")
+        return int(text)
+
+    return read

@@ -7,13 +7,14 @@ where a key is missing, and treat 0 as a measured value.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from os.path import basename
 from typing import Final
 
 from qmpballoon.errors import QmpBalloonError
 from qmpballoon.model.records import STATISTICS, Event, HostStatus, Sample, VmStatus, rfc3339
+from qmpballoon.policy.decided import Decided, Figures
 
 SCHEMA: Final = 1
 _NO_GUEST: Final = (*((name, None) for name in STATISTICS), ("age_s", None))
@@ -70,6 +71,36 @@ def vm_object(record: VmStatus, host: str, now_s: float, ts: datetime) -> dict[s
         "pid": None if offline else record.pid,
         "socket": basename(record.socket),
         "qemu": record.qemu,
+    }
+
+
+def why_object(
+    record: VmStatus, figures: Figures, decided: Iterable[Decided], ts: datetime
+) -> dict[str, object]:
+    """Return why the VM is as it is: the reason in force, its figures now, and decisions, the newest last."""
+    return {
+        "schema": SCHEMA,
+        "ts": rfc3339(ts),
+        "vm": record.id,
+        "name": record.name,
+        "mode": record.mode,
+        "policy": record.policy,
+        "health": record.health,
+        "why": record.why,
+        "why_since": None if record.why_since is None else rfc3339(record.why_since),
+        "target": record.target,
+        "figures": asdict(figures),
+        "decisions": [
+            {
+                "ts": rfc3339(datetime.fromtimestamp(each.at, UTC)),
+                "why": each.why,
+                "outcome": each.outcome,
+                "policy": each.policy,
+                "to": each.target,
+                "figures": asdict(each.figures),
+            }
+            for each in decided
+        ],
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
 from qmpballoon.errors import RequestRefused
 from qmpballoon.model.records import MODES, POLICIES
+from qmpballoon.policy.decided import MOST_KEPT
 from qmpballoon.protocol.payloads import Content
 from qmpballoon.readers import (
     Path,
@@ -115,6 +116,14 @@ class Get(_Verb):
 
 
 @dataclass(frozen=True, slots=True)
+class Why(_Verb):
+    """Return the last decisions about the VM, with the figures from which each was made."""
+
+    VERB = "why"
+    last: int | None = _optional(whole(1, MOST_KEPT), bare=True)
+
+
+@dataclass(frozen=True, slots=True)
 class List(_Verb):
     """Return a short entry for each VM."""
 
@@ -156,7 +165,7 @@ class Reload(_Verb):
     VERB = "reload"
 
 
-OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get
+OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get | Why
 OfHost: TypeAlias = List | Reclaim | Release | SetPolicy | Reload
 Asked: TypeAlias = OfVm | OfHost
 

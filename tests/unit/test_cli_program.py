@@ -28,7 +28,7 @@ from qmpballoon.errors import (
 )
 from qmpballoon.model.records import VmState
 
-VERBS = ("agent", "status", "set", "watch", "wait", "forget", "simulate", "check-config", "demo")
+VERBS = ("agent", "status", "set", "watch", "wait", "why", "forget", "simulate", "check-config", "demo")
 HEAVY = ("aiomqtt", "paho", "uvloop", "msgpack", "shtab", "qmpballoon.lab", "qmpballoon.agent.app")
 
 

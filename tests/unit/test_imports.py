@@ -31,9 +31,9 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "screen": "",
     "config": "toml_lines values tree cross_checks environment matching reader printed .",
     "policy": """
-        . ports reasons in_force sharing snapshot claims estimate cooperation guests ports.fixed ports.mom
-        ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare guard host_level
-        registry
+        . ports reasons sentences in_force sharing snapshot claims estimate cooperation guests ports.fixed
+        ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
+        guard host_level registry
     """,
     "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
     "protocol": ". objects payloads verbs requests",
@@ -60,6 +60,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "cli": """
         arguments broker program sockets vms . agent check_config demo forget simulate status set wait watch
+        why
     """,
     "__main__": "",
 }

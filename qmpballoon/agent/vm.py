@@ -26,6 +26,7 @@ from qmpballoon.model.facts import Connection, VmFacts, status_of
 from qmpballoon.model.health import BOOT_S, health_of
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, Life, Limits, VmStatus, utc_now
+from qmpballoon.policy.decided import History
 from qmpballoon.policy.guests import guest_of
 from qmpballoon.policy.in_force import Reason, given, of_mode
 from qmpballoon.policy.schedule import VmSchedule
@@ -73,6 +74,7 @@ class ManagedVm:
         self.name = name
         self.path = path
         self.spec = VmSpec(vm, settings, context)
+        self.history = History()  # of what was decided about it
         self.retired = False  # it was dropped, or the agent stops: nothing more is published
         self._changed: asyncio.Event | None = None  # set, and forgotten, whenever the facts may have changed
         self._context = context

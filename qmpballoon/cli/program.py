@@ -59,6 +59,8 @@ _VERBS: Final = {
     "watch": "Stream the events and figures of VMs until interrupted.",
     "doctor": "Tell what each VM's balloon can and cannot do, and what mends it.",
     "ctl": "Ask VMs or hosts over MQTT, and print their agents' answers.",
+    "wait": "Wait until a VM is ready, at its target, or a figure of it has some size.",
+    "why": "Explain the last decisions about a VM, with the figures of each.",
     "forget": "Clear what a host or VM that is gone has left on the broker.",
     "simulate": "Run policies on workload traces in the simulator: figures, reasons, a drawing.",
     "check-config": "Check a configuration file, or show what it puts in force.",

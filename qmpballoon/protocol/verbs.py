@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, get_
 
 from qmpballoon.errors import RequestRefused
 from qmpballoon.model.records import MODES, POLICIES
+from qmpballoon.policy.decided import MOST_KEPT
 from qmpballoon.readers import (
     Path,
     Reader,
@@ -132,6 +133,14 @@ class HostDoctor(_Verb):
 
 
 @dataclass(frozen=True, slots=True)
+class Why(_Verb):
+    """Return the last decisions about the VM, with the figures from which each was made."""
+
+    VERB = "why"
+    last: int | None = _optional(whole(1, MOST_KEPT), bare=True)
+
+
+@dataclass(frozen=True, slots=True)
 class List(_Verb):
     """Return a short entry for each VM."""
 
@@ -173,7 +182,7 @@ class Reload(_Verb):
     VERB = "reload"
 
 
-OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get | Doctor
+OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get | Doctor | Why
 OfHost: TypeAlias = List | Reclaim | Release | SetPolicy | Reload | HostDoctor
 Asked: TypeAlias = OfVm | OfHost
 

@@ -24,15 +24,16 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "units": "",
     "not_reached": "",
     "readers": "",
+    "condition": "",
     "procfs": "",
     "cgroups": "",
     "terminal": "",
     "screen": "",
     "config": "toml_lines values tree cross_checks environment matching reader printed .",
     "policy": """
-        . ports reasons in_force sharing snapshot claims estimate cooperation guests ports.fixed ports.mom
-        ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare guard host_level
-        registry
+        . ports reasons sentences in_force sharing snapshot claims estimate cooperation guests ports.fixed
+        ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
+        guard host_level registry
     """,
     "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
     "doctor": ". facts findings vm_rules host_rules report vm host",
@@ -62,7 +63,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "cli": """
         answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor forget simulate
-        status set watch
+        status set wait watch why
     """,
     "__main__": "",
 }

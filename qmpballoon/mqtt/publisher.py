@@ -123,10 +123,10 @@ class Publisher:
             return
         self._published_vms.pop(vm, None)
         self._slots.pop(("vm", vm), None)
+        if self._home_assistant is not None:
+            self._bridge.clear(self._home_assistant.topic(vm))  # first: it would read an empty state
         self._bridge.clear(self._bridge.topics.availability(vm))
         self._bridge.clear(self._bridge.topics.state(vm))
-        if self._home_assistant is not None:
-            self._bridge.clear(self._home_assistant.topic(vm))
         self._schedule(_VMS, changed=True)
 
     def host_changed(self, record: HostStatus) -> None:

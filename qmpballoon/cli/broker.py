@@ -54,8 +54,10 @@ def add_broker_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def broker_access(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> BrokerAccess:
-    """Return the client that the options describe.
+def broker_access(
+    arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ, *, fleet: bool = False
+) -> BrokerAccess:
+    """Return the client that the options describe; ``fleet``: it follows the fleet.
 
     Raises:
         ConfigurationError: no broker is named, or the file or an option is invalid.
@@ -86,5 +88,7 @@ def broker_access(arguments: argparse.Namespace, environment: Mapping[str, str] 
         cert_file=mqtt.cert_file,
         key_file=mqtt.key_file,
         timeout_s=arguments.timeout,
+        base_topic=mqtt.base_topic,
+        fleet=fleet,
     )
     return BrokerAccess(client, mqtt.base_topic, mqtt.discovery_prefix)

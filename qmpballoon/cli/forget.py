@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Mapping
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qmpballoon import terminal
 from qmpballoon.cli.broker import ABOUT, BrokerAccess, add_broker_arguments, broker_access
 from qmpballoon.cli.program import DONE, FAILED
 from qmpballoon.errors import RequestRefused
 from qmpballoon.model.names import safe_name
-from qmpballoon.model.records import utc_now
 
 if TYPE_CHECKING:
     from qmpballoon.mqtt.topics import Topics
@@ -35,7 +33,6 @@ agent counts as online while its status says so and its host object is not older
 
 _MOST_PASSES: Final = 5
 _MOST_NAMED: Final = 8
-_HEARTBEATS: Final = 3  # a clustered broker may never send a will
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,23 +52,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return the exit code."""
     access = broker_access(arguments)
     return asyncio.run(_forget(access, *arguments.name, force=arguments.force, as_json=arguments.json))
-
-
-def is_online(status: bytes | None, host: bytes | None, now: datetime) -> bool:
-    """Tell whether an agent runs, by its retained status and host object.
-
-    A host object that cannot be read has no age.
-    """
-    from qmpballoon.protocol.payloads import decode_request  # imports msgpack: not for --help
-
-    if status != b"online":
-        return False
-    try:
-        document: Mapping[str, Any] = decode_request(host or b"").arguments or {}
-        age_s = (now - datetime.fromisoformat(document["ts"])).total_seconds()
-        return bool(age_s <= _HEARTBEATS * document["heartbeat_s"])
-    except (RequestRefused, ValueError, TypeError, KeyError):
-        return True
 
 
 def devices_of(topics: Topics, vm: str | None, found: Mapping[str, bytes]) -> set[str]:
@@ -102,7 +82,7 @@ async def _forget(access: BrokerAccess, host: str, vm: str | None, *, force: boo
     refused: dict[str, str] = {}
     async with access.client as client:
         heard = found = await client.retained(statuses, topics.host_object, tree, topics.devices)
-        online = is_online(heard.get(topics.status), heard.get(topics.host_object), utc_now())
+        online = _is_online(topics, heard)
         if online and not force:
             raise RequestRefused(
                 "not-allowed",
@@ -137,6 +117,16 @@ async def _forget(access: BrokerAccess, host: str, vm: str | None, *, force: boo
         )
         return FAILED
     return DONE
+
+
+def _is_online(topics: Topics, heard: Mapping[str, bytes]) -> bool:
+    from qmpballoon.fleet import Fleet
+    from qmpballoon.mqtt.topics import FleetTopics
+
+    fleet = Fleet(FleetTopics(topics.base))
+    for topic in (topics.status, topics.host_object):
+        fleet.take(topic, heard.get(topic, b""), retained=True)
+    return topics.host in fleet.hosts and fleet.hosts[topics.host].online
 
 
 def _topics_of(topics: Topics, vm: str | None, found: Mapping[str, bytes]) -> list[str]:

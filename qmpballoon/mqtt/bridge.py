@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import aiomqtt
@@ -391,7 +391,9 @@ class Bridge:
     def _confirmed(self, publication: Publication, code: int) -> None:
         answer = publication.answer
         if code >= REFUSED:
-            if answer is None or publication.topic.startswith(f"{self.topics.root}/"):
+            if answer is not None and publication.topic == answer.topic != answer.own_topic:
+                self._outbox.answer(replace(answer, topic=answer.own_topic))
+            elif answer is None or publication.topic.startswith(f"{self.topics.root}/"):
                 self._log.publish_refused(publication.topic, code)
         elif answer is not None:
             if code == NO_MATCHING_SUBSCRIBERS and answer.asked_at_s < (self._connected_at_s or 0.0):

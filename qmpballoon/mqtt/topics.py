@@ -117,6 +117,10 @@ class Topics:
         """Return the topic of a VM's events, or of the host's where ``vm`` is None."""
         return f"{self.root}/event" if vm is None else f"{self._vm_prefix}{vm}/event"
 
+    def request(self, vm: str | None, verb: str) -> str:
+        """Return the topic of a request of a VM, or of the host where ``vm`` is None."""
+        return f"{self._host_requests}{verb}" if vm is None else f"{self._vm_prefix}{vm}/request/{verb}"
+
     def tree(self, vm: str | None = None) -> str:
         """Return the filter of all topics of a VM, or of the host with its VMs."""
         return f"{self.root}/#" if vm is None else f"{self._vm_prefix}{vm}/#"
@@ -174,6 +178,58 @@ class Topics:
             and not any(is_below(topic, tree) for tree in (self.base, self._discovery_prefix, *_FOREIGN))
             and any(topic_matches_sub(one, topic) for one in self._response_topics)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What an agent publishes on a topic; ``vm`` None: about the host.
+
+    ``what`` is ``status``, ``host``, ``availability``, ``state`` or ``event``.
+    """
+
+    host: str
+    vm: str | None
+    what: str
+
+
+class FleetTopics:
+    """The topics of all agents below one base, as a reader sees them.
+
+    Raises:
+        ValueError: nothing can be published under ``base``.
+    """
+
+    def __init__(self, base: str) -> None:
+        Topics(base, "any")
+        self.base: Final = base
+        self.filters: Final = (
+            f"{base}/+/status",
+            f"{base}/+/host",
+            f"{base}/+/event",
+            f"{base}/+/vm/+/availability",
+            f"{base}/+/vm/+/state",
+            f"{base}/+/vm/+/event",
+        )
+
+    def parse(self, topic: str) -> Published | None:
+        """Return what is published on a topic, None if it is none of `filters`."""
+        if not topic.startswith(f"{self.base}/"):
+            return None
+        match topic[len(self.base) + 1 :].split("/"):
+            case [host, "status" | "host" | "event" as what]:
+                return Published(host, None, what)
+            case [host, "vm", vm, "availability" | "state" | "event" as what]:
+                return Published(host, vm, what)
+        return None
+
+    def responses(self, host: str, vm: str | None, verb: str) -> str:
+        """Return the filter of the answers to a verb: those of the host, or of all its VMs."""
+        place = f"{self.base}/{host}" if vm is None else f"{self.base}/{host}/vm/+"
+        return f"{place}/response/{verb}"
+
+    def replies(self, client_id: str) -> str:
+        """Return the MQTT 5 response topic of a client: beside the base, where no agent acts on messages."""
+        return f"{self.base}-replies/{client_id}"
 
 
 def is_below(topic: str, tree: str) -> bool:

@@ -68,6 +68,7 @@ class Unreachable(QmpBalloonError, OSError):
     """The monitor's socket does not exist, no process listens on it, or access is denied."""
 
     code = "offline"
+    stopped_pid: int | None = None  # of a QEMU that is stopped by a signal, and so does not answer
 
 
 class MonitorBusy(QmpBalloonError):

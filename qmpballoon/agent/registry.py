@@ -153,6 +153,8 @@ class Registry:
         new = self._add(free, name, claim)
         if vm is None:
             feed.vm_event(free, Event("added", utc_now(), {"name": name, "socket": Path(path).name}))
+        else:
+            new.history = vm.history
         return new
 
     def _may_stay(self, vm: ManagedVm, base: str, claim: Claim) -> bool:

@@ -10,18 +10,21 @@ from typing import Final, assert_never
 
 from qmpballoon.agent.actuator import Actuator
 from qmpballoon.agent.context import Context
+from qmpballoon.agent.examination import examined_host, examined_vm
 from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.limits import checked_target
 from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpBalloonError, RequestRefused
 from qmpballoon.model.records import VmStatus, utc_now
-from qmpballoon.protocol.objects import vm_object
+from qmpballoon.protocol.objects import vm_object, why_object
 from qmpballoon.protocol.requests import Request
 from qmpballoon.protocol.verbs import (
     DEADLINE_S,
     TAKE_BACK,
+    Doctor,
     Get,
+    HostDoctor,
     List,
     Reclaim,
     Release,
@@ -30,11 +33,13 @@ from qmpballoon.protocol.verbs import (
     SetMode,
     SetPolicy,
     SetTarget,
+    Why,
     arguments_of,
 )
 from qmpballoon.units import Amount, parse_size, round_up_to_page
 
 HELD_FOR_S: Final = 300.0
+LAST_DECISIONS: Final = 10
 FRESH_WITHIN_S: Final = 0.05  # unchanged figures are told from old ones only at QEMU's next whole second
 
 
@@ -85,6 +90,12 @@ class Service:
             case Get():
                 status = await self._vm(request).refreshed(timeout_s=FRESH_WITHIN_S)
                 return vm_object(status, self._host, time.monotonic(), utc_now())
+            case Doctor():
+                return await examined_vm(self._vm(request), self._context.clock())
+            case HostDoctor():
+                return await examined_host(self._context, self._registry, self._governor)
+            case Why():
+                return self._why(self._vm(request), asked)
             case _:
                 assert_never(asked)
 
@@ -111,7 +122,8 @@ class Service:
         undo = vm.spec.take_by_hand()
         vm.touch()
         try:
-            serial = await self._actuator.send(vm, target, why="manual")
+            figures = self._governor.figures(vm)
+            serial = await self._actuator.send(vm, target, why="manual", figures=figures)
         except (QmpBalloonError, asyncio.CancelledError):
             undo()  # a request that is answered with an error must have no later effect
             vm.touch()
@@ -154,6 +166,10 @@ class Service:
         await self._context.store.saved()
         limits = vm.limits
         return {"floor": limits.floor, "ceiling": limits.ceiling, "shares": limits.shares}
+
+    def _why(self, vm: ManagedVm, asked: Why) -> Mapping[str, object]:
+        decided = vm.history.last(LAST_DECISIONS if asked.last is None else asked.last)
+        return why_object(vm.status, self._governor.figures(vm), decided, utc_now())
 
     async def _set_policy(self, asked: SetPolicy) -> Mapping[str, object]:
         self._governor.choose(asked.name, asked.mode)

@@ -24,10 +24,11 @@ override the file.
 
 @dataclass(frozen=True, slots=True)
 class BrokerAccess:
-    """A client that is not connected yet, and the start of all topics."""
+    """A client that is not connected yet, the start of all topics, and that of Home Assistant's."""
 
     client: Client
     base_topic: str
+    discovery_prefix: str
 
 
 def add_broker_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +73,7 @@ def broker_access(
         password_file=arguments.password_file,
         ca_file=arguments.ca_file,
         base_topic=arguments.base_topic,
+        discovery_prefix=getattr(arguments, "discovery_prefix", None),
     )
     mqtt = configuration.mqtt
     if not mqtt.enabled:
@@ -89,4 +91,4 @@ def broker_access(
         base_topic=mqtt.base_topic,
         fleet=fleet,
     )
-    return BrokerAccess(client, mqtt.base_topic)
+    return BrokerAccess(client, mqtt.base_topic, mqtt.discovery_prefix)

@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="even if the host's agent is online")
     parser.add_argument("--json", action="store_true", help='print {"host", "vm", "online", "cleared"}')
     add_broker_arguments(parser)
+    parser.add_argument(
+        "--discovery-prefix",
+        metavar="TOPIC",
+        help="where the devices of Home Assistant are (default: homeassistant)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,13 +59,11 @@ def devices_of(topics: Topics, vm: str | None, found: Mapping[str, bytes]) -> se
 
     Names of hosts and VMs may have underscores, so an id alone may be that of another host.
     """
-    from qmpballoon.mqtt.topics import device_id
-
-    device = f"qmpballoon_{topics.host}" + ("" if vm is None else f"_{vm}")
+    device = topics.device_id(vm)
     base = f"{topics.base}/".encode()
     chosen: set[str] = set()
     for topic, payload in found.items():
-        name = device_id(topic)
+        name = topics.device_of(topic)
         if name is None:
             continue
         is_named = name == device or (vm is None and name.startswith(f"{device}_"))
@@ -71,14 +74,14 @@ def devices_of(topics: Topics, vm: str | None, found: Mapping[str, bytes]) -> se
 
 
 async def _forget(access: BrokerAccess, host: str, vm: str | None, *, force: bool, as_json: bool) -> int:
-    from qmpballoon.mqtt.topics import DEVICES, Topics  # imports MQTT: not for --help
+    from qmpballoon.mqtt.topics import Topics  # imports MQTT: not for --help
 
-    topics = Topics(access.base_topic, host)
+    topics = Topics(access.base_topic, host, discovery_prefix=access.discovery_prefix)
     tree, statuses = topics.tree(vm), f"{topics.base}/+/status"
     cleared: dict[str, None] = {}
     refused: dict[str, str] = {}
     async with access.client as client:
-        heard = found = await client.retained(statuses, topics.host_object, tree, DEVICES)
+        heard = found = await client.retained(statuses, topics.host_object, tree, topics.devices)
         online = _is_online(topics, heard)
         if online and not force:
             raise RequestRefused(
@@ -91,7 +94,7 @@ async def _forget(access: BrokerAccess, host: str, vm: str | None, *, force: boo
                 break
             refused |= await client.clear(left)
             cleared |= dict.fromkeys(left)
-            found = await client.retained(tree, DEVICES)
+            found = await client.retained(tree, topics.devices)
             if online:
                 break
     stays = [] if online else [topic for topic in _topics_of(topics, vm, found) if topic in cleared]

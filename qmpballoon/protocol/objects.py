@@ -7,8 +7,8 @@ where a key is missing, and treat 0 as a measured value.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from os.path import basename
 from typing import Final
 
@@ -23,6 +23,7 @@ from qmpballoon.model.records import (
     VmStatus,
     rfc3339,
 )
+from qmpballoon.policy.decided import Decided, Figures
 
 SCHEMA: Final = 1
 _LARGEST_AGE_S: Final = 1e12
@@ -102,6 +103,36 @@ def state_of(vm: Mapping[str, object]) -> VmState | None:
         guest=stats,
         held=held if isinstance(held, int) else None,
     )
+
+
+def why_object(
+    record: VmStatus, figures: Figures, decided: Iterable[Decided], ts: datetime
+) -> dict[str, object]:
+    """Return why the VM is as it is: the reason in force, its figures now, and decisions, the newest last."""
+    return {
+        "schema": SCHEMA,
+        "ts": rfc3339(ts),
+        "vm": record.id,
+        "name": record.name,
+        "mode": record.mode,
+        "policy": record.policy,
+        "health": record.health,
+        "why": record.why,
+        "why_since": None if record.why_since is None else rfc3339(record.why_since),
+        "target": record.target,
+        "figures": asdict(figures),
+        "decisions": [
+            {
+                "ts": rfc3339(datetime.fromtimestamp(each.at, UTC)),
+                "why": each.why,
+                "outcome": each.outcome,
+                "policy": each.policy,
+                "to": each.target,
+                "figures": asdict(each.figures),
+            }
+            for each in decided
+        ],
+    }
 
 
 def vms_list(records: Iterable[VmStatus]) -> list[dict[str, object]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, get_
 
 from qmpballoon.errors import RequestRefused
 from qmpballoon.model.records import MODES, POLICIES
+from qmpballoon.policy.decided import MOST_KEPT
 from qmpballoon.readers import (
     Path,
     Reader,
@@ -118,6 +119,28 @@ class Get(_Verb):
 
 
 @dataclass(frozen=True, slots=True)
+class Doctor(_Verb):
+    """Return what the VM's balloon can and cannot do, as findings."""
+
+    VERB = "doctor"
+
+
+@dataclass(frozen=True, slots=True)
+class HostDoctor(_Verb):
+    """Return the findings about the host."""
+
+    VERB = "doctor"
+
+
+@dataclass(frozen=True, slots=True)
+class Why(_Verb):
+    """Return the last decisions about the VM, with the figures from which each was made."""
+
+    VERB = "why"
+    last: int | None = _optional(whole(1, MOST_KEPT), bare=True)
+
+
+@dataclass(frozen=True, slots=True)
 class List(_Verb):
     """Return a short entry for each VM."""
 
@@ -159,8 +182,8 @@ class Reload(_Verb):
     VERB = "reload"
 
 
-OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get
-OfHost: TypeAlias = List | Reclaim | Release | SetPolicy | Reload
+OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get | Doctor | Why
+OfHost: TypeAlias = List | Reclaim | Release | SetPolicy | Reload | HostDoctor
 Asked: TypeAlias = OfVm | OfHost
 
 VERBS: Final[Mapping[Scope, Mapping[str, type[Asked]]]] = MappingProxyType(

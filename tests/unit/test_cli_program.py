@@ -30,7 +30,10 @@ from qmpballoon.errors import (
 )
 from qmpballoon.model.records import VmState
 
-VERBS = ("agent", "status", "set", "watch", "ctl", "forget", "simulate", "check-config", "demo")
+VERBS = (
+    *("agent", "status", "set", "watch", "doctor", "wait", "why", "ctl", "forget", "simulate"),
+    *("check-config", "demo"),
+)
 HEAVY = ("aiomqtt", "paho", "uvloop", "msgpack", "shtab", "qmpballoon.lab", "qmpballoon.agent.app")
 
 

@@ -24,21 +24,24 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "units": "",
     "not_reached": "",
     "readers": "",
+    "condition": "",
     "procfs": "",
     "cgroups": "",
     "terminal": "",
     "screen": "",
     "config": "toml_lines values tree cross_checks environment matching reader printed .",
     "policy": """
-        . ports reasons in_force sharing snapshot claims estimate cooperation guests ports.fixed ports.mom
-        ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare guard host_level
-        registry
+        . ports reasons sentences in_force sharing snapshot claims estimate cooperation guests ports.fixed
+        ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
+        guard host_level registry
     """,
     "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
-    "protocol": ". objects payloads verbs requests",
+    "doctor": ". facts findings vm_rules host_rules report vm host",
+    "protocol": ". fields objects payloads verbs requests",
     "mqtt": """
-        . announced dead_band limits turns answers outbox topics commands inbox packets publisher
-        request_reader window guesses connecting connection link replies connection_log sender bridge
+        . announced dead_band limits turns answers outbox topics commands inbox packets home_assistant
+        publisher request_reader window guesses connecting connection link replies connection_log sender
+        bridge
     """,
     "fleet": "",
     "client": "",
@@ -48,7 +51,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "agent": """
         . back_off boot run event_loop usable feed holds state_file store systemd wheel usual_poll vm_session
         context host_monitor limits spec vm_polls vm actuator names registry arrival connector supervisor
-        governor service stop subscription control app
+        governor examination service stop subscription control app
     """,
     "sim": """
         . kernels qemu qemu.dialect qemu.faults qemu.stream guest qemu.machine trace figures qemu.messages
@@ -59,8 +62,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
     "cli": """
-        answer_lines arguments broker program sockets vms . agent check_config ctl demo forget simulate status
-        set watch
+        answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor forget simulate
+        status set wait watch why
     """,
     "__main__": "",
 }

@@ -49,7 +49,7 @@ async def examined_host(context: Context, registry: Registry, governor: Governor
     agent = AgentFigures(
         budget=host.budget,
         reserve=host.reserve or 0,
-        floors=sum(status.limits.floor or 0 for status in statuses if status.answers),
+        floors=sum(guest.floor for guest in governor.snapshot().guests),
         vms=len(statuses),
         descriptors_limit=descriptors.limit(),
         others=others,

@@ -206,7 +206,7 @@ async def examine_directly(path: str, *, timeout_s: float) -> ExaminedVm:
 
 def _print(vms: Sequence[Examined], host: Examination) -> None:
     width = min(_WIDEST, shutil.get_terminal_size().columns)
-    blocks = [(vm.examination.rank, vm.name, vm.chosen.path, vm.examination) for vm in vms]
+    blocks = [(vm.examination.rank, vm.name, _about(vm), vm.examination) for vm in vms]
     explained: set[str] = set()
     for _, name, about, examination in sorted(
         [*blocks, (host.rank, "this host", "", host)], key=lambda block: block[0]
@@ -218,3 +218,8 @@ def _print(vms: Sequence[Examined], host: Examination) -> None:
             count = sum(vm.chosen.agent == agent for vm in vms)
             print(terminal.coloured(f"{count} through {agent}", "dim"))
     sys.stdout.flush()
+
+
+def _about(vm: Examined) -> str:
+    qemu = vm.examination.qemu
+    return vm.chosen.path if qemu is None else f"{vm.chosen.path}, QEMU {qemu}"

@@ -32,6 +32,12 @@ class Backend:
     shared: bool | None = None
     preallocated: bool = False
     huge: bool | None = None  # its pages are of a hugetlbfs
+    is_on_tmpfs: bool = False  # it is a file there
+
+    @property
+    def is_copied(self) -> bool:
+        """Tell whether QEMU has a private copy of each page of a file that is in memory itself."""
+        return self.is_on_tmpfs and self.shared is False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ def _floors(host: ExaminedHost) -> str | None:
     if agent is None or agent.budget is None or agent.floors <= agent.budget:
         return None
     floors, budget = format_size(agent.floors), format_size(agent.budget)
-    return f"the floors of {agent.vms} VMs are {floors}, the budget {budget}"
+    return f"the floors of all VMs together are {floors}, the budget is {budget}"
 
 
 def _others(host: ExaminedHost) -> str | None:

@@ -130,29 +130,31 @@ async def _backends(session: Session, pid: int | None, proc: str) -> tuple[Backe
         )
         match kinds.get(name):
             case "memory-backend-memfd":
-                is_huge = await _property(session, f"/objects/{name}", "hugetlb")
-                backend = replace(backend, huge=is_huge if isinstance(is_huge, bool) else None)
+                told = await _property(session, f"/objects/{name}", "hugetlb")
+                backend = replace(backend, huge=told if isinstance(told, bool) else None)
             case "memory-backend-file":
                 path = await _property(session, f"/objects/{name}", "mem-path")
                 mounts = text_of(f"{proc}/{pid or 'self'}/mounts")
-                backend = replace(backend, huge=is_on_hugetlbfs(path, mounts))
+                kind = file_system_of(path, mounts)
+                is_huge = None if kind is None else kind == "hugetlbfs"
+                backend = replace(backend, huge=is_huge, is_on_tmpfs=kind == "tmpfs")
         found.append(backend)
     return tuple(found)
 
 
-def is_on_hugetlbfs(path: object, mounts: str) -> bool | None:
-    """Tell whether a path is on a file system of huge pages, by /proc/PID/mounts; None: it is not known."""
-    if not isinstance(path, str) or not path.startswith("/") or not mounts:
+def file_system_of(path: object, mounts: str) -> str | None:
+    """Return the type of the file system that a path is on, by /proc/PID/mounts; None: it is not known."""
+    if not isinstance(path, str) or not path.startswith("/"):
         return None
-    best, kind = -1, ""
+    longest, kind = 0, None
     for line in mounts.splitlines():
         fields = line.split(" ")
         if len(fields) < 3:
             continue
         place = fields[1].rstrip("/") + "/"
-        if f"{path}/".startswith(place) and len(place) >= best:  # a later mount hides an earlier one
-            best, kind = len(place), fields[2]
-    return kind == "hugetlbfs"
+        if f"{path}/".startswith(place) and len(place) >= longest:  # a later mount hides an earlier one
+            longest, kind = len(place), fields[2]
+    return kind
 
 
 async def _passed_through(session: Session) -> tuple[str, ...]:

@@ -103,6 +103,12 @@ def _shared(vm: ExaminedVm) -> str | None:
     return _listed((backend for backend in vm.backends if backend.shared), "is shared (share=on)")
 
 
+def _copied(vm: ExaminedVm) -> str | None:
+    return _listed(
+        (backend for backend in vm.backends if backend.is_copied), "is a private copy of a file in tmpfs"
+    )
+
+
 def _listed(backends: Iterable[Backend], what: str) -> str | None:
     """Return which parts of the memory are so, with their sizes; None without any."""
     names = ", ".join(f"{backend.id} ({format_size(backend.size)})" for backend in backends)
@@ -263,6 +269,13 @@ VM_RULES: Final[tuple[Rule[ExaminedVm], ...]] = (
         "A guest that runs out of memory kills a process, even while its balloon holds memory.",
         "a guest with Linux 3.19 or later; Windows and BSD drivers do not have this feature",
         _deflate_refused,
+    ),
+    Rule(
+        "private-file",
+        "warning",
+        "The host holds each page twice: in the file, which RSS does not count, and as QEMU's own copy.",
+        "`share=on`, or no `-mem-path` and `memory-backend-ram`",
+        _copied,
     ),
     Rule(
         "qemu-swapped",

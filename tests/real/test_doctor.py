@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from agent_process import AgentWatch, StartAgent, until
+from played_driver import DEFLATE_ON_OOM, FIGURE, REPORTING, STATISTICS, played_driver
 from recorded_commands import recorded_commands
 from test_huge_pages import POOL
 
@@ -69,6 +70,8 @@ async def tells_shared(qemu: LabGuest) -> bool:
         (GOOD, ("-object", f"memory-backend-ram,{MEMORY},prealloc=on"), ["preallocated"]),
         (GOOD, ("-object", f"memory-backend-memfd,{MEMORY},share=on"), ["shared-memory"]),
         (GOOD, ("-object", f"memory-backend-file,{MEMORY},share=on,mem-path=/dev/shm"), ["shared-memory"]),
+        (GOOD, ("-object", f"memory-backend-file,{MEMORY},mem-path=/dev/shm"), ["private-file"]),
+        (GOOD, ("-mem-path", "/dev/shm", "-mem-prealloc"), ["private-file", "preallocated"]),
     ],
 )
 async def test_each_trouble_of_a_qemu_is_found(
@@ -81,7 +84,7 @@ async def test_each_trouble_of_a_qemu_is_found(
     qemu = await lab.empty_qemu("web", memory=64 * MIB, balloon=balloon, arguments=arguments)
     found = await findings_of(capsys, qemu.socket)
     if not await tells_shared(qemu):
-        words = [word for word in words if word != "shared-memory"]
+        words = [word for word in words if word not in ("shared-memory", "private-file")]
     assert list(found) == [*words, "paused"]
     assert qemu.program.exit_status is None
 
@@ -213,6 +216,38 @@ async def test_a_sick_vm_delays_no_other(lab: Lab, capsys: Capture) -> None:
     assert [finding["word"] for vm in printed["vms"] for finding in vm["findings"]] == ["qemu-stopped"]
 
 
+# ---- drivers that a test plays ----
+
+ALL = STATISTICS | DEFLATE_ON_OOM | REPORTING
+
+
+@pytest.mark.parametrize(
+    ("features", "sample", "words"),
+    [
+        (ALL, b"\0", ["no-service"]),  # as Windows without its service
+        (ALL, None, ["no-statistics"]),
+        (DEFLATE_ON_OOM | REPORTING, None, ["no-statistics"]),
+        (STATISTICS | REPORTING, FIGURE, ["no-statistics", "deflate-on-oom-refused", "guest-swap-unseen"]),
+        (STATISTICS | DEFLATE_ON_OOM, FIGURE, ["no-statistics", "free-page-reporting-refused"]),
+    ],
+)
+async def test_each_trouble_of_a_driver_is_found(
+    lab: Lab, capsys: Capture, features: int, sample: bytes | None, words: list[str]
+) -> None:
+    async with played_driver(lab.directory) as driver:
+        await driver.load(features)
+        if sample is not None:
+            await driver.send_statistics(sample)
+        (vm,) = (await examined(capsys, str(driver.path)))["vms"]
+    found = [finding["word"] for finding in vm["findings"]]
+    if may_be_sent(DRIVER_STATUS, vm["qemu"]):
+        assert found == words
+    elif sample is None:  # then nothing tells that there is a driver
+        assert found == ["no-driver"]
+    else:
+        assert found == [word for word in words if not word.endswith(("-refused", "-unseen"))]
+
+
 # ---- through an agent ----
 
 
@@ -295,12 +330,12 @@ async def test_what_only_an_agent_knows_of_its_host_is_found(lab: Lab, start_age
         agent={"state_dir": str(lab.directory / "other"), "host": "edge-8"},
         discovery={"sockets": []},
     )
-    await agent.until_logged("vm-online")
+    await agent.until_logged("health vm=web")
     await agent.until_logged("socket-not-qmp")
     await other.until_logged("agent-started")
     await until(lambda: (other.directory / "other" / "agent.sock").exists(), what="the other agent listens")
     found = await host_words(agent.state_dir / "agent.sock")
-    assert found["floors-over-budget"] == "the floors of 1 VMs are 64 MiB, the budget 32 MiB"
+    assert found["floors-over-budget"] == "the floors of all VMs together are 64 MiB, the budget is 32 MiB"
     assert "may open 90 files" in found["few-descriptors"]
     assert str(lab.directory / "other" / "agent.sock") in found["several-agents"]
     assert found["socket-unidentified"].startswith(f"{lab.directory}/human.qmp: ")

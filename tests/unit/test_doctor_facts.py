@@ -17,7 +17,7 @@ from scripted_peer import Line, peer, session_with
 
 from qmpballoon.doctor.facts import Backend, ExaminedVm, Feature, Process, Swap
 from qmpballoon.doctor.host import examine_host, parse_arc_size, parse_swaps, read_clock
-from qmpballoon.doctor.vm import examine, holding_processes, is_on_hugetlbfs, processes_with
+from qmpballoon.doctor.vm import examine, file_system_of, holding_processes, processes_with
 from qmpballoon.doctor.vm_rules import vm_findings
 from qmpballoon.errors import ConnectionLost, NoBalloon
 from qmpballoon.qmp.balloon import Sampler, find_balloon
@@ -171,23 +171,23 @@ async def test_a_qemu_that_ends_meanwhile_is_a_lost_connection(sockets_dir: Path
 
 
 @pytest.mark.parametrize(
-    ("path", "is_huge"),
+    ("path", "kind"),
     [
-        ("/dev/hugepages", True),
-        ("/dev/hugepages/web", True),
-        ("/dev/hugepages2", False),
-        ("/mnt/over/web", False),  # hidden by a later mount
+        ("/dev/hugepages", "hugetlbfs"),
+        ("/dev/hugepages/web", "hugetlbfs"),
+        ("/dev/hugepages2", "ext4"),
+        ("/mnt/over/web", "tmpfs"),  # the later mount hides the earlier one
         ("relative", None),
         (None, None),
     ],
 )
-def test_a_path_is_on_huge_pages_by_its_mount(path: str | None, is_huge: bool | None) -> None:
+def test_the_file_system_of_a_path_is_that_of_its_mount(path: str | None, kind: str | None) -> None:
     mounts = (
         "/dev/sda / ext4 rw 0 0\nhugetlbfs /dev/hugepages hugetlbfs rw 0 0\n"
         "hugetlbfs /mnt/over hugetlbfs rw 0 0\ntmpfs /mnt/over tmpfs rw 0 0\nshort\n"
     )
-    assert is_on_hugetlbfs(path, mounts) is is_huge
-    assert is_on_hugetlbfs(path, "") is None
+    assert file_system_of(path, mounts) == kind
+    assert file_system_of(path, "") is None
 
 
 # ---- who holds a monitor ----

@@ -99,6 +99,7 @@ VM_EXAMPLES: list[tuple[str, ExaminedVm, str]] = [
     ("no-statistics", vm_with(**SILENT, has_statistics_queue=False), "did not take the statistics queue"),
     ("deflate-on-oom-off", vm_with(deflate_on_oom=Feature(False), swapped_out=1), "does not offer"),
     ("deflate-on-oom-refused", vm_with(deflate_on_oom=Feature(True, False), swapped_out=1), "did not take"),
+    ("private-file", of_memory(is_on_tmpfs=True), "memory pc.ram (256 MiB) is a private copy"),
     ("qemu-swapped", replace(VM, swapped=9 * MIB), "swapped out 9 MiB of QEMU"),
     ("free-page-reporting-off", vm_with(free_page_reporting=Feature(False)), "does not offer"),
     ("free-page-reporting-refused", vm_with(free_page_reporting=Feature(True, False)), "did not take"),
@@ -109,7 +110,7 @@ VM_EXAMPLES: list[tuple[str, ExaminedVm, str]] = [
     ("process-unseen", replace(VM, pid=None), "not visible here"),
 ]
 HOST_EXAMPLES: list[tuple[str, ExaminedHost, str]] = [
-    ("floors-over-budget", host_with(floors=GIB + 1), "the floors of 4 VMs are 1 GiB"),
+    ("floors-over-budget", host_with(floors=GIB + 1), "the floors of all VMs together are 1 GiB"),
     ("several-agents", host_with(others=("/run/b/agent.sock",)), "/run/b/agent.sock"),
     ("few-descriptors", host_with(descriptors_limit=100), "may open 100 files; 4 VMs may need 108"),
     ("socket-unidentified", host_with(unidentified=(("/a.qmp", "/a.qmp: no"), ("/b", "no"))), "and 1 more"),
@@ -163,6 +164,7 @@ def test_a_good_vm_and_a_good_host_have_none() -> None:
         replace(VM, swapped=8 * MIB - 1),
         replace(VM, size=2 * GIB),
         of_memory(shared=None, huge=None),
+        of_memory(shared=None, is_on_tmpfs=True),
     ],
 )
 def test_facts_that_are_good_or_not_known_make_no_finding(vm: ExaminedVm) -> None:

@@ -17,6 +17,7 @@ from scripted_peer import Line, peer, session_with
 
 from qmpballoon.doctor.facts import Backend, ExaminedVm, Feature, Process, Swap
 from qmpballoon.doctor.host import examine_host, parse_arc_size, parse_swaps, read_clock
+from qmpballoon.doctor.host_rules import host_findings
 from qmpballoon.doctor.vm import examine, file_system_of, holding_processes, processes_with
 from qmpballoon.doctor.vm_rules import vm_findings
 from qmpballoon.errors import ConnectionLost, NoBalloon
@@ -267,6 +268,30 @@ def test_a_host_that_tells_nothing_is_not_known(tmp_path: Path) -> None:
     host = examine_host(root=str(tmp_path))
     assert (host.mem_total, host.tmpfs, host.arc, host.merged, host.swaps) == (None, None, None, None, ())
     assert not host.has_psi
+
+
+GOOD_HOST = {"proc__meminfo": MEMINFO, "proc__pressure__memory": "some avg10=0.00\n"}
+
+
+@pytest.mark.parametrize(
+    ("word", "files"),
+    [
+        (None, {}),
+        ("arc-large", {"proc__spl__kstat__zfs__arcstats": "size 4 300000000\n"}),
+        ("tmpfs-large", {"proc__meminfo": MEMINFO.replace("307200", "512000")}),
+        ("psi-off", {"proc__pressure__memory": ""}),
+        ("host-swap", {"proc__swaps": "Filename\n/dev/sda2 partition 1024 0 -2\n"}),
+        ("host-zram", {"proc__swaps": "Filename\n/dev/zram0 partition 1024 0 100\n"}),
+        ("ksm-on", {"sys__kernel__mm__ksm__run": "1\n"}),
+        ("overcommitted", {"proc__meminfo": MEMINFO.replace("2097152", "1048570")}),
+    ],
+)
+def test_each_trouble_of_a_host_is_found_in_its_files(
+    tmp_path: Path, word: str | None, files: dict[str, str]
+) -> None:
+    root = files_under(tmp_path, **{**GOOD_HOST, **files})
+    host = examine_host(root=root, vms_size=GIB, shared_by_guests=250 * MIB, clock_is_synchronised=True)
+    assert [finding.word for finding in host_findings(host)] == ([] if word is None else [word])
 
 
 @pytest.mark.parametrize("run", ["0\n", "2\n", ""])

@@ -43,6 +43,7 @@ No balloon is moved; the statistics interval is left as it was found. docs/docto
 _AT_ONCE: Final = 32
 _FRESH_S: Final = 1.5  # statistics that do not change are seen as fresh only after the next whole second
 _WIDEST: Final = 100
+_NARROWEST: Final = 40
 _COLOURS: Final = {"error": "red", "warning": "yellow", "note": "dim", "name": "bold"}
 
 
@@ -205,7 +206,7 @@ async def examine_directly(path: str, *, timeout_s: float) -> ExaminedVm:
 
 
 def _print(vms: Sequence[Examined], host: Examination) -> None:
-    width = min(_WIDEST, shutil.get_terminal_size().columns)
+    width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
     blocks = [(vm.examination.rank, vm.name, _about(vm), vm.examination) for vm in vms]
     explained: set[str] = set()
     for _, name, about, examination in sorted(

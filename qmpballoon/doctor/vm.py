@@ -20,7 +20,8 @@ from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.monitor import holders_of
 
 _PERIPHERALS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
-_PINNING: Final = ("vfio-", "vhost-vdpa")  # beginnings of the types of devices that pin memory
+_PINNING: Final = ("vfio-", "vhost-vdpa")  # beginnings of the types of devices for which QEMU frees nothing
+_NOT_PINNING: Final = ("vfio-ap", "vfio-ccw")
 _MOST_LISTED: Final = 64  # devices and backends of one VM; a QEMU may claim any number
 
 
@@ -161,7 +162,7 @@ async def _passed_through(session: Session) -> tuple[str, ...]:
     found = []
     for place in _PERIPHERALS:
         for name, kind in (await _children(session, place)).items():
-            if kind.startswith(_PINNING):
+            if kind.startswith(_PINNING) and kind not in _NOT_PINNING:
                 found.append(f"{name} ({kind})")
     return tuple(found[:_MOST_LISTED])
 

@@ -202,7 +202,7 @@ VM_RULES: Final[tuple[Rule[ExaminedVm], ...]] = (
         "no-balloon",
         "error",
         "Without the device the guest's memory cannot be changed, and no statistics come.",
-        "`-device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on`",
+        "`-device virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on`",
         _no_balloon,
     ),
     Rule(
@@ -215,7 +215,7 @@ VM_RULES: Final[tuple[Rule[ExaminedVm], ...]] = (
     Rule(
         "vfio",
         "error",
-        "These devices pin all of the guest's memory: the balloon moves, and the host gets nothing back.",
+        "The device reaches all of the guest's memory: the balloon moves, and QEMU frees none of it.",
         'remove them from QEMU\'s command line; or leave this VM alone: `mode = "manual"`',
         _vfio,
     ),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from agent_process import AgentWatch, StartAgent, until
+from both_qemus import installed_version
 from played_driver import DEFLATE_ON_OOM, FIGURE, REPORTING, STATISTICS, played_driver
 from recorded_commands import recorded_commands
 from test_huge_pages import POOL
@@ -54,9 +55,7 @@ async def findings_of(capsys: Capture, socket: Path, *, code: int = 0) -> dict[s
 MEMORY = "id=ram0,size=64M"
 
 
-async def tells_shared(qemu: LabGuest) -> bool:
-    """Tell whether this version tells which memory is shared."""
-    return [int(part) for part in (await qemu.monitor.version()).split(".")] >= [6, 1]
+TELLS_SHARED = installed_version() >= (6, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ async def test_each_trouble_of_a_qemu_is_found(
         pytest.skip("only root may lock so much memory")
     qemu = await lab.empty_qemu("web", memory=64 * MIB, balloon=balloon, arguments=arguments)
     found = await findings_of(capsys, qemu.socket)
-    if not await tells_shared(qemu):
+    if not TELLS_SHARED:
         words = [word for word in words if word not in ("shared-memory", "private-file")]
     assert list(found) == [*words, "paused"]
     assert qemu.program.exit_status is None
@@ -104,6 +103,7 @@ async def test_huge_pages_are_found(lab: Lab, capsys: Capture) -> None:
     assert "64 MiB" in found["huge-pages"]["seen"]
 
 
+@pytest.mark.skipif(installed_version() < (6, 1, 0), reason="this QEMU reserves the memory at once")
 async def test_a_vm_larger_than_the_host_is_found(lab: Lab, capsys: Capture) -> None:
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     size = (host // MIB + 1024) // 128 * 128 * MIB
@@ -168,7 +168,7 @@ async def test_a_good_guest_has_no_findings_and_is_left_as_it_was(lab: Lab, caps
         "free_page_reporting": "on" if asked else "offered",
         "frees": True,
     }
-    assert len(vm["not_told"]) == (not asked) + (not await tells_shared(guest))
+    assert len(vm["not_told"]) == (not asked) + (not TELLS_SHARED)
     assert await guest.monitor.execute("qom-get", device) == 7
     assert await guest.monitor.actual() == before
 
@@ -274,9 +274,14 @@ async def test_an_agent_tells_the_same_over_mqtt_and_to_the_command_line(
     vms = {vm["name"]: vm for vm in printed["vms"]}
     assert vms["web"]["agent"] == vms["bare"]["agent"] == "edge-7"
     assert {key: vms["web"][key] for key in told} == told
-    assert printed["host"] == host
+    assert words_of(printed["host"]) == words_of(host)
     assert await command("doctor", control, "web") == 0
     assert "1 through the agent edge-7" in capsys.readouterr().out
+
+
+def words_of(told: dict[str, Any]) -> list[str]:
+    """Return the words of findings, without that of other agents that run on this machine."""
+    return [finding["word"] for finding in told["findings"] if finding["word"] != "several-agents"]
 
 
 async def interval_of(guest: LabGuest) -> object:

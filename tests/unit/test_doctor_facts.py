@@ -91,7 +91,7 @@ async def test_a_good_guest_has_everything(sockets_dir: Path) -> None:
         (replace(GUEST, free_page_reporting=False), machine(), "free-page-reporting-off"),
         (GUEST, machine(devices=(("gpu", "vfio-pci"),)), "vfio"),
         (GUEST, machine(devices=(("net", "vhost-vdpa-device-pci"),)), "vfio"),
-        (GUEST, machine(shared=True), "shared-memory"),
+        (GUEST, machine(devices=(("crypto", "vfio-ap"),), shared=True), "shared-memory"),
         (GUEST, machine(preallocated=True), "preallocated"),
         (GUEST, machine(stopped=True), "paused"),
     ],

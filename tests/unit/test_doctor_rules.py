@@ -265,6 +265,16 @@ def test_a_rule_that_sees_nothing_makes_no_finding() -> None:
     assert found(rules, 3, {"x": "y"}) == [Finding("b", "error", "seen 3", "B.", "`y`")]
 
 
+@pytest.mark.parametrize("rule", [*VM_RULES, *HOST_RULES], ids=lambda rule: rule.word)
+def test_a_rule_says_what_to_type_within_80_columns(rule: Rule[Any]) -> None:
+    places = {"pid": 4194304, "device": "virtio-balloon-pci-non-transitional"}
+    commands = re.findall("`([^`]*)`", rule.mend.format_map(places))
+    assert max(map(len, commands), default=0) <= 70
+    assert rule.mend.count("`") % 2 == 0
+    assert rule.means.endswith(".")
+    assert len(rule.means) > 20
+
+
 # ---- the page that explains them ----
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "doctor.md").read_text(encoding="utf-8")

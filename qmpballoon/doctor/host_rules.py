@@ -167,7 +167,7 @@ HOST_RULES: Final[tuple[Rule[ExaminedHost], ...]] = (
     Rule(
         "host-zram",
         "note",
-        "zram is memory itself: what is swapped there is counted twice until it is compressed.",
+        "zram keeps what is swapped in memory, compressed: to swap guests out frees less than it seems.",
         "`MemorySwapMax=0` for the VMs' units or slice, or `swapoff /dev/zram0`",
         _zram,
     ),

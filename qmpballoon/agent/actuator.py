@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from qmpballoon.agent.feed import Feed
 from qmpballoon.agent.vm import ManagedVm
-from qmpballoon.errors import ConnectionLost, NotReady, RequestRefused
+from qmpballoon.errors import ConnectionLost, NoBalloon, NotReady, QmpError, RequestRefused
 from qmpballoon.log import log_always, log_event
 from qmpballoon.model.records import Event, VmStatus, utc_now
 from qmpballoon.not_reached import not_reached
+from qmpballoon.policy.decided import Decided, Figures, Outcome, figures_of
 from qmpballoon.policy.reasons import MAY_NEED_A_PERSON
 from qmpballoon.units import format_size
 
@@ -20,21 +22,34 @@ class Actuator:
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
 
-    async def send(self, vm: ManagedVm, target: int, *, why: str) -> int:
+    async def send(self, vm: ManagedVm, target: int, *, why: str, figures: Figures | None = None) -> int:
         """Send a target in bytes; return its serial number for ``reached``.
+
+        ``figures`` are those from which it was decided; None: what is known of the VM alone.
 
         Raises:
             ConnectionLost, NoBalloon, QmpError: the target was not sent, or QEMU did not confirm it.
         """
         before = vm.status.actual
-        serial = await vm.send_target(target, why)
+        policy = vm.facts.policy if vm.mode == "auto" else None
+        figures = figures or figures_of(vm.guest())
+
+        def note(outcome: Outcome) -> None:
+            vm.history.note(Decided(time.time(), why, outcome, figures, target=target, policy=policy))
+
+        try:
+            serial = await vm.send_target(target, why)
+        except (ConnectionLost, NoBalloon, QmpError):
+            note("failed")
+            raise
+        note("sent")
         log = log_always if why in MAY_NEED_A_PERSON else log_event
         log("target", vm=vm.id, was=format_size(before), now=format_size(target), why=why)
         details = {
             "from": before,
             "to": target,
             "why": why,
-            "policy": vm.facts.policy if vm.mode == "auto" else None,
+            "policy": policy,
         }
         self._feed.vm_event(vm.id, Event("decision", utc_now(), details))
         return serial

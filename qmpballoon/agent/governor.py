@@ -30,9 +30,10 @@ from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, utc_now
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.policy.cooperation import LATE_TICK_S
+from qmpballoon.policy.decided import Decided, Figures, figures_of
 from qmpballoon.policy.guard import Guard, GuardState, as_charged
 from qmpballoon.policy.in_force import is_over
-from qmpballoon.policy.reasons import MAY_NEED_A_PERSON, WORDS
+from qmpballoon.policy.reasons import KEPT_HOLDS, MAY_NEED_A_PERSON, WORDS
 from qmpballoon.policy.registry import guarded
 from qmpballoon.policy.schedule import is_at_rest
 from qmpballoon.policy.sharing import water_fill
@@ -96,7 +97,7 @@ class Governor:
         self._published: dict[VmId, _Published] = {}
         self._guard: Guard[Any] = guarded(context.policy)
         self._state: GuardState[Any] = self._guard.start()
-        self._ticked_at_s = time.monotonic()
+        self._seen_last = Snapshot(now_s=time.monotonic(), guests=(), budget=0, mem_total=0)
         self._last_step: _Step | None = None  # None: it decided something, or what it depends on changed
         self._host_at_s = float("-inf")
         self._monitor = HostMonitor(context.feed)
@@ -132,14 +133,14 @@ class Governor:
 
     def _tick(self, sends: asyncio.TaskGroup) -> None:
         now_s = time.monotonic()
-        elapsed_s, self._ticked_at_s = now_s - self._ticked_at_s + self._age_samples_by_sleep(), now_s
+        elapsed_s = now_s - self._seen_last.now_s + self._age_samples_by_sleep()
         for vm in self._registry:
             vm.renew_mode()
             vm.check_life()
         whole = now_s - self._host_at_s >= self._context.ticks.calm_s / 2
         if whole:
             self._monitor.look(self._context.configuration.host, self._charges)
-        snapshot = self._seen(now_s, elapsed_s)
+        snapshot = self._seen_last = self._seen(now_s, elapsed_s)
         if self._last_step is None or not self._last_step.holds_for(snapshot) or self._sending:
             self._state, decisions = self._guard.step(self._state, snapshot)
             is_calm = all(isinstance(decision, Hold) for decision in decisions.values())
@@ -262,16 +263,22 @@ class Governor:
             if is_problem and why in MAY_NEED_A_PERSON:
                 log_always("problem", WORDS[why].means, vm=vm.id, why=why)
             vm.explain(why)
+            if why in KEPT_HOLDS:
+                vm.history.note(Decided(time.time(), why, "held", self.figures(vm), policy=vm.facts.policy))
+
+    def figures(self, vm: ManagedVm) -> Figures:
+        """Return the figures from which the last tick decided about a VM."""
+        return figures_of(vm.guest(), self._state.pasts.get(vm.id), self._seen_last)
 
     def _send(self, vm: ManagedVm, target: int, why: str, sends: asyncio.TaskGroup) -> None:
-        mode = vm.mode
+        mode, figures = vm.mode, self.figures(vm)
 
         async def send() -> None:
             if vm.mode != mode:  # a request came first, so the tick's target is obsolete
                 self._sending.pop(vm.id, None)
                 return
             try:
-                await self._actuator.send(vm, target, why=why)
+                await self._actuator.send(vm, target, why=why, figures=figures)
             except (ConnectionLost, NoBalloon, QmpError) as error:
                 log_event("target-not-sent", str(error), level=logging.WARNING, vm=vm.id)
             finally:
@@ -287,11 +294,15 @@ class Governor:
             return
         published.observed = target
         vm.explain(decision.why)
+        policy = self._context.policy
+        vm.history.note(
+            Decided(time.time(), decision.why, "observed", self.figures(vm), target=target, policy=policy)
+        )
         details = {
             "from": vm.status.actual,
             "to": target,
             "why": decision.why,
-            "policy": self._context.policy,
+            "policy": policy,
             "sent": False,
         }
         self._context.feed.vm_event(vm.id, Event("decision", utc_now(), details))

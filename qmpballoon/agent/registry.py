@@ -147,7 +147,10 @@ class Registry:
             before = store.kept(vm.id)
             store.keep(free, life=before.life, sent=before.sent)
         self._is_at(path, KnownSocket(free, base, name, claim.owner))
-        return self._add(free, name, claim)
+        renamed = self._add(free, name, claim)
+        if vm is not None:
+            renamed.history = vm.history
+        return renamed
 
     def _may_stay(self, vm: ManagedVm, base: str, claim: Claim) -> bool:
         """Tell whether a VM keeps its name in topics: not one reserved for others, nor one in its place."""

@@ -17,9 +17,10 @@ from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpBalloonError, RequestRefused
 from qmpballoon.model.records import VmStatus, utc_now
-from qmpballoon.protocol.objects import vm_object
+from qmpballoon.protocol.objects import vm_object, why_object
 from qmpballoon.protocol.requests import Request
 from qmpballoon.protocol.verbs import (
+    DEADLINE_S,
     TAKE_BACK,
     Doctor,
     Get,
@@ -32,12 +33,13 @@ from qmpballoon.protocol.verbs import (
     SetMode,
     SetPolicy,
     SetTarget,
+    Why,
     arguments_of,
 )
 from qmpballoon.units import Amount, parse_size, round_up_to_page
 
-RECLAIM_WITHIN_S: Final = 30.0
 HELD_FOR_S: Final = 300.0
+LAST_DECISIONS: Final = 10
 FRESH_WITHIN_S: Final = 0.05  # unchanged figures are told from old ones only at QEMU's next whole second
 
 
@@ -92,6 +94,8 @@ class Service:
                 return await examined_vm(self._vm(request), self._context.clock())
             case HostDoctor():
                 return await examined_host(self._context, self._registry, self._governor)
+            case Why():
+                return self._why(self._vm(request), asked)
             case _:
                 assert_never(asked)
 
@@ -118,7 +122,8 @@ class Service:
         undo = vm.spec.take_by_hand()
         vm.touch()
         try:
-            serial = await self._actuator.send(vm, target, why="manual")
+            figures = self._governor.figures(vm)
+            serial = await self._actuator.send(vm, target, why="manual", figures=figures)
         except (QmpBalloonError, asyncio.CancelledError):
             undo()  # a request that is answered with an error must have no later effect
             vm.touch()
@@ -162,6 +167,10 @@ class Service:
         limits = vm.limits
         return {"floor": limits.floor, "ceiling": limits.ceiling, "shares": limits.shares}
 
+    def _why(self, vm: ManagedVm, asked: Why) -> Mapping[str, object]:
+        decided = vm.history.last(LAST_DECISIONS if asked.last is None else asked.last)
+        return why_object(vm.status, self._governor.figures(vm), decided, utc_now())
+
     async def _set_policy(self, asked: SetPolicy) -> Mapping[str, object]:
         self._governor.choose(asked.name, asked.mode)
         await self._context.store.saved()
@@ -175,7 +184,7 @@ class Service:
         now_s = time.monotonic()
         before = governor.snapshot()
         size = asked.size.of(before.budget)
-        deadline_s = now_s + (RECLAIM_WITHIN_S if asked.deadline_s is None else asked.deadline_s)
+        deadline_s = now_s + (DEADLINE_S if asked.deadline_s is None else asked.deadline_s)
         hold_s = HELD_FOR_S if asked.hold_s is None else asked.hold_s
         hold = governor.holds.take(size, deadline_s + hold_s, budget=before.budget)
         self._context.ticks.soon()

@@ -26,6 +26,7 @@ from qmpballoon.model.facts import Connection, VmFacts, status_of
 from qmpballoon.model.health import BOOT_S, health_of
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, Life, Limits, VmStatus, utc_now
+from qmpballoon.policy.decided import History
 from qmpballoon.policy.guests import guest_of
 from qmpballoon.policy.in_force import Reason, given, of_mode
 from qmpballoon.policy.schedule import VmSchedule
@@ -73,8 +74,9 @@ class ManagedVm:
         self.name = name
         self.path = path
         self.spec = VmSpec(vm, settings, context)
+        self.history = History()  # of what was decided about it
         self.retired = False  # it was dropped, or the agent stops: nothing more is published
-        self.changed = asyncio.Event()  # set, and replaced, whenever the facts may have changed
+        self._changed: asyncio.Event | None = None  # set, and forgotten, whenever the facts may have changed
         self._context = context
         self._polls: VmPolls | None = None
         self._silence: _Silence | None = _Silence("offline", context.clock())
@@ -169,8 +171,16 @@ class ManagedVm:
                     self.id, Event("health", utc_now(), {"from": before, "to": health})
                 )
             self._context.feed.vm_changed(self.status)
-        self.changed.set()  # waiters must notice a VM that was renamed or dropped
-        self.changed = asyncio.Event()
+        if self._changed is not None:  # waiters must notice a VM that was renamed or dropped
+            self._changed.set()
+            self._changed = None
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """An event that is set when the facts may have changed."""
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        return self._changed
 
     def _freeze(self) -> VmFacts:
         run, silence = self.run, self._silence

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from typing import Final
 
+from qmpballoon.condition import Condition, InvalidCondition, parse_condition
 from qmpballoon.errors import InvalidSize, OutOfRange
 from qmpballoon.units import Amount, parse_amount
 
@@ -31,3 +33,24 @@ def size(text: str) -> Amount:
         raise argparse.ArgumentTypeError(str(error)) from None
     except OutOfRange as error:
         raise argparse.ArgumentTypeError(f"out of range: {error}") from None
+
+
+def condition(text: str) -> Condition:
+    """Read a condition of ``wait``."""
+    try:
+        return parse_condition(text)
+    except OutOfRange as error:
+        raise argparse.ArgumentTypeError(f"out of range: {error}") from None
+    except (InvalidCondition, InvalidSize) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def count(most: int) -> Callable[[str], int]:
+    """Return a reader of a whole number from 1 to ``most``."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text[:64]!r} is no number from 1 to {most}")
+        return int(text)
+
+    return read

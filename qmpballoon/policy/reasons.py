@@ -127,3 +127,24 @@ MAY_NEED_A_PERSON: Final = frozenset(
     ("emergency", "stuck", "contradicted", "untrusted", "foreign-hand", "long-stale")
 )
 """Reasons that an operator should hear of each time."""
+
+KEPT_HOLDS: Final = frozenset(
+    (
+        "unused-claims",
+        "awaits-memory",
+        "stuck",
+        "backs-off",
+        "contradicted",
+        "untrusted",
+        "stale",
+        "long-stale",
+        "figures-missing",
+        "paused",
+        "migrating",
+        "silent",
+        "foreign-hand",
+        "waits-for-shrinks",
+        "pinned-stuck",
+    )
+)
+"""Reasons of holds that a VM's history keeps; those of a guest at rest it does not."""

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from qmpballoon.descriptors import with_reserve
 from qmpballoon.errors import MonitorBusy, Unreachable
@@ -98,7 +98,7 @@ def listening_paths(name: str) -> list[str]:
     return [
         os.fsdecode(path)
         for path, rows in _read_rows().items()
-        if path.endswith(end) and any(row[3] == _LISTENS for row in rows)
+        if path.endswith(end) and any(flags == _LISTENS for _, flags, _ in rows)
     ]
 
 
@@ -211,6 +211,10 @@ class SocketTable:
     accepted: frozenset[bytes]  # accepted by the server; those in the backlog are not included
 
 
+_Rows: TypeAlias = dict[bytes, list[tuple[bytes, bytes, bytes]]]
+"""Inode, flags and state of the sockets that have a path, by path."""
+
+
 class SocketTables:
     """The tables of all sockets, from one reading of /proc/net/unix; that takes 2 ms with a thousand sockets.
 
@@ -220,7 +224,7 @@ class SocketTables:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._read_at_s = float("-inf")
-        self._rows: dict[bytes, list[list[bytes]]] = {}
+        self._rows: _Rows = {}
 
     def of(self, path: str, *, max_age_s: float = 0.0) -> SocketTable:
         """Return the entries for the socket ``path`` as they were ``max_age_s`` ago at most."""
@@ -229,9 +233,9 @@ class SocketTables:
             self._rows, self._read_at_s = _read_rows(), now_s
         rows = self._rows.get(os.fsencode(path), [])
         return SocketTable(
-            listening=frozenset(row[6] for row in rows if row[3] == _LISTENS),
-            bound=frozenset(row[6] for row in rows if row[5] == _BOUND),
-            accepted=frozenset(row[6] for row in rows if row[5] == _ACCEPTED),
+            listening=frozenset(inode for inode, flags, _ in rows if flags == _LISTENS),
+            bound=frozenset(inode for inode, _, state in rows if state == _BOUND),
+            accepted=frozenset(inode for inode, _, state in rows if state == _ACCEPTED),
         )
 
 
@@ -240,17 +244,19 @@ def socket_table(path: str) -> SocketTable:
     return SocketTables().of(path)
 
 
-def _read_rows() -> dict[bytes, list[list[bytes]]]:
-    """Return the rows of sockets that have a path, by path."""
+def _read_rows() -> _Rows:
     try:
         table = with_reserve(Path("/proc/net/unix").read_bytes)
     except OSError:
         table = b""
-    rows: dict[bytes, list[list[bytes]]] = {}
+    rows: _Rows = {}
+    same: dict[bytes, bytes] = {}  # flags and states, of which there are few
     for line in table.splitlines()[1:]:
         row = line.split(None, 7)
         if len(row) > 7:
-            rows.setdefault(row[7], []).append(row)
+            rows.setdefault(row[7], []).append(
+                (row[6], same.setdefault(row[3], row[3]), same.setdefault(row[5], row[5]))
+            )
     return rows
 
 

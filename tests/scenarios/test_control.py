@@ -8,20 +8,16 @@ import logging
 import os
 import socket
 import stat
-import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from agent_harness import PATIENCE_S, AgentHarness, qemus_in, running_agent
+from served_control import command, control_of, served
 
 from qmpballoon.agent import control as control_module
-from qmpballoon.agent.control import ControlSocket
-from qmpballoon.cli.program import main
 from qmpballoon.control import ControlClient, connected_to, find_agents
 from qmpballoon.errors import ConnectionLost, RequestRefused, Unreachable
-from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, utc_now
 from qmpballoon.protocol.requests import Request
 from qmpballoon.units import MIB
@@ -38,42 +34,6 @@ async def harness(sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
             await ready.until_health("a", "ok")
             await ready.until_health("b", "ok")
             yield ready
-
-
-def control_of(harness: AgentHarness, path: Path) -> ControlSocket:
-    statuses = [vm.status for vm in harness.registry]
-    return ControlSocket(
-        str(path),
-        harness.service.handle,
-        harness.context.feed,
-        host="edge-7",
-        vm_exists=lambda vm: harness.registry.get(VmId(vm)) is not None,
-        describe=lambda: {
-            "host": "edge-7",
-            "version": "1",
-            "pid": os.getpid(),
-            "vms": [
-                {"vm": vm.id, "name": vm.name, "socket": vm.socket, "health": vm.health} for vm in statuses
-            ],
-        },
-        statuses=lambda: [vm.status for vm in harness.registry],
-        clock=time.monotonic,
-    )
-
-
-@asynccontextmanager
-async def served(harness: AgentHarness) -> AsyncIterator[Path]:
-    """Serve the control socket of an agent; its path."""
-    path = harness.directory / "agent.sock"
-    task = asyncio.create_task(control_of(harness, path).run(), name="control")
-    try:
-        await harness.until(path.exists)
-        yield path
-    finally:
-        task.cancel()
-        await asyncio.wait((task,), timeout=PATIENCE_S)
-        assert task.cancelled()
-        assert not path.exists()
 
 
 async def exchanged(path: Path, sent: bytes, *, lines: int = 1) -> list[Mapping[str, object]]:
@@ -274,10 +234,6 @@ async def test_an_agent_is_found_by_its_listening_socket(harness: AgentHarness) 
 
 
 # ── the command line ─────────────────────────────────────────────────────────────────────────────
-
-
-async def command(*typed: str) -> int:
-    return await asyncio.to_thread(main, typed)
 
 
 async def test_status_and_set_go_through_the_agent(

@@ -24,23 +24,26 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "units": "",
     "not_reached": "",
     "readers": "",
+    "condition": "",
     "procfs": "",
     "cgroups": "",
     "terminal": "",
     "screen": "",
     "config": "toml_lines values tree cross_checks environment matching reader printed .",
     "policy": """
-        . ports reasons in_force sharing snapshot claims estimate cooperation guests ports.fixed ports.mom
-        ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare guard host_level
-        registry
+        . ports reasons sentences in_force sharing snapshot claims estimate cooperation guests ports.fixed
+        ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
+        guard host_level registry
     """,
     "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
     "doctor": ". facts findings vm_rules host_rules report vm host",
-    "protocol": ". objects payloads verbs requests",
+    "protocol": ". fields objects payloads verbs requests",
     "mqtt": """
-        . announced dead_band limits turns answers outbox topics commands inbox packets publisher
-        request_reader window guesses connecting connection connection_log sender bridge
+        . announced dead_band limits turns answers outbox topics commands inbox packets home_assistant
+        publisher request_reader window guesses connecting connection link replies connection_log sender
+        bridge
     """,
+    "fleet": "",
     "client": "",
     "api": "",
     "__init__": "",
@@ -59,7 +62,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
     "cli": """
-        arguments broker program sockets vms . agent check_config demo doctor forget simulate status set watch
+        answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor forget simulate
+        status set wait watch why
     """,
     "__main__": "",
 }

@@ -1,0 +1,340 @@
+"""``wait``: returns when a condition of a VM is true: ready, reached, or a figure compared with a size."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qmpballoon import terminal
+from qmpballoon.api import Vm, connect
+from qmpballoon.cli.arguments import condition, seconds
+from qmpballoon.cli.program import DONE, exit_code
+from qmpballoon.cli.status import state_as_json
+from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
+from qmpballoon.condition import FIGURES, OF_GUEST, Condition
+from qmpballoon.control import ControlClient, connected_to
+from qmpballoon.errors import (
+    ConnectionLost,
+    MonitorBusy,
+    NotReached,
+    NotReady,
+    QmpBalloonError,
+    RequestRefused,
+    Unreachable,
+)
+from qmpballoon.model.records import VmState
+from qmpballoon.model.tolerance import is_reached
+from qmpballoon.procfs import rss_of
+from qmpballoon.protocol.objects import state_of
+from qmpballoon.units import format_size
+
+EXAMPLES: Final = f"""\
+examples:
+  qmpballoon wait /run/qmpballoon/web1.qmp ready --timeout 60
+  qmpballoon wait web1 reached                         a running agent's VM
+  qmpballoon wait web1 'available>200MiB' && start-the-job
+  qmpballoon wait '/run/qmpballoon/*.qmp' 'actual<=50%'
+
+CONDITION is one of:
+  ready     the guest runs, its balloon driver is up, a fresh sample came
+  reached   actual is at the target; QEMU does not tell the target, so this
+            needs a running agent that holds the monitor
+  FIGURE OPERATOR SIZE, in quotes because a shell takes > for itself
+            FIGURE    {" ".join(FIGURES[:6])}
+                      {" ".join(FIGURES[6:])}  (the guest's own)
+            OPERATOR  > >= < <= ==
+            SIZE      512MiB, 1.5GiB, 50% (of the VM's size), or bytes
+
+A socket that does not exist yet is waited for. With a glob the condition must be true of each VM, not
+of all at one moment.
+"""
+
+_SLICE_S: Final = 1.0  # one try to open a monitor; then an agent may hold it
+_RETRY_S: Final = 0.2
+_STATES_S: Final = 0.05  # between two objects of the agent
+_ASK_AGAIN_S: Final = 1.0  # of an agent that has told nothing new: it polls a calm VM seldom
+_READY: Final = (
+    "ok",
+    "untrusted",
+    "uncooperative",
+    "stuck",
+)  # health of a VM whose guest sends fresh figures
+_AWAY: Final = ("offline", "unresponsive", "busy")
+_NOT_UP: Final = (*_AWAY, "no-balloon", "starting", "no-driver")  # then ``actual`` may be untrue
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A VM at one moment; ``health`` is None where no agent tells it."""
+
+    state: VmState | None
+    rss: int | None
+    health: str | None = None
+
+    def figures(self) -> dict[str, int | None]:
+        """Return the figures by name; those of the guest are None if they are stale or missing."""
+        state = self.state
+        if state is None:
+            return {"rss": self.rss}
+        guest = state.guest if self.health != "stale" else None
+        return {
+            "size": state.size,
+            "actual": state.actual,
+            "balloon": state.balloon,
+            "target": state.target,
+            "held": state.held if guest else None,
+            "rss": self.rss,
+            **{name: getattr(guest, name) if guest else None for name in OF_GUEST[1:]},
+        }
+
+    def meets(self, wanted: Condition) -> bool:
+        """Tell whether the condition is true of a VM that an agent told of."""
+        state = self.state
+        if state is None or self.health in _AWAY:
+            return False
+        if wanted.text == "ready":
+            return self.health in _READY
+        if wanted.text == "reached":
+            is_up = state.target is not None and self.health not in _NOT_UP
+            return is_up and is_reached(state.actual, state.target or 0, state.size)
+        return wanted.is_true(self.figures())
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result for one VM; ``error`` None: the condition is true of ``seen``."""
+
+    name: str
+    socket: str
+    wanted: Condition
+    seen: _Seen | None = None
+    took_s: float | None = None
+    error: QmpBalloonError | None = None
+    agent: str | None = None  # through which it was asked
+
+    def as_json(self) -> dict[str, object]:
+        """Return the outcome as the printed object; sizes in bytes."""
+        return {
+            "name": self.name,
+            "socket": self.socket,
+            "condition": str(self.wanted),
+            "met": self.error is None,
+            "took_s": None if self.took_s is None else round(self.took_s, 3),
+            **state_as_json(self.seen.state if self.seen else None),
+            "rss": self.seen.rss if self.seen else None,
+            "agent": self.agent,
+            "error": self.error and {"code": self.error.code, "message": str(self.error)},
+        }
+
+    def as_line(self) -> str:
+        """Return a condition that came true as a line of text."""
+        assert self.seen is not None
+        through = f" (through the agent {self.agent})" if self.agent else ""
+        return f"{self.name}: {_described(self.wanted, self.seen)}, after {self.took_s:.1f} s{through}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("vm", metavar="VM_OR_SOCKET", help=ARGUMENT_HELP.partition(";")[0])
+    parser.add_argument("condition", metavar="CONDITION", type=condition, help="what must be true, see below")
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=30.0,
+        metavar="S",
+        help="exit 4 if it is not true within S seconds, 3 if the VM cannot be reached then (default: 30)",
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of objects, sizes in bytes")
+    add_control_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return the exit code."""
+    outcomes, problems = asyncio.run(_wait_typed(arguments))
+    if arguments.json:
+        terminal.print_json([outcome.as_json() for outcome in outcomes])
+    code = DONE
+    if any(isinstance(outcome.error, MonitorBusy) for outcome in outcomes):
+        for problem in problems:
+            terminal.print_error(terminal.clean(problem))
+    for outcome in outcomes:
+        if outcome.error:
+            terminal.print_error(terminal.clean(outcome.error))
+            code = max(code, exit_code(outcome.error))
+        elif not arguments.json:
+            print(terminal.clean(outcome.as_line()))
+    return code
+
+
+async def _wait_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
+    choice = await choose([arguments.vm], arguments.control)
+    waits = [_Wait(found, arguments.condition, arguments.timeout, arguments.control) for found in choice.vms]
+
+    async def line(elapsed_s: float) -> str:
+        now = [f"{wait.name}: {wait.described()}" for wait in waits if not wait.is_over]
+        return f"{elapsed_s:.0f} s, until {arguments.condition}; {', '.join(now)}"
+
+    async with terminal.progress(line), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(wait.outcome(), name=f"wait for {wait.name}") for wait in waits]
+    return [task.result() for task in tasks], choice.problems
+
+
+class _Wait:
+    """One VM, over any number of connections to its monitor or its agent, until the time is over."""
+
+    def __init__(self, found: Chosen, wanted: Condition, timeout_s: float, control: str | None) -> None:
+        self.name = found.vm.name if found.vm else Path(found.path).stem
+        self.is_over = False
+        self._found = found
+        self._wanted = wanted
+        self._timeout_s = timeout_s
+        self._control = control
+        self._began_s = time.monotonic()
+        self._seen: _Seen | None = None
+
+    def described(self) -> str:
+        """Return what is known now, for a person."""
+        return "not reached yet" if self._seen is None else _described(self._wanted, self._seen)
+
+    async def outcome(self) -> Outcome:
+        """Wait, and return the result."""
+        error: QmpBalloonError | None = None
+        try:
+            await self._until_true()
+        except QmpBalloonError as raised:
+            error = raised
+        self.is_over = True
+        agent = self._found.agent.host if self._found.agent else None
+        took_s = time.monotonic() - self._began_s
+        return Outcome(self.name, self._found.path, self._wanted, self._seen, took_s, error, agent)
+
+    @property
+    def _left_s(self) -> float:
+        return max(0.0, self._began_s + self._timeout_s - time.monotonic())
+
+    async def _until_true(self) -> None:
+        while True:
+            try:
+                if self._found.through is None:
+                    await self._directly()
+                else:
+                    await self._through_agent()
+            except (Unreachable, MonitorBusy, ConnectionLost):
+                if self._left_s <= 0:
+                    raise
+            else:
+                return
+            await asyncio.sleep(min(_RETRY_S, self._left_s))
+            await self._look_again()
+
+    async def _look_again(self) -> None:
+        """Find out whether an agent holds the monitor by now, or none does any more."""
+        try:
+            choice = await choose([self._found.path], self._control)
+        except QmpBalloonError:
+            return
+        self._found = next((found for found in choice.vms if found.path == self._found.path), self._found)
+
+    async def _directly(self) -> None:
+        wanted = self._wanted
+        async with connect(self._found.path, timeout_s=max(0.05, min(self._left_s, _SLICE_S))) as vm:
+            self.name = vm.name
+            if wanted.text == "reached" or wanted.figure == "target":
+                raise RequestRefused(
+                    "not-allowed",
+                    f"{vm.name}: QEMU does not tell the target, and no agent holds the monitor: wait for a "
+                    "figure, such as 'actual<=200MiB', or use set --wait",
+                )
+            if wanted.text == "ready":
+                self._note(vm, await vm.ready(timeout_s=self._left_s))
+                return
+            try:
+                await vm.wait_for(
+                    lambda state: wanted.is_true(self._note(vm, state).figures()), timeout_s=self._left_s
+                )
+            except NotReached:
+                raise self._not_true() from None
+
+    def _note(self, vm: Vm, state: VmState) -> _Seen:
+        self._seen = seen = _Seen(state, rss_of(vm.pid) if vm.pid else None)
+        return seen
+
+    async def _through_agent(self) -> None:
+        assert self._found.through is not None
+        agent, vm = self._found.through
+        self.name = vm.name
+        async with connected_to(agent.path) as client:
+            if self._is_true_of(await self._asked(client, vm.id)):
+                return
+            await client.request("subscribe", vm.id, states_s=_STATES_S)
+            while self._left_s > 0:
+                received: Mapping[str, object] | None
+                try:
+                    async with asyncio.timeout(min(_ASK_AGAIN_S, self._left_s)):
+                        received = await client.receive()
+                except TimeoutError:
+                    received = await self._asked(client, vm.id)
+                if self._is_true_of(received):
+                    return
+        if self._seen is None or self._seen.health in _AWAY:
+            health = vm.health if self._seen is None else self._seen.health
+            raise ConnectionLost(f"{vm.name}: {agent} does not reach it: it is {health}")
+        raise self._not_true()
+
+    async def _asked(self, client: ControlClient, vm: str) -> Mapping[str, object] | None:
+        """Return the VM object with fresh figures; None if its monitor does not answer."""
+        try:
+            answer = await client.request("get", vm)
+        except RequestRefused as error:
+            if error.code not in ("offline", "busy"):
+                raise
+            return None
+        return answer if isinstance(answer, Mapping) else None
+
+    def _is_true_of(self, received: Mapping[str, object] | None) -> bool:
+        if received is None or "run_state" not in received:
+            return False  # an event
+        rss = received.get("rss")
+        self._seen = _Seen(
+            state_of(received), rss if isinstance(rss, int) else None, str(received.get("health"))
+        )
+        return self._seen.meets(self._wanted)
+
+    def _not_true(self) -> QmpBalloonError:
+        sentence = f"{self.name}: {self._wanted} is not true after {self._timeout_s:g} s: {self.described()}"
+        if self._wanted.text == "ready":
+            return NotReady(sentence)
+        return RequestRefused("not-reached", sentence)
+
+
+def _described(wanted: Condition, seen: _Seen) -> str:
+    """Return what the condition is about, as it is now."""
+    state, figures = seen.state, seen.figures()
+    if wanted.figure is not None:
+        value = figures.get(wanted.figure)
+        if value is not None:
+            return f"{wanted.figure} is {format_size(value)}"
+        return f"{wanted.figure} is not known{_because(seen)}"
+    if state is None:
+        return f"it is {seen.health}"
+    if wanted.text == "ready":
+        if seen.health not in (None, *_READY):
+            return f"it is {seen.health}"
+        available = format_size(figures["available"])
+        return f"ready, with {available} available in the guest"
+    if state.target is None:
+        return f"at {format_size(state.actual)}, and no target was set"
+    return f"at {format_size(state.actual)}, with a target of {format_size(state.target)}"
+
+
+def _because(seen: _Seen) -> str:
+    if seen.health is not None and seen.health != "ok":
+        return f": the VM is {seen.health}"
+    if seen.state is not None and seen.state.run_state != "running":
+        return f": the VM is {seen.state.run_state}"
+    return ": the guest sends no fresh statistics" if seen.state is not None else ""

@@ -1,0 +1,90 @@
+"""``wait`` through a running agent: by its states, and across losses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from agent_harness import AgentHarness, Qemus, qemus_in, running_agent
+from served_control import command, served
+
+from qmpballoon.units import MIB
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
+    async with qemus_in(sockets_dir) as started:
+        yield started
+
+
+@pytest.fixture
+async def harness(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[AgentHarness]:
+    """An agent in which the VM ``a`` is ok."""
+    await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch) as ready:
+        await ready.until_health("a", "ok")
+        yield ready
+
+
+async def test_what_is_true_already_returns_and_says_through_whom(
+    harness: AgentHarness, capsys: Capture
+) -> None:
+    async with served(harness) as path:
+        assert await command("wait", f"--control={path}", "a", "ready") == 0
+        assert await command("wait", f"--control={path}", f"{harness.directory}/a.qmp", "actual>1MiB") == 0
+    ready, actual = capsys.readouterr().out.splitlines()
+    assert ready.startswith("a: ready, with ")
+    assert ready.endswith("(through the agent edge-7)")
+    assert actual.startswith("a: actual is 256 MiB")
+
+
+async def test_a_target_is_reached_after_it_was_set(harness: AgentHarness, capsys: Capture) -> None:
+    async with served(harness) as path:
+        control = f"--control={path}"
+        assert await command("wait", control, "a", "reached", "--timeout", "0.1") == 4
+        assert "at 256 MiB, and no target was set" in capsys.readouterr().err
+        waiting = asyncio.create_task(command("wait", control, "a", "reached", "--json"))
+        await asyncio.sleep(0)
+        await harness.ask("a", "set-target", target="200MiB")
+        assert await waiting == 0
+    (met,) = json.loads(capsys.readouterr().out)
+    assert (met["target"], met["agent"]) == (200 * MIB, "edge-7")
+    assert abs(met["actual"] - 200 * MIB) <= MIB + 200 * MIB // 200
+
+
+async def test_a_figure_that_changes_later_is_waited_for(harness: AgentHarness, capsys: Capture) -> None:
+    async with served(harness) as path:
+        waiting = asyncio.create_task(command("wait", f"--control={path}", "a", "actual<=160MiB"))
+        await asyncio.sleep(0)
+        await harness.ask("a", "set-target", target="160MiB")
+        assert await waiting == 0
+    assert "actual is 160 MiB" in capsys.readouterr().out
+
+
+async def test_a_vm_that_is_lost_is_waited_for_and_exit_3_at_the_end(
+    harness: AgentHarness, qemus: Qemus, capsys: Capture
+) -> None:
+    async with served(harness) as path:
+        qemu = await qemus.start("b")
+        await harness.until_health("b", "ok")
+        qemu.die()
+        await harness.until_health("b", "offline")
+        assert await command("wait", f"--control={path}", "b", "ready", "--timeout", "0.2") == 3
+        assert "does not reach it: it is offline" in capsys.readouterr().err
+        waiting = asyncio.create_task(command("wait", f"--control={path}", "b", "ready"))
+        await asyncio.sleep(0)
+        await qemus.start("b")
+        assert await waiting == 0
+
+
+async def test_an_unknown_name_is_exit_3_at_once(harness: AgentHarness, capsys: Capture) -> None:
+    async with served(harness) as path:
+        assert await command("wait", f"--control={path}", "aa", "ready", "--timeout", "3600") == 3
+    assert "did you mean a?" in capsys.readouterr().err

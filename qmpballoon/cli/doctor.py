@@ -26,6 +26,7 @@ from qmpballoon.doctor.host import examine_host, read_clock
 from qmpballoon.doctor.report import Examination, examination_of, lines_of, merged, of_host, of_vm
 from qmpballoon.doctor.vm import examine, holding_processes
 from qmpballoon.errors import ConnectionLost, MonitorBusy, NoBalloon, QmpBalloonError, Unreachable
+from qmpballoon.qmp.monitor import holders_of
 from qmpballoon.qmp.wire import HUMAN_MONITOR
 
 EXAMPLES: Final = """\
@@ -42,6 +43,7 @@ No balloon is moved; the statistics interval is left as it was found. docs/docto
 
 _AT_ONCE: Final = 32
 _FRESH_S: Final = 1.5  # statistics that do not change are seen as fresh only after the next whole second
+_HELD_S: Final = 0.5  # for a greeting where another client is served: a proxy may serve several
 _WIDEST: Final = 100
 _NARROWEST: Final = 40
 _COLOURS: Final = {"error": "red", "warning": "yellow", "note": "dim", "name": "bold"}
@@ -179,12 +181,10 @@ async def _examine_directly(chosen: Chosen, *, timeout_s: float) -> Examined:
 async def examine_directly(path: str, *, timeout_s: float) -> ExaminedVm:
     """Open a monitor and return what is found out; a VM that is not reached has a ``problem``."""
     name = Path(path).stem
+    greeting_s = min(timeout_s, _HELD_S) if holders_of(path) else timeout_s
     try:
         try:
-            async with (
-                asyncio.timeout(timeout_s + _FRESH_S),
-                connected(path, timeout_s=timeout_s) as vm,
-            ):
+            async with asyncio.timeout(timeout_s + _FRESH_S), connected(path, timeout_s=greeting_s) as vm:
                 name = vm.name
                 try:
                     is_fresh = (await vm.state(fresh_s=_FRESH_S)).guest is not None

@@ -122,6 +122,7 @@ class AgentFigures:
     descriptors_limit: int
     others: tuple[str, ...] = ()  # control sockets of other agents
     unidentified: tuple[tuple[str, str], ...] = ()  # sockets for which no VM is known, with the reason
+    clock_set_by_s: float = 0.0  # since the agent's start; negative: back
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from qmpballoon.procfs import age_of, life_of, parse_meminfo, text_of
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.monitor import holders_of
+from qmpballoon.units import MAX_SIZE
 
 _PERIPHERALS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
 _PINNING: Final = ("vfio-", "vhost-vdpa")  # beginnings of the types of devices for which QEMU frees nothing
@@ -33,6 +34,7 @@ async def examine(
     ``is_fresh``: the guest's statistics are of now. ``proc`` is where procfs is mounted.
 
     Raises:
+        QmpError: QEMU refused what every VM is asked.
         ConnectionLost: the session ended meanwhile.
     """
     vm = ExaminedVm(
@@ -124,7 +126,7 @@ async def _backends(session: Session, pid: int | None, proc: str) -> tuple[Backe
     found = []
     for row in rows:
         name, size, shared = row.get("id"), row.get("size"), row.get("share")
-        if not isinstance(name, str) or type(size) is not int or not size >= 0:
+        if not isinstance(name, str) or type(size) is not int or not 0 <= size <= MAX_SIZE:
             continue
         backend = Backend(
             name, size, shared if isinstance(shared, bool) else None, row.get("prealloc") is True

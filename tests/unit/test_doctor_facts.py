@@ -17,7 +17,7 @@ import pytest
 from scripted_peer import Line, peer, session_with
 
 from qmpballoon.doctor.facts import Backend, ExaminedVm, Feature, Process, Swap
-from qmpballoon.doctor.host import examine_host, parse_arc_size, parse_swaps, read_clock
+from qmpballoon.doctor.host import examine_host, parse_arc_size, parse_swaps, read_clock, wall_offset_s
 from qmpballoon.doctor.host_rules import host_findings
 from qmpballoon.doctor.vm import examine, file_system_of, holding_processes, processes_with
 from qmpballoon.doctor.vm_rules import vm_findings
@@ -313,6 +313,11 @@ def test_arcstats_without_a_size_has_none() -> None:
 def test_the_clock_is_as_the_kernel_tells_it_elsewhere() -> None:
     state = ctypes.CDLL(None).ntp_gettime(ctypes.create_string_buffer(512))
     assert read_clock() == (None if state < 0 else state != 5)  # TIME_ERROR
+
+
+def test_the_wall_clock_is_ahead_by_the_time_of_boot() -> None:
+    booted = [line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime ")]
+    assert abs(wall_offset_s() - int(booted[0].split()[1])) < 2.0
 
 
 def test_this_host_is_read() -> None:

@@ -121,6 +121,7 @@ HOST_EXAMPLES: list[tuple[str, ExaminedHost, str]] = [
     ("host-zram", replace(HOST, swaps=(Swap("/dev/zram0", GIB, 0),)), "/dev/zram0: 0 B of 1 GiB used"),
     ("ksm-on", replace(HOST, merged=5 * MIB), "saves 5 MiB"),
     ("overcommitted", replace(HOST, vms_size=3 * GIB), "all VMs together have 3 GiB"),
+    ("clock-jumped", host_with(clock_set_by_s=-3600.2), "the clock was set by -3600 s"),
     ("clock-unsynchronised", replace(HOST, clock_is_synchronised=False), "not synchronised"),
 ]
 SWAP_UNSEEN = "guest-swap-unseen"  # comes with deflate-on-oom-off or -refused
@@ -190,6 +191,11 @@ def test_memory_in_use_matters_earlier_while_the_reserve_is_used() -> None:
     short = replace(HOST, mem_available=200 * MIB)
     assert [finding.word for finding in host_findings(short)] == ["arc-large", "tmpfs-large"]
     assert host_findings(replace(short, arc=50 * MIB, tmpfs=50 * MIB)) == []
+
+
+def test_a_leap_second_is_no_jump() -> None:
+    assert host_findings(host_with(clock_set_by_s=1.0)) == []
+    assert host_findings(host_with(clock_set_by_s=-1.0)) == []
 
 
 def test_without_an_agent_only_the_kernel_is_judged() -> None:

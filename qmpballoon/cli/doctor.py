@@ -33,7 +33,7 @@ EXAMPLES: Final = """\
 examples:
   qmpballoon doctor                             all VMs, and this host
   qmpballoon doctor web1                        a running agent's VM
-  qmpballoon doctor --strict /run/db/*.qmp && echo fit
+  qmpballoon doctor --strict '/run/db/*.qmp' && echo fit
   qmpballoon doctor --json | jq -r '.vms[] | .name, .findings[].word'
 
 Findings come worst first. An error: the balloon does not work, or the host is at risk. A warning: it

@@ -23,6 +23,7 @@ from qmpballoon.doctor.vm_rules import VM_RULES
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.guest import BalloonDevice, LabGuest
 from qmpballoon.lab.lab import Lab
+from qmpballoon.procfs import rss_of
 from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
 from qmpballoon.units import MIB
 
@@ -179,6 +180,37 @@ async def test_strict_fails_on_errors_and_warnings_and_not_on_notes(lab: Lab, ca
     printed = json.loads(capsys.readouterr().out)
     assert [finding["severity"] for finding in printed["vms"][0]["findings"]] == ["note"]
     assert code == any(finding["severity"] != "note" for finding in printed["host"]["findings"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "frees"),
+    [
+        ((), True),
+        (
+            ("-object", "memory-backend-memfd,id=ram0,size=128M,share=on", "-machine", "memory-backend=ram0"),
+            True,
+        ),
+        (("-overcommit", "mem-lock=on"), False),
+    ],
+)
+async def test_a_balloon_frees_host_memory_where_it_is_said(
+    lab: Lab, capsys: Capture, arguments: tuple[str, ...], frees: bool
+) -> None:
+    if not frees and os.geteuid() != 0:
+        pytest.skip("only root may lock so much memory")
+    balloon = BalloonDevice(deflate_on_oom=True)  # no free pages are reported before they are taken
+    guest = await lab.guest("web", fresh=True, balloon=balloon, arguments=arguments)
+    await guest.command("hold 60")
+    await guest.command("hold 0")
+    before = rss_of(guest.pid)
+    await guest.monitor.set_target(72 * MIB)
+    await guest.monitor.until_actual((72 * MIB).__eq__, timeout_s=WAIT_S, what="56 MiB are given")
+    after = rss_of(guest.pid)
+    assert before is not None
+    assert after is not None
+    assert (before - after > 24 * MIB) == frees, (before, after)
+    (vm,) = (await examined(capsys, str(guest.socket)))["vms"]
+    assert vm["can"]["frees"] == frees
 
 
 async def test_a_guest_without_a_driver_is_found(lab: Lab, capsys: Capture) -> None:

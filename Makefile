@@ -3,7 +3,7 @@
 PYTHON_BIN = .venv/bin
 PYTEST_ARGS ?=
 PICTURES ?=
-QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_real.py agent_target.py)
+QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_real.py agent_target.py doctor.py)
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 

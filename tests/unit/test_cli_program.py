@@ -28,7 +28,19 @@ from qmpballoon.errors import (
 )
 from qmpballoon.model.records import VmState
 
-VERBS = ("agent", "status", "set", "watch", "wait", "why", "forget", "simulate", "check-config", "demo")
+VERBS = (
+    "agent",
+    "status",
+    "set",
+    "watch",
+    "wait",
+    "pulse",
+    "why",
+    "forget",
+    "simulate",
+    "check-config",
+    "demo",
+)
 HEAVY = ("aiomqtt", "paho", "uvloop", "msgpack", "shtab", "qmpballoon.lab", "qmpballoon.agent.app")
 
 

@@ -282,6 +282,11 @@ class Vm:
                 await self._sampler.stop()
 
 
+def session_of(vm: Vm) -> Session:
+    """Return the session of a VM, for what `Vm` does not offer; it ends with the VM's connection."""
+    return vm._session
+
+
 class _EventLog:
     """The last events, numbered from connect on; a bounded ring, which needs no reader."""
 
@@ -333,9 +338,9 @@ async def _open_session(path: str, events: _EventLog, timeout_s: float) -> Sessi
         )
     except MonitorBusy:
         if monitor.pid is not None and is_stopped(monitor.pid):
-            raise Unreachable(
-                f"{path}: QEMU (pid {monitor.pid}) is stopped; continue it: kill -CONT"
-            ) from None
+            stopped = Unreachable(f"{path}: QEMU (pid {monitor.pid}) is stopped; continue it: kill -CONT")
+            stopped.stopped_pid = monitor.pid
+            raise stopped from None
         if table.listening and not table.accepted:
             raise Unreachable(f"{path}: connected, but QEMU did not greet within {timeout_s:g} s") from None
         raise

@@ -13,6 +13,7 @@
     ├ NotReady(TimeoutError)           no-driver   the guest's balloon driver did not come up in time
     ├ NotReached(TimeoutError)         not-reached the balloon did not reach its target in time
     ├ RequestRefused                   any word of ERROR_WORDS: the answer to an MQTT request
+    ├ NoAnswer(TimeoutError)           offline     no agent answered a request in time
     ├ ConfigurationError               malformed   all problems of a configuration, at once
     ├ AnotherAgentRuns                 busy        an agent of this name holds the lock
     └ StateUnusable(OSError)           internal    the state directory cannot be used
@@ -67,6 +68,7 @@ class Unreachable(QmpBalloonError, OSError):
     """The monitor's socket does not exist, no process listens on it, or access is denied."""
 
     code = "offline"
+    stopped_pid: int | None = None  # of a QEMU that is stopped by a signal, and so does not answer
 
 
 class MonitorBusy(QmpBalloonError):
@@ -145,6 +147,30 @@ class RequestRefused(QmpBalloonError):
     def __init__(self, code: str, message: str) -> None:
         self.code = code
         super().__init__(message)
+
+
+class NoAnswer(QmpBalloonError, TimeoutError):
+    """No agent answered a request over MQTT in time, or the broker knows that none receives it."""
+
+    code = "offline"
+
+
+def answered_error(word: str, message: str) -> QmpBalloonError:
+    """Return the error that an answer stands for; its ``code`` is the word.
+
+    It is of the class that the same failure has without an agent, where that class needs no more than a
+    message, else RequestRefused.
+    """
+    match word:
+        case "offline":
+            return Unreachable(message)
+        case "no-balloon":
+            return NoBalloon(message)
+        case "out-of-range":
+            return OutOfRange(message)
+        case "no-driver":
+            return NotReady(message)
+    return RequestRefused(word, message)
 
 
 @dataclass(frozen=True, slots=True)

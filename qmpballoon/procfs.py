@@ -7,6 +7,7 @@ Sources: proc(5); Linux Documentation/accounting/psi.rst; OpenZFS module/os/linu
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from qmpballoon.model.records import Life
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _LARGEST_FILE: Final = 65536
+_SIZE_LINE: Final = re.compile(r"^([^:\n]+):[ \t]*([0-9]{1,20}) kB$", re.MULTILINE)
 _LONGEST_STATM: Final = 256  # seven numbers
 _ENDED: Final = ("Z", "X")
 _STOPPED: Final = ("T", "t")  # by a signal, by a tracer
@@ -42,13 +44,7 @@ class ProcessStat:
 
 def parse_meminfo(text: str) -> dict[str, int]:
     """Return the sizes of /proc/meminfo or /proc/PID/status in bytes: their lines ``Key: N kB``."""
-    sizes = {}
-    for line in text.splitlines():
-        key, _, rest = line.partition(":")
-        number, _, unit = rest.strip().partition(" ")
-        if is_number(number) and unit == "kB":
-            sizes[key] = int(number) * 1024
-    return sizes
+    return {key: int(number) * 1024 for key, number in _SIZE_LINE.findall(text)}
 
 
 def parse_pressure(text: str) -> dict[str, float]:

@@ -221,6 +221,7 @@ class Agent:
             agent,
             min_interval_s=configuration.mqtt.min_interval_s,
             samples=configuration.mqtt.samples,
+            home_assistant=configuration.mqtt.announces,
         )
         publisher.host_changed(self._governor.host())
         for vm in self._registry:
@@ -252,6 +253,7 @@ class Agent:
             min_interval_s=mqtt.min_interval_s,
             samples=mqtt.samples,
             response_topics=mqtt.response_topics,
+            discovery_prefix=mqtt.discovery_prefix,
         )
 
     # ── re-reading the configuration ─────────────────────────────────────────────────────────────

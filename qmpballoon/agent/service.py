@@ -10,6 +10,7 @@ from typing import Final, assert_never
 
 from qmpballoon.agent.actuator import Actuator
 from qmpballoon.agent.context import Context
+from qmpballoon.agent.examination import examined_host, examined_vm
 from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.limits import checked_target
 from qmpballoon.agent.pulse import Pulses
@@ -20,8 +21,11 @@ from qmpballoon.model.records import VmStatus, utc_now
 from qmpballoon.protocol.objects import vm_object, why_object
 from qmpballoon.protocol.requests import Request
 from qmpballoon.protocol.verbs import (
+    DEADLINE_S,
     TAKE_BACK,
+    Doctor,
     Get,
+    HostDoctor,
     List,
     Pulse,
     Reclaim,
@@ -36,7 +40,6 @@ from qmpballoon.protocol.verbs import (
 )
 from qmpballoon.units import Amount, parse_size, round_up_to_page
 
-RECLAIM_WITHIN_S: Final = 30.0
 HELD_FOR_S: Final = 300.0
 LAST_DECISIONS: Final = 10
 FRESH_WITHIN_S: Final = 0.05  # unchanged figures are told from old ones only at QEMU's next whole second
@@ -92,6 +95,10 @@ class Service:
                 return vm_object(status, self._host, time.monotonic(), utc_now())
             case Pulse():
                 return await self._pulses.pulse(self._vm(request), asked)
+            case Doctor():
+                return await examined_vm(self._vm(request), self._context.clock())
+            case HostDoctor():
+                return await examined_host(self._context, self._registry, self._governor)
             case Why():
                 return self._why(self._vm(request), asked)
             case _:
@@ -183,7 +190,7 @@ class Service:
         now_s = time.monotonic()
         before = governor.snapshot()
         size = asked.size.of(before.budget)
-        deadline_s = now_s + (RECLAIM_WITHIN_S if asked.deadline_s is None else asked.deadline_s)
+        deadline_s = now_s + (DEADLINE_S if asked.deadline_s is None else asked.deadline_s)
         hold_s = HELD_FOR_S if asked.hold_s is None else asked.hold_s
         hold = governor.holds.take(size, deadline_s + hold_s, budget=before.budget)
         self._context.ticks.soon()

@@ -14,7 +14,7 @@ from qmpballoon.model.records import GuestStats, Sample
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
-from qmpballoon.qmp.repeated import Repeated
+from qmpballoon.qmp.repeated import Numbers, Repeated
 
 REPORTS_WITHIN_S: Final = 0.01  # a guest that was asked mostly takes 3 ms, 9 at worst
 MOST_LOOKS: Final = 3  # at the figures of a guest that was asked, if it is sampled at the short interval
@@ -75,7 +75,7 @@ class UsualPoll:
             "qom-get",
             {"path": device.path, "property": "guest-stats"},
             self._statistics_sink,
-            volatile="last-update",
+            volatile=("last-update", balloon.MINOR_FAULTS),
         )
         self._actual = session.repeated("query-balloon", None, _Actual(session, self))
         self._requests = {False: (statistics,), True: (self._actual, statistics)}  # by whether actual is read
@@ -175,7 +175,7 @@ class _Rest:
         self._known = known
         self._value: object = None
 
-    def same(self, number: int | None) -> None:
+    def same(self, numbers: Numbers) -> None:
         """The same as at the last poll; something else may have told another value since."""
         if self._value != self._known():
             self._poll.something_changed()
@@ -183,7 +183,7 @@ class _Rest:
     def changed(self, result: object) -> None:
         """Another reply, or the first."""
         self._value = self._read(result)
-        self.same(None)
+        self.same(())
 
     def refused(self, error: QmpError) -> None:
         """It was not refused before."""
@@ -198,7 +198,7 @@ class _Set:
     def __init__(self, poll: UsualPoll) -> None:
         self._poll = poll
 
-    def same(self, number: int | None) -> None:
+    def same(self, numbers: Numbers) -> None:
         """It was set."""
 
     def changed(self, result: object) -> None:
@@ -217,7 +217,7 @@ class _Actual:
         self._poll = poll
         self._value = 0
 
-    def same(self, number: int | None) -> None:
+    def same(self, numbers: Numbers) -> None:
         """The same as at the last poll; an event may have told another value since."""
         self._poll.actual_polled(self._value)
 
@@ -241,9 +241,13 @@ class _Statistics:
         self._stats = GuestStats()
         self._last_update = 0
 
-    def same(self, number: int | None) -> None:
-        """The same figures, perhaps of another second."""
-        self._last_update = self._last_update if number is None else number
+    def same(self, numbers: Numbers) -> None:
+        """The same sizes, perhaps of another second."""
+        last_update, minor_faults = numbers
+        if last_update is not None:
+            self._last_update = last_update
+        if minor_faults != self._stats.minor_faults and minor_faults is not None:
+            self._stats = self._stats.with_minor_faults(minor_faults)
         self._poll.statistics_polled(self._last_update, self._stats, asked_at=self.asked_at)
 
     def changed(self, result: object) -> None:

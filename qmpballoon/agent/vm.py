@@ -76,7 +76,7 @@ class ManagedVm:
         self.spec = VmSpec(vm, settings, context)
         self.history = History()  # of what was decided about it
         self.retired = False  # it was dropped, or the agent stops: nothing more is published
-        self.changed = asyncio.Event()  # set, and replaced, whenever the facts may have changed
+        self._changed: asyncio.Event | None = None  # set, and forgotten, whenever the facts may have changed
         self._context = context
         self._polls: VmPolls | None = None
         self._silence: _Silence | None = _Silence("offline", context.clock())
@@ -126,6 +126,11 @@ class ManagedVm:
                 await self._polls.session.rearm()
 
     @property
+    def session(self) -> Session | None:
+        """Its session with QEMU; None while no session serves it."""
+        return self._polls.session.session if self._polls is not None and self.connection == "up" else None
+
+    @property
     def has_left(self) -> bool:
         """Tell whether its QEMU was the source of a migration that is finished."""
         return self.run.seen is not None and self.run.seen.run_state == "postmigrate"
@@ -166,8 +171,16 @@ class ManagedVm:
                     self.id, Event("health", utc_now(), {"from": before, "to": health})
                 )
             self._context.feed.vm_changed(self.status)
-        self.changed.set()  # waiters must notice a VM that was renamed or dropped
-        self.changed = asyncio.Event()
+        if self._changed is not None:  # waiters must notice a VM that was renamed or dropped
+            self._changed.set()
+            self._changed = None
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """An event that is set when the facts may have changed."""
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        return self._changed
 
     def _freeze(self) -> VmFacts:
         run, silence = self.run, self._silence

@@ -24,10 +24,11 @@ override the file.
 
 @dataclass(frozen=True, slots=True)
 class BrokerAccess:
-    """A client that is not connected yet, and the start of all topics."""
+    """A client that is not connected yet, the start of all topics, and that of Home Assistant's."""
 
     client: Client
     base_topic: str
+    discovery_prefix: str
 
 
 def add_broker_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +54,10 @@ def add_broker_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def broker_access(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> BrokerAccess:
-    """Return the client that the options describe.
+def broker_access(
+    arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ, *, fleet: bool = False
+) -> BrokerAccess:
+    """Return the client that the options describe; ``fleet``: it follows the fleet.
 
     Raises:
         ConfigurationError: no broker is named, or the file or an option is invalid.
@@ -70,6 +73,7 @@ def broker_access(arguments: argparse.Namespace, environment: Mapping[str, str] 
         password_file=arguments.password_file,
         ca_file=arguments.ca_file,
         base_topic=arguments.base_topic,
+        discovery_prefix=getattr(arguments, "discovery_prefix", None),
     )
     mqtt = configuration.mqtt
     if not mqtt.enabled:
@@ -84,5 +88,7 @@ def broker_access(arguments: argparse.Namespace, environment: Mapping[str, str] 
         cert_file=mqtt.cert_file,
         key_file=mqtt.key_file,
         timeout_s=arguments.timeout,
+        base_topic=mqtt.base_topic,
+        fleet=fleet,
     )
-    return BrokerAccess(client, mqtt.base_topic)
+    return BrokerAccess(client, mqtt.base_topic, mqtt.discovery_prefix)

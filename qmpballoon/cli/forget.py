@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Mapping
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qmpballoon import terminal
 from qmpballoon.cli.broker import ABOUT, BrokerAccess, add_broker_arguments, broker_access
 from qmpballoon.cli.program import DONE, FAILED
 from qmpballoon.errors import RequestRefused
 from qmpballoon.model.names import safe_name
-from qmpballoon.model.records import utc_now
 
 if TYPE_CHECKING:
     from qmpballoon.mqtt.topics import Topics
@@ -35,7 +33,6 @@ agent counts as online while its status says so and its host object is not older
 
 _MOST_PASSES: Final = 5
 _MOST_NAMED: Final = 8
-_HEARTBEATS: Final = 3  # a clustered broker may never send a will
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="even if the host's agent is online")
     parser.add_argument("--json", action="store_true", help='print {"host", "vm", "online", "cleared"}')
     add_broker_arguments(parser)
+    parser.add_argument(
+        "--discovery-prefix",
+        metavar="TOPIC",
+        help="where the devices of Home Assistant are (default: homeassistant)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -52,35 +54,16 @@ def run(arguments: argparse.Namespace) -> int:
     return asyncio.run(_forget(access, *arguments.name, force=arguments.force, as_json=arguments.json))
 
 
-def is_online(status: bytes | None, host: bytes | None, now: datetime) -> bool:
-    """Tell whether an agent runs, by its retained status and host object.
-
-    A host object that cannot be read has no age.
-    """
-    from qmpballoon.protocol.payloads import decode_request  # imports msgpack: not for --help
-
-    if status != b"online":
-        return False
-    try:
-        document: Mapping[str, Any] = decode_request(host or b"").arguments or {}
-        age_s = (now - datetime.fromisoformat(document["ts"])).total_seconds()
-        return bool(age_s <= _HEARTBEATS * document["heartbeat_s"])
-    except (RequestRefused, ValueError, TypeError, KeyError):
-        return True
-
-
 def devices_of(topics: Topics, vm: str | None, found: Mapping[str, bytes]) -> set[str]:
     """Return those of the retained topics that announce the host, its VMs or one VM to Home Assistant.
 
     Names of hosts and VMs may have underscores, so an id alone may be that of another host.
     """
-    from qmpballoon.mqtt.topics import device_id
-
-    device = f"qmpballoon_{topics.host}" + ("" if vm is None else f"_{vm}")
+    device = topics.device_id(vm)
     base = f"{topics.base}/".encode()
     chosen: set[str] = set()
     for topic, payload in found.items():
-        name = device_id(topic)
+        name = topics.device_of(topic)
         if name is None:
             continue
         is_named = name == device or (vm is None and name.startswith(f"{device}_"))
@@ -91,15 +74,15 @@ def devices_of(topics: Topics, vm: str | None, found: Mapping[str, bytes]) -> se
 
 
 async def _forget(access: BrokerAccess, host: str, vm: str | None, *, force: bool, as_json: bool) -> int:
-    from qmpballoon.mqtt.topics import DEVICES, Topics  # imports MQTT: not for --help
+    from qmpballoon.mqtt.topics import Topics  # imports MQTT: not for --help
 
-    topics = Topics(access.base_topic, host)
+    topics = Topics(access.base_topic, host, discovery_prefix=access.discovery_prefix)
     tree, statuses = topics.tree(vm), f"{topics.base}/+/status"
     cleared: dict[str, None] = {}
     refused: dict[str, str] = {}
     async with access.client as client:
-        heard = found = await client.retained(statuses, topics.host_object, tree, DEVICES)
-        online = is_online(heard.get(topics.status), heard.get(topics.host_object), utc_now())
+        heard = found = await client.retained(statuses, topics.host_object, tree, topics.devices)
+        online = _is_online(topics, heard)
         if online and not force:
             raise RequestRefused(
                 "not-allowed",
@@ -111,7 +94,7 @@ async def _forget(access: BrokerAccess, host: str, vm: str | None, *, force: boo
                 break
             refused |= await client.clear(left)
             cleared |= dict.fromkeys(left)
-            found = await client.retained(tree, DEVICES)
+            found = await client.retained(tree, topics.devices)
             if online:
                 break
     stays = [] if online else [topic for topic in _topics_of(topics, vm, found) if topic in cleared]
@@ -134,6 +117,16 @@ async def _forget(access: BrokerAccess, host: str, vm: str | None, *, force: boo
         )
         return FAILED
     return DONE
+
+
+def _is_online(topics: Topics, heard: Mapping[str, bytes]) -> bool:
+    from qmpballoon.fleet import Fleet
+    from qmpballoon.mqtt.topics import FleetTopics
+
+    fleet = Fleet(FleetTopics(topics.base))
+    for topic in (topics.status, topics.host_object):
+        fleet.take(topic, heard.get(topic, b""), retained=True)
+    return topics.host in fleet.hosts and fleet.hosts[topics.host].online
 
 
 def _topics_of(topics: Topics, vm: str | None, found: Mapping[str, bytes]) -> list[str]:

@@ -20,6 +20,7 @@ from qmpballoon.errors import (
     ConnectionLost,
     InvalidSize,
     MonitorBusy,
+    NoAnswer,
     NotReached,
     NotReady,
     OutOfRange,
@@ -39,6 +40,7 @@ INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
 _CODES: Final = {  # of an agent's answers
     "malformed": WRONG_USAGE,
+    "unknown-verb": WRONG_USAGE,
     "out-of-range": WRONG_USAGE,
     "offline": CANNOT_REACH,
     "busy": CANNOT_REACH,
@@ -55,6 +57,8 @@ _VERBS: Final = {
     "status": "Show the size of each VM and the statistics of its guest.",
     "set": "Set the balloon target of a VM.",
     "watch": "Stream the events and figures of VMs until interrupted.",
+    "doctor": "Tell what each VM's balloon can and cannot do, and what mends it.",
+    "ctl": "Ask VMs or hosts over MQTT, and print their agents' answers.",
     "wait": "Wait until a VM is ready, at its target, or a figure of it has some size.",
     "pulse": "Take what an idle guest can spare, and give all of it back.",
     "why": "Explain the last decisions about a VM, with the figures of each.",
@@ -123,7 +127,7 @@ def exit_code(error: QmpBalloonError) -> int:
     match error:
         case ConfigurationError() | InvalidSize() | OutOfRange() | AnotherAgentRuns():
             return WRONG_USAGE
-        case Unreachable() | MonitorBusy() | ConnectionLost():
+        case Unreachable() | MonitorBusy() | ConnectionLost() | NoAnswer():
             return CANNOT_REACH
         case NotReached() | NotReady():
             return NOT_IN_TIME

@@ -16,7 +16,7 @@ from qmpballoon.api import DangerousTarget, Vm
 from qmpballoon.cli.arguments import seconds, size
 from qmpballoon.cli.program import DONE, exit_code
 from qmpballoon.cli.sockets import connected
-from qmpballoon.cli.status import guest_as_json, state_of
+from qmpballoon.cli.status import guest_as_json
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
 from qmpballoon.control import ANSWER_S, ControlClient, connected_to
 from qmpballoon.errors import (
@@ -29,6 +29,7 @@ from qmpballoon.errors import (
 )
 from qmpballoon.model.records import VmState
 from qmpballoon.model.tolerance import SAFE_MARGIN
+from qmpballoon.protocol.objects import state_of
 from qmpballoon.units import MIB, Amount, format_size, round_up_to_page
 
 EXAMPLES: Final = """\

@@ -10,7 +10,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +25,9 @@ from qmpballoon.errors import ConnectionLost, MonitorBusy, NoBalloon, QmpBalloon
 from qmpballoon.model.facts import BootFacts, Seen, VmFacts
 from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, health_of
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import STATISTICS, GuestStats, Sample, VmState
+from qmpballoon.model.records import GuestStats, Sample, VmState
 from qmpballoon.procfs import age_of, life_of, rss_of
+from qmpballoon.protocol.objects import state_of
 from qmpballoon.qmp.monitor import HELD_HINT
 from qmpballoon.units import format_size
 
@@ -115,27 +116,6 @@ def guest_as_json(guest: GuestStats | None) -> dict[str, object]:
     if guest is None:
         return dict.fromkeys(field.name for field in fields(GuestStats))
     return {**asdict(guest), "age_s": round(guest.age_s, 3)}
-
-
-def state_of(vm: Mapping[str, object]) -> VmState | None:
-    """Return the state in a VM object; None if its QEMU has not told it."""
-    size, actual, target, held, guest = (vm.get(key) for key in ("size", "actual", "target", "held", "guest"))
-    if not isinstance(size, int) or not isinstance(actual, int) or not isinstance(guest, Mapping):
-        return None
-    age_s = guest.get("age_s")
-    stats = None
-    if isinstance(age_s, int | float):
-        counts = {name: guest.get(name) for name in STATISTICS}
-        stats = GuestStats(**{name: value for name, value in counts.items() if isinstance(value, int)})
-        stats = replace(stats, age_s=float(age_s))
-    return VmState(
-        run_state=str(vm.get("run_state")),
-        size=size,
-        actual=actual,
-        target=target if isinstance(target, int) else None,
-        guest=stats,
-        held=held if isinstance(held, int) else None,
-    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from qmpballoon import terminal
 from qmpballoon.api import Vm, connect
 from qmpballoon.cli.arguments import condition, seconds
 from qmpballoon.cli.program import DONE, exit_code
-from qmpballoon.cli.status import state_as_json, state_of
+from qmpballoon.cli.status import state_as_json
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
 from qmpballoon.condition import FIGURES, OF_GUEST, Condition
 from qmpballoon.control import ControlClient, connected_to
@@ -30,6 +30,7 @@ from qmpballoon.errors import (
 from qmpballoon.model.records import VmState
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.procfs import rss_of
+from qmpballoon.protocol.objects import state_of
 from qmpballoon.units import format_size
 
 EXAMPLES: Final = f"""\

@@ -15,12 +15,13 @@ from qmpballoon.api import Vm
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import DONE
 from qmpballoon.cli.sockets import connected
-from qmpballoon.cli.status import state_as_json, state_of
+from qmpballoon.cli.status import state_as_json
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
 from qmpballoon.control import RunningAgent, connected_to
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError
 from qmpballoon.model.records import VmState, rfc3339, utc_now
 from qmpballoon.procfs import rss_of
+from qmpballoon.protocol.objects import state_of
 from qmpballoon.units import format_size
 
 EXAMPLES: Final = """\

@@ -73,6 +73,15 @@ def _of_mqtt(mqtt: MqttSettings) -> Iterator[Contradiction]:
         if f"{response}/".startswith(f"{mqtt.base_topic}/"):
             reason = f"{response} is never honoured: below base_topic agents have their own topics"
             yield Contradiction((("mqtt", "response_topics"), ("mqtt", "base_topic")), reason)
+        elif f"{response}/".startswith(f"{mqtt.discovery_prefix}/"):
+            reason = f"{response} is never honoured: below discovery_prefix are Home Assistant's topics"
+            yield Contradiction((("mqtt", "response_topics"), ("mqtt", "discovery_prefix")), reason)
+    if f"{mqtt.discovery_prefix}/".startswith(f"{mqtt.base_topic}/"):
+        reason = f"{mqtt.discovery_prefix} is base_topic or below it, where agents have their own topics"
+        yield Contradiction((("mqtt", "discovery_prefix"), ("mqtt", "base_topic")), reason)
+    if mqtt.home_assistant and mqtt.payload == "msgpack":
+        reason = 'needs payload = "json": Home Assistant does not read msgpack'
+        yield Contradiction((("mqtt", "home_assistant"), ("mqtt", "payload")), reason)
     if mqtt.min_interval_s > mqtt.heartbeat_s:
         reason = f"{mqtt.min_interval_s:g} s is more than heartbeat_s, {mqtt.heartbeat_s:g} s"
         yield Contradiction(

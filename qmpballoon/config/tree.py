@@ -145,11 +145,28 @@ class MqttSettings:
         "homeassistant, qmpballoon or base_topic. Other requests are answered on the agent's own topics.",
         ("#",),
     )
+    home_assistant: bool | None = _key(
+        flag,
+        "Announce the host and its VMs to Home Assistant, which makes a device with its entities of each.\n"
+        'Default: true, but false with payload = "msgpack", which Home Assistant does not read.',
+        None,
+        "true",
+    )
+    discovery_prefix: str = _key(
+        values.topic,
+        "Where Home Assistant looks for devices; the same as in its MQTT options.",
+        "homeassistant",
+    )
 
     @property
     def enabled(self) -> bool:
         """Whether a broker is configured."""
         return bool(self.url)
+
+    @property
+    def announces(self) -> bool:
+        """Whether the host and its VMs are announced to Home Assistant."""
+        return self.payload == "json" if self.home_assistant is None else self.home_assistant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,11 @@ Sizes are bytes, durations seconds; ``*_at_s`` is a time on the monotonic clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final
 
 from qmpballoon.model.names import VmId
 from qmpballoon.model.tolerance import is_reached
@@ -93,8 +94,17 @@ class GuestStats:
             and self.oom_kills == other.oom_kills
         )
 
+    def with_minor_faults(self, count: int) -> GuestStats:
+        """Return the same statistics but for this count, quicker than `dataclasses.replace`."""
+        values = list(_values_of(self))
+        values[_MINOR_FAULTS] = count
+        return GuestStats(*values)
 
-STATISTICS: Final = tuple(entry.name for entry in fields(GuestStats) if entry.name != "age_s")
+
+_ALL: Final = tuple(entry.name for entry in fields(GuestStats))
+_MINOR_FAULTS: Final = _ALL.index("minor_faults")
+_values_of: Final[Callable[[GuestStats], tuple[Any, ...]]] = attrgetter(*_ALL)
+STATISTICS: Final = tuple(name for name in _ALL if name != "age_s")
 """The names of a guest's statistics."""
 
 

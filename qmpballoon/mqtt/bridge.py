@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import aiomqtt
@@ -38,7 +38,7 @@ from qmpballoon.mqtt.outbox import Make, Outbox, Publication
 from qmpballoon.mqtt.packets import Composer
 from qmpballoon.mqtt.request_reader import RequestReader
 from qmpballoon.mqtt.sender import Sender
-from qmpballoon.mqtt.topics import BIRTH_TOPIC, Topics
+from qmpballoon.mqtt.topics import DISCOVERY_PREFIX, Topics
 from qmpballoon.protocol.payloads import Format
 from qmpballoon.protocol.requests import Handle, Requests
 
@@ -61,7 +61,8 @@ class BridgeSettings:
 
     ``brokers``, at least one, are tried in turn. ``protocol`` ``auto`` is 5, and 3.1.1 where a broker
     refuses it. ``host`` is the plain host name; the bridge makes it safe for topics. Files are paths.
-    ``response_topics`` are filters of the MQTT 5 response topics that are used.
+    ``response_topics`` are filters of the MQTT 5 response topics that are used. ``discovery_prefix`` is that
+    of Home Assistant.
     """
 
     brokers: tuple[Broker, ...]
@@ -79,6 +80,7 @@ class BridgeSettings:
     min_interval_s: float = 1.0
     samples: bool = False
     response_topics: tuple[str, ...] = ("#",)
+    discovery_prefix: str = DISCOVERY_PREFIX
 
 
 class Bridge:
@@ -100,7 +102,9 @@ class Bridge:
         on_announced: Callable[[frozenset[str]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.topics: Final = Topics(settings.base_topic, settings.host, settings.response_topics)
+        self.topics: Final = Topics(
+            settings.base_topic, settings.host, settings.response_topics, settings.discovery_prefix
+        )
         self._settings = settings
         self._clock = clock
         self._login = Login(
@@ -260,9 +264,9 @@ class Bridge:
                 raise _Again("the usual last will is tried again")
             limits = limits.within(connection.announced)
             connection.window.limit = limits.window
-            refused = await connection.subscribe((*self._filters, BIRTH_TOPIC))
+            refused = await connection.subscribe((*self._filters, self.topics.birth))
             _raise_if_cancelled()  # aiomqtt uses asyncio.wait_for, which may lose it (CPython 3.11)
-            if unreadable := [one for one in refused if one != BIRTH_TOPIC]:  # which is optional
+            if unreadable := [one for one in refused if one != self.topics.birth]:  # which is optional
                 self._log.subscription_refused(unreadable)
             self._connection, self._connected_at_s = connection, self._clock()
             self._log.limited(broker, limits)
@@ -340,7 +344,7 @@ class Bridge:
         if message.topic == self.topics.status:
             if not message.retain or (connection is not None and connection.mqtt5):
                 self._on_status(message.payload)  # on 3.1.1 a retained one is the value before
-        elif message.topic == BIRTH_TOPIC:
+        elif message.topic == self.topics.birth:
             if message.payload == b"online" and not message.retain:
                 self._birth.set()
         else:
@@ -387,7 +391,9 @@ class Bridge:
     def _confirmed(self, publication: Publication, code: int) -> None:
         answer = publication.answer
         if code >= REFUSED:
-            if answer is None or publication.topic.startswith(f"{self.topics.root}/"):
+            if answer is not None and publication.topic == answer.topic != answer.own_topic:
+                self._outbox.answer(replace(answer, topic=answer.own_topic))
+            elif answer is None or publication.topic.startswith(f"{self.topics.root}/"):
                 self._log.publish_refused(publication.topic, code)
         elif answer is not None:
             if code == NO_MATCHING_SUBSCRIBERS and answer.asked_at_s < (self._connected_at_s or 0.0):

@@ -20,6 +20,7 @@ from typing import Final, Protocol, TypeAlias
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, VmStatus, utc_now
 from qmpballoon.mqtt.dead_band import due_at_s, host_changed, vm_changed
+from qmpballoon.mqtt.home_assistant import HomeAssistant, announced_facts
 from qmpballoon.mqtt.outbox import Make
 from qmpballoon.mqtt.topics import Topics
 from qmpballoon.protocol.objects import Agent, event_object, host_object, samples_object, vm_object, vms_list
@@ -67,7 +68,8 @@ class _Slot:
 class Publisher:
     """Takes frozen records and keeps the bridge's topics current. All calls return at once.
 
-    ``agent`` identifies the publisher; its ``host`` must be the one of ``bridge.topics``.
+    ``agent`` identifies the publisher; its ``host`` must be the one of ``bridge.topics``. With
+    ``home_assistant`` the host and its VMs are announced to Home Assistant.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class Publisher:
         *,
         min_interval_s: float,
         samples: bool = False,
+        home_assistant: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bridge = bridge
         self._agent = agent
         self._min_interval_s = min_interval_s
         self._samples = samples
+        self._home_assistant = HomeAssistant(bridge.topics, agent) if home_assistant else None
         self._clock = clock
         self._started_at_s = clock()
         self._sequence = itertools.count(1)
@@ -106,6 +110,8 @@ class Publisher:
         if before is None or before.answers != record.answers:
             word = "online" if record.answers else "offline"
             self._bridge.retain(self._bridge.topics.availability(record.id), lambda: word)
+        if before is None or announced_facts(before) != announced_facts(record):
+            self._announce(record.id)
         if before is None or _listed(before) != _listed(record):
             self._schedule(_VMS, changed=True)
         changed = vm_changed(self._published_vms.get(record.id), record)
@@ -119,10 +125,14 @@ class Publisher:
         self._slots.pop(("vm", vm), None)
         self._bridge.clear(self._bridge.topics.availability(vm))
         self._bridge.clear(self._bridge.topics.state(vm))
+        if self._home_assistant is not None:
+            self._bridge.clear(self._home_assistant.topic(vm))
         self._schedule(_VMS, changed=True)
 
     def host_changed(self, record: HostStatus) -> None:
         """Take the host's newest snapshot."""
+        if self._host is None and self._home_assistant is not None:
+            self._bridge.retain(self._home_assistant.topic(None), self._home_assistant.host_message)
         self._host = record
         self._schedule(_HOST, changed=host_changed(self._published_host, record))
 
@@ -141,6 +151,11 @@ class Publisher:
                 self._bridge.topics.samples,
                 lambda: samples_object(self._vms.values(), self._host, self._clock(), utc_now()),
             )
+
+    def _announce(self, vm: VmId) -> None:
+        home_assistant = self._home_assistant
+        if home_assistant is not None:
+            self._bridge.retain(home_assistant.topic(vm), lambda: home_assistant.vm_message(self._vms[vm]))
 
     async def run(self) -> None:
         """Publish what becomes due, until cancelled."""

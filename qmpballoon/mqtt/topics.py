@@ -16,13 +16,10 @@ from qmpballoon.model.names import mirrored, safe_name
 
 LONGEST_TOPIC: Final = 65535  # bytes of UTF-8, MQTT 5 section 1.5.4
 MOST_LEVELS: Final = 100
-BIRTH_TOPIC: Final = "homeassistant/status"
-"""Where Home Assistant publishes ``online`` when it starts."""
+DISCOVERY_PREFIX: Final = "homeassistant"
+"""Home Assistant's own default."""
 
-DEVICES: Final = "homeassistant/device/+/config"
-"""Filter of the topics on which devices are announced to Home Assistant."""
-
-_FOREIGN: Final = ("homeassistant", "qmpballoon")
+_FOREIGN: Final = (DISCOVERY_PREFIX, "qmpballoon")
 """Topics below which other programs, and agents with the default base, act on messages."""
 
 _NON_CHARACTERS: Final = "".join(
@@ -58,14 +55,24 @@ class Topics:
     """Every topic of one agent, under ``<base>/<host made safe>``.
 
     ``response_topics`` are MQTT filters; a request is answered on its MQTT 5 response topic if one matches.
+    ``discovery_prefix`` is where Home Assistant looks for devices and publishes its own status.
 
     Raises:
-        ValueError: nothing can be published under ``base``.
+        ValueError: nothing can be published under ``base`` or ``discovery_prefix``.
     """
 
-    def __init__(self, base: str, host: str, response_topics: Iterable[str] = ("#",)) -> None:
-        if not is_publishable(base) or base.startswith(("/", "$")) or base.endswith("/"):
-            raise ValueError(f"{base!r} cannot be the base of topics: no wildcards, no / at its ends, no $")
+    def __init__(
+        self,
+        base: str,
+        host: str,
+        response_topics: Iterable[str] = ("#",),
+        discovery_prefix: str = DISCOVERY_PREFIX,
+    ) -> None:
+        for start in (base, discovery_prefix):
+            if not is_publishable(start) or start.startswith(("/", "$")) or start.endswith("/"):
+                raise ValueError(
+                    f"{start!r} cannot be the base of topics: no wildcards, no / at its ends, no $"
+                )
         self.base: Final = base
         self.host: Final = safe_name(host)
         self.root: Final = f"{base}/{self.host}"
@@ -73,9 +80,30 @@ class Topics:
         self.host_object: Final = f"{self.root}/host"
         self.vms: Final = f"{self.root}/vms"
         self.samples: Final = f"{self.root}/samples"
+        self.birth: Final = f"{discovery_prefix}/status"
+        self.devices: Final = f"{discovery_prefix}/device/+/config"
+        self._discovery_prefix: Final = discovery_prefix
         self._vm_prefix: Final = f"{self.root}/vm/"
         self._host_requests: Final = f"{self.root}/request/"
         self._response_topics: Final = tuple(response_topics)
+
+    def place(self, vm: str | None) -> str:
+        """Return the topic below which a VM has its topics, or the host where ``vm`` is None."""
+        return self.root if vm is None else f"{self._vm_prefix}{vm}"
+
+    def device_id(self, vm: str | None) -> str:
+        """Return the id by which Home Assistant knows a VM, or the host where ``vm`` is None."""
+        return f"qmpballoon_{self.host}" + ("" if vm is None else f"_{vm}")
+
+    def device(self, vm: str | None) -> str:
+        """Return the topic on which a VM is announced to Home Assistant, or the host."""
+        return self.devices.replace("+", self.device_id(vm))
+
+    def device_of(self, topic: str) -> str | None:
+        """Return the id of the device that a topic announces to Home Assistant, None if it announces none."""
+        before, after = self.devices.split("+")
+        name = topic.removeprefix(before).removesuffix(after)
+        return name if "/" not in name and topic == f"{before}{name}{after}" else None
 
     def availability(self, vm: str) -> str:
         """Return the topic of the VM's availability: whether its monitor answers."""
@@ -88,6 +116,10 @@ class Topics:
     def event(self, vm: str | None) -> str:
         """Return the topic of a VM's events, or of the host's where ``vm`` is None."""
         return f"{self.root}/event" if vm is None else f"{self._vm_prefix}{vm}/event"
+
+    def request(self, vm: str | None, verb: str) -> str:
+        """Return the topic of a request of a VM, or of the host where ``vm`` is None."""
+        return f"{self._host_requests}{verb}" if vm is None else f"{self._vm_prefix}{vm}/request/{verb}"
 
     def tree(self, vm: str | None = None) -> str:
         """Return the filter of all topics of a VM, or of the host with its VMs."""
@@ -130,30 +162,74 @@ class Topics:
         """Return where a request is answered.
 
         ``requested`` is the MQTT 5 response topic. It is used where the filters allow it, but never
-        below the base, the default base, ``homeassistant`` or ``$``: a requester could otherwise make the
-        agent send commands to another agent, overwrite a state or announce a device. The names of a VM or
-        verb that do not exist are repeated, made safe where necessary.
+        below the base, the default base, the prefix of Home Assistant or ``$``: a requester could otherwise
+        make the agent send commands to another agent, overwrite a state or announce a device. The names of a
+        VM or verb that do not exist are repeated, made safe where necessary.
         """
         if requested is not None and self._may_answer_on(requested):
             return requested
-        place = self.root if vm is None else f"{self._vm_prefix}{mirrored(vm)}"
+        place = self.place(None if vm is None else mirrored(vm))
         return f"{place}/response/{mirrored(verb)}"
 
     def _may_answer_on(self, topic: str) -> bool:
         return (
             is_publishable(topic)
             and not topic.startswith("$")  # reserved for the broker
-            and not any(is_below(topic, tree) for tree in (self.base, *_FOREIGN))
+            and not any(is_below(topic, tree) for tree in (self.base, self._discovery_prefix, *_FOREIGN))
             and any(topic_matches_sub(one, topic) for one in self._response_topics)
         )
 
 
-def device_id(topic: str) -> str | None:
-    """Return which device a topic announces to Home Assistant, None if it announces none."""
-    match topic.split("/"):
-        case ["homeassistant", "device", name, "config"]:
-            return name
-    return None
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What an agent publishes on a topic; ``vm`` None: about the host.
+
+    ``what`` is ``status``, ``host``, ``availability``, ``state`` or ``event``.
+    """
+
+    host: str
+    vm: str | None
+    what: str
+
+
+class FleetTopics:
+    """The topics of all agents below one base, as a reader sees them.
+
+    Raises:
+        ValueError: nothing can be published under ``base``.
+    """
+
+    def __init__(self, base: str) -> None:
+        Topics(base, "any")
+        self.base: Final = base
+        self.filters: Final = (
+            f"{base}/+/status",
+            f"{base}/+/host",
+            f"{base}/+/event",
+            f"{base}/+/vm/+/availability",
+            f"{base}/+/vm/+/state",
+            f"{base}/+/vm/+/event",
+        )
+
+    def parse(self, topic: str) -> Published | None:
+        """Return what is published on a topic, None if it is none of `filters`."""
+        if not topic.startswith(f"{self.base}/"):
+            return None
+        match topic[len(self.base) + 1 :].split("/"):
+            case [host, "status" | "host" | "event" as what]:
+                return Published(host, None, what)
+            case [host, "vm", vm, "availability" | "state" | "event" as what]:
+                return Published(host, vm, what)
+        return None
+
+    def responses(self, host: str, vm: str | None, verb: str) -> str:
+        """Return the filter of the answers to a verb: those of the host, or of all its VMs."""
+        place = f"{self.base}/{host}" if vm is None else f"{self.base}/{host}/vm/+"
+        return f"{place}/response/{verb}"
+
+    def replies(self, client_id: str) -> str:
+        """Return the MQTT 5 response topic of a client: beside the base, where no agent acts on messages."""
+        return f"{self.base}-replies/{client_id}"
 
 
 def is_below(topic: str, tree: str) -> bool:

@@ -7,16 +7,26 @@ where a key is missing, and treat 0 as a measured value.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from os.path import basename
 from typing import Final
 
 from qmpballoon.errors import QmpBalloonError
-from qmpballoon.model.records import STATISTICS, Event, HostStatus, Sample, VmStatus, rfc3339
+from qmpballoon.model.records import (
+    STATISTICS,
+    Event,
+    GuestStats,
+    HostStatus,
+    Sample,
+    VmState,
+    VmStatus,
+    rfc3339,
+)
 from qmpballoon.policy.decided import Decided, Figures
 
 SCHEMA: Final = 1
+_LARGEST_AGE_S: Final = 1e12
 _NO_GUEST: Final = (*((name, None) for name in STATISTICS), ("age_s", None))
 
 
@@ -72,6 +82,27 @@ def vm_object(record: VmStatus, host: str, now_s: float, ts: datetime) -> dict[s
         "socket": basename(record.socket),
         "qemu": record.qemu,
     }
+
+
+def state_of(vm: Mapping[str, object]) -> VmState | None:
+    """Return the state in a VM object, which is untrusted; None if its QEMU has not told it."""
+    size, actual, target, held, guest = (vm.get(key) for key in ("size", "actual", "target", "held", "guest"))
+    if not isinstance(size, int) or not isinstance(actual, int) or not isinstance(guest, Mapping):
+        return None
+    age_s = guest.get("age_s")
+    stats = None
+    if isinstance(age_s, int | float) and abs(age_s) < _LARGEST_AGE_S:
+        counts = {name: guest.get(name) for name in STATISTICS}
+        stats = GuestStats(**{name: value for name, value in counts.items() if isinstance(value, int)})
+        stats = replace(stats, age_s=float(age_s))
+    return VmState(
+        run_state=str(vm.get("run_state")),
+        size=size,
+        actual=actual,
+        target=target if isinstance(target, int) else None,
+        guest=stats,
+        held=held if isinstance(held, int) else None,
+    )
 
 
 def why_object(

@@ -29,6 +29,7 @@ CONTENT_TYPES: Final[Mapping[Format, str]] = MappingProxyType(
     {"json": "application/json", "msgpack": "application/msgpack"}
 )
 LARGEST_REQUEST: Final = 64 * 1024
+LARGEST_OBJECT: Final = 1024 * 1024
 LARGEST_TRANSACTION: Final = 256  # bytes, encoded as compact JSON
 DEEPEST: Final = 16
 _LONGEST_BARE: Final = 256
@@ -100,6 +101,22 @@ def decode_request(payload: bytes, content_type: str | None = None) -> Content:
         case str() if 0 < len(value.strip()) <= _LONGEST_BARE:
             return Content(bare=value.strip())
     raise _malformed("a request is an object with named arguments, or one bare size or word")
+
+
+def decode_object(payload: bytes, content_type: str | None = None) -> Mapping[str, object]:
+    """Read a published object or an answer, of at most LARGEST_OBJECT bytes.
+
+    Raises:
+        RequestRefused: ``malformed``, it is no such object.
+    """
+    if len(payload) > LARGEST_OBJECT:
+        raise _malformed(f"an object is at most {LARGEST_OBJECT} bytes")
+    payload_format = request_format(payload, content_type)
+    value = _from_msgpack(payload) if payload_format == "msgpack" else _from_json(payload)
+    if not isinstance(value, dict):
+        raise _malformed("it is no object")
+    _check(value, 1)
+    return MappingProxyType(value)
 
 
 def _from_json(payload: bytes) -> object:

@@ -9,12 +9,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, get_args
 
 from qmpballoon.errors import RequestRefused
 from qmpballoon.model.records import MODES, POLICIES
 from qmpballoon.policy.decided import MOST_KEPT
-from qmpballoon.protocol.payloads import Content
 from qmpballoon.readers import (
     Path,
     Reader,
@@ -31,12 +30,16 @@ from qmpballoon.readers import (
 )
 from qmpballoon.units import Amount
 
+if TYPE_CHECKING:
+    from qmpballoon.protocol.payloads import Content
+
 Scope: TypeAlias = Literal["vm", "host"]
 
 LONGEST_WAIT_S: Final = 600.0
 LONGEST_HOLD_S: Final = 86400.0
 LONGEST_MODE_S: Final = 31 * 86400.0
 MOST_SHARES: Final = 1_000_000
+DEADLINE_S: Final = 30.0  # of a verb that is given no ``deadline_s``
 
 
 class TakeBack(Enum):
@@ -127,6 +130,20 @@ class Pulse(_Verb):
 
 
 @dataclass(frozen=True, slots=True)
+class Doctor(_Verb):
+    """Return what the VM's balloon can and cannot do, as findings."""
+
+    VERB = "doctor"
+
+
+@dataclass(frozen=True, slots=True)
+class HostDoctor(_Verb):
+    """Return the findings about the host."""
+
+    VERB = "doctor"
+
+
+@dataclass(frozen=True, slots=True)
 class Why(_Verb):
     """Return the last decisions about the VM, with the figures from which each was made."""
 
@@ -176,8 +193,8 @@ class Reload(_Verb):
     VERB = "reload"
 
 
-OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get | Pulse | Why
-OfHost: TypeAlias = List | Reclaim | Release | SetPolicy | Reload
+OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get | Doctor | Pulse | Why
+OfHost: TypeAlias = List | Reclaim | Release | SetPolicy | Reload | HostDoctor
 Asked: TypeAlias = OfVm | OfHost
 
 VERBS: Final[Mapping[Scope, Mapping[str, type[Asked]]]] = MappingProxyType(
@@ -188,9 +205,23 @@ VERBS: Final[Mapping[Scope, Mapping[str, type[Asked]]]] = MappingProxyType(
 )
 
 
+HAS_DEADLINE: Final = frozenset(
+    verb
+    for verbs in VERBS.values()
+    for verb, kind in verbs.items()
+    if any(each.name == "deadline_s" for each in fields(kind))
+)
+"""The verbs that take up to ``deadline_s``."""
+
+
 def arguments_of(kind: type[Asked]) -> tuple[str, ...]:
     """Return the names of a verb's arguments."""
     return tuple(each.name for each in fields(kind))
+
+
+def bare_argument(kind: type[Asked]) -> str | None:
+    """Return the argument that may be sent alone, without its name; None if the verb has none."""
+    return next((each.name for each in fields(kind) if each.metadata["bare"]), None)
 
 
 def read_asked(verb: str, scope: Scope, content: Content) -> Asked:
@@ -207,10 +238,10 @@ def read_asked(verb: str, scope: Scope, content: Content) -> Asked:
     known = {each.name: each for each in fields(kind)}
     given = content.arguments
     if given is None:
-        bare = [name for name, each in known.items() if each.metadata["bare"]]
-        if not bare:
+        bare = bare_argument(kind)
+        if bare is None:
             raise _malformed(f"{verb} takes {_list(known)}: send an object such as {{}}")
-        given = {bare[0]: content.bare}
+        given = {bare: content.bare}
     reading = _Reading()
     typed = {name: value for name, value in given.items() if value is not None or name not in known}
     arguments = reading.table(typed, (), {name: each.metadata["read"] for name, each in known.items()})

@@ -27,6 +27,7 @@ _CONTAINERS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
 
 DEFLATE_ON_OOM: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"  # features, by QEMU's names
 STATS_QUEUE: Final = "VIRTIO_BALLOON_F_STATS_VQ"
+FREE_PAGE_REPORTING: Final = "VIRTIO_BALLOON_F_REPORTING"
 
 INTERVAL: Final = "guest-stats-polling-interval"
 _LEAST_MEMORY: Final = MIB
@@ -34,6 +35,7 @@ _LEAST_MEMORY: Final = MIB
 _FIRST_LOOK_AFTER_S: Final = 0.003  # fresh figures come after 3 ms, 9 at worst
 _ASK_AGAIN_AFTER_S: Final = (0.02, 0.02, 0.02, 0.3)  # first: the guest had not handed its buffer back
 
+MINOR_FAULTS: Final = "stat-minor-faults"  # it mostly changes also in a guest at rest
 _STATISTICS: Final = {
     "total": "stat-total-memory",
     "free": "stat-free-memory",
@@ -42,7 +44,7 @@ _STATISTICS: Final = {
     "swap_in": "stat-swap-in",
     "swap_out": "stat-swap-out",
     "major_faults": "stat-major-faults",
-    "minor_faults": "stat-minor-faults",
+    "minor_faults": MINOR_FAULTS,
     "hugetlb_allocs": "stat-htlb-pgalloc",
     "hugetlb_failures": "stat-htlb-pgfail",
     "oom_kills": "stat-oom-kills",

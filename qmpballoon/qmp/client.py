@@ -18,9 +18,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from functools import cached_property
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import cached_property, partial
 from time import thread_time
 from typing import Final, Self, TypeVar, cast
 
@@ -96,10 +95,9 @@ class Session(QMPClient):
         self._replies: dict[object, asyncio.Future[Mapping[str, object] | None]] = {}
         self._abandoned: set[object] = set()
         self._reason: ConnectionLost | None = None
-        self._over = asyncio.Event()
         self._calls: list[Callable[[], None]] = []  # to be done at the end
         self._intake = Intake(monitor.path, self._take_early)
-        self._early: deque[bytes] = deque()  # messages of the negotiation
+        self._early: list[bytes] = []  # messages of the negotiation, a few
         self._early_size = 0  # of all of them
         self._early_came: asyncio.Future[None] | None = None  # somebody waits for one
         self._repeated = Outstanding()
@@ -143,6 +141,11 @@ class Session(QMPClient):
     def exceeded(self) -> bool:
         """Tell whether it ended because QEMU sent too much, or too large messages."""
         return self._intake.exceeded
+
+    @property
+    def is_pretty(self) -> bool:
+        """Tell whether QEMU spreads each message over many lines: ``pretty=on``."""
+        return self._intake.is_pretty
 
     @cached_property
     def version(self) -> str:
@@ -196,7 +199,12 @@ class Session(QMPClient):
             raise self.reason from None
 
     def repeated(
-        self, command: str, arguments: Mapping[str, object] | None, sink: Sink, *, volatile: str = ""
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        sink: Sink,
+        *,
+        volatile: Sequence[str] = (),
     ) -> Repeated:
         """Return a request for `repeat`; ``volatile`` as in `Repeated`.
 
@@ -240,7 +248,13 @@ class Session(QMPClient):
 
     async def ended(self) -> ConnectionLost:
         """Wait until the session is over and return why."""
-        await self._over.wait()
+        over = self._loop.create_future()
+        self.on_end(end := partial(_finish, over))
+        try:
+            await over
+        finally:
+            if end in self._calls:
+                self._calls.remove(end)
         return self.reason
 
     def on_end(self, call: Callable[[], None]) -> None:
@@ -266,7 +280,7 @@ class Session(QMPClient):
             ConnectionLost: the session ended first.
         """
         task = asyncio.create_task(waiting, name=f"waiting while {self.path} runs")
-        over = asyncio.create_task(self._over.wait(), name=f"end of {self.path}")
+        over = asyncio.create_task(self.ended(), name=f"end of {self.path}")
         try:
             await asyncio.wait((task, over), return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
@@ -330,14 +344,14 @@ class Session(QMPClient):
                 await self._until_end()
             self._early_came = self._loop.create_future()
             await self._early_came
-        return cast(Message, decoded(self.path, self._early.popleft()))  # Message would serialise it again
+        return cast(Message, decoded(self.path, self._early.pop(0)))  # Message would serialise it again
 
     async def _bh_recv_message(self) -> None:
         """Wait for the end of the input; from now on messages are taken as they are received."""
         self._early_came = None
         self._intake.greeted(self._take)
         while self._early:
-            self._take(self._early.popleft())
+            self._take(self._early.pop(0))
         await self._until_end()
 
     async def _until_end(self) -> None:
@@ -384,8 +398,8 @@ class Session(QMPClient):
         self._wake_early()
 
     def _wake_early(self) -> None:
-        if self._early_came is not None and not self._early_came.done():
-            self._early_came.set_result(None)
+        if self._early_came is not None:
+            _finish(self._early_came)
 
     def _take(self, raw: bytes) -> None:
         if self._reason is not None or self._repeated.takes_same(raw):
@@ -464,7 +478,6 @@ class Session(QMPClient):
         if self._reason is not None:
             return
         self._reason = reason
-        self._over.set()
         for call in self._calls:
             call()
         self._calls.clear()
@@ -475,3 +488,8 @@ class Session(QMPClient):
         self._repeated.clear()
         if self._writer is not None:
             self._writer.transport.abort()
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -22,7 +22,7 @@ from asyncinotify import Inotify, Mask, Watch
 SCAN_EVERY_S: Final = 2.0
 _SETTLE_S: Final = 0.02  # a directory that fills with sockets is scanned once, not once per socket
 _SHARE: Final = 0.1  # of the time that scans after changes may take
-_REGULAR_SHARE: Final = 0.005  # of the time that regular scans may take
+_REGULAR_SHARE: Final = 0.002  # of the time that regular scans may take
 _LONGEST_PAUSE_S: Final = 10.0
 _INTERESTING: Final = (
     Mask.CREATE

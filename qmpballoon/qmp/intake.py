@@ -84,12 +84,17 @@ class Intake:
         self.exceeded = False  # the session ended because of too much input
         self._path = path
         self._splitter = Splitter()
-        self._held: deque[bytes] = deque()  # received, and over the share
+        self._held: deque[bytes] | None = None  # received, and over the share
 
     @property
     def rest(self) -> int:
         """The number of bytes of a message that is not complete."""
         return self._splitter.rest
+
+    @property
+    def is_pretty(self) -> bool:
+        """Tell whether messages came over many lines, as from a monitor with ``pretty=on``."""
+        return self._splitter.has_spread
 
     @property
     def is_over(self) -> bool:
@@ -127,6 +132,8 @@ class Intake:
             for message in messages:
                 self.take(message)
             return 0.0
+        if self._held is None:
+            self._held = deque()
         self._held.extend(messages)
         return self.take_held()
 
@@ -139,5 +146,6 @@ class Intake:
                     raise self.excess()
                 return pause_s
             if not held:
+                self._held = None
                 return 0.0
             self.take(held.popleft())

@@ -13,11 +13,12 @@ import pwd
 import socket
 import stat
 import struct
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from qmpballoon.descriptors import with_reserve
 from qmpballoon.errors import MonitorBusy, Unreachable
@@ -29,12 +30,19 @@ _LISTENS: Final = b"00010000"  # the flag __SO_ACCEPTCON in /proc/net/unix
 _ACCEPTED: Final = b"03"  # the state SS_CONNECTED there; 02 is still in the backlog
 _SOCK_DIAG: Final = 4  # the netlink protocol; these are of linux/sock_diag.h, unix_diag.h and netlink.h
 _DIAG_REQUEST: Final = struct.Struct("=IHHII BxxxIIIII")  # struct nlmsghdr, struct unix_diag_req
+_MESSAGE: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY
 _REQUEST: Final = 1  # NLM_F_REQUEST
 _ALL_STATES: Final = 0xFFFFFFFF
 _ANY: Final = 0xFFFFFFFF  # cookie
 _SHOW_PEER: Final = 4  # UDIAG_SHOW_PEER
+_SHOW_NAMES: Final = 3  # UDIAG_SHOW_NAME and UDIAG_SHOW_VFS
+_DUMP: Final = 0x300  # NLM_F_DUMP
+_NAME: Final = 0  # UNIX_DIAG_NAME
+_FILE: Final = 1  # UNIX_DIAG_VFS
 _PEER: Final = 2  # UNIX_DIAG_PEER
+_KERNEL_DEVICE_MINOR_BITS: Final = 20
+_LARGEST_PART: Final = 65536
 _DIAG_ATTRIBUTES: Final = 32  # they follow struct nlmsghdr and struct unix_diag_msg
 _BOUND: Final = b"01"  # to no other socket yet
 
@@ -90,7 +98,7 @@ def listening_paths(name: str) -> list[str]:
     return [
         os.fsdecode(path)
         for path, rows in _read_rows().items()
-        if path.endswith(end) and any(row[3] == _LISTENS for row in rows)
+        if path.endswith(end) and any(flags == _LISTENS for _, flags, _ in rows)
     ]
 
 
@@ -112,19 +120,76 @@ def was_accepted(connection: socket.socket) -> bool | None:
     try:
         inode = os.fstat(connection.fileno()).st_ino
         request = _DIAG_REQUEST.pack(*header, socket.AF_UNIX, _ALL_STATES, inode, _SHOW_PEER, _ANY, _ANY)
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _SOCK_DIAG) as kernel:
-            kernel.setblocking(False)  # the answer is there when send returns
+        with _socket_diagnosis() as kernel:
             kernel.send(request)
             answer = kernel.recv(4096)
     except OSError:  # it is closed; no descriptor is left; or a kernel without it
         return None
-    at = _DIAG_ATTRIBUTES
-    while at + 4 <= len(answer):
-        size, kind = struct.unpack_from("=HH", answer, at)
-        if kind == _PEER and size == 8:
-            return bool(struct.unpack_from("=I", answer, at + 4)[0])
-        at += max(4, (size + 3) & ~3)
-    return None  # an error
+    peer = _attributes(answer[_DIAG_ATTRIBUTES:]).get(_PEER, b"")
+    return bool(_inode(peer)) if len(peer) == 4 else None
+
+
+def holders_of(path: str) -> frozenset[int]:
+    """Return the inodes (of sockfs) of the connected clients of a socket that its server has accepted.
+
+    The kernel names a socket by the file that it is bound to, under whatever name. It is empty where the
+    kernel does not tell, as of a server in another network namespace. Source: sock_diag(7).
+    """
+    header = (_DIAG_REQUEST.size, _BY_FAMILY, _REQUEST | _DUMP, 0, 0)
+    flags, name = _SHOW_NAMES | _SHOW_PEER, os.fsencode(path)
+    found: set[int] = set()
+    try:
+        place = os.stat(path)
+        device = os.major(place.st_dev) << _KERNEL_DEVICE_MINOR_BITS | os.minor(place.st_dev)
+        file = struct.pack("=II", place.st_ino & _ANY, device & _ANY)
+        with _socket_diagnosis() as kernel:
+            kernel.send(_DIAG_REQUEST.pack(*header, socket.AF_UNIX, _ALL_STATES, 0, flags, _ANY, _ANY))
+            while rows := list(_messages(kernel.recv(_LARGEST_PART))):
+                for kind, row in rows:
+                    if kind != _BY_FAMILY:  # the end, or an error
+                        return frozenset(found)
+                    known = _attributes(row[_DIAG_ATTRIBUTES - _MESSAGE.size :])
+                    is_it = known.get(_FILE) == file or known.get(_NAME, b"").rstrip(b"\0") == name
+                    if is_it and (peer := _inode(known.get(_PEER, b""))):
+                        found.add(peer)
+    except OSError:
+        pass
+    return frozenset(found)
+
+
+def _socket_diagnosis() -> socket.socket:
+    """Return a netlink socket on which the kernel's answer is there when ``send`` returns."""
+    kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _SOCK_DIAG)
+    kernel.setblocking(False)
+    return kernel
+
+
+def _messages(part: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield kind and content of the netlink messages in what was received at once."""
+    at = 0
+    while at + _MESSAGE.size <= len(part):
+        size, kind = _MESSAGE.unpack_from(part, at)[:2]
+        yield kind, part[at + _MESSAGE.size : at + size]
+        at += max(_MESSAGE.size, _aligned(size))
+
+
+def _attributes(packed: bytes) -> dict[int, bytes]:
+    """Return the netlink attributes by their kind."""
+    found: dict[int, bytes] = {}
+    at = 0
+    while at + 4 <= len(packed):
+        size, kind = struct.unpack_from("=HH", packed, at)
+        found[kind] = packed[at + 4 : at + size]
+        at += max(4, _aligned(size))
+    return found
+
+
+def _aligned(size: int) -> int:
+    return (size + 3) & ~3
+
+
+def _inode(packed: bytes) -> int:
+    return int.from_bytes(packed, sys.byteorder)
 
 
 HELD_HINT: Final = (
@@ -146,6 +211,10 @@ class SocketTable:
     accepted: frozenset[bytes]  # accepted by the server; those in the backlog are not included
 
 
+_Rows: TypeAlias = dict[bytes, list[tuple[bytes, bytes, bytes]]]
+"""Inode, flags and state of the sockets that have a path, by path."""
+
+
 class SocketTables:
     """The tables of all sockets, from one reading of /proc/net/unix; that takes 2 ms with a thousand sockets.
 
@@ -155,7 +224,7 @@ class SocketTables:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._read_at_s = float("-inf")
-        self._rows: dict[bytes, list[list[bytes]]] = {}
+        self._rows: _Rows = {}
 
     def of(self, path: str, *, max_age_s: float = 0.0) -> SocketTable:
         """Return the entries for the socket ``path`` as they were ``max_age_s`` ago at most."""
@@ -164,9 +233,9 @@ class SocketTables:
             self._rows, self._read_at_s = _read_rows(), now_s
         rows = self._rows.get(os.fsencode(path), [])
         return SocketTable(
-            listening=frozenset(row[6] for row in rows if row[3] == _LISTENS),
-            bound=frozenset(row[6] for row in rows if row[5] == _BOUND),
-            accepted=frozenset(row[6] for row in rows if row[5] == _ACCEPTED),
+            listening=frozenset(inode for inode, flags, _ in rows if flags == _LISTENS),
+            bound=frozenset(inode for inode, _, state in rows if state == _BOUND),
+            accepted=frozenset(inode for inode, _, state in rows if state == _ACCEPTED),
         )
 
 
@@ -175,17 +244,19 @@ def socket_table(path: str) -> SocketTable:
     return SocketTables().of(path)
 
 
-def _read_rows() -> dict[bytes, list[list[bytes]]]:
-    """Return the rows of sockets that have a path, by path."""
+def _read_rows() -> _Rows:
     try:
         table = with_reserve(Path("/proc/net/unix").read_bytes)
     except OSError:
         table = b""
-    rows: dict[bytes, list[list[bytes]]] = {}
+    rows: _Rows = {}
+    same: dict[bytes, bytes] = {}  # flags and states, of which there are few
     for line in table.splitlines()[1:]:
         row = line.split(None, 7)
         if len(row) > 7:
-            rows.setdefault(row[7], []).append(row)
+            rows.setdefault(row[7], []).append(
+                (row[6], same.setdefault(row[3], row[3]), same.setdefault(row[5], row[5]))
+            )
     return rows
 
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from qmpballoon.errors import QmpError
+
+Numbers: TypeAlias = tuple[int | None, ...]
+"""One for each volatile key, in their order; None: it is absent, not unique, or no usual number."""
 
 
 class Sink(Protocol):
     """Takes the replies to a repeated request. Every call must return at once."""
 
-    def same(self, number: int | None) -> None:
-        """The reply is the one before, but for the number under the volatile key (None: there is none)."""
+    def same(self, numbers: Numbers) -> None:
+        """The reply is the one before, but for the numbers under the volatile keys."""
 
     def changed(self, result: object) -> None:
         """The reply is another one, or the first; ``result`` is what QEMU returned."""
@@ -28,10 +31,10 @@ class Sink(Protocol):
 class Repeated:
     """One such request, with its id ``key``.
 
-    ``volatile`` is the key of a number that changes in replies that are otherwise the same.
+    ``volatile`` are the keys of numbers that change in replies that are otherwise the same.
     """
 
-    __slots__ = ("_after", "_before", "_last", "_sink", "_volatile", "command", "key", "request")
+    __slots__ = ("_first", "_last", "_order", "_rest", "_sink", "_volatile", "command", "key", "request")
 
     def __init__(
         self,
@@ -40,7 +43,7 @@ class Repeated:
         arguments: Mapping[str, object] | None,
         sink: Sink,
         *,
-        volatile: str = "",
+        volatile: Sequence[str] = (),
     ) -> None:
         message: dict[str, object] = {"execute": command, "id": key}
         if arguments is not None:
@@ -49,34 +52,46 @@ class Repeated:
         self.command = command
         self.request = json.dumps(message).encode() + b"\n"
         self._sink = sink
-        self._volatile = f'"{volatile}": '.encode() if volatile else b""
+        self._volatile = [f'"{name}": '.encode() for name in volatile]
         self._last: int | None = None  # the hash of the last reply: some are kilobytes
-        self._before = b""  # the last reply up to the volatile number, and what follows it
-        self._after = b""
+        self._order: list[int] = []  # of the volatile numbers in the last reply
+        self._first = b""  # what comes before the first of them
+        self._rest: list[bytes] = []  # what follows each of them
 
     def takes_same(self, line: bytes) -> bool:
         """Take a reply if it is the same as the last one; return whether it was."""
-        if not self._before:
+        if not self._order:
             if hash(line) != self._last:
                 return False
-            self._sink.same(None)
+            self._sink.same((None,) * len(self._volatile))
             return True
-        if not line.startswith(self._before) or not line.endswith(self._after):
+        if not line.startswith(self._first) or not line.endswith(self._rest[-1]):
             return False
-        number = line[len(self._before) : len(line) - len(self._after)]
-        if not number.isdigit() or len(number) > _MOST_DIGITS:
-            return False
-        self._sink.same(int(number))
+        numbers: list[int | None] = [None] * len(self._volatile)
+        start, limit = len(self._first), len(line) - len(self._rest[-1])
+        for which, after in zip(self._order, self._rest, strict=True):
+            end = limit if after is self._rest[-1] else line.find(after, start, limit)
+            number = line[start:end]
+            if end < 0 or not number.isdigit() or len(number) > _MOST_DIGITS:
+                return False
+            numbers[which] = int(number)
+            start = end + len(after)
+        self._sink.same(tuple(numbers))
         return True
 
     def take(self, line: bytes, reply: Mapping[str, object]) -> None:
         """Take a reply that is not the same as the last one."""
-        self._last, self._before, self._after = hash(line), b"", b""
-        if self._volatile and line.count(self._volatile) == 1:
-            start = end = line.find(self._volatile) + len(self._volatile)
-            while line[end : end + 1].isdigit():
-                end += 1
-            self._before, self._after = line[:start], line[end:]
+        self._last = hash(line)
+        self._order, pieces, start = [], [], 0
+        found = ((line.find(name), name, which) for which, name in enumerate(self._volatile))
+        for at, name, which in sorted(each for each in found if line.count(each[1]) == 1):
+            begin = at + len(name)
+            end = _end_of_number(line, begin)
+            if 0 < end - begin <= _MOST_DIGITS and line[end : end + 1] in (b",", b"}"):
+                self._order.append(which)
+                pieces.append(line[start:begin])
+                start = end
+        self._first, *self._rest = (*pieces, line[start:]) if pieces else (b"",)
         if "return" in reply:
             self._sink.changed(reply["return"])
         else:
@@ -125,7 +140,14 @@ class Outstanding:
         self._requests.clear()
 
 
-_MOST_DIGITS: Final = 16
+_MOST_DIGITS: Final = 15  # what is larger is decoded, and checked
+
+
+def _end_of_number(line: bytes, start: int) -> int:
+    end = start
+    while line[end : end + 1].isdigit():
+        end += 1
+    return end
 
 
 def refusal(command: str, reply: Mapping[str, object]) -> QmpError:

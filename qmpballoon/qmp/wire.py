@@ -19,6 +19,7 @@ ONE_MORE_LOOK_S: Final = 0.001  # at what was received, before a time-out that w
 _MANY_BRACKETS: Final = 256  # a message with fewer brackets cannot be too deep: skip the check
 _BEGINS: Final = (b"{\r\n", b"{\n")  # of a message with pretty=on; without, a message is one line
 _LONGEST_BEGIN: Final = 3
+HUMAN_MONITOR: Final = "QEMU's human monitor"  # in the reason why a session ended
 
 
 class Splitter:
@@ -31,6 +32,7 @@ class Splitter:
         self._rest = bytearray()
         self._seen = 0  # of the rest: its first bytes, in which no message ends
         self._is_spread = False  # the rest begins a message over many lines
+        self.has_spread = False  # at least one message came over many lines
 
     @property
     def rest(self) -> int:
@@ -60,7 +62,7 @@ class Splitter:
             if not self._is_spread:
                 self._seen = 0 if end else len(rest) - start
                 return end
-            self._seen = 0
+            self._seen, self.has_spread = 0, True
         last_line = rest.find(b"\n}", start + self._seen) + 1
         end = rest.find(b"\n", last_line) + 1 if last_line else 0
         self._is_spread = not end
@@ -204,7 +206,7 @@ def shortened(message: object) -> str:
 def _other_protocol(line: bytes) -> str:
     """Return what greets with this line, if it is something known that lies beside monitors; else nothing."""
     if line.startswith(b"QEMU ") and b" monitor - type 'help'" in line:
-        return " but QEMU's human monitor (give QEMU one more: -qmp unix:PATH,server=on,wait=off)"
+        return f" but {HUMAN_MONITOR} (give QEMU one more: -qmp unix:PATH,server=on,wait=off)"
     for start, name in ((b"RFB ", "a VNC server"), (b"SSH-", "an SSH server"), (b"HTTP/", "a web server")):
         if line.startswith(start):
             return f" but {name}"

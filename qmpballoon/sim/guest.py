@@ -78,6 +78,7 @@ class GuestSpec:
     restart_s: float = 10.0  # from an OOM kill until the workload restarts
     driver: bool = True
     statistics: bool = True
+    service: bool = True  # False: statistics without figures, as of Windows without its balloon service
     deflate_on_oom: bool = False
     free_page_reporting: bool = False
     behaviour: Behaviour = Behaviour.IDEAL
@@ -438,5 +439,5 @@ class SimulatedGuest:
                 async_reclaims=0,
                 direct_reclaims=0,
             )
-        self.figures = figures
+        self.figures = figures if self.spec.service else GuestStats()
         self.last_update = int(self.epoch_s + self._clock_s + self._lag_s)

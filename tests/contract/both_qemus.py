@@ -203,8 +203,12 @@ class Wire:
         return message
 
     async def negotiate(self) -> dict[str, Any]:
-        """Read the greeting and negotiate; return the greeting."""
-        greeting = await self.message()
+        """Read the greeting and negotiate; return the greeting.
+
+        A real QEMU that reset its guest a moment ago may send events first.
+        """
+        while "event" in (greeting := await self.message()):
+            pass
         assert await self.execute("qmp_capabilities") == {"return": {}}
         return greeting
 

@@ -245,9 +245,9 @@ def test_the_table_of_sockets_is_read_once_for_all(monkeypatch: pytest.MonkeyPat
     reads: list[float] = []
     now_s = 100.0
 
-    def read() -> dict[bytes, list[list[bytes]]]:
+    def read() -> dict[bytes, list[tuple[bytes, bytes, bytes]]]:
         reads.append(now_s)
-        return {b"/run/a.qmp": [b"0: 2 0 00010000 0001 01 77 /run/a.qmp".split()]}
+        return {b"/run/a.qmp": [(b"77", b"00010000", b"01")]}
 
     monkeypatch.setattr(monitor_module, "_read_rows", read)
     tables = monitor_module.SocketTables(lambda: now_s)

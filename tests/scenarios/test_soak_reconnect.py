@@ -153,7 +153,7 @@ async def test_hundreds_of_lives_at_one_path_leak_nothing(
     monkeypatch.setattr(discovery_module, "_SETTLE_S", 0.001)
     all_rows, ours = monitor_module._read_rows, os.fsencode(sockets_dir)
 
-    def our_rows() -> dict[bytes, list[list[bytes]]]:
+    def our_rows() -> dict[bytes, list[tuple[bytes, bytes, bytes]]]:
         """Leave out the sockets of other programs: their number changes the memory that the table takes."""
         return {path: rows for path, rows in all_rows().items() if path.startswith(ours)}
 

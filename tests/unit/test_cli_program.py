@@ -18,28 +18,21 @@ from qmpballoon.errors import (
     ConnectionLost,
     InvalidSize,
     MonitorBusy,
+    NoAnswer,
     NoBalloon,
     NotReached,
     NotReady,
     OutOfRange,
     QmpBalloonError,
     QmpError,
+    RequestRefused,
     Unreachable,
 )
 from qmpballoon.model.records import VmState
 
 VERBS = (
-    "agent",
-    "status",
-    "set",
-    "watch",
-    "wait",
-    "pulse",
-    "why",
-    "forget",
-    "simulate",
-    "check-config",
-    "demo",
+    *("agent", "status", "set", "watch", "doctor", "wait", "pulse", "why", "ctl", "forget"),
+    *("simulate", "check-config", "demo"),
 )
 HEAVY = ("aiomqtt", "paho", "uvloop", "msgpack", "shtab", "qmpballoon.lab", "qmpballoon.agent.app")
 
@@ -119,6 +112,8 @@ _STATE = VmState("running", 2, 1, None, None)
         (Unreachable("x"), 3),
         (MonitorBusy("x"), 3),
         (ConnectionLost("x"), 3),
+        (NoAnswer("x"), 3),
+        (RequestRefused("unknown-verb", "x"), 2),
         (NotReached(1, _STATE, 1.0), 4),
         (NotReady("x"), 4),
     ],

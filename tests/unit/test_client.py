@@ -15,6 +15,7 @@ from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError
 from qmpballoon.qmp import client as client_module
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.monitor import open_monitor
+from qmpballoon.qmp.repeated import Numbers
 from qmpballoon.sim.qemu.server import SimulatedQemu
 
 pytestmark = pytest.mark.usefixtures("any_command")
@@ -25,7 +26,7 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 class Ignoring:
     """A sink for replies that do not matter."""
 
-    def same(self, number: int | None) -> None: ...
+    def same(self, numbers: Numbers) -> None: ...
 
     def changed(self, result: object) -> None: ...
 

@@ -97,7 +97,7 @@ def test_unknown_names_are_reported_with_a_suggestion(text: str, key: str, reaso
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("value", ["true", "[true]", "{a = 1}", "1979-05-27", "nan", "-1", '""', '"\\u0000"'])
 def test_no_key_accepts_a_value_of_a_wrong_type_or_range(table: str, value: str) -> None:
-    valid = (("true", "samples"), ('""', "control"))
+    valid = (("true", "samples"), ("true", "home_assistant"), ('""', "control"))
     record = [name for name in keys(TABLES[table]) if (value, name) not in valid]
     text = f"[{table}]\n" + "".join(f"{name} = {value}\n" for name in record)
     found = problems(text)
@@ -381,10 +381,33 @@ def test_the_payload_option_is_checked_like_the_key() -> None:
         config.override(BASE, payload="xml")
 
 
-@pytest.mark.parametrize("name", ["home_assistant = true", 'discovery_prefix = "homeassistant"'])
-def test_keys_of_missing_features_are_unknown(name: str) -> None:
-    assert only_problem(f"[mqtt]\n{name}").reason.startswith("unknown key")
-    assert name.split()[0] not in config.default_text(HERE)
+@pytest.mark.parametrize(
+    ("keys", "announces"),
+    [
+        ("", True),
+        ("home_assistant = false", False),
+        ("home_assistant = true", True),
+        ('payload = "msgpack"', False),
+        ('payload = "msgpack"\nhome_assistant = false', False),
+    ],
+)
+def test_home_assistant_is_told_unless_the_payload_is_msgpack(keys: str, announces: bool) -> None:
+    assert config.parse(f"[mqtt]\n{keys}", surroundings=HERE).mqtt.announces is announces
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ('payload = "msgpack"\nhome_assistant = true', 3, 'needs payload = "json"'),
+        ('discovery_prefix = "a/#"', 2, "must not have"),
+        ('base_topic = "a"\ndiscovery_prefix = "a/b"', 3, "where agents have their own topics"),
+        ('discovery_prefix = "ha"\nresponse_topics = ["ha/x"]', 3, "below discovery_prefix"),
+    ],
+)
+def test_settings_of_home_assistant_that_cannot_work(text: str, line: int, reason: str) -> None:
+    problem = only_problem(f"[mqtt]\n{text}")
+    assert problem.line == line
+    assert reason in problem.reason
 
 
 def test_without_options_nothing_changes() -> None:

@@ -119,6 +119,7 @@ EXAMPLES: list[errors.QmpBalloonError] = [
     errors.InvalidSize("512M", "write 512MiB"),
     errors.NotReady("no driver"),
     errors.NotReached(100, STATE, 2.5),
+    errors.NoAnswer("nobody"),
     errors.RequestRefused("superseded", "a newer target came"),
     errors.ConfigurationError("a.toml", [errors.Problem(1, "a", "x"), errors.Problem(None, "", "y")]),
     errors.AnotherAgentRuns("edge-7", "/var/lib/qmpballoon"),
@@ -179,3 +180,20 @@ async def test_not_reached_is_not_caught_as_a_timeout() -> None:
 def test_an_invalid_size_keeps_text_and_hint() -> None:
     error = errors.InvalidSize("512M", "write 512MiB")
     assert (error.text, error.hint, str(error)) == ("512M", "write 512MiB", "'512M' is no size: write 512MiB")
+
+
+@pytest.mark.parametrize("word", errors.ERROR_WORDS)
+def test_an_answered_word_becomes_an_error_of_that_word(word: str) -> None:
+    error = errors.answered_error(word, "why")
+    assert (error.code, str(error)) == (word, "why")
+
+
+def test_an_answered_word_can_be_caught_as_the_failure_that_it_is() -> None:
+    kinds = {
+        "offline": errors.Unreachable,
+        "no-balloon": errors.NoBalloon,
+        "out-of-range": errors.OutOfRange,
+        "no-driver": errors.NotReady,
+        "busy": errors.RequestRefused,
+    }
+    assert {word: type(errors.answered_error(word, "why")) for word in kinds} == kinds

@@ -37,11 +37,14 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         guard host_level registry
     """,
     "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
-    "protocol": ". objects payloads verbs requests",
+    "doctor": ". facts findings vm_rules host_rules report vm host",
+    "protocol": ". fields objects payloads verbs requests",
     "mqtt": """
-        . announced dead_band limits turns answers outbox topics commands inbox packets publisher
-        request_reader window guesses connecting connection connection_log sender bridge
+        . announced dead_band limits turns answers outbox topics commands inbox packets home_assistant
+        publisher request_reader window guesses connecting connection link replies connection_log sender
+        bridge
     """,
+    "fleet": "",
     "client": "",
     "api": "",
     "__init__": "",
@@ -49,7 +52,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "agent": """
         . back_off boot run event_loop usable feed holds state_file store systemd wheel usual_poll vm_session
         context host_monitor limits spec vm_polls vm actuator names registry arrival connector supervisor
-        governor ending pulse service stop subscription control app
+        governor ending examination pulse service stop subscription control app
     """,
     "sim": """
         . kernels qemu qemu.dialect qemu.faults qemu.stream guest qemu.machine trace figures qemu.messages
@@ -60,8 +63,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
     "cli": """
-        arguments broker program sockets vms . agent check_config demo forget simulate status set pulse wait
-        watch why
+        answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor forget simulate
+        status set pulse wait watch why
     """,
     "__main__": "",
 }

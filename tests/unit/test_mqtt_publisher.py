@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Event, HostStatus, VmStatus, utc_now
+from qmpballoon.model.records import Event, HostStatus, Limits, VmStatus, utc_now
 from qmpballoon.mqtt.outbox import Make
 from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.mqtt.topics import Topics
 from qmpballoon.protocol.objects import Agent
+from qmpballoon.units import MIB
 
 TOPICS = Topics("qmpballoon", "edge-7")
 STATE = TOPICS.state("web1")
@@ -48,7 +50,7 @@ class FakeBridge:
 
 
 class Setup:
-    def __init__(self, *, samples: bool = False) -> None:
+    def __init__(self, *, samples: bool = False, home_assistant: bool = False) -> None:
         self.now_s = 1000.0
         self.bridge = FakeBridge()
         self.publisher = Publisher(
@@ -56,6 +58,7 @@ class Setup:
             Agent("edge-7", "edge-7", "0.1.0", "f00", 60.0),
             min_interval_s=1.0,
             samples=samples,
+            home_assistant=home_assistant,
             clock=lambda: self.now_s,
         )
 
@@ -275,3 +278,32 @@ async def test_the_task_wakes_when_a_topic_becomes_due_before_its_planned_time()
     finally:
         task.cancel()
         await asyncio.wait({task})
+
+
+async def test_home_assistant_is_told_of_a_vm_when_it_appears_changes_its_limits_and_goes() -> None:
+    setup, device = Setup(home_assistant=True), TOPICS.device("web1")
+    setup.publisher.vm_changed(RECORD)
+    setup.at(5.0).actual(100)
+    assert len(setup.bridge.on(device)) == 1
+    limits = Limits(MIB, 2 * MIB, 1000)
+    setup.at(5.1).publisher.vm_changed(dataclasses.replace(RECORD, limits=limits))  # not held back
+    first, second = (json.loads(text)["components"]["target"] for text in setup.bridge.on(device))
+    assert first == {"platform": "number"}
+    assert (second["min"], second["max"]) == (1, 2)
+    setup.publisher.vm_gone(RECORD.id)
+    assert setup.bridge.on(device)[2:] == [None]
+
+
+async def test_home_assistant_is_told_of_the_host_once() -> None:
+    setup = Setup(home_assistant=True)
+    setup.publisher.host_changed(HOST)
+    setup.at(5.0).publisher.host_changed(dataclasses.replace(HOST, mode="manual"))
+    assert len(setup.bridge.on(TOPICS.device(None))) == 1
+
+
+async def test_home_assistant_is_told_nothing_unless_wanted() -> None:
+    setup = Setup()
+    setup.publisher.host_changed(HOST)
+    setup.publisher.vm_changed(RECORD)
+    setup.publisher.vm_gone(RECORD.id)
+    assert not [topic for topic, _ in setup.bridge.sent if topic.startswith("homeassistant")]

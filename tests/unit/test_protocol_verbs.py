@@ -11,7 +11,9 @@ from qmpballoon.protocol.payloads import Content
 from qmpballoon.protocol.verbs import (
     TAKE_BACK,
     Asked,
+    Doctor,
     Get,
+    HostDoctor,
     List,
     Reclaim,
     Release,
@@ -41,6 +43,8 @@ def given(**arguments: Any) -> Content:
         ("vm", "set-mode", given(mode="auto", for_s=60), SetMode(mode="auto", for_s=60.0)),
         ("vm", "set-limits", given(floor=None, shares=2), SetLimits(floor=TAKE_BACK, shares=2)),
         ("vm", "get", given(), Get()),
+        ("vm", "doctor", given(), Doctor()),
+        ("host", "doctor", given(), HostDoctor()),
         ("host", "list", given(), List()),
         ("host", "reload", given(), Reload()),
         ("host", "reclaim", Content(bare="1GiB"), Reclaim(size=parse_amount("1GiB"))),
@@ -57,7 +61,8 @@ def test_good_arguments_are_read(scope: Scope, verb: str, content: Content, read
     ("scope", "verb", "content", "code", "part"),
     [
         ("vm", "fly", given(), "unknown-verb", "there are set-target"),
-        ("vm", "doctor", given(), "unknown-verb", "no verb 'doctor'"),
+        ("vm", "doctr", given(), "unknown-verb", "did you mean doctor?"),
+        ("vm", "doctor", given(strict=True), "malformed", "takes no arguments"),
         ("vm", "set-targt", given(), "unknown-verb", "did you mean set-target?"),
         ("vm", "list", given(), "unknown-verb", "asked of the host, not of a VM"),
         ("host", "get", given(), "unknown-verb", "asked of a VM, not of the host"),

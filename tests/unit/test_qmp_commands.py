@@ -92,7 +92,8 @@ async def test_the_driver_of_an_untried_qemu_is_not_asked_for(sockets_dir: Path)
 
 def test_the_sources_name_no_other_command() -> None:
     named = set()
-    for file in (*PACKAGE.glob("agent/*.py"), *PACKAGE.glob("qmp/*.py"), PACKAGE / "api.py"):
+    packages = [file for name in ("agent", "doctor", "qmp") for file in PACKAGE.glob(f"{name}/*.py")]
+    for file in (*packages, PACKAGE / "api.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 first = node.args[0] if node.args and node.func.attr == "request" else None

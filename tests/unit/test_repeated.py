@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted_peer import PATIENCE_S, Line, peer, session_with
 
 from qmpballoon.errors import QmpError
 from qmpballoon.qmp.commands import NeverSent
-from qmpballoon.qmp.repeated import Outstanding, Repeated
+from qmpballoon.qmp.repeated import Numbers, Outstanding, Repeated
 
 STATS = {"path": "/machine/peripheral/balloon0", "property": "guest-stats"}
 
@@ -24,8 +27,8 @@ class Recorded:
         self.calls: list[tuple[str, object]] = []
         self._came = asyncio.Event()
 
-    def same(self, number: int | None) -> None:
-        self._note("same", number)
+    def same(self, numbers: Numbers) -> None:
+        self._note("same", numbers)
 
     def changed(self, result: object) -> None:
         self._note("changed", result)
@@ -52,7 +55,9 @@ def stats(update: object, available: int) -> dict[str, Any]:
     return {"stats": {"stat-available-memory": available}, "last-update": update}
 
 
-def took(replies: list[dict[str, Any]], *, volatile: str = "last-update") -> list[tuple[str, object]]:
+def took(
+    replies: list[dict[str, Any]], *, volatile: Sequence[str] = ("last-update",)
+) -> list[tuple[str, object]]:
     """Return what the sink gets for these replies, each to a request of its own."""
     sink, outstanding = Recorded(), Outstanding()
     request = Repeated("k", "qom-get", STATS, sink, volatile=volatile)
@@ -69,14 +74,14 @@ def test_the_volatile_number_alone_is_told_and_other_changes_are_decoded() -> No
     replies = [stats(7, 5), stats(7, 5), stats(12, 5), stats(12, 6), stats(123456, 6)]
     assert took([{"return": reply} for reply in replies]) == [
         ("changed", replies[0]),
-        ("same", 7),
-        ("same", 12),
+        ("same", (7,)),
+        ("same", (12,)),
         ("changed", replies[3]),
-        ("same", 123456),
+        ("same", (123456,)),
     ]
 
 
-@pytest.mark.parametrize("update", [-1, 1.5, "7", None, 10**17, [7]])
+@pytest.mark.parametrize("update", [-1, 1.5, "7", None, 10**15, [7]])
 def test_what_is_no_usual_number_there_is_decoded(update: object) -> None:
     calls = took([{"return": stats(7, 5)}, {"return": stats(update, 5)}])
     assert calls[1] == ("changed", stats(update, 5))
@@ -87,15 +92,61 @@ def test_a_key_that_comes_twice_makes_the_whole_reply_count() -> None:
     other = {**stats(7, 5), "more": {"last-update": 9}}
     assert took([{"return": twice}, {"return": twice}, {"return": other}]) == [
         ("changed", twice),
-        ("same", None),
+        ("same", (None,)),
         ("changed", other),
     ]
 
 
+@pytest.mark.parametrize("order", [("last-update", "faults"), ("faults", "last-update")])
+def test_two_volatile_numbers_are_told_in_the_order_of_their_keys(order: tuple[str, str]) -> None:
+    def counted(update: object, faults: object, available: int = 5) -> dict[str, Any]:
+        figures = {"last-update": update, "faults": faults}
+        return {order[0]: figures[order[0]], "available": available, order[1]: figures[order[1]]}
+
+    replies = [counted(7, 40), counted(8, 40), counted(8, 1000), counted(9, -1), counted(9, 3, available=6)]
+    calls = took([{"return": reply} for reply in replies], volatile=("last-update", "faults"))
+    assert calls == [
+        ("changed", replies[0]),
+        ("same", (8, 40)),
+        ("same", (8, 1000)),
+        ("changed", replies[3]),
+        ("changed", replies[4]),
+    ]
+
+
+def test_a_volatile_number_that_the_reply_lacks_is_none() -> None:
+    replies = [{"return": stats(7, 5)}, {"return": stats(8, 5)}]
+    assert took(replies, volatile=("faults", "last-update"))[1] == ("same", (None, 8))
+
+
+FIGURES: st.SearchStrategy[object] = (
+    st.integers(-1, 12) | st.integers(10**14, 10**16) | st.sampled_from([None, 1.5, "7", [], 2**64 - 1])
+)
+REPLIES = st.fixed_dictionaries(
+    {"faults": FIGURES, "available": st.integers(5, 6)},
+    optional={"last-update": FIGURES, "more": st.just({"faults": 3})},
+)
+
+
+@given(st.lists(REPLIES, min_size=1))
+def test_what_a_sink_is_told_is_what_decoding_every_reply_tells(replies: list[dict[str, Any]]) -> None:
+    calls = took([{"return": reply} for reply in replies], volatile=("last-update", "faults"))
+    known: dict[str, Any] = {}
+    for reply, (word, value) in zip(replies, calls, strict=True):
+        if word == "changed":
+            assert isinstance(value, dict)
+            known = dict(value)
+        else:
+            assert isinstance(value, tuple)
+            told = zip(("last-update", "faults"), value, strict=True)
+            known |= {key: number for key, number in told if number is not None}
+        assert known == reply
+
+
 def test_a_reply_without_a_volatile_number_is_compared_as_a_whole() -> None:
-    assert took([{"return": {"actual": 5}}] * 2 + [{"return": {"actual": 6}}], volatile="") == [
+    assert took([{"return": {"actual": 5}}] * 2 + [{"return": {"actual": 6}}], volatile=()) == [
         ("changed", {"actual": 5}),
-        ("same", None),
+        ("same", ()),
         ("changed", {"actual": 6}),
     ]
 
@@ -104,7 +155,7 @@ def test_a_refusal_is_told_once_and_what_follows_is_a_change() -> None:
     refusal = {"error": {"class": "DeviceNotFound", "desc": "gone"}}
     assert took([refusal, refusal, {"return": stats(7, 5)}, refusal]) == [
         ("refused", "DeviceNotFound"),
-        ("same", None),
+        ("same", (None,)),
         ("changed", stats(7, 5)),
         ("refused", "DeviceNotFound"),
     ]
@@ -137,7 +188,7 @@ async def test_replies_events_and_requests_of_a_session_do_not_get_mixed_up(sock
     ):
         figures, actual = Recorded(), Recorded()
         requests = [
-            session.repeated("qom-get", STATS, figures, volatile="last-update"),
+            session.repeated("qom-get", STATS, figures, volatile=("last-update",)),
             session.repeated("query-balloon", None, actual),
         ]
         for turn in range(3):
@@ -149,8 +200,8 @@ async def test_replies_events_and_requests_of_a_session_do_not_get_mixed_up(sock
             assert await name == f"vm{turn}"
             await actual.until(turn + 1)
             assert not session.awaits_replies
-        assert figures.calls == [("changed", stats(0, 5)), ("same", 1), ("same", 2)]
-        assert actual.calls == [("changed", {"actual": 5}), ("same", None), ("same", None)]
+        assert figures.calls == [("changed", stats(0, 5)), ("same", (1,)), ("same", (2,))]
+        assert actual.calls == [("changed", {"actual": 5}), ("same", ()), ("same", ())]
     assert events == ["STOP"] * 3
 
 

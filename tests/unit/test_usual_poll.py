@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pytest
 
 from qmpballoon.agent.usual_poll import MOST_LOOKS, UsualPoll
 from qmpballoon.model.records import Sample
-from qmpballoon.qmp.balloon import BalloonDevice, Sampler
+from qmpballoon.qmp.balloon import MINOR_FAULTS, BalloonDevice, Sampler
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.repeated import Outstanding, Repeated, Sink
 from qmpballoon.units import MIB
@@ -29,12 +29,18 @@ class Monitor:
     def __init__(self) -> None:
         self.actual = 512 * MIB
         self.available = 100 * MIB
+        self.minor_faults = 40
         self.sent: list[str] = []  # since the test looked last
         self._outstanding = Outstanding()
         self._unanswered: list[Mapping[str, Any]] = []
 
     def repeated(
-        self, command: str, arguments: Mapping[str, object] | None, sink: Sink, *, volatile: str = ""
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        sink: Sink,
+        *,
+        volatile: Sequence[str] = (),
     ) -> Repeated:
         return Repeated(f"{command} {arguments}", command, arguments, sink, volatile=volatile)
 
@@ -53,7 +59,8 @@ class Monitor:
                 case "query-balloon":
                     result = {"actual": self.actual}
                 case "qom-get":
-                    result = {"last-update": 7, "stats": {"stat-available-memory": self.available}}
+                    stats = {"stat-available-memory": self.available, MINOR_FAULTS: self.minor_faults}
+                    result = {"last-update": 7, "stats": stats}
             reply = {"return": result, "id": request["id"]}
             line = json.dumps(reply).encode()
             assert self._outstanding.takes_same(line) or self._outstanding.takes(line, reply)
@@ -137,6 +144,17 @@ def test_actual_is_read_when_a_guest_is_asked_whose_balloon_may_move(setup: Setu
     assert setup.monitor.reply() == READ
     assert setup.vm.befores == [480 * MIB]
     assert setup.vm.actual == 470 * MIB
+
+
+def test_a_guest_that_only_counts_more_faults_is_the_same_but_for_them(setup: Setup) -> None:
+    assert setup.poll(ask=False)
+    setup.monitor.reply()
+    before = setup.vm.sample
+    setup.monitor.minor_faults = 55
+    assert setup.poll(ask=False)
+    setup.monitor.reply()
+    assert setup.vm.sample is before is not None
+    assert (before.stats.minor_faults, before.stats.available) == (55, 100 * MIB)
 
 
 def test_an_answer_that_comes_late_is_looked_for_again(setup: Setup) -> None:

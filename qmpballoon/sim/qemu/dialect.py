@@ -30,6 +30,7 @@ class Dialect:
     refused_size: str  # the name of the parameter in the error of a refused ``balloon``
     statistics: tuple[str, ...]  # names, in QEMU's order
     has_singlestep: bool  # in query-status
+    tells_shared: bool  # and reserve, in query-memdev
     error_positions: bool  # JSON errors start with line and column in the whole input of the client
     events_after_reply: frozenset[str]  # commands whose events come after their reply
     virtio_status: VirtioStatus
@@ -81,6 +82,7 @@ _5_2: Final = Dialect(
     refused_size="target",
     statistics=_STATISTICS,
     has_singlestep=True,
+    tells_shared=False,
     error_positions=False,
     events_after_reply=frozenset({"system_reset", "quit"}),
     virtio_status=VirtioStatus.UNKNOWN,
@@ -91,6 +93,7 @@ _7_2: Final = replace(
     _5_2,
     unknown_capability="Parameter 'null' does not accept value '{}'",
     statistics_read_only="Property 'virtio-balloon-device.guest-stats' is not writable",
+    tells_shared=True,
     events_after_reply=frozenset(),
     virtio_status=VirtioStatus.ANSWERED,
 )

@@ -63,6 +63,9 @@ class MachineSpec:
     package: str = "simulated"
     no_reboot: bool = False
     stopped: bool = False  # -S
+    shared: bool = False  # all memory
+    preallocated: bool = False
+    devices: tuple[tuple[str, str], ...] = ()  # further ones: id and type
     processors_stopped_as: str = "paused"  # the run state after ``stop``
 
 
@@ -93,6 +96,7 @@ class SimulatedMachine:
             "balloon": (self._balloon, {"value": int}),
             "query-memory-size-summary": (self._memory_size, {}),
             "query-memory-devices": (self._memory_devices, {}),
+            "query-memdev": (self._memory_backends, {}),
             "query-migrate": (lambda _: dict(self.migration), {}),
             "query-commands": (lambda _: [{"name": name} for name in self._commands], {}),
             "qom-list": (self._list, {"path": str}),
@@ -248,6 +252,24 @@ class SimulatedMachine:
             address += size
         return devices
 
+    def _memory_backends(self, _: Arguments) -> Json:
+        sizes = {"pc.ram": self._base_memory}
+        sizes |= {f"m{slot}": size for slot, size in enumerate((*self.dimms, *self.spec.nvdimms))}
+        tells = {"share": self.spec.shared, "reserve": True} if self.dialect.tells_shared else {}
+        return [
+            {
+                **tells,
+                "prealloc": self.spec.preallocated,
+                "host-nodes": [],
+                "size": size,
+                "merge": True,
+                "dump": True,
+                "policy": "default",
+                "id": name,
+            }
+            for name, size in sizes.items()
+        ]
+
     def _list(self, arguments: Arguments) -> Json:
         path = arguments["path"]
         children: list[tuple[str, str]]
@@ -256,10 +278,13 @@ class SimulatedMachine:
             children = [(f"{kind.removeprefix('pc-')}{slot}", kind) for slot, kind in enumerate(kinds)][::-1]
             if self.spec.device is not None and self.spec.device_id is not None:
                 children.append((self.spec.device_id, self.spec.device))
+            children += self.spec.devices
         elif path == "/machine/peripheral-anon":
             children = []
             if self.spec.device is not None and self.spec.device_id is None:
                 children = [("device[0]", "virtio-serial-pci"), ("device[1]", self.spec.device)]
+        elif path == "/objects":
+            children = [("pc.ram", "memory-backend-ram")]
         elif path == self.device_path:
             return [{"name": name, "type": kind} for name, kind in _PROPERTIES]
         else:
@@ -268,6 +293,8 @@ class SimulatedMachine:
         return [{"name": "type", "type": "string"}, *listed]
 
     def _need_property(self, arguments: Arguments) -> str:
+        if arguments["path"] == "/objects/pc.ram":
+            raise _refused(f"Property 'memory-backend-ram.{arguments['property']}' not found")
         if arguments["path"] != self.device_path or self.device_path is None:
             raise _no_device(arguments["path"])
         name = str(arguments["property"])

@@ -24,7 +24,8 @@ from qmpballoon.control import ANSWER_S, connected_to
 from qmpballoon.errors import MonitorBusy, QmpBalloonError
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.procfs import rss_of
-from qmpballoon.spare import SHRINKS_FOR, STILL_S, USUAL_DEADLINE_S, least_size, usual_keep
+from qmpballoon.protocol.verbs import DEADLINE_S, LONGEST_WAIT_S
+from qmpballoon.spare import SHRINKS_FOR, STILL_S, least_size, usual_keep
 from qmpballoon.units import MIB, Amount, format_size, round_up_to_page
 
 EXAMPLES: Final = """\
@@ -94,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=seconds,
-        default=USUAL_DEADLINE_S,
+        default=DEADLINE_S,
         metavar="S",
         help="for taking and giving back; what is not taken by then stays (default: 30)",
     )
@@ -184,11 +185,11 @@ async def _pulse_through_agent(
     assert found.through is not None
     agent, vm = found.through
     async with connected_to(agent.path) as client:
-        kept = {} if keep is None else {"keep": str(keep)}
+        asked: dict[str, object] = {"deadline_s": max(1.0, min(timeout_s, LONGEST_WAIT_S))}
+        if keep is not None:
+            asked["keep"] = str(keep)
         wait_s = timeout_s + ANSWER_S + _BACK_WITHIN_S
-        answer = await client.request(
-            "pulse", vm.id, timeout_s=wait_s, deadline_s=max(1.0, timeout_s), **kept
-        )
+        answer = await client.request("pulse", vm.id, timeout_s=wait_s, **asked)
     result = answer if isinstance(answer, dict) else {}
     freed, rss = (result.get(key) for key in ("freed", "rss"))
     return freed if isinstance(freed, int) else None, rss if isinstance(rss, int) else None

@@ -76,7 +76,7 @@ class Outcome:
         if self.freed is None:
             found = "the guest has its memory again; its QEMU's RSS is not known here"
         elif self.freed == 0:
-            found = f"there was nothing to take; RSS is {format_size(self.rss)}"
+            found = f"RSS did not fall: it is {format_size(self.rss)}"
         else:
             found = f"RSS fell by {format_size(self.freed)} to {format_size(self.rss)}"
         return f"{self.name}: {found}, in {self.took_s:.1f} s{through}"
@@ -109,7 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DangerousTarget)  # of what it held a moment later
             outcomes, problems = asyncio.run(_pulse_typed(arguments))
-    except asyncio.CancelledError:  # by SIGTERM
+    except (asyncio.CancelledError, KeyboardInterrupt):  # the former by SIGTERM
+        terminal.print_error("interrupted: what was taken is given back")
         return INTERRUPTED
     if arguments.json:
         terminal.print_json([outcome.as_json() for outcome in outcomes])
@@ -217,7 +218,11 @@ async def _pulse_directly(vm: Vm, keep: Amount | None, timeout_s: float) -> tupl
         held_least = (kept or usual_keep(before.held or 0)) // 2
         await _until_taken(vm, least, held_least, began_s + SHRINKS_FOR * timeout_s)
     finally:
-        await vm.set_target(returns_to)
+        try:
+            await vm.set_target(returns_to)
+        except QmpBalloonError as error:  # of an interrupted pulse nobody else tells it
+            terminal.print_error(terminal.clean(f"{vm.name}: the target was not set back: {error}"))
+            raise
     left_s = max(_BACK_WITHIN_S, began_s + timeout_s - time.monotonic())
     await vm.set_target(returns_to, wait_s=left_s)
     rss = rss_of(vm.pid) if vm.pid else None

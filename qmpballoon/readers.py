@@ -12,18 +12,36 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 from qmpballoon.errors import InvalidSize, OutOfRange
-from qmpballoon.units import Amount, parse_amount
+from qmpballoon.units import MAX_SIZE, SIZE_PATTERN, Amount, parse_amount
 
 Reader: TypeAlias = Callable[[object], Any]
 Path: TypeAlias = tuple[str | int, ...]
 """Keys and indices from the top of a document: ``("vm", "match", 1, "floor")``."""
 Code: TypeAlias = Literal["malformed", "out-of-range"]
 
+JsonSchema: TypeAlias = Mapping[str, object]
+"""A JSON Schema, or a part of one."""
+
 LONGEST_QUOTED: Final = 60
 LONGEST_SOCKET_PATH: Final = 107  # sun_path is 108 bytes with its NUL: unix(7)
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+_SCHEMAS: Final[WeakKeyDictionary[Reader, JsonSchema]] = WeakKeyDictionary()
+
+
+def described(read: Reader, **schema: object) -> Reader:
+    """Return the reader; the schema is what `schema_of` returns for it."""
+    _SCHEMAS[read] = schema
+    return read
+
+
+def schema_of(read: Reader) -> JsonSchema:
+    """Return the JSON Schema of what a reader takes; a reader without one takes anything."""
+    return _SCHEMAS.get(read, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +183,7 @@ def number(low: float, high: float, unit: str = "", *, or_zero: bool = False) ->
             raise Wrong(f"{wanted}, not {shown(value)}", code="out-of-range")
         return float(value)
 
-    return read
+    return described(read, type="number", minimum=0 if or_zero else low, maximum=high)
 
 
 def whole(low: int, high: int, unit: str = "") -> Reader:
@@ -184,7 +202,7 @@ def whole(low: int, high: int, unit: str = "") -> Reader:
             raise Wrong(f"{wanted}, not {shown(value)}", code="out-of-range")
         return int(value)
 
-    return read
+    return described(read, type="integer", minimum=low, maximum=high)
 
 
 def word(*known: str, quote: str = "") -> Reader:
@@ -197,7 +215,7 @@ def word(*known: str, quote: str = "") -> Reader:
         guess = did_you_mean(value, known, quote=quote) if isinstance(value, str) else ""
         raise Wrong(f"must be one of {listed}, not {shown(value)}{guess}")
 
-    return read
+    return described(read, enum=list(known))
 
 
 def text(longest: int) -> Reader:
@@ -214,7 +232,7 @@ def text(longest: int) -> Reader:
             raise Wrong("must not have control characters or line ends")
         return value
 
-    return read
+    return described(read, type="string", minLength=1, maxLength=longest)
 
 
 def amount(value: object) -> Amount:
@@ -228,6 +246,16 @@ def amount(value: object) -> Amount:
     except OutOfRange:
         reason = f"must be more than zero and at most 2**53 bytes, not {shown(value)}"
         raise Wrong(reason, code="out-of-range") from None
+
+
+described(
+    amount,
+    anyOf=[
+        {"type": "integer", "minimum": 1, "maximum": MAX_SIZE},
+        {"type": "string", "pattern": f"^{SIZE_PATTERN}$"},
+    ],
+    description="Bytes, or text with a unit; a percentage is of the VM's size, or of the budget.",
+)
 
 
 def parts(of: Iterable[tuple[str | int, object, Reader]]) -> list[Any]:

@@ -35,7 +35,11 @@ _FACTORS: Final = {
     "GB": 1000**3,
     "TB": 1000**4,
 }
-_GRAMMAR: Final = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)[ \t]?(B|KiB|MiB|GiB|TiB|kB|KB|MB|GB|TB|%)?")
+_UNITS: Final = "B|KiB|MiB|GiB|TiB|kB|KB|MB|GB|TB|%"
+_GRAMMAR: Final = re.compile(rf"(-?[0-9]+(?:\.[0-9]+)?)[ \t]?({_UNITS})?")
+SIZE_PATTERN: Final = rf"[0-9]+(\.[0-9]+)?[ \t]?({_UNITS})?"
+"""The grammar of a size as typed, for those who check it elsewhere; the range is not part of it."""
+
 _SHORT: Final = {
     "k": "KiB",
     "K": "KiB",

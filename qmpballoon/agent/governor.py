@@ -86,7 +86,7 @@ class Governor:
     def __init__(
         self, context: Context, registry: Registry, supervisor: Supervisor, actuator: Actuator
     ) -> None:
-        self.holds = Holds()
+        self.holds = Holds(context.feed.host_event)
         self.ticked = asyncio.Event()  # set, and replaced, after each tick
         self._context = context
         self._registry = registry
@@ -101,6 +101,7 @@ class Governor:
         self._last_step: _Step | None = None  # None: it decided something, or what it depends on changed
         self._host_at_s = float("-inf")
         self._monitor = HostMonitor(context.feed)
+        self._monitor.note_in_force(context.policy, context.mode)
 
     def choose(self, policy: str | None, mode: str | None) -> None:
         """Put a policy or a mode in force, over the configured ones."""
@@ -111,6 +112,7 @@ class Governor:
 
     def renew(self) -> None:
         """Apply the policy and the modes that are in force now, and tick soon."""
+        self._monitor.note_in_force(self._context.policy, self._context.mode)
         self._last_step = None
         if self._guard.name != self._context.policy:
             self._guard = guarded(self._context.policy)

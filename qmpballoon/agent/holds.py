@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
 from qmpballoon.errors import OutOfRange, RequestRefused
+from qmpballoon.model.records import Event, utc_now
 from qmpballoon.units import format_size
 
 MOST: int = 64
@@ -14,8 +15,12 @@ MOST: int = 64
 
 @dataclass(slots=True)
 class Holds:
-    """The holds on the budget, by name. All times are monotonic seconds."""
+    """The holds on the budget, by name. All times are monotonic seconds.
 
+    ``tell`` gets an event of the host for each hold that begins or ends; it must not wait.
+    """
+
+    tell: Callable[[Event], None] = lambda event: None
     _held: dict[str, tuple[int, float]] = field(default_factory=dict)
     _numbers: count[int] = field(default_factory=lambda: count(1))
 
@@ -37,6 +42,7 @@ class Holds:
             raise RequestRefused("busy", f"{MOST} holds are there already")
         name = f"hold-{next(self._numbers)}"
         self._held[name] = (size, until_s)
+        self._tell(name, size, "taken")
         return name
 
     def keep_until(self, name: str, until_s: float) -> None:
@@ -52,12 +58,15 @@ class Holds:
         """
         if name not in self._held:
             raise OutOfRange(f"there is no hold {name!r}; it may have ended by itself")
-        return self._held.pop(name)[0]
+        size, _ = self._held.pop(name)
+        self._tell(name, size, "released")
+        return size
 
     def expire(self, now_s: float) -> None:
         """End the holds whose time is over."""
         for name in [name for name, (_, until_s) in self._held.items() if until_s <= now_s]:
-            del self._held[name]
+            size, _ = self._held.pop(name)
+            self._tell(name, size, "expired")
 
     def listed(self, now_s: float) -> tuple[Mapping[str, object], ...]:
         """Return the holds as they appear in the host object."""
@@ -65,3 +74,6 @@ class Holds:
             {"hold": name, "size": size, "left_s": round(max(0.0, until_s - now_s), 1)}
             for name, (size, until_s) in self._held.items()
         )
+
+    def _tell(self, name: str, size: int, change: str) -> None:
+        self.tell(Event("hold", utc_now(), {"hold": name, "size": size, "change": change}))

@@ -63,6 +63,7 @@ class HostMonitor:
         self._confined: _Confinement | None = None
         self._source: CgroupBudget | None = None
         self._remark: tuple[str, str] | None = None  # what was last logged about the cgroup
+        self._in_force: tuple[str, str] | None = None  # policy and mode
         self._level = "ok"
         self._alarm: str | None = None
         self._exhausted = False
@@ -145,6 +146,13 @@ class HostMonitor:
         if self._remark != (word, remark):
             self._remark = (word, remark)
             log_event(word, remark, level=level)
+
+    def note_in_force(self, policy: str, mode: str) -> None:
+        """Take the host's policy and mode, and publish an event of each that is another than before."""
+        before, self._in_force = self._in_force or (policy, mode), (policy, mode)
+        for word, was, now in zip(("policy", "mode"), before, self._in_force, strict=True):
+            if was != now:
+                self._feed.host_event(Event(word, utc_now(), {"from": was, "to": now}))
 
     def note_lateness(self, late_s: float) -> None:
         """Take how late VMs were polled at most; log when that begins to matter, and when it is over."""

@@ -21,7 +21,7 @@ from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import Claim, rename_for, right_to, vm_settings
 from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId, safe_name
-from qmpballoon.model.records import Life
+from qmpballoon.model.records import Event, Life, utc_now
 from qmpballoon.procfs import life_of
 from qmpballoon.qmp.client import Session
 
@@ -141,16 +141,21 @@ class Registry:
         if vm is not None:
             log_event("vm-renamed", vm=vm.id, now=name)
             vm.retired = True
-            self.drop(vm)
+            self.drop(vm, why=None)
         free = self._names.free_id(base, claim, self._by_id)
         if vm is not None:  # the target belongs to the life, not to the name
             before = store.kept(vm.id)
             store.keep(free, life=before.life, sent=before.sent)
         self._is_at(path, KnownSocket(free, base, name, claim.owner))
-        renamed = self._add(free, name, claim)
+        feed = self._context.feed
         if vm is not None:
-            renamed.history = vm.history
-        return renamed
+            feed.vm_event(vm.id, Event("renamed", utc_now(), {"from": vm.id, "to": free}))
+        new = self._add(free, name, claim)
+        if vm is None:
+            feed.vm_event(free, Event("added", utc_now(), {"name": name, "socket": Path(path).name}))
+        else:
+            new.history = vm.history
+        return new
 
     def _may_stay(self, vm: ManagedVm, base: str, claim: Claim) -> bool:
         """Tell whether a VM keeps its name in topics: not one reserved for others, nor one in its place."""
@@ -198,10 +203,13 @@ class Registry:
         """Drop the VM that was known at this socket, if any: it is another monitor of a known VM."""
         if (vm := self.at(path)) is not None:
             log_event("vm-same", "it is another monitor of a VM that is known already", vm=vm.id, socket=path)
-            self.drop(vm)
+            self.drop(vm, why="same-vm")
 
-    def drop(self, vm: ManagedVm) -> None:
-        """Forget a VM: it leaves the lists, and its retained topics are cleared."""
+    def drop(self, vm: ManagedVm, *, why: str | None) -> None:
+        """Forget a VM: it leaves the lists, and its retained topics are cleared.
+
+        ``why`` is the word in the event that it is removed; None: it only gets another name.
+        """
         del self._by_id[vm.id], self._by_path[vm.path]
         for life in self._lives.pop(vm, ()):
             del self._by_life[life]
@@ -210,6 +218,8 @@ class Registry:
         vm.mark_unreachable("offline")
         vm.retired = True  # a request or a session that ends later must not bring it back
         self._context.feed.vm_gone(vm.id)
+        if why is not None:
+            self._context.feed.vm_event(vm.id, Event("removed", utc_now(), {"why": why}))
 
     def retire(self) -> None:
         """Publish nothing more about the VMs: the agent stops, and they keep running."""

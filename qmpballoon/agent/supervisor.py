@@ -72,7 +72,7 @@ class Supervisor:
     def _reconfigure(self, vm: ManagedVm) -> None:
         connector = self._connectors.get(vm.path)
         if not self._watch.covers(vm.path):
-            self._drop(vm)
+            self._drop(vm, "not-configured")
         elif connector is not None and connector.identity is not None:
             if self._registry.named(vm.path, connector.identity) is not vm:
                 connector.kick()  # its session feeds the VM of the old name
@@ -107,7 +107,7 @@ class Supervisor:
 
     def _forget(self, vm: ManagedVm, why: str) -> None:
         log_event("vm-forgotten", why, vm=vm.id, owner=self._context.store.kept(vm.id).owner)
-        self._drop(vm)
+        self._drop(vm, "gone")
         self._context.store.forget(vm.id)
 
     def _is_there(self, vm: ManagedVm) -> bool:
@@ -117,9 +117,9 @@ class Supervisor:
         life = vm.run.life
         return life is not None and life_of(life.pid) == life
 
-    def _drop(self, vm: ManagedVm) -> None:
+    def _drop(self, vm: ManagedVm, why: str) -> None:
         self._gone_since_s.pop(vm.id, None)
-        self._registry.drop(vm)
+        self._registry.drop(vm, why=why)
 
     def _follow(self, found: Mapping[str, SocketMark], connectors: asyncio.TaskGroup) -> None:
         for path in [path for path, connector in self._connectors.items() if connector.is_over]:

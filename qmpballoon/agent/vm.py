@@ -22,7 +22,7 @@ from qmpballoon.agent.vm_polls import VmPolls
 from qmpballoon.config import VmSettings
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.log import log_always, log_event
-from qmpballoon.model.facts import Connection, VmFacts, status_of
+from qmpballoon.model.facts import Connection, VmFacts, settings_changed, status_of
 from qmpballoon.model.health import BOOT_S, health_of
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, Life, Limits, VmStatus, utc_now
@@ -160,9 +160,12 @@ class ManagedVm:
     def touch(self) -> None:
         """Freeze the facts again and notify the listeners."""
         self.facts = self._freeze()
-        before, health = self.status.health, health_of(self.facts, self._context.clock())
+        was, before = self.status, self.status.health
+        health = health_of(self.facts, self._context.clock())
         self.status = status_of(self.facts, health)
         if not self.retired:
+            for event in settings_changed(was, self.status):
+                self._context.feed.vm_event(self.id, event)
             if health != before:
                 level = logging.INFO if health in ("ok", "starting") else logging.WARNING
                 log = log_always if health in _JUDGED else log_event

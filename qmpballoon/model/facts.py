@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Life, Limits, Sample, VmStatus
+from qmpballoon.model.records import Event, Life, Limits, Sample, VmStatus, utc_now
 
 Connection = Literal["offline", "unresponsive", "busy", "up"]
 
@@ -73,6 +73,30 @@ class VmFacts(NamedTuple):
     def now(self) -> Seen | None:
         """What its session read last; None while the VM has no session."""
         return self.seen if self.connection == "up" else None
+
+
+def settings_changed(before: VmStatus, after: VmStatus) -> list[Event]:
+    """Return the events ``mode`` and ``limits`` of a VM whose mode or limits changed.
+
+    Limits that become known with the VM's size are no change.
+    """
+    events: list[Event] = []
+    if before.mode != after.mode:
+        events.append(Event("mode", utc_now(), {"from": before.mode, "to": after.mode}))
+    if (
+        before.limits is not after.limits
+        and before.limits.floor is not None
+        and before.limits != after.limits
+    ):
+        limits = after.limits
+        data = {
+            "floor": limits.floor,
+            "ceiling": limits.ceiling,
+            "shares": limits.shares,
+            "overridden": list(limits.overridden),
+        }
+        events.append(Event("limits", utc_now(), data))
+    return events
 
 
 def status_of(facts: VmFacts, health: str) -> VmStatus:

@@ -20,6 +20,7 @@ Kind: TypeAlias = Literal[
     "counter",  # a number of things since the guest's boot
     "word",  # one of ``words``
     "text",
+    "flag",  # true or false
     "stamp",  # RFC 3339, UTC
     "list",
     "object",

@@ -20,6 +20,7 @@ from qmpballoon.readers import (
     Reading,
     Wrong,
     amount,
+    described,
     did_you_mean,
     dotted,
     number,
@@ -72,6 +73,8 @@ def _hold(value: object) -> str:
     except Wrong:
         raise Wrong("must be the hold that reclaim returned") from None
 
+
+described(_hold, type=["string", "integer"], minLength=1, maxLength=64)
 
 _wait: Final = number(0, LONGEST_WAIT_S, "seconds")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from schema_checks import check_event
 
 from qmpballoon.agent import back_off as back_off_module
 from qmpballoon.agent import connector as connector_module
@@ -28,6 +29,7 @@ from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import AgentSettings, Configuration, DiscoverySettings, VmSettings
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, Life, VmStatus
+from qmpballoon.protocol.objects import event_object
 from qmpballoon.protocol.payloads import Content
 from qmpballoon.protocol.requests import Request
 from qmpballoon.protocol.verbs import read_asked
@@ -196,6 +198,7 @@ class AgentHarness:
         self._notified.set()
 
     def vm_event(self, vm: VmId, event: Event) -> None:
+        check_event(event_object(vm, event))
         self.events.append((vm, event))
         self._notified.set()
 
@@ -203,6 +206,7 @@ class AgentHarness:
         self.hosts.append(host)
 
     def host_event(self, event: Event) -> None:
+        check_event(event_object(None, event))
         self.events.append((None, event))
         self._notified.set()
 

@@ -82,7 +82,7 @@ async def test_get_is_freshly_polled(harness: AgentHarness, qemu: SimulatedQemu)
 
 async def test_an_unknown_vm_or_verb_has_its_error_code(harness: AgentHarness) -> None:
     assert await refusal(harness, "missing", "get") == "unknown-vm"
-    assert await refusal(harness, "a", "doctor") == "unknown-verb"
+    assert await refusal(harness, "a", "unheard-of") == "unknown-verb"
 
 
 # ── set-target ───────────────────────────────────────────────────────────────────────────────────

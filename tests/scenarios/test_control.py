@@ -129,7 +129,7 @@ async def test_a_subscriber_gets_states_and_events_of_the_vms_it_asked_for(harne
 
 
 async def test_a_slow_subscriber_is_told_how_many_events_it_missed(harness: AgentHarness) -> None:
-    event = Event("alarm", utc_now(), {"text": "x" * 20_000})
+    event = Event("alarm", utc_now(), {"reason": "x" * 20_000, "budget": 1, "lent": 0})
     async with served(harness) as path, connected_to(str(path)) as client:
         await client.request("subscribe")
         for _ in range(400):

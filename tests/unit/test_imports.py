@@ -38,11 +38,11 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
     "doctor": ". facts findings vm_rules host_rules report vm host",
-    "protocol": ". fields objects payloads verbs requests",
+    "protocol": ". fields event_kinds objects payloads verbs schemas requests",
     "mqtt": """
         . announced dead_band limits turns answers outbox topics commands inbox packets home_assistant
-        publisher request_reader window guesses connecting connection link replies connection_log sender
-        bridge
+        asyncapi publisher request_reader window guesses connecting connection link replies connection_log
+        sender bridge
     """,
     "fleet": "",
     "client": "",

@@ -8,7 +8,6 @@ from qmpballoon.errors import OutOfRange, RequestRefused
 from qmpballoon.model.tolerance import SAFE_MARGIN, tolerance
 from qmpballoon.units import MIB, format_size, round_up_to_page
 
-USUAL_DEADLINE_S: Final = 30.0
 SHRINKS_FOR: Final = 0.6  # of the deadline; the rest is for giving back, which is faster
 STILL_S: Final = 2.0  # a balloon that has not moved for so long gives no more
 _USUAL_KEEP: Final = 32 * MIB

@@ -23,8 +23,8 @@ from qmpballoon.agent.run import Run
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, RequestRefused
 from qmpballoon.log import log_event
-from qmpballoon.protocol.verbs import Pulse
-from qmpballoon.spare import SHRINKS_FOR, STILL_S, USUAL_DEADLINE_S, least_size
+from qmpballoon.protocol.verbs import DEADLINE_S, Pulse
+from qmpballoon.spare import SHRINKS_FOR, STILL_S, least_size
 from qmpballoon.units import MIB, round_up_to_page
 
 _FRESH_S: Final = 0.05  # as for `get`
@@ -47,7 +47,7 @@ class Pulses:
                 ``not-reached``: not given back in time.
             ConnectionLost, NoBalloon, OutOfRange, QmpError: as for a target.
         """
-        deadline_s = time.monotonic() + (USUAL_DEADLINE_S if asked.deadline_s is None else asked.deadline_s)
+        deadline_s = time.monotonic() + (DEADLINE_S if asked.deadline_s is None else asked.deadline_s)
         if "observe" in (self._context.mode, vm.mode):
             raise RequestRefused("not-allowed", f"{vm.id}'s mode is observe: nothing is moved")
         status = await vm.refreshed(timeout_s=_FRESH_S)

@@ -24,7 +24,8 @@ from qmpballoon.control import ANSWER_S, connected_to
 from qmpballoon.errors import MonitorBusy, QmpBalloonError
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.procfs import rss_of
-from qmpballoon.spare import SHRINKS_FOR, STILL_S, USUAL_DEADLINE_S, least_size, usual_keep
+from qmpballoon.protocol.verbs import DEADLINE_S, LONGEST_WAIT_S
+from qmpballoon.spare import SHRINKS_FOR, STILL_S, least_size, usual_keep
 from qmpballoon.units import MIB, Amount, format_size, round_up_to_page
 
 EXAMPLES: Final = """\
@@ -75,7 +76,7 @@ class Outcome:
         if self.freed is None:
             found = "the guest has its memory again; its QEMU's RSS is not known here"
         elif self.freed == 0:
-            found = f"there was nothing to take; RSS is {format_size(self.rss)}"
+            found = f"RSS did not fall: it is {format_size(self.rss)}"
         else:
             found = f"RSS fell by {format_size(self.freed)} to {format_size(self.rss)}"
         return f"{self.name}: {found}, in {self.took_s:.1f} s{through}"
@@ -94,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=seconds,
-        default=USUAL_DEADLINE_S,
+        default=DEADLINE_S,
         metavar="S",
         help="for taking and giving back; what is not taken by then stays (default: 30)",
     )
@@ -108,7 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DangerousTarget)  # of what it held a moment later
             outcomes, problems = asyncio.run(_pulse_typed(arguments))
-    except asyncio.CancelledError:  # by SIGTERM
+    except (asyncio.CancelledError, KeyboardInterrupt):  # the former by SIGTERM
+        terminal.print_error("interrupted: what was taken is given back")
         return INTERRUPTED
     if arguments.json:
         terminal.print_json([outcome.as_json() for outcome in outcomes])
@@ -184,11 +186,11 @@ async def _pulse_through_agent(
     assert found.through is not None
     agent, vm = found.through
     async with connected_to(agent.path) as client:
-        kept = {} if keep is None else {"keep": str(keep)}
+        asked: dict[str, object] = {"deadline_s": max(1.0, min(timeout_s, LONGEST_WAIT_S))}
+        if keep is not None:
+            asked["keep"] = str(keep)
         wait_s = timeout_s + ANSWER_S + _BACK_WITHIN_S
-        answer = await client.request(
-            "pulse", vm.id, timeout_s=wait_s, deadline_s=max(1.0, timeout_s), **kept
-        )
+        answer = await client.request("pulse", vm.id, timeout_s=wait_s, **asked)
     result = answer if isinstance(answer, dict) else {}
     freed, rss = (result.get(key) for key in ("freed", "rss"))
     return freed if isinstance(freed, int) else None, rss if isinstance(rss, int) else None
@@ -216,7 +218,11 @@ async def _pulse_directly(vm: Vm, keep: Amount | None, timeout_s: float) -> tupl
         held_least = (kept or usual_keep(before.held or 0)) // 2
         await _until_taken(vm, least, held_least, began_s + SHRINKS_FOR * timeout_s)
     finally:
-        await vm.set_target(returns_to)
+        try:
+            await vm.set_target(returns_to)
+        except QmpBalloonError as error:  # of an interrupted pulse nobody else tells it
+            terminal.print_error(terminal.clean(f"{vm.name}: the target was not set back: {error}"))
+            raise
     left_s = max(_BACK_WITHIN_S, began_s + timeout_s - time.monotonic())
     await vm.set_target(returns_to, wait_s=left_s)
     rss = rss_of(vm.pid) if vm.pid else None

@@ -32,6 +32,13 @@ def a_qemu(directory: Path, guest: GuestSpec | None = None, *, stopped: bool = F
     )
 
 
+async def until_below(actual: int, qemu: SimulatedQemu) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while qemu.guest.actual > actual:
+            await asyncio.sleep(0.01)
+            qemu.settle()
+
+
 async def test_the_guest_gives_and_gets_all_of_it_back(sockets_dir: Path, capsys: Capture) -> None:
     async with a_qemu(sockets_dir) as qemu:
         qemu.execute("balloon", {"value": 200 * MIB})
@@ -51,7 +58,7 @@ async def test_what_cannot_be_spared_safely_is_refused(sockets_dir: Path, capsys
         assert qemu.guest.target == 256 * MIB
     captured = capsys.readouterr()
     assert "too little to keep" in captured.err
-    assert "there was nothing to take" in captured.out
+    assert "RSS did not fall" in captured.out
 
 
 async def test_a_paused_guest_is_refused(sockets_dir: Path, capsys: Capture) -> None:
@@ -61,11 +68,9 @@ async def test_a_paused_guest_is_refused(sockets_dir: Path, capsys: Capture) -> 
 
 
 async def test_a_guest_that_grows_meanwhile_gets_its_memory_back_at_once(sockets_dir: Path) -> None:
-    async with a_qemu(sockets_dir, GuestSpec(inflate_bytes_per_s=30 * MIB)) as qemu:
+    async with a_qemu(sockets_dir, GuestSpec(inflate_bytes_per_s=4 * MIB)) as qemu:
         task = asyncio.create_task(pulse(str(qemu.path), "--timeout", "3600"))
-        while qemu.guest.actual > 240 * MIB:
-            await asyncio.sleep(0.01)
-            qemu.settle()
+        await until_below(252 * MIB, qemu)
         qemu.set_demand(qemu.guest.actual - 70 * MIB)
         assert await task == 0
         qemu.settle()
@@ -82,15 +87,13 @@ async def test_it_is_undone_when_it_is_interrupted(sockets_dir: Path, number: si
         )
         try:
             async with asyncio.timeout(PATIENCE_S):
-                while qemu.guest.actual > 250 * MIB:
-                    await asyncio.sleep(0.01)
-                    qemu.settle()
+                await until_below(250 * MIB, qemu)
                 running.send_signal(number)
                 _, err = await running.communicate()
         finally:
             if running.returncode is None:
                 running.kill()
                 await running.wait()
-        assert (running.returncode, err) == (130, b"")
+        assert (running.returncode, err) == (130, b"qmpballoon: interrupted: what was taken is given back\n")
         qemu.settle()
         assert qemu.guest.target == 256 * MIB

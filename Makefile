@@ -2,11 +2,12 @@
 
 PYTHON_BIN = .venv/bin
 PYTEST_ARGS ?=
-QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_real.py agent_target.py)
+PICTURES ?=
+QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_real.py agent_target.py doctor.py)
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 
-.PHONY: help demo test test-python test-qemu check bench bench-compare bench-libvirt bench-policy soak clean
+.PHONY: help demo test test-python test-qemu test-ha check bench bench-compare bench-libvirt bench-policy soak clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -30,6 +31,11 @@ test-qemu: ## contract, health, API and targets with QEMU 5.2, 10.0 and 11.1, wh
 	    PATH=$$bin:$$PATH QMPBALLOON_CACHE=$${bin%/bin}/lab \
 	        $(PYTHON_BIN)/pytest -n 3 --dist worksteal $(QEMU_TESTS) $(PYTEST_ARGS); \
 	done
+
+test-ha: ## Home Assistant itself, in an environment of its own, a real broker and guest; ten minutes at first; PICTURES=docs
+	@scripts/setup dev lab
+	@set -e; python=$$(scripts/home-assistant); \
+	    QMPBALLOON_HOME_ASSISTANT=$$python QMPBALLOON_PICTURES=$(PICTURES) $(PYTHON_BIN)/pytest tests/ha $(PYTEST_ARGS)
 
 check: ## lint, types, unit and property tests: under 30 s, no guests
 	@scripts/setup dev

@@ -19,6 +19,7 @@ _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _LARGEST_FILE: Final = 65536
 _SIZE_LINE: Final = re.compile(r"^([^:\n]+):[ \t]*([0-9]{1,20}) kB$", re.MULTILINE)
+_STATUS_SIZE: Final = re.compile(r"\n(Vm[A-Z][A-Za-z]*|HugetlbPages):[ \t]*([0-9]{1,20}) kB(?=\n)")
 _LONGEST_STATM: Final = 256  # seven numbers
 _ENDED: Final = ("Z", "X")
 _STOPPED: Final = ("T", "t")  # by a signal, by a tracer
@@ -43,7 +44,7 @@ class ProcessStat:
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
-    """Return the sizes of /proc/meminfo or /proc/PID/status in bytes: their lines ``Key: N kB``."""
+    """Return the sizes of /proc/meminfo in bytes: its lines ``Key: N kB``."""
     return {key: int(number) * 1024 for key, number in _SIZE_LINE.findall(text)}
 
 
@@ -240,8 +241,8 @@ def mapped_writable(maps: str) -> int:
 
 
 def status_of(pid: int) -> dict[str, int]:
-    """Return the sizes of /proc/PID/status in bytes, such as ``VmRSS``, ``VmSwap`` and ``HugetlbPages``."""
-    return parse_meminfo(text_of(f"/proc/{pid}/status"))
+    """Return the sizes ``Vm…`` (such as VmRSS, VmSwap) and ``HugetlbPages`` of /proc/PID/status in bytes."""
+    return {key: int(number) * 1024 for key, number in _STATUS_SIZE.findall(text_of(f"/proc/{pid}/status"))}
 
 
 def _whole(path: str) -> str:

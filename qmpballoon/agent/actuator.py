@@ -31,7 +31,7 @@ class Actuator:
             ConnectionLost, NoBalloon, QmpError: the target was not sent, or QEMU did not confirm it.
         """
         before = vm.status.actual
-        policy = vm.facts.policy if vm.mode == "auto" else None
+        policy = vm.facts.policy if vm.mode == "auto" and vm.run.returns_to is None else None
         figures = figures or figures_of(vm.guest())
 
         def note(outcome: Outcome) -> None:

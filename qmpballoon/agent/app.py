@@ -15,13 +15,14 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from qmpballoon import __version__, descriptors
 from qmpballoon.agent import systemd
 from qmpballoon.agent.actuator import Actuator
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.control import ControlSocket
+from qmpballoon.agent.ending import until_ended
 from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.service import Service
@@ -143,7 +144,7 @@ class Agent:
         for send in late:
             log_event("target-not-sent", "no answer in time", level=logging.WARNING, vm=sends[send].id)
             send.cancel()
-        await _until_ended(*sends)
+        await until_ended(*sends)
         for send in sends.keys() - late:
             send.result()
 
@@ -193,7 +194,7 @@ class Agent:
             finally:
                 renewed.cancel()
                 side.cancel()
-                await _until_ended(renewed, side)
+                await until_ended(renewed, side)
                 if not side.cancelled():
                     side.result()
 
@@ -285,15 +286,3 @@ class Agent:
             self._mqtt_renewed.set()
         log_event("reloaded", restart_needed=",".join(later) or None)
         return later
-
-
-async def _until_ended(*tasks: asyncio.Task[Any]) -> None:
-    """Wait for tasks to end, also if this one is cancelled meanwhile; it is cancelled after them."""
-    cancelled = False
-    while pending := [task for task in tasks if not task.done()]:
-        try:
-            await asyncio.wait(pending)
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError

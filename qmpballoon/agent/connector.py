@@ -33,6 +33,7 @@ from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor, SocketTable, open_mon
 LOOK_AT_SILENCE_S: Final = 1.0
 MOST_LOOKS: Final = 8  # how many times longer the pause between two looks at silence becomes
 ONE_MORE_LOOK_S: Final = 0.001
+LATE_S: Final = 0.1
 AT_ONCE_S: Final = 0.005  # many sockets that appear at once share one reading of the kernel's table
 SECOND_WAITS_S: Final = 5.0  # where no process tells: for the monitor that served the VM to answer again
 _OTHER: Final = "it is a console, a guest agent or another protocol; keep it out of the globs of monitors"
@@ -155,16 +156,13 @@ class Connector:
                 vm.on_qmp_event(name, details)
 
         settings = vm_settings(self._context.configuration, Claim("", self.path, monitor.owner))
-        greeting = asyncio.create_task(
-            Session.greeted(
-                monitor, on_event, greeting_timeout_s=None, request_timeout_s=settings.qmp_timeout_s
-            ),
-            name=f"greeting {self.path}",
-        )
+        opening = Session(monitor, on_event, request_timeout_s=settings.qmp_timeout_s)
+        greeting = asyncio.create_task(opening.started(greeting_timeout_s=None), name=f"greeting {self.path}")
         session: Session | None = None
         began_s = time.monotonic()
         try:
-            session = await self._wait_for_greeting(greeting, monitor, life, before, settings.qmp_timeout_s)
+            wait_s = settings.qmp_timeout_s
+            session = await self._wait_for_greeting(opening, greeting, monitor, life, before, wait_s)
             self._back_off.greeted()
             self._problem = None
             began_s = time.monotonic()
@@ -234,6 +232,7 @@ class Connector:
 
     async def _wait_for_greeting(
         self,
+        opening: Session,
         greeting: asyncio.Task[Session],
         monitor: OpenMonitor,
         life: Life | None,
@@ -249,9 +248,12 @@ class Connector:
         wait_s, looks = patience_s, 1
         stopped: ManagedVm | None = None  # its process allocates nothing, so its RSS is read once
         while True:
+            ends_s = time.monotonic() + wait_s
             done, _ = await asyncio.wait((greeting,), timeout=wait_s)
             if not done:
-                await asyncio.sleep(ONE_MORE_LOOK_S)  # perhaps it was us who were late
+                await asyncio.sleep(ONE_MORE_LOOK_S)
+                if not greeting.done() and time.monotonic() - ends_s > LATE_S:
+                    continue  # it was us who were late: what was received is still to be read
             if greeting.done():
                 self._unclosed = frozenset()
                 try:
@@ -270,7 +272,7 @@ class Connector:
             else:
                 stopped = None
                 why, is_mute = self._why_silent(monitor, before, max_age_s=LOOK_AT_SILENCE_S * looks)
-                if is_stranger and is_mute:
+                if is_stranger and is_mute and opening.greeting is None:
                     raise _NoMonitor(f"{self.path}: connected, and no greeting came: {_OTHER}")
                 self._silent(why, pid)
                 self._explain_silence(why, pid)

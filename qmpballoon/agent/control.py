@@ -138,10 +138,11 @@ class ControlSocket:
             if subscription is not None:
                 subscription.end()
             self._clients.discard(writer)
+            self._requests.abandon(f"control {number}")
             writer.close()
 
     def _take(
-        self, line: bytes, writer: asyncio.StreamWriter, channel: str, subscription: Subscription | None
+        self, line: bytes, writer: asyncio.StreamWriter, asker: str, subscription: Subscription | None
     ) -> Subscription | None:
         """Answer one line, or start its request; return the connection's subscription from now on."""
 
@@ -172,8 +173,8 @@ class ControlSocket:
             return new
         else:
             asked = Content(content.transaction, arguments)
-            channel = f"{channel} {mirrored(vm or '')} {mirrored(verb)}"
-            self._requests.receive(Arrival(channel, vm, verb, asked, reply))
+            channel = f"{asker} {mirrored(vm or '')} {mirrored(verb)}"
+            self._requests.receive(Arrival(channel, vm, verb, asked, reply, asker=asker))
         return subscription
 
     def _subscribe(

@@ -14,15 +14,15 @@ from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import CONTROL_NAME
 from qmpballoon.doctor.facts import AgentFigures, ExaminedVm, Reached
-from qmpballoon.doctor.host import examine_host, read_clock
+from qmpballoon.doctor.host import examine_host, read_clock, wall_offset_s
 from qmpballoon.doctor.report import host_result, vm_result
 from qmpballoon.doctor.vm import examine, holding_processes
-from qmpballoon.errors import ConnectionLost
+from qmpballoon.errors import ConnectionLost, QmpError
 from qmpballoon.model.health import STALE_INTERVALS, STALE_S
 from qmpballoon.procfs import is_stopped, status_of
 from qmpballoon.qmp.monitor import listening_paths
 
-_SILENT: Final = "its monitor does not answer"
+_OFFSET_AT_START_S: Final = wall_offset_s()
 
 
 async def examined_vm(vm: ManagedVm, now_s: float) -> Mapping[str, object]:
@@ -32,12 +32,12 @@ async def examined_vm(vm: ManagedVm, now_s: float) -> Mapping[str, object]:
     """
     session = vm.session
     if session is None:
-        return vm_result(await _unreached(vm, _SILENT))
+        return vm_result(await _unreached(vm, f"{vm.connection} for {vm.silent_for_s:.0f} s"))
     sample, interval_s = vm.status.sample, vm.spec.settings.stats_interval_s
     is_fresh = sample is not None and now_s - sample.seen_at_s <= max(STALE_S, STALE_INTERVALS * interval_s)
     try:
         return vm_result(await examine(session, name=vm.name, pid=vm.status.pid, is_fresh=is_fresh))
-    except ConnectionLost as error:
+    except (ConnectionLost, QmpError) as error:
         return vm_result(await _unreached(vm, str(error)))
 
 
@@ -49,11 +49,12 @@ async def examined_host(context: Context, registry: Registry, governor: Governor
     agent = AgentFigures(
         budget=host.budget,
         reserve=host.reserve or 0,
-        floors=sum(status.limits.floor or 0 for status in statuses if status.answers),
+        floors=sum(guest.floor for guest in governor.snapshot().guests),
         vms=len(statuses),
         descriptors_limit=descriptors.limit(),
         others=others,
         unidentified=host.unidentified,
+        clock_set_by_s=wall_offset_s() - _OFFSET_AT_START_S,
     )
     return host_result(
         examine_host(

@@ -227,7 +227,8 @@ class Governor:
         if vm.facts.mode != "observe":
             published.observed = None  # when it is observed again, the first decision is news
         if isinstance(decision, Hold):
-            self._explain(vm, decision.why)
+            if vm.run.returns_to is None:
+                self._explain(vm, decision.why)
             return
         target = round_up_to_page(decision.target)
         before = vm.run.target
@@ -239,7 +240,7 @@ class Governor:
             return
         if vm.id in self._sending:
             return
-        if vm.facts.mode == "manual":  # raised in an emergency; the mode stays
+        if vm.facts.mode == "manual" and vm.run.returns_to is None:  # raised in an emergency; the mode stays
             vm.spec.set_manual_target(target)
         self._send(vm, target, decision.why, sends)
 
@@ -337,7 +338,7 @@ class Governor:
 
     def _renew_manual_target(self, vm: ManagedVm, sends: asyncio.TaskGroup) -> None:
         """Send a manual target that this life has not received yet, once its driver can follow it."""
-        if vm.facts.mode != "manual" or vm.id in self._sending:
+        if vm.facts.mode != "manual" or vm.id in self._sending or vm.run.returns_to is not None:
             return
         target, status = vm.spec.manual_target, vm.status
         if target is None or target == vm.run.target:

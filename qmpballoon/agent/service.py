@@ -13,6 +13,7 @@ from qmpballoon.agent.context import Context
 from qmpballoon.agent.examination import examined_host, examined_vm
 from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.limits import checked_target
+from qmpballoon.agent.pulse import Pulses
 from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpBalloonError, RequestRefused
@@ -26,6 +27,7 @@ from qmpballoon.protocol.verbs import (
     Get,
     HostDoctor,
     List,
+    Pulse,
     Reclaim,
     Release,
     Reload,
@@ -60,6 +62,7 @@ class Service:
         self._registry = registry
         self._governor = governor
         self._actuator = actuator
+        self._pulses = Pulses(context, governor, actuator)
         self._host = host
         self._reload = reload
 
@@ -90,6 +93,8 @@ class Service:
             case Get():
                 status = await self._vm(request).refreshed(timeout_s=FRESH_WITHIN_S)
                 return vm_object(status, self._host, time.monotonic(), utc_now())
+            case Pulse():
+                return await self._pulses.pulse(self._vm(request), asked)
             case Doctor():
                 return await examined_vm(self._vm(request), self._context.clock())
             case HostDoctor():
@@ -119,6 +124,7 @@ class Service:
         request.refuse_if_expired(time.monotonic())
         # Set the mode first, otherwise the policy would send its own target. Store the target only after
         # QEMU has it, otherwise the governor would send it as well.
+        vm.run.returns_to = None  # a pulse that is under way ends, and gives nothing back
         undo = vm.spec.take_by_hand()
         vm.touch()
         try:

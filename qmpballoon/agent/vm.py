@@ -206,6 +206,7 @@ class ManagedVm:
             size=run.size,
             rss=silence.rss if silence else session.rss if session else None,
             target=run.target,
+            returns_to=run.returns_to,
             why=run.reason.why if run.reason else None,
             why_since=run.reason.since if run.reason else None,
             judged=run.judged,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from qmpballoon.cli.why_lines import lines_of as why_lines_of
 from qmpballoon.units import format_size
 
 _SIZES: Final = frozenset(
@@ -22,6 +23,8 @@ def lines_of(result: object) -> list[str]:
         return [line for each in result for line in lines_of(each)]
     if not isinstance(result, Mapping):
         return [] if result is None else [str(result)]
+    if "decisions" in result and "why" in result:
+        return list(why_lines_of(result))
     if "run_state" in result and "guest" in result:
         result = _vm_figures(result)
     return ["  ".join(parts)] if (parts := _parts(result)) else []

@@ -26,13 +26,14 @@ from qmpballoon.doctor.host import examine_host, read_clock
 from qmpballoon.doctor.report import Examination, examination_of, lines_of, merged, of_host, of_vm
 from qmpballoon.doctor.vm import examine, holding_processes
 from qmpballoon.errors import ConnectionLost, MonitorBusy, NoBalloon, QmpBalloonError, Unreachable
+from qmpballoon.qmp.monitor import holders_of
 from qmpballoon.qmp.wire import HUMAN_MONITOR
 
 EXAMPLES: Final = """\
 examples:
   qmpballoon doctor                             all VMs, and this host
   qmpballoon doctor web1                        a running agent's VM
-  qmpballoon doctor --strict /run/db/*.qmp && echo fit
+  qmpballoon doctor --strict '/run/db/*.qmp' && echo fit
   qmpballoon doctor --json | jq -r '.vms[] | .name, .findings[].word'
 
 Findings come worst first. An error: the balloon does not work, or the host is at risk. A warning: it
@@ -42,7 +43,9 @@ No balloon is moved; the statistics interval is left as it was found. docs/docto
 
 _AT_ONCE: Final = 32
 _FRESH_S: Final = 1.5  # statistics that do not change are seen as fresh only after the next whole second
+_HELD_S: Final = 0.5  # for a greeting where another client is served: a proxy may serve several
 _WIDEST: Final = 100
+_NARROWEST: Final = 40
 _COLOURS: Final = {"error": "red", "warning": "yellow", "note": "dim", "name": "bold"}
 
 
@@ -178,12 +181,10 @@ async def _examine_directly(chosen: Chosen, *, timeout_s: float) -> Examined:
 async def examine_directly(path: str, *, timeout_s: float) -> ExaminedVm:
     """Open a monitor and return what is found out; a VM that is not reached has a ``problem``."""
     name = Path(path).stem
+    greeting_s = min(timeout_s, _HELD_S) if holders_of(path) else timeout_s
     try:
         try:
-            async with (
-                asyncio.timeout(timeout_s + _FRESH_S),
-                connected(path, timeout_s=timeout_s) as vm,
-            ):
+            async with asyncio.timeout(timeout_s + _FRESH_S), connected(path, timeout_s=greeting_s) as vm:
                 name = vm.name
                 try:
                     is_fresh = (await vm.state(fresh_s=_FRESH_S)).guest is not None
@@ -205,8 +206,8 @@ async def examine_directly(path: str, *, timeout_s: float) -> ExaminedVm:
 
 
 def _print(vms: Sequence[Examined], host: Examination) -> None:
-    width = min(_WIDEST, shutil.get_terminal_size().columns)
-    blocks = [(vm.examination.rank, vm.name, vm.chosen.path, vm.examination) for vm in vms]
+    width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
+    blocks = [(vm.examination.rank, vm.name, _about(vm), vm.examination) for vm in vms]
     explained: set[str] = set()
     for _, name, about, examination in sorted(
         [*blocks, (host.rank, "this host", "", host)], key=lambda block: block[0]
@@ -218,3 +219,8 @@ def _print(vms: Sequence[Examined], host: Examination) -> None:
             count = sum(vm.chosen.agent == agent for vm in vms)
             print(terminal.coloured(f"{count} through {agent}", "dim"))
     sys.stdout.flush()
+
+
+def _about(vm: Examined) -> str:
+    qemu = vm.examination.qemu
+    return vm.chosen.path if qemu is None else f"{vm.chosen.path}, QEMU {qemu}"

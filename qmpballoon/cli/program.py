@@ -60,6 +60,7 @@ _VERBS: Final = {
     "doctor": "Tell what each VM's balloon can and cannot do, and what mends it.",
     "ctl": "Ask VMs or hosts over MQTT, and print their agents' answers.",
     "wait": "Wait until a VM is ready, at its target, or a figure of it has some size.",
+    "pulse": "Take what an idle guest can spare, and give all of it back.",
     "why": "Explain the last decisions about a VM, with the figures of each.",
     "forget": "Clear what a host or VM that is gone has left on the broker.",
     "simulate": "Run policies on workload traces in the simulator: figures, reasons, a drawing.",

@@ -239,7 +239,7 @@ async def _state_through(client: ControlClient, vm: str) -> VmState | None:
 async def _set_one(
     vm: Vm, path: str, amount: Amount, wait_s: float | None, *, force: bool, waiting: list[Vm]
 ) -> Outcome:
-    before = await _steady_state(vm)
+    before = await steady_state(vm)
     target = round_up_to_page(amount.of(before.size))
     began_s = time.monotonic()
     try:
@@ -267,7 +267,7 @@ async def _set_one(
     return Outcome(vm.name, path, before, after, target, reached=True, took_s=took_s)
 
 
-async def _steady_state(vm: Vm) -> VmState:
+async def steady_state(vm: Vm) -> VmState:
     """Return the state; read it again if the balloon moved too fast around the sample."""
     for _ in range(_MOST_READS - 1):
         state = await vm.state(fresh_s=_FRESH_S)

@@ -32,6 +32,12 @@ class Backend:
     shared: bool | None = None
     preallocated: bool = False
     huge: bool | None = None  # its pages are of a hugetlbfs
+    is_on_tmpfs: bool = False  # it is a file there
+
+    @property
+    def is_copied(self) -> bool:
+        """Tell whether QEMU has a private copy of each page of a file that is in memory itself."""
+        return self.is_on_tmpfs and self.shared is False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,7 @@ class AgentFigures:
     descriptors_limit: int
     others: tuple[str, ...] = ()  # control sockets of other agents
     unidentified: tuple[tuple[str, str], ...] = ()  # sockets for which no VM is known, with the reason
+    clock_set_by_s: float = 0.0  # since the agent's start; negative: back
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from typing import Final
 
 from qmpballoon.doctor.facts import AgentFigures, ExaminedHost, Swap
@@ -75,6 +76,14 @@ def read_clock() -> bool | None:
     except (OSError, AttributeError):
         return None
     return None if state < 0 else state != _TIME_ERROR
+
+
+def wall_offset_s() -> float:
+    """Return by how much the wall clock is ahead of the time since boot; it changes when the clock is set.
+
+    A clock that is corrected gradually changes both. Source: clock_gettime(2).
+    """
+    return time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _merged(ksm: str) -> int | None:

@@ -11,6 +11,7 @@ from qmpballoon.units import MIB, format_size
 
 _MUCH: Final = 0.1  # of the host's memory
 _LITTLE: Final = 64 * MIB
+_JUMP_S: Final = 1.5  # more than a leap second
 _DESCRIPTORS_PER_VM: Final = 3  # a monitor, a file of /proc, and one that is replaced meanwhile
 _DESCRIPTORS_BESIDE: Final = 96  # the broker, 64 control clients, files of /proc and /sys
 
@@ -20,7 +21,7 @@ def _floors(host: ExaminedHost) -> str | None:
     if agent is None or agent.budget is None or agent.floors <= agent.budget:
         return None
     floors, budget = format_size(agent.floors), format_size(agent.budget)
-    return f"the floors of {agent.vms} VMs are {floors}, the budget {budget}"
+    return f"the floors of all VMs together are {floors}, the budget is {budget}"
 
 
 def _others(host: ExaminedHost) -> str | None:
@@ -103,6 +104,13 @@ def _vms_size(host: ExaminedHost) -> str | None:
     return f"all VMs together have {format_size(host.vms_size)}, the host {format_size(host.mem_total)}"
 
 
+def _clock_set(host: ExaminedHost) -> str | None:
+    agent = host.agent
+    if agent is None or abs(agent.clock_set_by_s) < _JUMP_S:
+        return None
+    return f"the clock was set by {agent.clock_set_by_s:+.0f} s since the agent's start"
+
+
 def _clock(host: ExaminedHost) -> str | None:
     return "the kernel's clock is not synchronised" if host.clock_is_synchronised is False else None
 
@@ -167,7 +175,7 @@ HOST_RULES: Final[tuple[Rule[ExaminedHost], ...]] = (
     Rule(
         "host-zram",
         "note",
-        "zram is memory itself: what is swapped there is counted twice until it is compressed.",
+        "zram keeps what is swapped in memory, compressed: to swap guests out frees less than it seems.",
         "`MemorySwapMax=0` for the VMs' units or slice, or `swapoff /dev/zram0`",
         _zram,
     ),
@@ -184,6 +192,13 @@ HOST_RULES: Final[tuple[Rule[ExaminedHost], ...]] = (
         "This works only as long as balloons hold the rest: a VM without one may take all of its size.",
         "a `[host] budget` below the host's memory, and a balloon in each VM",
         _vms_size,
+    ),
+    Rule(
+        "clock-jumped",
+        "note",
+        "Stamps from before and after cannot be compared. Nothing is decided by them.",
+        "steps at the start alone: `makestep 1 3` in `/etc/chrony/chrony.conf`",
+        _clock_set,
     ),
     Rule(
         "clock-unsynchronised",

@@ -29,12 +29,13 @@ _WORDS: Final = {
 class Examination:
     """The findings about one VM or the host, worst first, as they are shown.
 
-    ``can`` is empty for the host; ``not_told`` has what could not be found out.
+    ``can`` is empty for the host; ``not_told`` has what could not be found out; ``qemu`` is the version.
     """
 
     findings: Sequence[Finding]
     can: Mapping[str, object] = field(default_factory=dict)
     not_told: Sequence[str] = ()
+    qemu: str | None = None
 
     @property
     def fails(self) -> bool:
@@ -48,17 +49,17 @@ class Examination:
 
     def as_json(self) -> dict[str, object]:
         """Return it as a JSON object."""
-        can = {"can": dict(self.can)} if self.can else {}
+        of_vm = {"can": dict(self.can), "qemu": self.qemu} if self.can else {}
         return {
             "findings": [finding.as_json() for finding in self.findings],
-            **can,
+            **of_vm,
             "not_told": list(self.not_told),
         }
 
 
 def of_vm(vm: ExaminedVm) -> Examination:
     """Judge a VM."""
-    return Examination(vm_findings(vm), abilities(vm), not_told(vm))
+    return Examination(vm_findings(vm), abilities(vm), not_told(vm), vm.qemu)
 
 
 def of_host(host: ExaminedHost) -> Examination:
@@ -79,11 +80,12 @@ def host_result(host: ExaminedHost) -> dict[str, object]:
 def examination_of(value: object) -> Examination:
     """Return what an agent sent as the result of the request ``doctor``; what is invalid is left out."""
     result = value if isinstance(value, dict) else {}
-    findings, can, told = (result.get(key) for key in ("findings", "can", "not_told"))
+    findings, can, told, qemu = (result.get(key) for key in ("findings", "can", "not_told", "qemu"))
     return Examination(
         worst_first([found for each in _list(findings) if (found := finding_of(each)) is not None]),
         can if isinstance(can, dict) else {},
         [one_line(each) for each in _list(told)],
+        one_line(qemu) if isinstance(qemu, str) else None,
     )
 
 

@@ -18,9 +18,11 @@ from qmpballoon.procfs import age_of, life_of, parse_meminfo, text_of
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.monitor import holders_of
+from qmpballoon.units import MAX_SIZE
 
 _PERIPHERALS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
-_PINNING: Final = ("vfio-", "vhost-vdpa")  # beginnings of the types of devices that pin memory
+_PINNING: Final = ("vfio-", "vhost-vdpa")  # beginnings of the types of devices for which QEMU frees nothing
+_NOT_PINNING: Final = ("vfio-ap", "vfio-ccw")
 _MOST_LISTED: Final = 64  # devices and backends of one VM; a QEMU may claim any number
 
 
@@ -32,6 +34,7 @@ async def examine(
     ``is_fresh``: the guest's statistics are of now. ``proc`` is where procfs is mounted.
 
     Raises:
+        QmpError: QEMU refused what every VM is asked.
         ConnectionLost: the session ended meanwhile.
     """
     vm = ExaminedVm(
@@ -123,43 +126,45 @@ async def _backends(session: Session, pid: int | None, proc: str) -> tuple[Backe
     found = []
     for row in rows:
         name, size, shared = row.get("id"), row.get("size"), row.get("share")
-        if not isinstance(name, str) or type(size) is not int or not size >= 0:
+        if not isinstance(name, str) or type(size) is not int or not 0 <= size <= MAX_SIZE:
             continue
         backend = Backend(
             name, size, shared if isinstance(shared, bool) else None, row.get("prealloc") is True
         )
         match kinds.get(name):
             case "memory-backend-memfd":
-                is_huge = await _property(session, f"/objects/{name}", "hugetlb")
-                backend = replace(backend, huge=is_huge if isinstance(is_huge, bool) else None)
+                told = await _property(session, f"/objects/{name}", "hugetlb")
+                backend = replace(backend, huge=told if isinstance(told, bool) else None)
             case "memory-backend-file":
                 path = await _property(session, f"/objects/{name}", "mem-path")
                 mounts = text_of(f"{proc}/{pid or 'self'}/mounts")
-                backend = replace(backend, huge=is_on_hugetlbfs(path, mounts))
+                kind = file_system_of(path, mounts)
+                is_huge = None if kind is None else kind == "hugetlbfs"
+                backend = replace(backend, huge=is_huge, is_on_tmpfs=kind == "tmpfs")
         found.append(backend)
     return tuple(found)
 
 
-def is_on_hugetlbfs(path: object, mounts: str) -> bool | None:
-    """Tell whether a path is on a file system of huge pages, by /proc/PID/mounts; None: it is not known."""
-    if not isinstance(path, str) or not path.startswith("/") or not mounts:
+def file_system_of(path: object, mounts: str) -> str | None:
+    """Return the type of the file system that a path is on, by /proc/PID/mounts; None: it is not known."""
+    if not isinstance(path, str) or not path.startswith("/"):
         return None
-    best, kind = -1, ""
+    longest, kind = 0, None
     for line in mounts.splitlines():
         fields = line.split(" ")
         if len(fields) < 3:
             continue
         place = fields[1].rstrip("/") + "/"
-        if f"{path}/".startswith(place) and len(place) >= best:  # a later mount hides an earlier one
-            best, kind = len(place), fields[2]
-    return kind == "hugetlbfs"
+        if f"{path}/".startswith(place) and len(place) >= longest:  # a later mount hides an earlier one
+            longest, kind = len(place), fields[2]
+    return kind
 
 
 async def _passed_through(session: Session) -> tuple[str, ...]:
     found = []
     for place in _PERIPHERALS:
         for name, kind in (await _children(session, place)).items():
-            if kind.startswith(_PINNING):
+            if kind.startswith(_PINNING) and kind not in _NOT_PINNING:
                 found.append(f"{name} ({kind})")
     return tuple(found[:_MOST_LISTED])
 

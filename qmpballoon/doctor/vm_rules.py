@@ -103,6 +103,12 @@ def _shared(vm: ExaminedVm) -> str | None:
     return _listed((backend for backend in vm.backends if backend.shared), "is shared (share=on)")
 
 
+def _copied(vm: ExaminedVm) -> str | None:
+    return _listed(
+        (backend for backend in vm.backends if backend.is_copied), "is a private copy of a file in tmpfs"
+    )
+
+
 def _listed(backends: Iterable[Backend], what: str) -> str | None:
     """Return which parts of the memory are so, with their sizes; None without any."""
     names = ", ".join(f"{backend.id} ({format_size(backend.size)})" for backend in backends)
@@ -196,7 +202,7 @@ VM_RULES: Final[tuple[Rule[ExaminedVm], ...]] = (
         "no-balloon",
         "error",
         "Without the device the guest's memory cannot be changed, and no statistics come.",
-        "`-device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on`",
+        "`-device virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on`",
         _no_balloon,
     ),
     Rule(
@@ -209,7 +215,7 @@ VM_RULES: Final[tuple[Rule[ExaminedVm], ...]] = (
     Rule(
         "vfio",
         "error",
-        "These devices pin all of the guest's memory: the balloon moves, and the host gets nothing back.",
+        "The device reaches all of the guest's memory: the balloon moves, and QEMU frees none of it.",
         'remove them from QEMU\'s command line; or leave this VM alone: `mode = "manual"`',
         _vfio,
     ),
@@ -263,6 +269,13 @@ VM_RULES: Final[tuple[Rule[ExaminedVm], ...]] = (
         "A guest that runs out of memory kills a process, even while its balloon holds memory.",
         "a guest with Linux 3.19 or later; Windows and BSD drivers do not have this feature",
         _deflate_refused,
+    ),
+    Rule(
+        "private-file",
+        "warning",
+        "The host holds each page twice: in the file, which RSS does not count, and as QEMU's own copy.",
+        "`share=on`, or no `-mem-path` and `memory-backend-ram`",
+        _copied,
     ),
     Rule(
         "qemu-swapped",

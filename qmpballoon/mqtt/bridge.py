@@ -360,13 +360,22 @@ class Bridge:
 
     async def _check_status(self) -> None:
         await self._online.wait()
-        for _ in range(_PARTS):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ECHO_TIMEOUT_S / _PARTS):
-                    await self._seen_status.wait()
-                self._log.status_received()
+        while True:
+            for _ in range(_PARTS):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ECHO_TIMEOUT_S / _PARTS):
+                        await self._seen_status.wait()
+                    self._log.status_received()
+                    return
+            if not self._is_status_unconfirmed():  # else the broker has stopped; the window has a time-out
+                self._log.status_missing(ECHO_TIMEOUT_S)
                 return
-        self._log.status_missing(ECHO_TIMEOUT_S)
+
+    def _is_status_unconfirmed(self) -> bool:
+        connection = self._connection
+        return connection is not None and any(
+            sent.publication.topic == self.topics.status for sent in connection.window.unconfirmed
+        )
 
     async def _republish_on_birth(self) -> None:
         while True:

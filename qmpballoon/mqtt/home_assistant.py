@@ -113,7 +113,7 @@ class HomeAssistant:
             "via_device": self._topics.device_id(None),
         }
         if record.qemu is not None:
-            device["sw_version"] = one_line(record.qemu)[:_LONGEST_NAME]
+            device["sw_version"] = f"QEMU {one_line(record.qemu)}"[:_LONGEST_NAME]
         bounds = {"floor": record.limits.floor, "ceiling": record.limits.ceiling}
         place = self._topics.place(record.id)
         components = dict(_components(VM_FIELDS, _VM_DERIVED, place, bounds))

@@ -110,8 +110,10 @@ class Publisher:
         if before is None or before.answers != record.answers:
             word = "online" if record.answers else "offline"
             self._bridge.retain(self._bridge.topics.availability(record.id), lambda: word)
-        if before is None or announced_facts(before) != announced_facts(record):
-            self._announce(record.id)
+        if self._home_assistant is not None and (
+            before is None or announced_facts(before) != announced_facts(record)
+        ):
+            self._announce(self._home_assistant, record.id)
         if before is None or _listed(before) != _listed(record):
             self._schedule(_VMS, changed=True)
         changed = vm_changed(self._published_vms.get(record.id), record)
@@ -123,10 +125,10 @@ class Publisher:
             return
         self._published_vms.pop(vm, None)
         self._slots.pop(("vm", vm), None)
+        if self._home_assistant is not None:
+            self._bridge.clear(self._home_assistant.topic(vm))  # first: it would read an empty state
         self._bridge.clear(self._bridge.topics.availability(vm))
         self._bridge.clear(self._bridge.topics.state(vm))
-        if self._home_assistant is not None:
-            self._bridge.clear(self._home_assistant.topic(vm))
         self._schedule(_VMS, changed=True)
 
     def host_changed(self, record: HostStatus) -> None:
@@ -152,10 +154,8 @@ class Publisher:
                 lambda: samples_object(self._vms.values(), self._host, self._clock(), utc_now()),
             )
 
-    def _announce(self, vm: VmId) -> None:
-        home_assistant = self._home_assistant
-        if home_assistant is not None:
-            self._bridge.retain(home_assistant.topic(vm), lambda: home_assistant.vm_message(self._vms[vm]))
+    def _announce(self, home_assistant: HomeAssistant, vm: VmId) -> None:
+        self._bridge.retain(home_assistant.topic(vm), lambda: home_assistant.vm_message(self._vms[vm]))
 
     async def run(self) -> None:
         """Publish what becomes due, until cancelled."""

@@ -6,7 +6,8 @@ A history of decisions is kept for each VM, so a decision is packed into some 20
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Final, Literal
 
 from qmpballoon.policy.estimate import TREND_KEEPS, Past
@@ -42,6 +43,7 @@ class Figures:
 
 NO_FIGURES: Final = Figures()
 FIGURES: Final = tuple(entry.name for entry in fields(Figures))
+_values_of: Final = attrgetter(*FIGURES)
 _PACKED: Final = struct.Struct(f"<{len(FIGURES)}q")
 _UNKNOWN: Final = -(2**63)
 
@@ -69,7 +71,7 @@ class Decided:
         self.outcome = outcome
         self.target = target
         self.policy = policy
-        self._figures = _PACKED.pack(*(_UNKNOWN if each is None else each for each in astuple(figures)))
+        self._figures = _PACKED.pack(*(_UNKNOWN if each is None else each for each in _values_of(figures)))
 
     @property
     def figures(self) -> Figures:

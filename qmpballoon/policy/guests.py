@@ -35,7 +35,7 @@ def guest_of(facts: VmFacts) -> GuestSnapshot | None:
         floor=floor,
         ceiling=ceiling,
         shares=facts.limits.shares,
-        mode=facts.mode,
+        mode=facts.mode if facts.returns_to is None else "manual",  # a pulse: no policy moves it
         run_state=seen.run_state or "unknown",
         migrating=seen.migrating or seen.run_state in MIGRATION_STATES,
         answers=answers,
@@ -49,5 +49,5 @@ def guest_of(facts: VmFacts) -> GuestSnapshot | None:
         rss=facts.rss,
         rss_is_complete=seen.rss_is_complete,
         oom_kills=seen.sample.stats.oom_kills if seen.sample else None,
-        charge_at_least=min(size, facts.rss or 0) if was_up or not answers else 0,
+        charge_at_least=max(facts.returns_to or 0, min(size, facts.rss or 0) if was_up or not answers else 0),
     )

@@ -100,6 +100,9 @@ WORDS: Final[Mapping[str, Word]] = {
         "The VM is in manual mode, or its target was set in that mode.",
         "Set its mode to auto to let the policy decide.",
     ),
+    "pulse": Word(
+        "A request takes what the guest can spare for a moment, and gives all of it back.", _NOTHING
+    ),
     "observe": Word(
         "The VM is in observe mode: it is counted and not moved.",
         "Set its mode to auto to let the policy decide.",

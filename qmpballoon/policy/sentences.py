@@ -41,6 +41,7 @@ SENTENCES: Final[Mapping[str, str]] = {
     "silent": "QEMU did not answer on its monitor",
     "foreign-hand": "another controller moved the balloon to {actual}, so that it is left alone for a minute",
     "manual": "its target was set by a request",
+    "pulse": "a request takes what the guest can spare for a moment, and gives it back",
     "observe": "the VM was in observe mode",
     "on-exit": "the agent stopped and grew the guest, as on_exit says",
     "static-split": "fixed: its part of the budget of {budget}, by shares",

@@ -140,6 +140,12 @@ class Requests:
             if running.task is not None:
                 running.task.cancel()
 
+    def abandon(self, asker: str) -> None:
+        """Cancel the requests of an asker who is gone, as far as their verbs end with it."""
+        for running in [one for some in self._running.values() for one in some]:
+            if running.asker == asker and running.request.asked.ENDS_WITH_ASKER and running.task is not None:
+                running.task.cancel()
+
     def _validated(self, arrival: Arrival, content: Content) -> Asked:
         vm = arrival.vm
         if arrival.refused is not None:

@@ -224,6 +224,7 @@ RESULTS: Final[Mapping[tuple[Scope, str], Schema]] = {
     ("vm", "get"): _fields(VM_FIELDS),
     ("vm", "doctor"): _object({**_EXAMINATION, "can": _CAN}),
     ("vm", "why"): _WHY,
+    ("vm", "pulse"): _object({"freed": _maybe(_BYTES), "rss": _maybe(_BYTES)}),
     ("host", "doctor"): _object(_EXAMINATION),
     ("host", "list"): _list(
         _object(

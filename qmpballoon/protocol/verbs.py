@@ -83,6 +83,7 @@ class _Verb:
     __slots__ = ()
     VERB: ClassVar[str]
     NEEDS_SOME: ClassVar[bool] = False  # at least one argument, any of them
+    ENDS_WITH_ASKER: ClassVar[bool] = False  # it is undone if the transport sees that the asker is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,16 @@ class Get(_Verb):
     """Return the VM object, after querying QEMU and the guest."""
 
     VERB = "get"
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse(_Verb):
+    """Take what the guest can spare, leave it ``keep`` available meanwhile, and give all of it back."""
+
+    VERB = "pulse"
+    ENDS_WITH_ASKER = True
+    keep: Amount | None = _optional(amount, bare=True)
+    deadline_s: float | None = _optional(number(1, LONGEST_WAIT_S, "seconds"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +196,7 @@ class Reload(_Verb):
     VERB = "reload"
 
 
-OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get | Doctor | Why
+OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get | Doctor | Pulse | Why
 OfHost: TypeAlias = List | Reclaim | Release | SetPolicy | Reload | HostDoctor
 Asked: TypeAlias = OfVm | OfHost
 

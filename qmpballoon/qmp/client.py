@@ -123,19 +123,23 @@ class Session(QMPClient):
             ConnectionLost: the connection ended, or carried something other than QMP.
         """
         session = cls(monitor, on_event, request_timeout_s=request_timeout_s)
+        return await session.started(greeting_timeout_s=greeting_timeout_s)
+
+    async def started(self, *, greeting_timeout_s: float | None) -> Self:
+        """Do what `greeted` does with a session that was made; ``greeting`` is set when it came."""
         try:
             async with asyncio.timeout(greeting_timeout_s):
-                await session.connect(monitor.connection)
+                await self.connect(self._connection)
         except TimeoutError:
             raise MonitorBusy(
-                f"{monitor.path}: no greeting within {greeting_timeout_s:.1f} s: {HELD_HINT}"
+                f"{self.path}: no greeting within {greeting_timeout_s:.1f} s: {HELD_HINT}"
             ) from None
         except QMPError as error:
-            raise as_loss(monitor.path, getattr(error, "exc", error)) from error
+            raise as_loss(self.path, getattr(error, "exc", error)) from error
         finally:
-            if session.runstate is not Runstate.RUNNING:
-                monitor.connection.close()
-        return session
+            if self.runstate is not Runstate.RUNNING:
+                self._connection.close()
+        return self
 
     @property
     def exceeded(self) -> bool:

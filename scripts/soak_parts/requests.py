@@ -67,9 +67,13 @@ def _draw_malformed(rng: random.Random, simulated: Sequence[str]) -> Drawn:
 def _draw_calm(rng: random.Random, simulated: Sequence[str]) -> Drawn:
     vm = f"vm/{rng.choice(simulated)}/"
     transaction = f"t{rng.randrange(10**9)}"
-    match rng.randrange(6):
+    match rng.randrange(8):
         case 0:
             return _request("", "list", transaction=transaction)
+        case 6:
+            return Drawn(f"{vm}request/{rng.choice(('get', 'why', 'doctor'))}", b"")
+        case 7:
+            return Drawn(f"request/{rng.choice(('list', 'doctor'))}", b"")
         case 1:
             return _request("", "release", hold="no-such-hold", transaction=transaction)
         case 2:

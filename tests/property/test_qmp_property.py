@@ -11,6 +11,8 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qmpballoon.doctor.report import vm_result
+from qmpballoon.doctor.vm import examine
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model.records import STATISTICS
 from qmpballoon.procfs import parse_meminfo, parse_pressure, parse_process_stat
@@ -76,6 +78,7 @@ class Answers:
 
     path = "/run/a.qmp"
     version = "7.2.22"
+    is_pretty = False
 
     def __init__(self, answers: list[object]) -> None:
         self._answers = answers
@@ -96,6 +99,11 @@ async def sample(session: Session) -> object:
     return sampler.sample
 
 
+async def judged(session: Session) -> object:
+    examined = await examine(session, name="a", pid=None, is_fresh=False)
+    return json.loads(json.dumps(vm_result(examined)))
+
+
 ASKED: list[tuple[Callable[[Session], Coroutine[Any, Any, object]], object]] = [
     (balloon.find_balloon, balloon.BalloonDevice),
     (balloon.memory_size, int),
@@ -104,10 +112,12 @@ ASKED: list[tuple[Callable[[Session], Coroutine[Any, Any, object]], object]] = [
     (balloon.is_migrating, bool),
     (lambda session: balloon.query_driver(session, DEVICE), (balloon.DriverStatus, type(None))),
     (sample, object),
+    (lambda session: judged(session), dict),
 ]
 ANSWERS = st.one_of(
     JSON,
     st.lists(shaped(name=JSON, type=st.just("child<virtio-balloon-pci>") | JSON, data=shaped(size=JSON))),
+    st.lists(shaped(id=st.text() | JSON, size=st.integers() | JSON, share=JSON, prealloc=JSON)),
     shaped(actual=JSON, status=JSON, base_memory=st.integers(0, 2**40) | JSON),
     shaped(last_update=st.integers(0, 9) | JSON, stats=st.dictionaries(st.text(), JSON)),
     shaped(status=shaped(statuses=st.lists(JSON)), guest_features=shaped(dev_features=st.lists(JSON) | JSON)),

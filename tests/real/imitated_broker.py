@@ -31,6 +31,7 @@ class Published:
 class ImitatedBroker:
     """``takes`` tells whether a message is taken; else ``reason`` is sent in a DISCONNECT, if there is one.
 
+    ``stops_at`` tells at which message the broker stops as after SIGSTOP: it neither answers nor closes.
     ``takes_will`` gets the will's QoS and retain flag; if it is not taken, the connection ends before its
     CONNACK. What arrived is in ``connects`` (the flags of each CONNECT) and ``published``.
     """
@@ -38,6 +39,7 @@ class ImitatedBroker:
     takes: Callable[[Published], bool]
     reason: int | None = None
     takes_will: Callable[[int, bool], bool] = lambda qos, retain: True
+    stops_at: Callable[[Published], bool] = lambda message: False
     port: int = 0
     connects: list[int] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
@@ -67,6 +69,8 @@ class ImitatedBroker:
                 unconfirmed += qos
                 message = _published(first, body, size, unconfirmed, is_5=is_5)
                 self.published.append(message)
+                if self.stops_at(message):
+                    await asyncio.Event().wait()
                 if not self.takes(message):
                     if self.reason is not None:
                         writer.write(bytes((0xE0, 1, self.reason)))

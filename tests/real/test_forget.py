@@ -87,6 +87,16 @@ async def test_a_host_is_forgotten_with_its_vms_and_devices_and_no_other(
     assert await retained(mosquitto) == OTHERS
 
 
+async def test_devices_below_another_prefix_are_forgotten_where_it_is_named(
+    mosquitto: LabBroker, listener: Listener
+) -> None:
+    device = "site/ha/device/qmpballoon_trial/config"
+    other = "homeassistant/device/qmpballoon_trial/config"
+    await publish(listener, dict.fromkeys((device, other), b'{"~": "qmpballoon/trial"}'))
+    assert await forget("trial", "--broker", mosquitto.url, "--discovery-prefix", "site/ha") == 0
+    assert (await retained(mosquitto)).keys() == {other}
+
+
 async def test_a_vm_is_forgotten_alone(mosquitto: LabBroker, listener: Listener, capsys: Capture) -> None:
     await publish(listener, TRIAL | OTHERS)
     assert await forget("trial/web1", "--broker", mosquitto.url, "--json") == 0

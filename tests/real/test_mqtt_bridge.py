@@ -19,6 +19,7 @@ from typing import Any
 import aiomqtt
 import msgpack  # type: ignore[import-untyped]
 import pytest
+from imitated_broker import ImitatedBroker
 from mqtt_listener import WAIT_S, listening, property_of, running, settings_for
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
@@ -329,6 +330,27 @@ async def test_with_all_rights_the_self_check_logs_nothing(
     bridge = a_bridge(mosquitto)
     async with running(bridge):
         await until(bridge._seen_status.is_set, "our own status comes back")
+    assert not logged(caplog, "broker-acl")
+
+
+async def test_a_broker_that_stopped_is_not_taken_for_one_whose_acl_forbids(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_module, "ECHO_TIMEOUT_S", 0.1)
+    broker = ImitatedBroker(lambda message: True, stops_at=lambda message: message.topic.endswith("/status"))
+    async with broker.running():
+        bridge = a_bridge(broker.port)
+        looks: list[bool] = []
+        look = bridge._is_status_unconfirmed
+
+        def noted() -> bool:
+            looks.append(look())
+            return looks[-1]
+
+        monkeypatch.setattr(bridge, "_is_status_unconfirmed", noted)
+        async with running(bridge, until_connected=False):
+            await until(lambda: len(looks) > 1, "two looks at what the broker has confirmed")
+    assert all(looks)
     assert not logged(caplog, "broker-acl")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -557,6 +558,43 @@ async def test_a_socket_that_never_answered_is_no_vm(
         assert unidentified(harness) == others[:2]
         qemus.path("dead").unlink()
         await harness.until(lambda: unidentified(harness) == others[1:2])
+
+
+async def test_a_greeting_that_comes_while_the_agent_is_late_is_waited_for(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connector_module, "ONE_MORE_LOOK_S", 0.0)
+    settings = replace(QUICK, qmp_timeout_s=0.3)
+    clients, negotiated = 0, asyncio.Event()
+
+    async def greet_late(line: Line) -> None:
+        nonlocal clients
+        clients += 1
+        time.sleep(2 * settings.qmp_timeout_s)  # the agent is on the same loop
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await line.negotiate()
+        negotiated.set()
+        await line.until_the_client_leaves()
+
+    async with (
+        peer(qemus.path("a"), greet_late),
+        running_agent(sockets_dir, monkeypatch, settings=settings),
+        asyncio.timeout(PATIENCE_S),
+    ):
+        await negotiated.wait()
+        assert clients == 1
+
+
+async def test_a_monitor_that_greets_and_does_not_negotiate_is_not_said_to_be_silent(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a", faults=Faults(silent_after_replies=0))
+    settings = replace(QUICK, qmp_timeout_s=0.05)
+    async with running_agent(sockets_dir, monkeypatch, settings=settings) as harness:
+        await harness.until(lambda: harness.supervisor.unidentified[:1])
+        await harness.until(lambda: harness.supervisor.unidentified[0][1] != "no answer yet")
+        assert "greeted and did not answer" in harness.supervisor.unidentified[0][1]
 
 
 async def test_a_vm_is_forgotten_some_time_after_its_socket_and_process_ended(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from agent_harness import AgentHarness, Qemus, qemus_in, running_agent
 from served_control import command, served
 
-from qmpballoon.config import HostSettings, PolicySettings
+from qmpballoon.config import HostSettings, PolicySettings, VmMatch
 from qmpballoon.errors import QmpBalloonError, QmpError, RequestRefused
 from qmpballoon.policy.decided import FIGURES, MOST_KEPT
 from qmpballoon.qmp.balloon import VirtioBalloon
@@ -130,6 +131,33 @@ async def test_the_command_tells_decisions_and_what_is_in_force(
     assert "Set its mode to auto" in now
     assert [each["to"] for each in told["decisions"]] == [220 * MIB]
     assert (told["agent"], told["error"]) == ("edge-7", None)
+
+
+async def test_why_it_is_left_alone_is_remembered_as_well(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    qemu = await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch, governed=True) as harness, served(harness) as path:
+        await harness.until_health("a", "ok")
+        await harness.until(lambda: harness.record("a").why == "at-ease")
+        qemu.execute("stop", {})
+        await harness.until(lambda: harness.record("a").why == "paused")
+        why = await harness.ask("a", "why")
+        (decision,) = why["decisions"]
+        assert (decision["why"], decision["outcome"], decision["to"]) == ("paused", "held", None)
+        assert await command("why", f"--control={path}", "a") == 0
+    printed = capsys.readouterr().out
+    assert "left at 256 MiB (paused): the guest did not run" in printed
+    assert "Resume it if it should run." in printed
+
+
+async def test_a_renamed_vm_keeps_its_decisions(harness: AgentHarness) -> None:
+    await harness.ask("a", "set-target", target="200MiB")
+    match = VmMatch(name="a", rename="web")
+    harness.reconfigure(replace(harness.configuration, matches=(match,)))
+    await harness.until(lambda: harness.health("web") == "ok")
+    (decision,) = (await harness.ask("web", "why"))["decisions"]
+    assert decision["to"] == 200 * MIB
 
 
 async def test_without_an_agent_there_are_no_decisions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import subprocess
@@ -16,8 +17,9 @@ import pytest
 from scripted_peer import Line, peer, session_with
 
 from qmpballoon.doctor.facts import Backend, ExaminedVm, Feature, Process, Swap
-from qmpballoon.doctor.host import examine_host, parse_arc_size, parse_swaps, read_clock
-from qmpballoon.doctor.vm import examine, holding_processes, is_on_hugetlbfs, processes_with
+from qmpballoon.doctor.host import examine_host, parse_arc_size, parse_swaps, read_clock, wall_offset_s
+from qmpballoon.doctor.host_rules import host_findings
+from qmpballoon.doctor.vm import examine, file_system_of, holding_processes, processes_with
 from qmpballoon.doctor.vm_rules import vm_findings
 from qmpballoon.errors import ConnectionLost, NoBalloon
 from qmpballoon.qmp.balloon import Sampler, find_balloon
@@ -90,7 +92,7 @@ async def test_a_good_guest_has_everything(sockets_dir: Path) -> None:
         (replace(GUEST, free_page_reporting=False), machine(), "free-page-reporting-off"),
         (GUEST, machine(devices=(("gpu", "vfio-pci"),)), "vfio"),
         (GUEST, machine(devices=(("net", "vhost-vdpa-device-pci"),)), "vfio"),
-        (GUEST, machine(shared=True), "shared-memory"),
+        (GUEST, machine(devices=(("crypto", "vfio-ap"),), shared=True), "shared-memory"),
         (GUEST, machine(preallocated=True), "preallocated"),
         (GUEST, machine(stopped=True), "paused"),
     ],
@@ -171,23 +173,23 @@ async def test_a_qemu_that_ends_meanwhile_is_a_lost_connection(sockets_dir: Path
 
 
 @pytest.mark.parametrize(
-    ("path", "is_huge"),
+    ("path", "kind"),
     [
-        ("/dev/hugepages", True),
-        ("/dev/hugepages/web", True),
-        ("/dev/hugepages2", False),
-        ("/mnt/over/web", False),  # hidden by a later mount
+        ("/dev/hugepages", "hugetlbfs"),
+        ("/dev/hugepages/web", "hugetlbfs"),
+        ("/dev/hugepages2", "ext4"),
+        ("/mnt/over/web", "tmpfs"),  # the later mount hides the earlier one
         ("relative", None),
         (None, None),
     ],
 )
-def test_a_path_is_on_huge_pages_by_its_mount(path: str | None, is_huge: bool | None) -> None:
+def test_the_file_system_of_a_path_is_that_of_its_mount(path: str | None, kind: str | None) -> None:
     mounts = (
         "/dev/sda / ext4 rw 0 0\nhugetlbfs /dev/hugepages hugetlbfs rw 0 0\n"
         "hugetlbfs /mnt/over hugetlbfs rw 0 0\ntmpfs /mnt/over tmpfs rw 0 0\nshort\n"
     )
-    assert is_on_hugetlbfs(path, mounts) is is_huge
-    assert is_on_hugetlbfs(path, "") is None
+    assert file_system_of(path, mounts) == kind
+    assert file_system_of(path, "") is None
 
 
 # ---- who holds a monitor ----
@@ -269,6 +271,30 @@ def test_a_host_that_tells_nothing_is_not_known(tmp_path: Path) -> None:
     assert not host.has_psi
 
 
+GOOD_HOST = {"proc__meminfo": MEMINFO, "proc__pressure__memory": "some avg10=0.00\n"}
+
+
+@pytest.mark.parametrize(
+    ("word", "files"),
+    [
+        (None, {}),
+        ("arc-large", {"proc__spl__kstat__zfs__arcstats": "size 4 300000000\n"}),
+        ("tmpfs-large", {"proc__meminfo": MEMINFO.replace("307200", "512000")}),
+        ("psi-off", {"proc__pressure__memory": ""}),
+        ("host-swap", {"proc__swaps": "Filename\n/dev/sda2 partition 1024 0 -2\n"}),
+        ("host-zram", {"proc__swaps": "Filename\n/dev/zram0 partition 1024 0 100\n"}),
+        ("ksm-on", {"sys__kernel__mm__ksm__run": "1\n"}),
+        ("overcommitted", {"proc__meminfo": MEMINFO.replace("2097152", "1048570")}),
+    ],
+)
+def test_each_trouble_of_a_host_is_found_in_its_files(
+    tmp_path: Path, word: str | None, files: dict[str, str]
+) -> None:
+    root = files_under(tmp_path, **{**GOOD_HOST, **files})
+    host = examine_host(root=root, vms_size=GIB, shared_by_guests=250 * MIB, clock_is_synchronised=True)
+    assert [finding.word for finding in host_findings(host)] == ([] if word is None else [word])
+
+
 @pytest.mark.parametrize("run", ["0\n", "2\n", ""])
 def test_ksm_counts_while_it_merges(tmp_path: Path, run: str) -> None:
     root = files_under(tmp_path, sys__kernel__mm__ksm__run=run, sys__kernel__mm__ksm__pages_sharing="10\n")
@@ -284,8 +310,14 @@ def test_arcstats_without_a_size_has_none() -> None:
     assert parse_arc_size("name type data\nsize 4 many\n") is None
 
 
-def test_the_kernel_tells_of_its_clock_or_refuses() -> None:
-    assert read_clock() in (True, False, None)
+def test_the_clock_is_as_the_kernel_tells_it_elsewhere() -> None:
+    state = ctypes.CDLL(None).ntp_gettime(ctypes.create_string_buffer(512))
+    assert read_clock() == (None if state < 0 else state != 5)  # TIME_ERROR
+
+
+def test_the_wall_clock_is_ahead_by_the_time_of_boot() -> None:
+    booted = [line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime ")]
+    assert abs(wall_offset_s() - int(booted[0].split()[1])) < 2.0
 
 
 def test_this_host_is_read() -> None:

@@ -49,11 +49,11 @@ def test_an_answer_of_an_agent_is_sorted_and_made_harmless() -> None:
     assert [finding.word for finding in examination.findings] == ["monitor-busy", "paused"]
     assert examination.findings[0].seen == "?[2J"
     assert examination.not_told == ["a?b"]
-    assert examination_of("nonsense") == Examination([], {}, [])
+    assert examination_of("nonsense") == Examination([], {}, [], None)
 
 
 def test_the_result_of_a_request_has_all_keys() -> None:
-    assert set(vm_result(ExaminedVm("web", "/w", "busy"))) == {"findings", "can", "not_told"}
+    assert set(vm_result(ExaminedVm("web", "/w", "busy"))) == {"findings", "can", "not_told", "qemu"}
     assert set(host_result(ExaminedHost())) == {"findings", "not_told"}
 
 

@@ -99,6 +99,7 @@ VM_EXAMPLES: list[tuple[str, ExaminedVm, str]] = [
     ("no-statistics", vm_with(**SILENT, has_statistics_queue=False), "did not take the statistics queue"),
     ("deflate-on-oom-off", vm_with(deflate_on_oom=Feature(False), swapped_out=1), "does not offer"),
     ("deflate-on-oom-refused", vm_with(deflate_on_oom=Feature(True, False), swapped_out=1), "did not take"),
+    ("private-file", of_memory(is_on_tmpfs=True), "memory pc.ram (256 MiB) is a private copy"),
     ("qemu-swapped", replace(VM, swapped=9 * MIB), "swapped out 9 MiB of QEMU"),
     ("free-page-reporting-off", vm_with(free_page_reporting=Feature(False)), "does not offer"),
     ("free-page-reporting-refused", vm_with(free_page_reporting=Feature(True, False)), "did not take"),
@@ -109,7 +110,7 @@ VM_EXAMPLES: list[tuple[str, ExaminedVm, str]] = [
     ("process-unseen", replace(VM, pid=None), "not visible here"),
 ]
 HOST_EXAMPLES: list[tuple[str, ExaminedHost, str]] = [
-    ("floors-over-budget", host_with(floors=GIB + 1), "the floors of 4 VMs are 1 GiB"),
+    ("floors-over-budget", host_with(floors=GIB + 1), "the floors of all VMs together are 1 GiB"),
     ("several-agents", host_with(others=("/run/b/agent.sock",)), "/run/b/agent.sock"),
     ("few-descriptors", host_with(descriptors_limit=100), "may open 100 files; 4 VMs may need 108"),
     ("socket-unidentified", host_with(unidentified=(("/a.qmp", "/a.qmp: no"), ("/b", "no"))), "and 1 more"),
@@ -120,6 +121,7 @@ HOST_EXAMPLES: list[tuple[str, ExaminedHost, str]] = [
     ("host-zram", replace(HOST, swaps=(Swap("/dev/zram0", GIB, 0),)), "/dev/zram0: 0 B of 1 GiB used"),
     ("ksm-on", replace(HOST, merged=5 * MIB), "saves 5 MiB"),
     ("overcommitted", replace(HOST, vms_size=3 * GIB), "all VMs together have 3 GiB"),
+    ("clock-jumped", host_with(clock_set_by_s=-3600.2), "the clock was set by -3600 s"),
     ("clock-unsynchronised", replace(HOST, clock_is_synchronised=False), "not synchronised"),
 ]
 SWAP_UNSEEN = "guest-swap-unseen"  # comes with deflate-on-oom-off or -refused
@@ -163,6 +165,7 @@ def test_a_good_vm_and_a_good_host_have_none() -> None:
         replace(VM, swapped=8 * MIB - 1),
         replace(VM, size=2 * GIB),
         of_memory(shared=None, huge=None),
+        of_memory(shared=None, is_on_tmpfs=True),
     ],
 )
 def test_facts_that_are_good_or_not_known_make_no_finding(vm: ExaminedVm) -> None:
@@ -188,6 +191,11 @@ def test_memory_in_use_matters_earlier_while_the_reserve_is_used() -> None:
     short = replace(HOST, mem_available=200 * MIB)
     assert [finding.word for finding in host_findings(short)] == ["arc-large", "tmpfs-large"]
     assert host_findings(replace(short, arc=50 * MIB, tmpfs=50 * MIB)) == []
+
+
+def test_a_leap_second_is_no_jump() -> None:
+    assert host_findings(host_with(clock_set_by_s=1.0)) == []
+    assert host_findings(host_with(clock_set_by_s=-1.0)) == []
 
 
 def test_without_an_agent_only_the_kernel_is_judged() -> None:
@@ -261,6 +269,16 @@ def test_a_rule_that_sees_nothing_makes_no_finding() -> None:
         Rule("b", "error", "B.", "`{x}`", lambda fact: f"seen {fact}"),
     ]
     assert found(rules, 3, {"x": "y"}) == [Finding("b", "error", "seen 3", "B.", "`y`")]
+
+
+@pytest.mark.parametrize("rule", [*VM_RULES, *HOST_RULES], ids=lambda rule: rule.word)
+def test_a_rule_says_what_to_type_within_80_columns(rule: Rule[Any]) -> None:
+    places = {"pid": 4194304, "device": "virtio-balloon-pci-non-transitional"}
+    commands = re.findall("`([^`]*)`", rule.mend.format_map(places))
+    assert max(map(len, commands), default=0) <= 70
+    assert rule.mend.count("`") % 2 == 0
+    assert rule.means.endswith(".")
+    assert len(rule.means) > 20
 
 
 # ---- the page that explains them ----

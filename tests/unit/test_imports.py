@@ -25,6 +25,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "not_reached": "",
     "readers": "",
     "condition": "",
+    "spare": "",
     "procfs": "",
     "cgroups": "",
     "terminal": "",
@@ -51,7 +52,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "agent": """
         . back_off boot run event_loop usable feed holds state_file store systemd wheel usual_poll vm_session
         context host_monitor limits spec vm_polls vm actuator names registry arrival connector supervisor
-        governor examination service stop subscription control app
+        governor ending examination pulse service stop subscription control app
     """,
     "sim": """
         . kernels qemu qemu.dialect qemu.faults qemu.stream guest qemu.machine trace figures qemu.messages
@@ -62,8 +63,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
     "cli": """
-        answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor forget simulate
-        status set wait watch why
+        why_lines answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor
+        forget simulate status set pulse wait watch why
     """,
     "__main__": "",
 }

@@ -51,7 +51,7 @@ def test_a_vm_is_a_device_of_its_host() -> None:
         "manufacturer": "QEMU",
         "model": "Virtual machine",
         "via_device": "qmpballoon_edge-7",
-        "sw_version": "7.2.22",
+        "sw_version": "QEMU 7.2.22",
     }
     assert message["availability"] == [
         {"topic": "qmpballoon/edge-7/status"},

@@ -13,7 +13,7 @@ from qmpballoon.policy.reasons import MAY_NEED_A_PERSON, WORDS
 PACKAGE = Path(qmpballoon.__file__).parent
 SOURCES = [
     *sorted((PACKAGE / "policy").glob("**/*.py")),
-    *(PACKAGE / "agent" / name for name in ("app.py", "service.py")),
+    *(PACKAGE / "agent" / name for name in ("app.py", "pulse.py", "service.py")),
 ]
 CARRIERS = ("Hold", "SetTarget", "Judgement")
 

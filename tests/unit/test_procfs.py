@@ -228,7 +228,7 @@ def test_a_kernel_without_huge_pages_has_none(monkeypatch: pytest.MonkeyPatch) -
 
     def status(path: str) -> str:
         read.append(path)
-        return "VmRSS:\t  90000 kB\n"
+        return "Name:\tqemu\nVmRSS:\t  90000 kB\n"
 
     monkeypatch.setattr(procfs, "text_of", status)
     resident = ResidentMemory(os.getpid())

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import aiomqtt
 from soak_parts.actions import Actions
@@ -189,9 +189,13 @@ class Soak:
         began_s = time.monotonic()
         since_s: dict[tuple[str, str], float] = {}  # by VM and difference; one that moves differs otherwise
         while True:
-            found: dict[str, Any] = {}
-            with suppress(aiomqtt.MqttError):
+            try:
                 found = await retained(port, ROOT)
+            except aiomqtt.MqttError as error:  # this tells nothing about the agent
+                self._journal.note("not read", f"what is retained: {error}")
+                if time.monotonic() - began_s > _LOOKED_S:
+                    return
+                continue
             now_s, differing = time.monotonic(), (await differences(self._vms, found, self._journal)).items()
             since_s = {one: since_s.get(one, now_s) for one in differing}
             false = [one for one, seen_s in since_s.items() if now_s - seen_s > TRUE_WITHIN_S]

@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import json
 import random
+import secrets
 import socket
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import aiomqtt
@@ -27,7 +28,7 @@ from soak_parts.requests import Drawn
 _MQTT_S: Final = 10.0
 _PAUSE_S: Final = 0.3  # between two attempts to connect
 _KEPT_DECISIONS: Final = 100  # of one VM
-_RETAINED_S: Final = 0.5  # without a retained message: all of them have come
+_RETAINED_S: Final = 10.0
 
 Received = Callable[[aiomqtt.Message], None]
 
@@ -178,14 +179,19 @@ async def retained(port: int, root: str) -> dict[str, Any]:
         aiomqtt.MqttError: the broker does not answer.
     """
     found: dict[str, Any] = {}
+    marker = f"soak/{secrets.token_hex(4)}"  # comes after what is retained
     async with _connected(port, "late-subscriber") as client:
-        await client.subscribe(f"{root}/#", qos=1)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_RETAINED_S) as limit:
+        await client.subscribe([(f"{root}/#", 1), (marker, 1)])
+        await client.publish(marker, qos=1)
+        try:
+            async with asyncio.timeout(_RETAINED_S):
                 async for message in client.messages:
+                    if message.topic.value == marker:
+                        break
                     if message.retain:
-                        limit.reschedule(asyncio.get_running_loop().time() + _RETAINED_S)
                         found[message.topic.value.removeprefix(f"{root}/")] = decoded(message.payload)
+        except TimeoutError:
+            raise aiomqtt.MqttError(f"not all that is retained came within {_RETAINED_S:g} s") from None
     return found
 
 

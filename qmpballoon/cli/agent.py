@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policy.add_argument(
         "--state-dir", metavar="DIR", help="where names, limits and targets survive a restart"
     )
+    policy.add_argument(
+        "--control",
+        metavar="PATH",
+        help="socket for the other commands; '' for none (default: in --state-dir)",
+    )
     mqtt = parser.add_argument_group("MQTT")
     mqtt.add_argument(
         "--broker",
@@ -90,6 +95,7 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         configuration,
         host=arguments.host,
         state_dir=arguments.state_dir,
+        control=arguments.control,
         sockets=arguments.sockets,
         broker=arguments.broker,
         username=arguments.username,

@@ -101,6 +101,7 @@ def line_of(source: str, path: Path) -> int | None:
 _OPTIONS: Final[dict[str, tuple[str, str]]] = {
     "host": ("agent", "host"),
     "state_dir": ("agent", "state_dir"),
+    "control": ("agent", "control"),
     "sockets": ("discovery", "sockets"),
     "broker": ("mqtt", "url"),
     "username": ("mqtt", "username"),
@@ -114,7 +115,7 @@ _OPTIONS: Final[dict[str, tuple[str, str]]] = {
     "budget": ("host", "budget"),
     "reserve": ("host", "reserve"),
 }
-_PATHS: Final = ("state_dir", "sockets", "password_file", "ca_file")  # may be typed relative
+_PATHS: Final = ("state_dir", "control", "sockets", "password_file", "ca_file")  # may be typed relative
 
 
 def override(
@@ -122,6 +123,7 @@ def override(
     *,
     host: str | None = None,
     state_dir: str | None = None,
+    control: str | None = None,
     sockets: Sequence[str] | None = None,
     broker: str | Sequence[str] | None = None,
     username: str | None = None,

@@ -13,9 +13,10 @@ import sys
 import tempfile
 from typing import Any
 
-import voluptuous as vol  # type: ignore[import-not-found]
 from homeassistant.components.mqtt import discovery, schemas  # type: ignore[import-not-found]
 from homeassistant.core import HomeAssistant  # type: ignore[import-not-found]
+
+vol: Any = importlib.import_module("voluptuous")  # newer releases put another package in its place
 
 
 def complaints(topic: str, payload: str) -> list[str]:

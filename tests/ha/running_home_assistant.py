@@ -116,7 +116,9 @@ class RunningHomeAssistant:
     async def connect(self, port: int) -> None:
         """Set up the MQTT integration as a person does on its page."""
         flow = await self.call("POST", "/api/config/config_entries/flow", {"handler": "mqtt"})
-        broker = {"broker": HOST, "port": port}
+        broker: dict[str, object] = {"broker": HOST, "port": port}
+        if any(field["name"] == "other_settings" for field in flow["data_schema"]):  # newer releases
+            broker["other_settings"] = {"set_client_cert": False, "set_ca_cert": "off"}
         made = await self.call("POST", f"/api/config/config_entries/flow/{flow['flow_id']}", broker)
         assert made["type"] == "create_entry", made
 
@@ -253,8 +255,12 @@ class Browser:
 
 def _http(method: str, url: str, content: bytes | None, headers: Mapping[str, str]) -> Any:
     request = urllib.request.Request(url, content, dict(headers), method=method)
-    with urllib.request.urlopen(request, timeout=_CALL_S) as answer:
-        text = answer.read().decode()
+    try:
+        with urllib.request.urlopen(request, timeout=_CALL_S) as answer:
+            text = answer.read().decode()
+    except urllib.error.HTTPError as error:
+        error.add_note(error.read().decode(errors="replace"))
+        raise
     try:
         return json.loads(text)
     except ValueError:

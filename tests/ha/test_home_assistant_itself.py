@@ -275,27 +275,25 @@ async def _take_picture(house: House) -> None:
         await browser.run("localStorage.setItem('hassTokens', arguments[0])", json.dumps(house.ha.tokens))
         await browser.open(f"{house.ha.url}/config/devices/device/{device}")
 
-        async def shown() -> Any:
-            return await browser.run(_TEXT_OF_PAGE)
+        hits = 0
+
+        async def shown() -> str:
+            nonlocal hits
+            text = str(await browser.run(_TEXT_OF_PAGE))
+            hits += "Guest available" in text and "160 MiB" in text
+            return text
 
         await eventually(
             shown,
-            lambda text: "Guest available" in text and "160 MiB" in text,
+            lambda _: hits >= 2,  # the icons come within the interval after the text
             timeout_s=PATIENCE_S,
             what="the page of the device",
-            interval_s=0.3,
+            interval_s=3.0,
         )
-        pictures = [b""]
-
-        async def has_settled() -> bool:
-            pictures.append(await browser.picture())
-            return pictures[-1] == pictures[-2]
-
-        # The icons come later than the text.
-        await eventually(has_settled, bool, timeout_s=PATIENCE_S, what="the page is complete", interval_s=2.0)
+        picture = await browser.picture()
         directory = Path(PICTURES) if PICTURES else house.ha.log.parent
-        (directory / "home-assistant.png").write_bytes(pictures[-1])
-        assert pictures[-1].startswith(b"\x89PNG")
+        (directory / "home-assistant.png").write_bytes(picture)
+        assert picture.startswith(b"\x89PNG")
 
 
 _TEXT_OF_PAGE: Final = """

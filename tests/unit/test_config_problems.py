@@ -356,6 +356,7 @@ def test_the_command_line_overrides_the_file() -> None:
         BASE,
         host="b",
         state_dir="/s",
+        control="/c.sock",
         sockets=["/x/*.qmp"],
         broker="mqtts://broker",
         username="u",
@@ -368,6 +369,7 @@ def test_the_command_line_overrides_the_file() -> None:
         reserve="1GiB",
     )
     assert (found.agent.host, found.agent.state_dir, found.client_id) == ("b", "/s", "qmpballoon-b")
+    assert (found.control_path, config.override(found, control="").control_path) == ("/c.sock", "")
     assert (found.discovery.sockets, str(found.mqtt.url[0])) == (("/x/*.qmp",), "mqtts://broker:8883")
     assert (found.mqtt.username, found.mqtt.password_file, found.mqtt.ca_file) == ("u", "/p", "/c")
     assert (found.mqtt.base_topic, found.policy.name, found.policy.mode) == ("site/a", "mom", "observe")

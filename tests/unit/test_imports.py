@@ -62,9 +62,10 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         . demo demo.picture demo.workload require kernel process serial waiting broker image
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
+    "top": ". rows columns history picture source listing dialogs details app",
     "cli": """
         why_lines answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor
-        forget simulate status set pulse wait watch why
+        forget simulate status set pulse wait watch why top_local top
     """,
     "__main__": "",
 }

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from textual.app import App
+
 from qmpballoon.errors import QmpBalloonError
 from qmpballoon.fleet import Fleet, FleetHost, FleetVm
 from qmpballoon.model.records import rfc3339
@@ -107,3 +109,14 @@ def vm_document(**changed: Any) -> dict[str, Any]:
         held = None if available is None or document["actual"] is None else document["actual"] - available
         document["held"] = held
     return document
+
+
+def screen_lines(app: App[None]) -> list[str]:
+    """Return what is on a program's terminal, line by line."""
+    strips = app.screen._compositor.render_strips()
+    return ["".join(segment.text for segment in strip).ljust(app.size.width) for strip in strips]
+
+
+def screen_text(app: App[None]) -> str:
+    """Return what is on a program's terminal."""
+    return "\n".join(screen_lines(app))

@@ -66,8 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     is_light = _has_light_background() if arguments.theme is None else arguments.theme == "light"
     glyphs = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII
     app = TopApp(source, explained, wishes=Wishes(host=arguments.host), light=is_light, glyphs=glyphs)
-    asyncio.run(run_app(app))
-    return DONE
+    ended_by = asyncio.run(run_app(app))
+    return 128 + ended_by if ended_by else app.return_code or DONE
 
 
 def explained(why: Mapping[str, object], width: int) -> Sequence[str]:

@@ -163,21 +163,18 @@ class _Agent:
     def _take(self, received: Mapping[str, object]) -> None:
         vm = received.get("vm")
         if isinstance(vm, str) and "run_state" in received:
-            policy = {key: received.get(key) for key in ("policy", "mode")}
-            if self._last.get("policy") != policy["policy"]:
-                self._last |= {"policy": policy["policy"]}
-                self._note(True)
             self._source.take_vm(self._agent.host, vm, received)
+        elif "level" in received and "event" not in received:
+            self._last = {"name": self._agent.host, **received}
+            self._note(True)
 
     async def _list(self, asking: Any) -> None:
-        """Drop VMs that the agent has forgotten, and note the host's memory."""
+        """Drop VMs that the agent has forgotten."""
         while True:
             listed = await asking.request("list")
             if isinstance(listed, list):
                 known = {str(each.get("vm")) for each in listed if isinstance(each, Mapping)}
                 self._source.keep_vms(self._agent.host, known)
-            self._last |= {"mem_available": read_host().mem_available}
-            self._note(True)
             await asyncio.sleep(_LOOK_S)
 
     def _note(self, online: bool) -> None:

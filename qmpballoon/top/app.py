@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from typing import ClassVar, Final
@@ -29,6 +30,7 @@ _LOOK_S: Final = 0.5  # between two looks at the source
 _ALWAYS_S: Final = 5.0  # a host that says nothing more goes offline by its age alone
 _LONGEST_PROBLEM: Final = 200
 _OF_THE_LIST: Final = ("details", "sort", "reverse", "view", "filter", "no_filter")
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _DARK, _LIGHT = "textual-dark", "textual-light"
 
 
@@ -277,14 +279,31 @@ class TopApp(App[None]):
         return row if isinstance(row, VmRow) else None
 
 
-async def run(app: TopApp) -> None:
-    """Run the program and its source until the person quits."""
-    async with asyncio.TaskGroup() as group:
-        feeding = group.create_task(app.source.run(), name="top source")
-        try:
-            await app.run_async()
-        finally:
-            feeding.cancel()
+async def run(app: TopApp) -> int:
+    """Run the program and its source until the person quits; return the signal that ended it, or 0.
+
+    The terminal is restored after a signal as well.
+    """
+    ended_by: list[int] = []
+
+    def end(number: int) -> None:
+        ended_by.append(number)
+        app.exit()
+
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, end, number)
+    try:
+        async with asyncio.TaskGroup() as group:
+            feeding = group.create_task(app.source.run(), name="top source")
+            try:
+                await app.run_async()
+            finally:
+                feeding.cancel()
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+    return ended_by[0] if ended_by else 0
 
 
 def _count(number: int, what: str) -> str:

@@ -93,7 +93,7 @@ async def test_what_changes_is_drawn_and_only_its_line() -> None:
     async with showing(fleet) as (app, pilot):
         fleet.vm("edge-7", "web2", health="ok", why="no-such-reason")
         await renew(app, pilot)
-        assert "no-such-rea." in screen_text(app)
+        assert "no-such-reas." in screen_text(app)
         listing = app.screen.query_one(Listing)
         fleet.vm("edge-7", "web1", actual=70 * MIB)
         app.picture.update(fleet.hosts, fleet.vms, 0.0)

@@ -7,7 +7,7 @@ QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_rea
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 
-.PHONY: help demo test test-python test-qemu test-ha check docs bench bench-compare bench-libvirt bench-policy soak clean
+.PHONY: help demo test test-python test-qemu test-ha check docs bench bench-compare bench-libvirt bench-policy soak stress clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -68,6 +68,9 @@ bench-policy: ## every policy on eight real guests, 25 minutes; BENCH_ARGS="--ra
 soak: ## ten minutes of faults at random around 200 simulated and 4 real VMs; SOAK_ARGS="--minutes 60 --seed 7"
 	@scripts/setup run lab
 	@$(PYTHON_BIN)/python scripts/soak.py $(SOAK_ARGS)
+
+stress: ## 200 requests a second for a minute, and a flood of one VM beside others; STRESS_ARGS="--seconds 10"
+	@$(PYTHON_BIN)/python scripts/stress.py $(STRESS_ARGS)
 
 clean: ## remove .venv and the files of tools; the guest image stays in its cache
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -88,7 +88,7 @@ class Sampler:
 
 def inside(output: str, kind: str, arguments: list[str]) -> None:
     """Run the agent; it is profiled from SIGUSR1 to SIGUSR2, which writes the file."""
-    profiler: Profiler = Sampler() if kind == "sampling" else Tracer()
+    profiler: Profiler = Sampler() if kind.startswith("sampling") else Tracer()
 
     def finish(_: int, __: object) -> None:
         profiler.finish(output)

@@ -116,7 +116,7 @@ class Connector:
             self._silent("offline")
 
     async def _connect_once(self) -> None:
-        before = self._table(AT_ONCE_S)
+        before = self._context.socket_tables.lately(self.path)
         try:
             monitor = open_monitor(self.path)
         except Unreachable as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from typing import Final
 
 from qmpballoon.log import log_event
 
+_COLLECTED: Final = (10_000, 20, 20)  # CPython's defaults are 700, 10, 10
 _UNUSABLE: Final = (
     ImportError,  # no wheel for this machine (armv7l, riscv64), or a library that does not load
     AttributeError,  # a Python version that it does not support
@@ -29,3 +31,13 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
         )
         return asyncio.new_event_loop
     return uvloop.new_event_loop
+
+
+def collect_seldom() -> None:
+    """Run the garbage collector less often: hardly anything here is part of a cycle.
+
+    Every VM that attaches makes thousands of objects, and each collection looks at all of them.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECTED)

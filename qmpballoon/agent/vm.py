@@ -304,9 +304,10 @@ class ManagedVm:
         serial = run.serial = new_serial()
         try:
             await session.resizer.ask(target)
-        except ConnectionLost:  # a hung QEMU may still execute it later: its target is unknown
+        except (ConnectionLost, asyncio.CancelledError):  # QEMU may execute it all the same
             run.target = None
             self._context.store.keep(self.id, sent=None)
+            self.touch()
             raise
         run.target = target
         self._put_in_force(why, moves=True)

@@ -77,9 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
         return DONE
     configuration = configured(arguments)
     from qmpballoon.agent.app import run as run_agent  # after the options are checked: it imports MQTT
-    from qmpballoon.agent.event_loop import loop_factory
+    from qmpballoon.agent.event_loop import collect_seldom, loop_factory
 
     log.set_up(verbose=arguments.verbose)
+    collect_seldom()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(run_agent(configuration, reload=lambda: configured(arguments)))
 

@@ -25,9 +25,17 @@ def lines_of(result: object) -> list[str]:
         return [] if result is None else [str(result)]
     if "decisions" in result and "why" in result:
         return list(why_lines_of(result))
+    if isinstance(findings := result.get("findings"), list):
+        return [_finding(each) for each in findings] or ["no findings"]
     if "run_state" in result and "guest" in result:
         result = _vm_figures(result)
     return ["  ".join(parts)] if (parts := _parts(result)) else []
+
+
+def _finding(finding: object) -> str:
+    if not isinstance(finding, Mapping):
+        return str(finding)
+    return f"{finding.get('severity')}  {finding.get('word')}: {finding.get('seen')}"
 
 
 def _vm_figures(vm: Mapping[str, object]) -> dict[str, object]:

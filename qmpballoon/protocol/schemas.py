@@ -222,7 +222,7 @@ RESULTS: Final[Mapping[tuple[Scope, str], Schema]] = {
     ("vm", "set-mode"): _object({"mode": _word(*MODES), "for_s": _maybe(_KINDS["seconds"])}),
     ("vm", "set-limits"): _object(_LIMITS),
     ("vm", "get"): _fields(VM_FIELDS),
-    ("vm", "doctor"): _object({**_EXAMINATION, "can": _CAN}),
+    ("vm", "doctor"): _object({**_EXAMINATION, "can": _CAN, "qemu": _maybe(_TEXT)}),
     ("vm", "why"): _WHY,
     ("vm", "pulse"): _object({"freed": _maybe(_BYTES), "rss": _maybe(_BYTES)}),
     ("host", "doctor"): _object(_EXAMINATION),

@@ -135,9 +135,12 @@ async def test_many_requests_at_once_get_their_own_answers_on_both_protocols(
         assert answers == [{"verb": "get", "vm": f"web{number}"} for number in range(100) for _ in range(2)]
 
 
-async def test_an_answer_arrives_where_the_broker_allows_only_the_agents_topics(sockets_dir: Path) -> None:
+@pytest.mark.parametrize("with_replies", [True, False])
+async def test_an_answer_arrives_whether_or_not_the_broker_allows_a_topic_of_our_own(
+    with_replies: bool, sockets_dir: Path
+) -> None:
     passwords = {"qmpballoon-edge-7": "a", "orchestrator": "b", "dashboard": "c"}
-    acl = ACL.read_text().splitlines()
+    acl = [line for line in ACL.read_text().splitlines() if with_replies or "-replies/" not in line]
     async with LabBroker(sockets_dir, passwords=passwords, acl=acl) as broker:
         login = {"username": "qmpballoon-edge-7", "password": "a"}
         async with running(an_agent(broker, **login)):

@@ -22,6 +22,7 @@ REQUESTS: list[tuple[str | None, str, list[dict[str, object]]]] = [
     ("web1", "get", [{}, {"x": 1}]),
     ("web1", "doctor", [{}]),
     ("web1", "why", [{}, {"last": 5}]),
+    ("web1", "pulse", [{"keep": "64MiB", "deadline_s": 1}, {"keep": -1}]),
     (None, "list", [{}]),
     (None, "doctor", [{}]),
     (None, "reclaim", [{"size": "1MiB", "deadline_s": 1}, {"size": "1PiB"}]),

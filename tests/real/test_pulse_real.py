@@ -6,11 +6,14 @@ import asyncio
 import json
 import signal
 import sys
+from contextlib import suppress
 
 import pytest
-from agent_process import PATIENCE_S, StartAgent, until
+from agent_process import PATIENCE_S, AgentProcess, StartAgent
 
 from qmpballoon.cli import main
+from qmpballoon.control import find_agents
+from qmpballoon.errors import Unreachable
 from qmpballoon.lab.guest import LabGuest
 from qmpballoon.lab.lab import Lab
 from qmpballoon.procfs import rss_of
@@ -35,6 +38,17 @@ async def after_a_workload(lab: Lab) -> LabGuest:
     await guest.command("hold 20")
     assert (rss_of(guest.pid) or 0) - before > FREED, "QEMU holds what the guest has freed"
     return guest
+
+
+async def control_of(agent: AgentProcess) -> str:
+    """Return the agent's control socket when the agent knows a VM."""
+    path = str(agent.state_dir / "agent.sock")
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            with suppress(Unreachable):
+                if (await find_agents(path)).running[0].vms:
+                    return path
+            await asyncio.sleep(0.05)
 
 
 async def test_the_host_has_freed_memory_again_and_the_guest_its_size(lab: Lab, capsys: Capture) -> None:
@@ -74,9 +88,7 @@ async def test_through_an_agent_it_stays_under_its_policy(
 ) -> None:
     guest = await after_a_workload(lab)
     agent = start_agent(None, policy={"mode": "auto"})
-    control = str(agent.state_dir / "agent.sock")
-
-    await until(lambda: (agent.state_dir / "agent.sock").exists(), what="the control socket")
+    control = await control_of(agent)
     assert await command("wait", f"--control={control}", "web", "ready") == 0
     before = await guest.monitor.actual()
     capsys.readouterr()
@@ -93,8 +105,7 @@ async def test_through_an_agent_it_stays_under_its_policy(
 async def test_it_is_undone_when_the_agent_is_terminated(lab: Lab, start_agent: StartAgent) -> None:
     guest = await after_a_workload(lab)
     agent = start_agent(None, policy={"mode": "auto"})
-    control = str(agent.state_dir / "agent.sock")
-    await until(lambda: (agent.state_dir / "agent.sock").exists(), what="the control socket")
+    control = await control_of(agent)
     assert await command("wait", f"--control={control}", "web", "ready") == 0
     before = await guest.monitor.actual()
     pulse = asyncio.create_task(command("pulse", f"--control={control}", "web"))

@@ -473,3 +473,22 @@ async def test_many_slow_requests_delay_no_other_vm(
         assert not waiting.done()
         waiting.cancel()
         await asyncio.wait((waiting,))
+
+
+async def test_a_target_whose_request_was_cancelled_on_its_way_is_unknown_and_the_one_before_is_sent_again(
+    qemu: SimulatedQemu, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=200 * MIB)
+        asked = asyncio.create_task(harness.ask("a", "set-target", target=150 * MIB), name="set-target")
+        qemu.faults = Faults(reply_delay_s=0.1)
+        await harness.until(lambda: qemu.guest.target == 150 * MIB)
+        assert not asked.done()
+        asked.cancel()
+        await asyncio.wait((asked,))
+        assert harness.store.kept(A).sent is None
+        qemu.faults = Faults()
+        await harness.until(lambda: qemu.guest.target == 200 * MIB)
+        await harness.until(lambda: harness.record("a").target == 200 * MIB)
+        assert harness.record("a").mode == "manual"

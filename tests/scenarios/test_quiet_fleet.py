@@ -263,6 +263,28 @@ def test_the_table_of_sockets_is_read_once_for_all(monkeypatch: pytest.MonkeyPat
     assert len(reads) == 3
 
 
+def test_sockets_that_come_one_after_the_other_cause_few_readings_of_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    readings, now_s, takes_s = 0, 100.0, 0.01
+
+    def read() -> dict[bytes, list[tuple[bytes, bytes, bytes]]]:
+        nonlocal readings, now_s
+        readings += 1
+        now_s += takes_s
+        return {}
+
+    monkeypatch.setattr(monitor_module, "_read_rows", read)
+    tables = monitor_module.SocketTables(lambda: now_s)
+    for _ in range(1000):
+        tables.lately("/run/a.qmp")
+        now_s += 0.001
+    assert 0 < readings * takes_s < 0.06 * (now_s - 100.0)
+    before = readings
+    tables.of("/run/a.qmp", max_age_s=0.005)
+    assert readings == before + 1
+
+
 async def test_a_lost_session_wakes_only_the_second_monitor_of_its_qemu(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

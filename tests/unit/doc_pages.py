@@ -16,7 +16,8 @@ _FENCE: Final = re.compile(r"( *)```(\S*) *")
 _LINK: Final = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING: Final = re.compile(r"#+ +(.*)")
 _INLINE: Final = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-_ENDS_A_COMMAND: Final = frozenset({"|", "||", "&", "&&", ";", "(", ")", "$("})
+_COMMENT: Final = re.compile(r"(?:^|(?<=\s))#(?: .*)?$", re.MULTILINE)
+_SIGNS: Final = "();<>|&\n"  # what stands between commands, and redirections
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +93,22 @@ def commands(block: Block) -> Iterator[list[str]]:
     lines = block.text.splitlines()
     if block.language == "console":
         lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-    whole = "\n".join(lines).replace("\\\n", " ")
-    for line in whole.splitlines():
-        reading = shlex.shlex(line, posix=True, punctuation_chars=True)
-        reading.whitespace_split = True
-        words: list[str] = []
-        is_redirected = False
-        for word in reading:
-            if word in _ENDS_A_COMMAND:
-                if words:
-                    yield words
-                words = []
-            elif word and set(word) <= set("<>&"):
-                is_redirected = True
-                if words and words[-1].isdigit():
-                    words.pop()
-            elif is_redirected:
-                is_redirected = False
-            else:
-                words.append(word)
-        if words:
-            yield words
+    reading = shlex.shlex(
+        _COMMENT.sub("", "\n".join(lines).replace("\\\n", " ")), posix=True, punctuation_chars=_SIGNS
+    )
+    reading.whitespace, reading.commenters, reading.whitespace_split = " \t", "", True
+    words: list[str] = []
+    is_redirected = False
+    for word in (*reading, "\n"):
+        if word and set(word) <= set("<>&") and set(word) & set("<>"):
+            is_redirected = True
+            if words and words[-1].isdigit():
+                words.pop()
+        elif word and set(word) <= set(_SIGNS):
+            if words:
+                yield words
+            words = []
+        elif is_redirected:
+            is_redirected = False
+        else:
+            words.append(word)

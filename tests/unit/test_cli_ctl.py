@@ -85,6 +85,12 @@ def test_results_are_lines_with_units() -> None:
     assert lines_of(None) == []
 
 
+def test_each_finding_is_a_line() -> None:
+    finding = {"word": "no-driver", "severity": "error", "seen": "no driver is up", "means": "x", "mend": "y"}
+    assert lines_of({"findings": [finding], "not_told": ["z"]}) == ["error  no-driver: no driver is up"]
+    assert lines_of({"findings": [], "not_told": []}) == ["no findings"]
+
+
 def test_a_vm_object_becomes_its_main_figures() -> None:
     vm = {
         "run_state": "running", "guest": {"available": 64 * MIB, "free": 1}, "health": "ok", "mode": "auto",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from paho.mqtt.client import topic_matches_sub
 
 from qmpballoon.model.names import safe_name
-from qmpballoon.mqtt.topics import Command, Topics, is_publishable
+from qmpballoon.mqtt.topics import Command, FleetTopics, Published, Topics, is_publishable
 
 TOPICS = Topics("qmpballoon", "edge 7.lan")
 
@@ -117,3 +118,37 @@ def test_unsafe_vm_names_are_made_safe_in_response_topics() -> None:
     assert TOPICS.response("web.1", "fly") == f"{TOPICS.root}/vm/web.1/response/fly"
     assert TOPICS.response("a b", "x" * 70_000) == f"{TOPICS.root}/vm/a_b/response/{'x' * 64}"
     assert is_publishable(TOPICS.response("\x01", ""))
+
+
+@pytest.mark.parametrize(
+    ("topic", "published"),
+    [
+        ("base/a/status", Published("a", None, "status")),
+        ("base/a/host", Published("a", None, "host")),
+        ("base/a/event", Published("a", None, "event")),
+        ("base/a/vm/web1/state", Published("a", "web1", "state")),
+        ("base/a/vm/web1/availability", Published("a", "web1", "availability")),
+        ("base/a/vm/web1/event", Published("a", "web1", "event")),
+        ("base/a/vm/status", None),
+        ("base/a/vms", None),
+        ("base/a/vm/web1/status", None),
+        ("base/a/vm/web1/response/get", None),
+        ("base/status", None),
+        ("other/a/status", None),
+        ("based/a/status", None),
+    ],
+)
+def test_a_reader_tells_what_is_published(topic: str, published: Published | None) -> None:
+    topics = FleetTopics("base")
+    assert topics.parse(topic) == published
+    assert any(topic_matches_sub(one, topic) for one in topics.filters) == (published is not None)
+
+
+def test_a_client_takes_answers_where_the_agent_gives_them() -> None:
+    reader, agent = FleetTopics("base"), Topics("base", "a")
+    for vm in (None, "web1"):
+        assert topic_matches_sub(reader.responses("a", vm, "get"), agent.response(vm, "get"))
+        own = reader.replies("client")
+        assert agent.response(vm, "get", own) == own
+    assert topic_matches_sub(agent.subscriptions()[1], agent.request("web1", "get"))
+    assert agent.parse(agent.request(None, "list")) == Command(None, "list")

@@ -8,7 +8,14 @@ import msgpack  # type: ignore[import-untyped]
 import pytest
 
 from qmpballoon.errors import RequestRefused
-from qmpballoon.protocol.payloads import Content, decode_request, encode, request_format
+from qmpballoon.protocol.payloads import (
+    LARGEST_OBJECT,
+    Content,
+    decode_object,
+    decode_request,
+    encode,
+    request_format,
+)
 
 
 def test_json_is_compact_and_msgpack_holds_the_same() -> None:
@@ -128,3 +135,21 @@ def test_a_bad_payload_is_malformed(payload: bytes) -> None:
 def test_the_largest_transaction_is_accepted() -> None:
     transaction = "x" * 254
     assert decode_request(json.dumps({"transaction": transaction}).encode()).transaction == transaction
+
+
+@pytest.mark.parametrize("payload", [b'{"a": [1, null]}', msgpack.packb({"a": [1, None]})])
+def test_a_published_object_is_read_in_both_formats(payload: bytes) -> None:
+    assert decode_object(payload) == {"a": [1, None]}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(b"", b"[]", b"5", b"online", b"{", b"\xff", b"\xc1", b'{"a": NaN}'),
+        pytest.param(b'{"a":' * 20 + b"1" + b"}" * 20, id="deep"),
+        pytest.param(b'{"a": "' + b"x" * LARGEST_OBJECT + b'"}', id="large"),
+    ],
+)
+def test_what_is_no_published_object_is_refused(payload: bytes) -> None:
+    with pytest.raises(RequestRefused):
+        decode_object(payload)

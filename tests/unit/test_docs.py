@@ -15,6 +15,7 @@ import pytest
 from doc_pages import PAGES, ROOT, Block, anchors, blocks, commands, inline_code, links, text_of
 from write_docs import HERE, files
 
+from qmpballoon.cli.ctl import read_question
 from qmpballoon.cli.program import complete_parser, verbs_of
 from qmpballoon.config.reader import parse
 
@@ -56,8 +57,11 @@ def test_every_command_is_one_that_the_program_takes(words: list[str]) -> None:
     if {"-h", "--help", "--version", "--print-completion"} & set(words):
         with pytest.raises(SystemExit, match=r"^0$"):
             PARSER.parse_args(words)
-    else:
-        PARSER.parse_args(words)
+        return
+    arguments = PARSER.parse_args(words)
+    if arguments.verb == "ctl":
+        _, vm = arguments.target
+        read_question(arguments.request, "host" if vm is None else "vm", arguments.words)
 
 
 def test_commands_were_found() -> None:

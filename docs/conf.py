@@ -2,12 +2,11 @@
 
 project = "qmpballoon"
 extensions = ["myst_parser"]
-exclude_patterns: list[str] = []
 myst_heading_anchors = 3
 nitpicky = True
+smartquotes = False
 html_theme = "furo"
 html_title = "qmpballoon"
 html_show_copyright = False
 html_show_sphinx = False
 highlight_language = "none"  # of indented blocks
-suppress_warnings: list[str] = []

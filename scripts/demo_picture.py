@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import fcntl
 import os
 import pty
@@ -31,21 +32,23 @@ _WORDS: Final = re.compile(r"\S+(?: \S+)*")  # SVG collapses two spaces
 _RUN: Final = re.compile(r"(█+|▒+|·+|│|[^█▒·│]+)")
 
 
-def recorded() -> str:
-    """Run the demo in a pseudo-terminal and return all that it prints there."""
+def recorded(at_s: int) -> str:
+    """Run the demo in a pseudo-terminal until it drew the picture; return what it printed there."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update(TERM="xterm-256color", LC_ALL="C.UTF-8")
         os.environ.pop("NO_COLOR", None)
         os.execv(sys.executable, [sys.executable, "-m", "qmpballoon", "demo"])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-    printed = bytearray()
+    printed, is_drawn = "", False
+    decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     while chunk := _read(terminal):
-        printed += chunk
-    _, status = os.waitpid(pid, 0)
-    if status:
-        raise SystemExit(f"the demo failed: {os.waitstatus_to_exitcode(status)}")
-    return printed.decode(errors="replace")
+        printed += decode(chunk)
+        if not is_drawn and _frame(printed, at_s + 1) is not None:
+            is_drawn = True
+            os.write(terminal, b"\x03")  # Ctrl-C: it cleans up and ends
+    os.waitpid(pid, 0)
+    return printed
 
 
 def _read(terminal: int) -> bytes:
@@ -57,11 +60,16 @@ def _read(terminal: int) -> bytes:
 
 def frame_at(printed: str, at_s: int) -> list[str]:
     """Return the lines of the first picture of the run under the agent's policy that is ``at_s`` old."""
-    for frame in printed.split("\x1b[H")[1:]:
-        lines = [line.rstrip("\r") for line in frame.partition("\x1b[J")[0].split("\n")]
-        if re.search(rf"policy fairshare.* {at_s} of [0-9]+ s", lines[0]):
-            return [_OTHER_CONTROL.sub("", line) for line in lines]
-    raise SystemExit(f"the demo drew no picture at {at_s} s")
+    frame = _frame(printed, at_s)
+    if frame is None:
+        raise SystemExit(f"the demo drew no picture at {at_s} s:\n{printed[-2000:]}")
+    lines = [line.rstrip("\r") for line in frame.partition("\x1b[J")[0].split("\n")]
+    return [_OTHER_CONTROL.sub("", line) for line in lines]
+
+
+def _frame(printed: str, at_s: int) -> str | None:
+    title = re.compile(rf"[^\n]*policy fairshare[^\n]* {at_s} of [0-9]+ s")
+    return next((frame for frame in printed.split("\x1b[H")[1:] if title.match(frame)), None)
 
 
 def drawn(lines: list[str]) -> str:
@@ -120,7 +128,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, metavar="FILE.svg")
     parser.add_argument("--at", type=int, default=29, metavar="S", help="seconds of the run (default: 29)")
     options = parser.parse_args()
-    options.file.write_text(drawn(frame_at(recorded(), options.at)), encoding="utf-8")
+    options.file.write_text(drawn(frame_at(recorded(options.at), options.at)), encoding="utf-8")
 
 
 if __name__ == "__main__":

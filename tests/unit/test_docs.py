@@ -25,6 +25,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in BLOCKS if block.language in ("", "sh", "console")]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
 
+_MODULE = re.compile(r"^(?!examples/|scripts/|tests/)[a-z]+/[a-z_]+\.py$")
 _FILE = re.compile(r"^(?:examples|scripts|tests)/[\w@./-]*$|^qmpballoon/[\w./-]+\.(?:py|json)$")
 
 
@@ -109,6 +110,8 @@ def test_every_verb_target_module_and_file_that_a_page_names_exists(page: Path) 
             assert importlib.util.find_spec(module), code
         for path in _FILE.findall(code):
             assert (ROOT / path).exists(), code
+        for path in _MODULE.findall(code):
+            assert (ROOT / "qmpballoon" / path).exists(), code
 
 
 # ---- what is linked ----

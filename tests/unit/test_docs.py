@@ -18,6 +18,8 @@ from write_docs import HERE, files
 from qmpballoon.cli.ctl import read_question
 from qmpballoon.cli.program import complete_parser, verbs_of
 from qmpballoon.config.reader import parse
+from qmpballoon.protocol.verbs import VERBS as ASKED
+from qmpballoon.protocol.verbs import Scope, arguments_of
 
 PARSER = complete_parser()
 VERBS = verbs_of(PARSER)
@@ -112,6 +114,24 @@ def test_every_verb_target_module_and_file_that_a_page_names_exists(page: Path) 
             assert (ROOT / path).exists(), code
         for path in _MODULE.findall(code):
             assert (ROOT / "qmpballoon" / path).exists(), code
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py"))
+    files_of_tests = {file.name for file in (ROOT / "tests").rglob("*.py")}
+    named = {code for page in PAGES for code in inline_code(page) if re.match(r"test_\w+", code)}
+    assert len(named) >= 20
+    for name in named:
+        begin = name.partition("…")[0]
+        assert begin in files_of_tests if begin.endswith(".py") else f"def {begin}" in sources, name
+
+
+@pytest.mark.parametrize(
+    ("scope", "verb"), [(scope, verb) for scope, verbs in ASKED.items() for verb in verbs]
+)
+def test_every_request_has_its_row_with_all_arguments(scope: Scope, verb: str) -> None:
+    (row,) = re.findall(rf"^\| {scope} `{verb}` \|(.*?)\|", text_of("requests.md"), flags=re.MULTILINE)
+    assert set(arguments_of(ASKED[scope][verb])) <= set(re.findall("`([^`]+)`", row))
 
 
 # ---- what is linked ----

@@ -17,6 +17,7 @@ from typing import Final
 
 from qmpballoon.cli.program import complete_parser, verbs_of
 from qmpballoon.config.environment import Surroundings
+from qmpballoon.config.matching import NEEDS_RESTART
 from qmpballoon.config.printed import default_text, default_value
 from qmpballoon.config.tree import TABLES, Key, VmMatch, keys
 from qmpballoon.qmp.commands import COMMANDS
@@ -163,8 +164,9 @@ def _keys() -> Iterator[str]:
 
 def _key_rows(known: dict[str, Key], table: str) -> Iterator[str]:
     for name, key in known.items():
+        late = " A change takes effect at a restart." if (table, name) in NEEDS_RESTART else ""
         default = f"`{default_value(table, name, HERE)}`" if key.example is None else ""
-        yield f"| `{name}` | {default} | {_meaning(key)}{_for_example(key)} |"
+        yield f"| `{name}` | {default} | {_meaning(key)}{_for_example(key)}{late} |"
 
 
 def _meaning(key: Key) -> str:

@@ -238,7 +238,11 @@ class _Wait:
             choice = await choose([self._found.path], self._control)
         except QmpBalloonError:
             return
-        self._found = next((found for found in choice.vms if found.path == self._found.path), self._found)
+        same = [found for found in choice.vms if found.path == self._found.path]
+        if not same and len(choice.vms) == 1 and choice.vms[0].vm is not None:
+            same = list(choice.vms)  # typed as a name, before its agent ran
+            self.name = choice.vms[0].vm.name
+        self._found = next(iter(same), self._found)
 
     async def _directly(self) -> None:
         wanted = self._wanted

@@ -24,6 +24,7 @@ from qmpballoon.qmp.process import qemu_pid
 from qmpballoon.units import Size, format_size, parse_size, round_up_to_page
 
 _POLL_S: Final = 0.05  # of query-balloon while waiting: events are up to a second late
+_CLOSES_S: Final = 2.0  # a QEMU that hangs does not hold up the end for longer
 _HELD_FOR_S: Final = 60.0  # what a guest held longer ago says nothing about it now
 
 
@@ -296,6 +297,7 @@ class Vm:
         return f"{place}the guest's balloon driver is up and sends no statistics"
 
     async def _close(self) -> None:
+        self._session.request_timeout_s = _CLOSES_S
         if self._sampler is not None:
             with suppress(ConnectionLost, QmpError):  # then QEMU has no interval of ours
                 await self._sampler.stop()

@@ -51,7 +51,6 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "loop_thread": "",
     "sync": "",
     "__init__": "",
-    "pytest_plugin": "",
     "control": "",
     "agent": """
         . back_off boot run event_loop usable feed holds state_file store systemd wheel usual_poll vm_session
@@ -66,6 +65,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         . demo demo.picture demo.workload require kernel process serial waiting broker image
         second_monitor guest snapshot lab vms demo.testbed demo.output demo.measurement demo.run
     """,
+    "pytest_plugin": "",
     "cli": """
         why_lines answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor
         forget simulate status set pulse wait watch why

@@ -46,7 +46,10 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "fleet": "",
     "client": "",
+    "opening": "",
     "api": "",
+    "loop_thread": "",
+    "sync": "",
     "__init__": "",
     "control": "",
     "agent": """
@@ -61,8 +64,9 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "lab": """
         . demo demo.picture demo.workload require kernel process serial waiting broker image
-        second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
+        second_monitor guest snapshot lab vms demo.testbed demo.output demo.measurement demo.run
     """,
+    "pytest_plugin": "",
     "cli": """
         why_lines answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor
         forget simulate status set pulse wait watch why
@@ -153,6 +157,21 @@ def test_the_package_imports_neither_mqtt_nor_uvloop_and_logs_nothing() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_names_of_the_package_are_imported_when_they_are_used() -> None:
+    program = (
+        "import sys, qmpballoon;"
+        "early = sorted(name for name in sys.modules if name.startswith('qmpballoon.') or name == 'asyncio');"
+        "there = [getattr(qmpballoon, name) for name in [*qmpballoon.__all__, 'sync']];"
+        "print(early, len(there), set(qmpballoon.__all__) <= set(dir(qmpballoon)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == f"[] {len(qmpballoon.__all__) + 1} True"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        qmpballoon.nonsense  # noqa: B018
 
 
 def test_there_is_one_way_to_log() -> None:

@@ -89,6 +89,7 @@ class Pulses:
     async def _taken_and_given_back(self, vm: ManagedVm, run: Run, least: int, deadline_s: float) -> None:
         began_s = time.monotonic()
         try:
+            await self._context.store.saved()  # from now on an agent that starts anew gives it back
             serial = await self._actuator.send(vm, least, why="pulse", figures=self._governor.figures(vm))
             await _until_taken(vm, run, serial, least, began_s + SHRINKS_FOR * (deadline_s - began_s))
         finally:

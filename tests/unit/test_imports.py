@@ -63,8 +63,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
     """,
     "cli": """
-        why_lines answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor
-        forget simulate status set pulse wait watch why
+        why_lines answer_lines arguments broker program outcomes sockets vms . agent check_config ctl demo
+        doctor forget simulate status set pulse wait watch why
     """,
     "__main__": "",
 }

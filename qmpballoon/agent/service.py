@@ -124,14 +124,17 @@ class Service:
         request.refuse_if_expired(time.monotonic())
         # Set the mode first, otherwise the policy would send its own target. Store the target only after
         # QEMU has it, otherwise the governor would send it as well.
-        vm.run.returns_to = None  # a pulse that is under way ends, and gives nothing back
+        run, returns_to = vm.run, vm.run.returns_to
         undo = vm.spec.take_by_hand()
-        vm.touch()
+        vm.owe(None)  # a pulse that is under way ends, and gives nothing back
         try:
             figures = self._governor.figures(vm)
             serial = await self._actuator.send(vm, target, why="manual", figures=figures)
         except (QmpBalloonError, asyncio.CancelledError):
             undo()  # a request that is answered with an error must have no later effect
+            if returns_to is not None and vm.run is run:
+                vm.owe(returns_to)
+                self._context.ticks.soon()
             vm.touch()
             raise
         if vm.serial == serial and vm.spec.kept.mode == "manual":

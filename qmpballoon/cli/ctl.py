@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qmpballoon import terminal
 from qmpballoon.cli.answer_lines import lines_of
 from qmpballoon.cli.broker import ABOUT, add_broker_arguments, broker_access
+from qmpballoon.cli.outcomes import error_object
 from qmpballoon.cli.program import CANNOT_REACH, DONE, exit_code
 from qmpballoon.errors import ConnectionLost, QmpBalloonError, RequestRefused, Unreachable
 from qmpballoon.model.names import safe_name
@@ -207,7 +208,7 @@ class _Output:
 
     def failed(self, target: str, error: QmpBalloonError) -> None:
         if self._as_json:
-            self._print_json(target, "error", None, {"code": error.code, "message": str(error)})
+            self._print_json(target, "error", None, error_object(error))
             return
         reason = str(error).removeprefix(f"{target}: ")
         terminal.print_error(terminal.clean(f"{target}: {error.code}: {reason}"))

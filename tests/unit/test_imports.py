@@ -68,8 +68,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "pytest_plugin": "",
     "cli": """
-        why_lines answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor
-        forget simulate status set pulse wait watch why
+        why_lines answer_lines arguments broker program outcomes sockets vms . agent check_config ctl demo
+        doctor forget simulate status set pulse wait watch why
     """,
     "__main__": "",
 }

@@ -67,9 +67,10 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         second_monitor guest snapshot lab vms demo.testbed demo.output demo.measurement demo.run
     """,
     "pytest_plugin": "",
+    "top": ". rows columns history picture source listing dialogs details app",
     "cli": """
         why_lines answer_lines arguments broker program outcomes sockets vms . agent check_config ctl demo
-        doctor forget simulate status set pulse wait watch why
+        doctor forget simulate status set pulse wait watch why top_local top
     """,
     "__main__": "",
 }

@@ -8,11 +8,13 @@ import time
 from asyncio.subprocess import Process as AsyncioProcess
 from typing import Any, Final, TypeAlias
 
+from qmpballoon.addresses import is_tcp, refused_address
 from qmpballoon.errors import ConnectionLost, MonitorBusy, Unreachable
 from qmpballoon.procfs import is_stopped
 from qmpballoon.qmp.client import EventSink, Session
 from qmpballoon.qmp.monitor import open_monitor, socket_table
 from qmpballoon.qmp.process import PRECONFIG, Machine, look_at_machine
+from qmpballoon.qmp.tcp import HELD_OR_HANGS, open_tcp_monitor
 
 POLL_S: Final = 0.05
 _REQUEST_TIMEOUT_S: Final = 5.0
@@ -23,7 +25,12 @@ Process: TypeAlias = subprocess.Popen[Any] | AsyncioProcess
 
 
 async def open_session(
-    path: str, on_event: EventSink, *, timeout_s: float, process: Process | None = None
+    path: str,
+    on_event: EventSink,
+    *,
+    timeout_s: float,
+    process: Process | None = None,
+    allow_remote: bool = False,
 ) -> Session:
     """Wait up to ``timeout_s`` until the socket exists, accepts and greets; return the running session.
 
@@ -33,11 +40,17 @@ async def open_session(
         ConnectionLost: the peer does not speak QMP.
     """
     deadline_s = time.monotonic() + timeout_s
+    if is_tcp(path) and (refused := refused_address(path, allow_remote=allow_remote)) is not None:
+        raise Unreachable(f"{path}: {refused}")
     while True:
         has_ended = process is not None and exit_status(process) is not None  # before a last attempt
         table = socket_table(path)  # before our own connection is in it
         try:
-            monitor = open_monitor(path)
+            if is_tcp(path):
+                left_s = max(POLL_S, deadline_s - time.monotonic())
+                monitor = await open_tcp_monitor(path, timeout_s=left_s)
+            else:
+                monitor = open_monitor(path)
             break
         except (Unreachable, MonitorBusy) as error:
             if has_ended and isinstance(error, Unreachable):
@@ -57,6 +70,8 @@ async def open_session(
             raise _ended(path, process) from error
         raise
     except MonitorBusy:
+        if is_tcp(path):
+            raise MonitorBusy(f"{path}: no greeting within {timeout_s:g} s: {HELD_OR_HANGS}") from None
         if monitor.pid is not None and is_stopped(monitor.pid):
             stopped = Unreachable(f"{path}: QEMU (pid {monitor.pid}) is stopped; continue it: kill -CONT")
             stopped.stopped_pid = monitor.pid

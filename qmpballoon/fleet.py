@@ -28,6 +28,8 @@ HEARTBEATS: Final = 3
 MOST_HOSTS: Final = 10_000
 MOST_VMS: Final = 100_000
 MOST_EVENTS: Final = 10_000  # that wait for a slow reader
+MOST_EVENT_BYTES: Final = 32 * 1024 * 1024  # of their payloads
+LARGEST_OF_VM: Final = 64 * 1024  # bytes of a VM object or event; the host object lists sockets
 _LONGEST_STATUS: Final = 64
 _LARGEST_NUMBER: Final = 2**53
 
@@ -129,12 +131,16 @@ class EventLog:
 
     def __init__(self) -> None:
         self.count = 0
-        self._kept: deque[FleetEvent] = deque(maxlen=MOST_EVENTS)
+        self._kept: deque[tuple[FleetEvent, int]] = deque()
+        self._kept_bytes = 0
 
-    def add(self, event: FleetEvent) -> None:
-        """Add an event; it may push the oldest one out."""
-        self._kept.append(event)
+    def add(self, event: FleetEvent, size: int) -> None:
+        """Add an event, of a payload of this size in bytes; it may push the oldest ones out."""
+        self._kept.append((event, size))
+        self._kept_bytes += size
         self.count += 1
+        while len(self._kept) > MOST_EVENTS or self._kept_bytes > MOST_EVENT_BYTES:
+            self._kept_bytes -= self._kept.popleft()[1]
 
     def since(self, number: int) -> tuple[int, FleetEvent] | None:
         """Return the next event for a reader that has read ``number``, and the number after it.
@@ -146,7 +152,7 @@ class EventLog:
         oldest = self.count - len(self._kept)
         if number < oldest:
             return oldest, FleetEvent("", None, "lagged", utc_now(), {"missed": oldest - number})
-        return number + 1, self._kept[number - oldest]
+        return number + 1, self._kept[number - oldest][0]
 
 
 class Fleet:
@@ -177,6 +183,8 @@ class Fleet:
         if published is None:
             return False
         document: Mapping[str, object] = MappingProxyType({})
+        if published.what != "host" and len(payload) > LARGEST_OF_VM:
+            return True
         if payload and published.what in ("host", "state", "event"):
             try:
                 document = decode_object(payload, content_type)
@@ -184,19 +192,19 @@ class Fleet:
                 return True
         if published.what == "event":
             if not retained and payload:
-                self._take_event(published, document)
+                self._take_event(published, document, len(payload))
         elif published.vm is None:
             self._take_host(published, payload, document, is_new=not retained)
         else:
             self._take_vm(published, published.vm, payload, document)
         return True
 
-    def _take_event(self, published: Published, document: Mapping[str, object]) -> None:
+    def _take_event(self, published: Published, document: Mapping[str, object], size: int) -> None:
         word, data = document.get("event"), document.get("data")
         if isinstance(word, str):
             ts = _time(document.get("ts")) or self._now()
             details = MappingProxyType(dict(data) if isinstance(data, Mapping) else {})
-            self.events.add(FleetEvent(published.host, published.vm, word, ts, details))
+            self.events.add(FleetEvent(published.host, published.vm, word, ts, details), size)
 
     def _take_host(
         self, published: Published, payload: bytes, document: Mapping[str, object], *, is_new: bool

@@ -171,7 +171,7 @@ class Governor:
                 self._act(vm, decision, sends)
             elif vm.run.reason is not None:  # its memory is freed, or its size is unknown
                 self._explain(vm, "no-decision" if vm.status.answers else "silent")
-            self._renew_manual_target(vm, sends)
+            self._renew_target(vm, sends)
 
     def snapshot(self) -> Snapshot:
         """Return the host now, its guests charged as the guard judged them at the last tick."""
@@ -336,11 +336,21 @@ class Governor:
             vm.id, Event("claim-refuted" if refuted else "claim-plausible", utc_now(), details)
         )
 
-    def _renew_manual_target(self, vm: ManagedVm, sends: asyncio.TaskGroup) -> None:
-        """Send a manual target that this life has not received yet, once its driver can follow it."""
-        if vm.facts.mode != "manual" or vm.id in self._sending or vm.run.returns_to is not None:
+    def _renew_target(self, vm: ManagedVm, sends: asyncio.TaskGroup) -> None:
+        """Send what this life has not received yet: the target to which a pulse that was cut off returns.
+
+        Else a manual target, once its driver can follow it.
+        """
+        run, status = vm.run, vm.status
+        if vm.id in self._sending or run.is_pulsed:
             return
-        target, status = vm.spec.manual_target, vm.status
+        if run.returns_to is not None:
+            if status.answers and status.health not in ("no-balloon", "migrating"):
+                self._send(vm, max(run.returns_to, run.target or 0), "pulse", sends)
+            return
+        target = vm.spec.manual_target
+        if vm.facts.mode != "manual":
+            return
         if target is None or target == vm.run.target:
             return
         if status.health not in _FIT_FOR_A_TARGET:

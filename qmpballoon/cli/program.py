@@ -138,6 +138,17 @@ def exit_code(error: QmpBalloonError) -> int:
             return FAILED
 
 
+def complete_parser() -> argparse.ArgumentParser:
+    """Return the parser with all verbs and their arguments; making it imports each verb's module."""
+    return _parser(with_arguments=tuple(_VERBS))
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each verb."""
+    found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(found.choices)
+
+
 def _run(typed: list[str]) -> int:
     verb = next((word for word in typed if not word.startswith("-")), None)
     try:
@@ -237,7 +248,7 @@ class _PrintCompletion(argparse.Action):
     ) -> NoReturn:
         import shtab
 
-        complete = _parser(with_arguments=tuple(_VERBS))
+        complete = complete_parser()
         for action in _actions(complete):
             if "SOCKET" in str(action.metavar) or "FILE" in str(action.metavar):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]

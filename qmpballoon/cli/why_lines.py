@@ -76,7 +76,7 @@ def _time(stamp: object) -> str:
     """Return an RFC 3339 stamp as local time, with the date unless it is today's."""
     try:
         local = datetime.fromisoformat(str(stamp)).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError):  # the first and last days of all
         return terminal.clean(stamp)
     is_today = local.date() == datetime.now().astimezone().date()
     return f"{local:%H:%M:%S}" if is_today else f"{local:%Y-%m-%d %H:%M:%S}"

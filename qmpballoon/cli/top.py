@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--theme", choices=("dark", "light"), help="colours for this background (default: by $COLORFGBG)"
     )
-    add_control_argument(parser)
+    add_control_argument(parser, takes_sockets=False)
     add_broker_arguments(parser)
 
 

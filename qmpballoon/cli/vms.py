@@ -53,8 +53,8 @@ class Choice:
     problems: tuple[str, ...]
 
 
-def add_control_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--control``."""
+def add_control_argument(parser: argparse.ArgumentParser, *, takes_sockets: bool = True) -> None:
+    """Declare ``--control``, and ``--allow-remote`` for a verb that takes sockets."""
     parser.add_argument(
         "--control",
         metavar="PATH",
@@ -62,11 +62,12 @@ def add_control_argument(parser: argparse.ArgumentParser) -> None:
         help="control socket of the agent to ask (default: those of this machine's agents; "
         "'': open the monitors directly)",
     )
-    parser.add_argument(
-        "--allow-remote",
-        action="store_true",
-        help="let tcp:HOST:PORT be another machine: a monitor has no password and no encryption",
-    )
+    if takes_sockets:
+        parser.add_argument(
+            "--allow-remote",
+            action="store_true",
+            help="let tcp:HOST:PORT be another machine: a monitor has no password and no encryption",
+        )
 
 
 async def choose(typed: Sequence[str], control: str | None, *, allow_remote: bool = False) -> Choice:

@@ -25,8 +25,9 @@ def qemus_there(sockets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that is the default place of monitors, looked at all the time."""
     monitors = sockets_dir / "there"
     monitors.mkdir()
+    globs = [f"{monitors}/*.qmp"]
     monkeypatch.setattr(
-        vms_module, "find_sockets", lambda typed: find_sockets(typed or [f"{monitors}/*.qmp"])
+        vms_module, "find_sockets", lambda typed, **options: find_sockets(typed or globs, **options)
     )
     for name in ("_LOOK_S", "_STATES_S", "_FIRST_RETRY_S", "_LAST_RETRY_S"):
         monkeypatch.setattr(top_local_module, name, 0.02)

@@ -6,57 +6,59 @@ import asyncio
 import os
 import time
 import warnings
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Final
 
-from qmpballoon.errors import (
-    ConnectionLost,
-    MonitorBusy,
-    NotReached,
-    NotReady,
-    OutOfRange,
-    QmpError,
-    Unreachable,
-)
+from qmpballoon.addresses import name_from
+from qmpballoon.errors import ConnectionLost, NotReached, NotReady, OutOfRange, QmpError
 from qmpballoon.model.records import Event, VmState, utc_now
 from qmpballoon.model.tolerance import SAFE_MARGIN, is_reached, is_steady
 from qmpballoon.not_reached import not_reached
-from qmpballoon.procfs import is_stopped
+from qmpballoon.opening import Process, open_session, wait_for_machine
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
-from qmpballoon.qmp.events import translated
-from qmpballoon.qmp.monitor import open_monitor, socket_table
-from qmpballoon.qmp.process import PRECONFIG, Machine, look_at_machine, qemu_pid
+from qmpballoon.qmp.events import EventLog
+from qmpballoon.qmp.process import qemu_pid
 from qmpballoon.units import Size, format_size, parse_size, round_up_to_page
 
-_REQUEST_TIMEOUT_S: Final = 5.0
-_RETRY_S: Final = 0.05
 _POLL_S: Final = 0.05  # of query-balloon while waiting: events are up to a second late
-_MOST_EVENTS: Final = 1000
+_CLOSES_S: Final = 2.0  # a QEMU that hangs does not hold up the end for longer
 _HELD_FOR_S: Final = 60.0  # what a guest held longer ago says nothing about it now
 
 
 @asynccontextmanager
-async def connect(socket: str | os.PathLike[str], *, timeout_s: float = 5.0) -> AsyncIterator[Vm]:
+async def connect(
+    socket: str | os.PathLike[str],
+    *,
+    timeout_s: float = 5.0,
+    process: Process | None = None,
+    allow_remote: bool = False,
+) -> AsyncIterator[Vm]:
     """Open a VM's monitor; waits up to ``timeout_s`` for the socket to exist, accept and greet.
+
+    With ``process``, the QEMU that the caller has started (a ``subprocess.Popen``, or a process of asyncio),
+    the wait ends when that process ends. With ``-daemonize`` it is the one that ends first.
+
+    ``socket`` may be ``tcp:HOST:PORT``; only with ``allow_remote`` that of another machine: a monitor has no
+    password and no encryption.
 
     At the end the guest's polling interval is restored; the balloon stays as it is.
 
     Raises:
-        Unreachable: no socket, no listener, access denied, or the process does not answer.
+        Unreachable: no socket, no listener, access denied, the process has ended or does not answer.
         MonitorBusy: another client holds the monitor.
         ConnectionLost: the peer does not speak QMP.
     """
-    events = _EventLog()
+    events = EventLog()
     deadline_s = time.monotonic() + timeout_s
-    session = await _open_session(os.fspath(socket), events, timeout_s)
+    session = await open_session(
+        os.fspath(socket), events.add, timeout_s=timeout_s, process=process, allow_remote=allow_remote
+    )
     try:
-        machine = await _wait_for_machine(session, deadline_s)
-        name = await session.vm_name() or Path(session.path).stem
+        machine = await wait_for_machine(session, deadline_s)
+        name = await session.vm_name() or name_from(session.path)
         vm = Vm(session, events, name, qemu_pid(session, machine))
         try:
             yield vm
@@ -78,7 +80,7 @@ class Vm:
     ConnectionLost. Cancelling a call leaves the connection usable.
     """
 
-    def __init__(self, session: Session, events: _EventLog, name: str, pid: int | None) -> None:
+    def __init__(self, session: Session, events: EventLog, name: str, pid: int | None) -> None:
         self.name = name
         self.pid = pid
         self.qemu = session.version
@@ -92,7 +94,8 @@ class Vm:
     async def state(self, *, fresh_s: float = 3.0) -> VmState:
         """Return the VM's state with fresh guest statistics.
 
-        ``fresh_s`` is the longest wait for them (usually 3 ms); ``guest`` is None if none arrive.
+        ``fresh_s`` is the longest wait for them: they take some ms, and up to a second if a calm guest's
+        are equal to the last. ``guest`` is None if none arrive.
 
         Raises:
             NoBalloon: the VM has no balloon device.
@@ -158,22 +161,35 @@ class Vm:
             NotReached: not reached within ``wait_s``; the target stays.
             NoBalloon: the VM has no balloon device.
         """
-        resizer = await self._find_balloon()
-        whole = await balloon.memory_size(self._session)
-        target = round_up_to_page(parse_size(size, whole=whole))
-        if target > whole:
-            raise OutOfRange(
-                f"{format_size(target)} is more than the VM's {format_size(whole)}: "
-                "a balloon cannot add memory"
-            )
-        danger = self._danger_of(target)
-        shrinks = danger is not None and target < await resizer.actual()
-        await resizer.ask(target)
-        if danger is not None and shrinks:
-            warnings.warn(danger, DangerousTarget, stacklevel=2)
+        asked = await self._ask(size)
+        if asked.danger is not None:
+            warnings.warn(asked.danger, DangerousTarget, stacklevel=2)
         if wait_s is not None:
-            await self._wait_reached(target, whole, wait_s)
-        return target
+            await self._wait_reached(asked, wait_s)
+        return asked.target
+
+    @asynccontextmanager
+    async def squeeze(self, size: Size, *, wait_s: float = 10.0) -> AsyncIterator[int]:
+        """Set the target to ``size``, wait until it is reached, and set it back at the end.
+
+        The value is the target in bytes. It is set back to the target that was set before on this
+        connection, else to the ``actual`` that was found; also if ``size`` was not reached, or the block
+        raised an error or was cancelled. Only after a block that raised nothing does it wait, again up to
+        ``wait_s``, until that is reached, and raise the errors of setting it back.
+
+        Raises:
+            NotReached: not reached within ``wait_s``.
+            The errors of `set_target`.
+        """
+        resizer = await self._find_balloon()
+        before = await resizer.actual() if resizer.asked is None else resizer.asked
+        try:
+            yield await self.set_target(size, wait_s=wait_s)
+        except BaseException:
+            with suppress(ConnectionLost, QmpError):
+                await resizer.ask(before)
+            raise
+        await self._wait_reached(await self._ask(before), wait_s)
 
     async def wait_for(self, condition: Callable[[VmState], bool], *, timeout_s: float) -> VmState:
         """Wait until ``condition`` holds for the VM's state and return that state.
@@ -242,11 +258,25 @@ class Vm:
                 await self._sampler.start(1)
         return self._sampler
 
-    async def _wait_reached(self, target: int, size: int, wait_s: float) -> None:
+    async def _ask(self, size: Size) -> _Asked:
+        resizer = await self._find_balloon()
+        whole = await balloon.memory_size(self._session)
+        target = round_up_to_page(parse_size(size, whole=whole))
+        if target > whole:
+            raise OutOfRange(
+                f"{format_size(target)} is more than the VM's {format_size(whole)}: "
+                "a balloon cannot add memory"
+            )
+        danger = self._danger_of(target)
+        shrinks = danger is not None and target < await resizer.actual()
+        await resizer.ask(target)
+        return _Asked(target, whole, danger if shrinks else None)
+
+    async def _wait_reached(self, asked: _Asked, wait_s: float) -> None:
         resizer, deadline_s = await self._find_balloon(), time.monotonic() + wait_s
-        while not is_reached(await resizer.actual(), target, size):
+        while not is_reached(await resizer.actual(), asked.target, asked.size):
             if time.monotonic() >= deadline_s:
-                raise await self._not_reached(target, wait_s)
+                raise await self._not_reached(asked.target, wait_s)
             await asyncio.sleep(_POLL_S)
 
     async def _not_reached(self, target: int, waited_s: float) -> NotReached:
@@ -277,6 +307,7 @@ class Vm:
         return f"{place}the guest's balloon driver is up and sends no statistics"
 
     async def _close(self) -> None:
+        self._session.request_timeout_s = _CLOSES_S
         if self._sampler is not None:
             with suppress(ConnectionLost, QmpError):  # then QEMU has no interval of ours
                 await self._sampler.stop()
@@ -287,60 +318,10 @@ def session_of(vm: Vm) -> Session:
     return vm._session
 
 
-class _EventLog:
-    """The last events, numbered from connect on; a bounded ring, which needs no reader."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A target that QEMU has accepted, the VM's size, both in bytes, and why the target is dangerous."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.changed = asyncio.Event()  # set and replaced at each event
-        self._kept: deque[Event] = deque(maxlen=_MOST_EVENTS)
-
-    @property
-    def first(self) -> int:
-        """The number of the oldest event in the ring."""
-        return self.count - len(self._kept)
-
-    def __getitem__(self, number: int) -> Event:
-        return self._kept[number - self.first]
-
-    def add(self, name: str, details: Mapping[str, object]) -> None:
-        self._kept.append(translated(name, details))
-        self.count += 1
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-
-async def _wait_for_machine(session: Session, deadline_s: float) -> Machine:
-    while not (machine := await look_at_machine(session)).is_there:
-        if time.monotonic() >= deadline_s:
-            raise Unreachable(f"{session.path}: {PRECONFIG}")
-        await asyncio.sleep(_POLL_S)
-    return machine
-
-
-async def _open_session(path: str, events: _EventLog, timeout_s: float) -> Session:
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        table = socket_table(path)  # before our own connection is in it
-        try:
-            monitor = open_monitor(path)
-            break
-        except (Unreachable, MonitorBusy):
-            if time.monotonic() >= deadline_s:
-                raise
-        await asyncio.sleep(_RETRY_S)
-    try:
-        return await Session.greeted(
-            monitor,
-            events.add,
-            greeting_timeout_s=max(_RETRY_S, deadline_s - time.monotonic()),
-            request_timeout_s=_REQUEST_TIMEOUT_S,
-        )
-    except MonitorBusy:
-        if monitor.pid is not None and is_stopped(monitor.pid):
-            stopped = Unreachable(f"{path}: QEMU (pid {monitor.pid}) is stopped; continue it: kill -CONT")
-            stopped.stopped_pid = monitor.pid
-            raise stopped from None
-        if table.listening and not table.accepted:
-            raise Unreachable(f"{path}: connected, but QEMU did not greet within {timeout_s:g} s") from None
-        raise
+    target: int
+    size: int
+    danger: str | None

@@ -123,6 +123,7 @@ class _Host:
 class _Vm:
     availability: str = ""
     document: Mapping[str, object] = field(default_factory=dict)
+    record: FleetVm | None = None  # made of this document, when it was read last
 
 
 class EventLog:
@@ -251,33 +252,32 @@ class Fleet:
         return min(ages_s) <= HEARTBEATS * heartbeat_s
 
     def _host_record(self, name: str, host: _Host) -> FleetHost:
-        document = host.document
-        texts: dict[str, Any] = {key: _text(document.get(key)) for key in _HOST_TEXTS}
-        sizes: dict[str, Any] = {key: _whole(document.get(key)) for key in _HOST_SIZES}
-        return FleetHost(
-            host=name,
-            online=self._is_online(host),
-            **texts,
-            **sizes,
-            heartbeat_s=_number(document.get("heartbeat_s")),
-            document=document,
-        )
+        return host_of(name, host.document, online=self._is_online(host))
 
     def _vm_record(self, key: str, vm: _Vm) -> FleetVm:
         host, _, name = key.partition("/")
-        document = vm.document
-        texts: dict[str, Any] = {key: _text(document.get(key)) for key in _VM_TEXTS}
-        sizes: dict[str, Any] = {key: _whole(document.get(key)) for key in _VM_SIZES}
         is_online = vm.availability == "online" and self._is_online(self._hosts.get(host))
-        return FleetVm(
-            host=host,
-            vm=name,
-            online=is_online,
-            **texts,
-            **sizes,
-            state=state_of(document),
-            document=document,
-        )
+        made = vm.record
+        if made is None or made.online is not is_online or made.document is not vm.document:
+            made = vm.record = vm_of(host, name, vm.document, online=is_online)
+        return made
+
+
+def host_of(host: str, document: Mapping[str, object], *, online: bool) -> FleetHost:
+    """Return the record of a host object, which is untrusted; ``host`` is its name in topics."""
+    texts: dict[str, Any] = {key: _text(document.get(key)) for key in _HOST_TEXTS}
+    sizes: dict[str, Any] = {key: _whole(document.get(key)) for key in _HOST_SIZES}
+    heartbeat_s = _number(document.get("heartbeat_s"))
+    return FleetHost(host=host, online=online, **texts, **sizes, heartbeat_s=heartbeat_s, document=document)
+
+
+def vm_of(host: str, vm: str, document: Mapping[str, object], *, online: bool) -> FleetVm:
+    """Return the record of a VM object, which is untrusted; ``host`` and ``vm`` are names in topics."""
+    texts: dict[str, Any] = {key: _text(document.get(key)) for key in _VM_TEXTS}
+    sizes: dict[str, Any] = {key: _whole(document.get(key)) for key in _VM_SIZES}
+    return FleetVm(
+        host=host, vm=vm, online=online, **texts, **sizes, state=state_of(document), document=document
+    )
 
 
 _HOST_TEXTS: Final = ("name", "version", "policy", "mode", "level")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from qmpballoon.addresses import name_from
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.names import Names
 from qmpballoon.agent.run import Identity
@@ -230,7 +231,7 @@ class Registry:
 
     def stem_of(self, path: str, life: Life | None) -> str:
         """Return the name of a QEMU without ``-name``: the file stem of the first of its sockets seen."""
-        stem = Path(path).stem
+        stem = name_from(path)
         return stem if life is None else self._stems.setdefault(life, stem)
 
     def may_serve(self, connector: Serving, life: Life) -> bool:

@@ -31,6 +31,7 @@ from qmpballoon.protocol.verbs import (
     Reclaim,
     Release,
     Reload,
+    Room,
     SetLimits,
     SetMode,
     SetPolicy,
@@ -78,6 +79,8 @@ class Service:
                 return [_listed(vm.status) for vm in self._registry]
             case Reload():
                 return self._reload()
+            case Room():
+                return self._room(asked)
             case Reclaim():
                 return await self._reclaim(asked)
             case Release():
@@ -184,6 +187,12 @@ class Service:
         self._governor.choose(asked.name, asked.mode)
         await self._context.store.saved()
         return {"name": self._context.policy, "mode": self._context.mode}
+
+    def _room(self, asked: Room) -> Mapping[str, object]:
+        """Tell whether a new VM fits; nothing is kept free for it."""
+        host = self._governor.host()
+        headroom = host.room - asked.size.of(host.mem_total)
+        return {"room": host.room, "fits": headroom >= 0, "headroom": headroom}
 
     async def _reclaim(self, asked: Reclaim) -> Mapping[str, object]:
         """Take memory from the VMs and wait until it is free or the deadline has passed."""

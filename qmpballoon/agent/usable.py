@@ -90,7 +90,7 @@ def findings(configuration: Configuration) -> Iterator[Finding]:
         reason = 'no VM can be found: name globs, such as "/run/qmpballoon/*.qmp"'
         yield Finding(("discovery", "sockets"), reason, is_error=False)
     for pattern in configuration.discovery.sockets:
-        if (why := refused_path(pattern)) is not None:
+        if (why := refused_path(pattern, allow_remote=configuration.discovery.allow_remote)) is not None:
             yield Finding(("discovery", "sockets"), why)
     if (unusable := unusable_directory(configuration.agent.state_dir)) is not None:
         yield Finding(("agent", "state_dir"), f"{unusable} ({_checked_as()})")

@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from qmpballoon import terminal
+from qmpballoon.addresses import name_from
 from qmpballoon.api import DangerousTarget, Vm
 from qmpballoon.cli.arguments import seconds, size
 from qmpballoon.cli.outcomes import error_object, print_outcomes
@@ -117,8 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _pulse_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
-    choice = await choose([arguments.vm], arguments.control)
-    pulsed = f"{len(choice.vms)} VMs" if len(choice.vms) > 1 else Path(choice.vms[0].path).stem
+    choice = await choose([arguments.vm], arguments.control, allow_remote=arguments.allow_remote)
+    pulsed = f"{len(choice.vms)} VMs" if len(choice.vms) > 1 else name_from(choice.vms[0].path)
 
     async def line(elapsed_s: float) -> str:
         return f"{elapsed_s:.0f} s, taking from {pulsed} and giving back"
@@ -155,7 +155,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 async def _pulse(found: Chosen, keep: Amount | None, timeout_s: float) -> Outcome:
     began_s = time.monotonic()
-    name, agent = found.vm.name if found.vm else Path(found.path).stem, None
+    name, agent = found.vm.name if found.vm else name_from(found.path), None
     try:
         if found.through is not None:
             agent = found.through[0].host

@@ -8,10 +8,10 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from qmpballoon import terminal
+from qmpballoon.addresses import name_from
 from qmpballoon.api import DangerousTarget, Vm
 from qmpballoon.cli.arguments import seconds, size
 from qmpballoon.cli.outcomes import error_object, print_outcomes
@@ -160,7 +160,7 @@ def check_target(state: VmState, target: int) -> None:
 
 
 async def _set_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
-    choice = await choose([arguments.vm], arguments.control)
+    choice = await choose([arguments.vm], arguments.control, allow_remote=arguments.allow_remote)
     outcomes = await _set_all(choice.vms, arguments.size, arguments.wait, force=arguments.force)
     return outcomes, choice.problems
 
@@ -181,7 +181,7 @@ async def _set_all(
             async with connected(found.path, timeout_s=_CONNECT_S) as vm:
                 return await _set_one(vm, found.path, amount, wait_s, force=force, waiting=waiting)
         except QmpBalloonError as error:
-            name = found.vm.name if found.vm else Path(found.path).stem
+            name = found.vm.name if found.vm else name_from(found.path)
             return Outcome(name, found.path, error=error, agent=found.agent.host if found.agent else None)
 
     async with terminal.progress(line), asyncio.TaskGroup() as group:

@@ -7,10 +7,10 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from qmpballoon import terminal
+from qmpballoon.addresses import name_from
 from qmpballoon.api import Vm, connect
 from qmpballoon.cli.arguments import condition, seconds
 from qmpballoon.cli.outcomes import error_object, print_outcomes
@@ -160,7 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _wait_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
-    choice = await choose([arguments.vm], arguments.control)
+    choice = await choose([arguments.vm], arguments.control, allow_remote=arguments.allow_remote)
     waits = [_Wait(found, arguments.condition, arguments.timeout, arguments.control) for found in choice.vms]
 
     async def line(elapsed_s: float) -> str:
@@ -176,7 +176,7 @@ class _Wait:
     """One VM, over any number of connections to its monitor or its agent, until the time is over."""
 
     def __init__(self, found: Chosen, wanted: Condition, timeout_s: float, control: str | None) -> None:
-        self.name = found.vm.name if found.vm else Path(found.path).stem
+        self.name = found.vm.name if found.vm else name_from(found.path)
         self.is_over = False
         self._found = found
         self._wanted = wanted
@@ -223,14 +223,19 @@ class _Wait:
     async def _look_again(self) -> None:
         """Find out whether an agent holds the monitor by now, or none does any more."""
         try:
-            choice = await choose([self._found.path], self._control)
+            choice = await choose([self._found.path], self._control, allow_remote=True)
         except QmpBalloonError:
             return
-        self._found = next((found for found in choice.vms if found.path == self._found.path), self._found)
+        same = [found for found in choice.vms if found.path == self._found.path]
+        if not same and len(choice.vms) == 1 and choice.vms[0].vm is not None:
+            same = list(choice.vms)  # typed as a name, before its agent ran
+            self.name = choice.vms[0].vm.name
+        self._found = next(iter(same), self._found)
 
     async def _directly(self) -> None:
         wanted = self._wanted
-        async with connect(self._found.path, timeout_s=max(0.05, min(self._left_s, _SLICE_S))) as vm:
+        slice_s = max(0.05, min(self._left_s, _SLICE_S))
+        async with connect(self._found.path, timeout_s=slice_s, allow_remote=True) as vm:
             self.name = vm.name
             if wanted.text == "reached" or wanted.figure == "target":
                 raise RequestRefused(

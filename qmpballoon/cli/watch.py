@@ -7,10 +7,10 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 from qmpballoon import terminal
+from qmpballoon.addresses import name_from
 from qmpballoon.api import Vm
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import DONE
@@ -56,12 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _watch_typed(arguments: argparse.Namespace) -> None:
-    choice = await choose(arguments.vms, arguments.control)
+    choice = await choose(arguments.vms, arguments.control, allow_remote=arguments.allow_remote)
     await _watch_all(choice.vms, arguments.interval, as_json=arguments.json)
 
 
 async def _watch_all(vms: Sequence[Chosen], interval_s: float, *, as_json: bool) -> None:
-    width = max((len(found.vm.name if found.vm else Path(found.path).stem) for found in vms), default=0)
+    width = max((len(found.vm.name if found.vm else name_from(found.path)) for found in vms), default=0)
     output = _Output(as_json=as_json, width=width)
     async with asyncio.TaskGroup() as group:
         for found in vms:
@@ -81,7 +81,7 @@ class _Watch:
         self._path = path
         self._interval_s = interval_s
         self._output = output
-        self._name = Path(path).stem
+        self._name = name_from(path)
         self._problem: str | None = None  # the last one printed, so that each is printed once
 
     async def run(self) -> None:

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from qmpballoon import readers
+from qmpballoon.addresses import is_tcp, refused_address
 from qmpballoon.readers import (
     LONGEST_SOCKET_PATH,
     Reader,
@@ -22,7 +23,6 @@ from qmpballoon.readers import (
     amount,
     did_you_mean,
     parts,
-    refused_address,
     shown,
     text,
 )
@@ -162,19 +162,19 @@ def glob(value: object) -> str:
 
 
 def socket_glob(value: object) -> str:
-    """Read a shell pattern of absolute socket paths."""
+    """Read a shell pattern of absolute socket paths, or an address of TCP."""
     pattern = glob(value)
-    if (refused := refused_address(pattern)) is not None:
+    if (refused := refused_address(pattern, allow_remote=True)) is not None:
         raise Wrong(refused)
-    if not pattern.startswith("/"):
+    if not (pattern.startswith("/") or is_tcp(pattern)):
         raise Wrong(f"must be an absolute path that starts with /, not {shown(value)}")
     return pattern
 
 
 def match_socket_glob(value: object) -> str:
-    """Read a shell pattern that is compared with absolute socket paths."""
+    """Read a shell pattern that is compared with absolute socket paths and addresses of TCP."""
     pattern = glob(value)
-    if pattern[0] not in "/*?[":
+    if pattern[0] not in "/*?[" and not is_tcp(pattern):
         raise Wrong(f'is held against absolute paths: start with / or write "*/{pattern}"')
     return pattern
 

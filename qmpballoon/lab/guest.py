@@ -85,9 +85,12 @@ class Machine:
     disk: int = 0  # bytes of a blank read-only disk, for `cache N` to read; 0: none
     paused: bool = False  # -S: runs no instruction
     arguments: tuple[str, ...] = ()  # appended to QEMU's
+    command: tuple[str, ...] = ()  # a QEMU and its options, instead of all of the above
 
     def options(self) -> list[str]:
         """Return QEMU's options for this machine."""
+        if self.command:
+            return list(self.command[1:])
         options = [
             "-accel",
             "tcg,tb-size=16",
@@ -138,7 +141,7 @@ class LabGuest:
         self.snapshot = snapshot
         self.socket = directory / f"{name}.qmp"
         self.console = directory / f"{name}.console"
-        self._log = directory / f"{name}.log"
+        self.log = directory / f"{name}.log"
         self._monitor_socket = directory / f"{name}.monitor"
         self._serial_socket = directory / f"{name}.serial"
         self._program: Program | None = None
@@ -155,7 +158,8 @@ class LabGuest:
             MissingPrograms: QEMU is not installed.
         """
         try:
-            self._program = Program([QEMU, *self._arguments()], log=self._log)
+            program = self.machine.command[0] if self.machine.command else QEMU
+            self._program = Program([program, *self._arguments()], log=self.log)
             self._monitor = SecondMonitor(self._monitor_socket)
             await self._until_listening()
             if self.machine.image is not None:
@@ -172,7 +176,13 @@ class LabGuest:
             raise
 
     def _arguments(self) -> list[str]:
+        own = self.machine.command
         arguments = [] if self.qemu_name is None else ["-name", self.qemu_name.replace(",", ",,")]
+        arguments = [] if "-name" in own else arguments
+        if own and not {"-display", "-nographic"} & set(own):
+            arguments += ["-display", "none"]
+        if own and not {"-serial", "-nographic"} & set(own):
+            arguments += ["-serial", f"file:{self.console}"]
         arguments += ["-qmp", f"unix:{self.socket},server=on,wait=off"]
         arguments += ["-qmp", f"unix:{self._monitor_socket},server=on,wait=off"]
         if self.machine.image is not None:
@@ -232,7 +242,7 @@ class LabGuest:
             LabError: not started.
         """
         if self._program is None:
-            raise LabError(f"{self.name} is not started")
+            raise LabError(f"{self.name} does not run")
         return self._program
 
     @property
@@ -253,7 +263,7 @@ class LabGuest:
             LabError: not started.
         """
         if self._monitor is None:
-            raise LabError(f"{self.name} is not started")
+            raise LabError(f"{self.name} does not run")
         return self._monitor
 
     def stop(self) -> None:
@@ -351,5 +361,5 @@ class LabGuest:
 
     def _open_serial(self) -> SerialPort:
         if self._serial is None:
-            raise LabError(f"{self.name} has no guest inside, or is not started")
+            raise LabError(f"{self.name} has no guest inside, or does not run")
         return self._serial

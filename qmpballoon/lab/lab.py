@@ -99,6 +99,14 @@ class Lab:
         machine = Machine(memory, None, balloon, paused=paused, arguments=tuple(arguments))
         return await self._start(name, machine, qemu_name, None)
 
+    async def own_qemu(self, command: Sequence[str], name: str | None = None) -> LabGuest:
+        """Start a QEMU with a command line of its own; see `qmpballoon.lab.vms.QemuVms.start`.
+
+        Raises:
+            LabError: it cannot be started.
+        """
+        return await self._start(name, Machine(command=tuple(command)), "", None)
+
     async def _start(
         self, name: str | None, machine: Machine, qemu_name: str | None, saved: Path | None
     ) -> LabGuest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from qmpballoon.lab.require import LabError
 
@@ -20,7 +20,7 @@ class SerialPort(asyncio.Protocol):
     def __init__(self) -> None:
         self.boots = 0
         self.line_received = asyncio.Event()
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.Transport | None = None
         self._rest = b""
         self._tags = 0
         self._answers: dict[str, asyncio.Future[str]] = {}
@@ -37,7 +37,7 @@ class SerialPort(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Store the transport (called by asyncio)."""
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class does not derive from it
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail all pending commands (called by asyncio)."""
@@ -88,10 +88,10 @@ class SerialPort(asyncio.Protocol):
 
     def send(self, line: str) -> None:
         """Send a line that is not answered; it is lost if the port is closed or the guest is not ready."""
-        if isinstance(self._transport, asyncio.WriteTransport):
+        if self._transport is not None:
             self._transport.write(f"{line}\n".encode("ascii"))
 
     def close(self) -> None:
         """Close the port at once."""
-        if isinstance(self._transport, asyncio.WriteTransport):
+        if self._transport is not None:
             self._transport.abort()

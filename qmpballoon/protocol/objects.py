@@ -165,6 +165,13 @@ def host_object(
         "seq": seq,
         "uptime_s": round(uptime_s, 1),
         "heartbeat_s": agent.heartbeat_s,
+        **host_figures(record),
+    }
+
+
+def host_figures(record: HostStatus) -> dict[str, object]:
+    """Return what the host object says of the host: all but who publishes it."""
+    return {
         "policy": record.policy,
         "mode": record.mode,
         "level": record.level,

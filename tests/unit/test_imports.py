@@ -23,6 +23,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "quick_ack": "",
     "units": "",
     "not_reached": "",
+    "addresses": "",
     "readers": "",
     "condition": "",
     "spare": "",
@@ -36,7 +37,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
         guard host_level registry
     """,
-    "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
+    "qmp": ". commands discovery events monitor tcp repeated resizer wire intake client balloon process",
     "doctor": ". facts findings vm_rules host_rules report vm host",
     "protocol": ". fields event_kinds objects payloads verbs schemas requests",
     "mqtt": """
@@ -46,11 +47,15 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "fleet": "",
     "client": "",
+    "opening": "",
     "api": "",
+    "loop_thread": "",
+    "sync": "",
     "__init__": "",
     "control": "",
     "agent": """
-        . back_off boot run event_loop usable feed holds state_file store systemd wheel usual_poll vm_session
+        . back_off boot run event_loop usable wakeup feed holds state_file store systemd wheel usual_poll
+        vm_session
         context host_monitor limits spec vm_polls vm actuator names registry arrival connector supervisor
         governor ending examination pulse service stop subscription control app
     """,
@@ -60,11 +65,13 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "lab": """
         . demo demo.picture demo.workload require kernel process serial waiting broker image
-        second_monitor guest snapshot lab demo.testbed demo.output demo.measurement demo.run
+        second_monitor guest snapshot lab vms demo.testbed demo.output demo.measurement demo.run
     """,
+    "pytest_plugin": "",
+    "top": ". rows columns history picture source listing dialogs details app",
     "cli": """
         why_lines answer_lines arguments broker program outcomes sockets vms . agent check_config ctl demo
-        doctor forget simulate status set pulse wait watch why
+        doctor forget simulate status set pulse wait watch why top_local top
     """,
     "__main__": "",
 }
@@ -152,6 +159,21 @@ def test_the_package_imports_neither_mqtt_nor_uvloop_and_logs_nothing() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_names_of_the_package_are_imported_when_they_are_used() -> None:
+    program = (
+        "import sys, qmpballoon;"
+        "early = sorted(name for name in sys.modules if name.startswith('qmpballoon.') or name == 'asyncio');"
+        "there = [getattr(qmpballoon, name) for name in [*qmpballoon.__all__, 'sync']];"
+        "print(early, len(there), set(qmpballoon.__all__) <= set(dir(qmpballoon)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == f"[] {len(qmpballoon.__all__) + 1} True"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        qmpballoon.nonsense  # noqa: B018
 
 
 def test_there_is_one_way_to_log() -> None:

@@ -1,0 +1,117 @@
+"""Opening the monitor of one VM, for programs and one-shot commands."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from asyncio.subprocess import Process as AsyncioProcess
+from typing import Any, Final, TypeAlias
+
+from qmpballoon.addresses import is_tcp, refused_address
+from qmpballoon.errors import ConnectionLost, MonitorBusy, Unreachable
+from qmpballoon.procfs import is_stopped
+from qmpballoon.qmp.client import EventSink, Session
+from qmpballoon.qmp.monitor import open_monitor, socket_table
+from qmpballoon.qmp.process import PRECONFIG, Machine, look_at_machine
+from qmpballoon.qmp.tcp import HELD_OR_HANGS, open_tcp_monitor
+
+POLL_S: Final = 0.05
+_REQUEST_TIMEOUT_S: Final = 5.0
+_ENDS_S: Final = 0.5  # between the end of a process's sockets and its own; milliseconds on an idle machine
+
+Process: TypeAlias = subprocess.Popen[Any] | AsyncioProcess
+"""A QEMU that the caller has started, and whose end the caller may await."""
+
+
+async def open_session(
+    path: str,
+    on_event: EventSink,
+    *,
+    timeout_s: float,
+    process: Process | None = None,
+    allow_remote: bool = False,
+) -> Session:
+    """Wait up to ``timeout_s`` until the socket exists, accepts and greets; return the running session.
+
+    Raises:
+        Unreachable: no socket, no listener, access denied, ``process`` has ended, or QEMU does not answer.
+        MonitorBusy: another client holds the monitor.
+        ConnectionLost: the peer does not speak QMP.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    if is_tcp(path) and (refused := refused_address(path, allow_remote=allow_remote)) is not None:
+        raise Unreachable(f"{path}: {refused}")
+    while True:
+        has_ended = process is not None and exit_status(process) is not None  # before a last attempt
+        table = socket_table(path)  # before our own connection is in it
+        try:
+            if is_tcp(path):
+                left_s = max(POLL_S, deadline_s - time.monotonic())
+                monitor = await open_tcp_monitor(path, timeout_s=left_s)
+            else:
+                monitor = open_monitor(path)
+            break
+        except (Unreachable, MonitorBusy) as error:
+            if has_ended and isinstance(error, Unreachable):
+                raise _ended(path, process) from error
+            if time.monotonic() >= deadline_s:
+                raise
+        await asyncio.sleep(POLL_S)
+    try:
+        return await Session.greeted(
+            monitor,
+            on_event,
+            greeting_timeout_s=max(POLL_S, deadline_s - time.monotonic()),
+            request_timeout_s=_REQUEST_TIMEOUT_S,
+        )
+    except ConnectionLost as error:
+        if process is not None and await _ends(process):
+            raise _ended(path, process) from error
+        raise
+    except MonitorBusy:
+        if is_tcp(path):
+            raise MonitorBusy(f"{path}: no greeting within {timeout_s:g} s: {HELD_OR_HANGS}") from None
+        if monitor.pid is not None and is_stopped(monitor.pid):
+            stopped = Unreachable(f"{path}: QEMU (pid {monitor.pid}) is stopped; continue it: kill -CONT")
+            stopped.stopped_pid = monitor.pid
+            raise stopped from None
+        if table.listening and not table.accepted:
+            raise Unreachable(f"{path}: connected, but QEMU did not greet within {timeout_s:g} s") from None
+        raise
+
+
+async def wait_for_machine(session: Session, deadline_s: float) -> Machine:
+    """Wait while QEMU is in ``-preconfig``, until ``deadline_s`` on the monotonic clock.
+
+    Raises:
+        Unreachable: it still is.
+        ConnectionLost: the session ended meanwhile.
+    """
+    while not (machine := await look_at_machine(session)).is_there:
+        if time.monotonic() >= deadline_s:
+            raise Unreachable(f"{session.path}: {PRECONFIG}")
+        await asyncio.sleep(POLL_S)
+    return machine
+
+
+def exit_status(process: Process) -> int | None:
+    """Return the exit status of a process, negative for a signal; None while it runs."""
+    return process.poll() if isinstance(process, subprocess.Popen) else process.returncode
+
+
+async def _ends(process: Process) -> bool:
+    """Tell whether a process whose sockets are closed has ended, or does so in a moment."""
+    deadline_s = time.monotonic() + _ENDS_S
+    while exit_status(process) is None:
+        if time.monotonic() >= deadline_s:
+            return False
+        await asyncio.sleep(POLL_S / 10)
+    return True
+
+
+def _ended(path: str, process: Process | None) -> Unreachable:
+    assert process is not None
+    status = exit_status(process) or 0
+    how = f"killed by signal {-status}" if status < 0 else f"it exited with status {status}"
+    return Unreachable(f"{path}: the QEMU process (pid {process.pid}) has ended: {how}")

@@ -39,11 +39,11 @@ class TopApp(App[None]):
 
     CSS = """
     Screen { layout: vertical; }
-    #head { height: 1; background: $primary 30%; }
+    #head { height: 1; background: $primary 30%; text-wrap: nowrap; text-overflow: ellipsis; }
     #head.lost { background: $error 40%; }
     #empty { height: auto; padding: 1 2; color: $text-muted; display: none; }
     #filter { display: none; height: 1; border: none; padding: 0 1; background: $boost; }
-    #selected { height: 1; padding: 0 1; color: $text-muted; }
+    #selected { height: 1; padding: 0 1; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
     #keys { height: 1; background: $boost; color: $text-muted; }
     """
     TITLE = "qmpballoon top"
@@ -141,7 +141,7 @@ class TopApp(App[None]):
             ]
         )
         if source.problem is not None:
-            words.insert(1, f"NOT CONNECTED: {clean(source.problem)[:_LONGEST_PROBLEM]}")
+            words[0] = f"NOT CONNECTED: {clean(source.problem)[:_LONGEST_PROBLEM]}"
         head = self._main.query_one("#head", Static)
         head.update(Content(" " + "  ".join(words)))
         head.set_class(source.problem is not None, "lost")

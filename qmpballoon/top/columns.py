@@ -51,7 +51,7 @@ class Column:
 _COLUMNS: Final = (
     Column("NAME", 14, "name", grows=2, widest=32),
     Column("HEALTH", 13, "health"),
-    Column("", 10, grows=4, widest=48, rank=1),
+    Column("", 9, grows=4, widest=48, rank=1),
     Column("HELD", 8, "held", right=True, rank=2),
     Column("AVAIL", 8, "available", right=True),
     Column("BALLOON", 8, "balloon", right=True, rank=3),
@@ -60,9 +60,11 @@ _COLUMNS: Final = (
     Column("TARGET", 8, right=True, rank=7),
     Column("RSS", 8, right=True, rank=8),
     Column("MODE", 7, rank=9),
-    Column("WHY", 12, grows=1, widest=20),
+    Column("WHY", 13, grows=1, widest=20),
 )
 _HOST_AND_NAME: Final = 22
+_ALIGNED: Final = 100  # columns from which the bar of a host stands above those of its VMs
+_LEVEL_WIDTH: Final = 7
 _GAP: Final = 1
 
 
@@ -163,18 +165,18 @@ def _cells(part: int, whole: int, width: int) -> int:
 
 def host_cells(row: HostRow, width: int, glyphs: Glyphs = BLOCKS) -> list[Cell]:
     """Return the cells of a host's line: its level, a bar of its budget, the figures that fit."""
-    name = fitted(row.name, 14 if width < 100 else 20)
+    name, health, of_bar = (column.width for column in columns(max(width, _ALIGNED))[:3])
+    level, wide = (health, of_bar) if width >= _ALIGNED else (_LEVEL_WIDTH, max(6, width // 8))
     cells: list[Cell] = [
-        (name, "host" if row.online else "quiet"),
+        (fitted(row.name, name), "host" if row.online else "quiet"),
         (" ", "plain"),
-        (fitted(row.level, 7), row.tone),
+        (fitted(row.level, level), row.tone),
     ]
     counted = f"{row.vms_online}/{row.vms} VMs"
     if not row.online:
         return clipped([*cells, (f" {counted}: its agent is not connected", "quiet")], width)
     more: list[list[Cell]] = []
     if row.budget is not None and row.budget > 0 and row.used is not None:
-        wide = max(6, min(30, width // 8))
         used = _cells(row.used, row.budget, wide)
         style = "bad" if row.used > row.budget else "held"
         more.append(

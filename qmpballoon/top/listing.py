@@ -61,7 +61,9 @@ def segments(widget: Widget, cells: list[Cell], *, is_cursor: bool = False) -> l
     styles = {name: widget.get_component_rich_style(f"cell--{name}") for _, name in cells}
     if is_cursor:
         colour = widget.get_component_rich_style("cell--cursor").bgcolor
-        styles = {name: style + Style(bgcolor=colour) for name, style in styles.items()}
+        has_shades = widget.app.console.color_system in ("256", "truecolor")
+        cursor = Style(bgcolor=colour) if has_shades else Style(reverse=True)
+        styles = {name: style + cursor for name, style in styles.items()}
     return [Segment(text, styles[name]) for text, name in cells]
 
 

@@ -19,6 +19,7 @@ from qmpballoon.top.rows import (
     host_row,
     in_order,
     matching,
+    natural,
     vm_row,
 )
 
@@ -88,7 +89,7 @@ class Picture:
             self.history.forget(gone)
         self._vms = current
         before, self._hosts = self._hosts, {}
-        for name in sorted(dict.fromkeys((*hosts, *counted))):
+        for name in sorted(dict.fromkeys((*hosts, *counted)), key=natural):
             if self._is_wanted(name):
                 made = host_row(hosts.get(name), name, *counted.get(name, (0, 0)))
                 same = before.get(name)

@@ -5,6 +5,7 @@ Names and words come from VMs and agents: they are stripped of control character
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
@@ -182,24 +183,20 @@ def in_order(rows: Iterable[VmRow], key: SortKey, *, reverse: bool = False) -> l
     ``reverse`` turns all of it round, except that what is unknown stays last.
     """
     value = _VALUES[key]
-    ordered = sorted(rows, key=lambda row: (*value(row), _natural(row.name), row.id), reverse=reverse)
+    ordered = sorted(rows, key=lambda row: (*value(row), natural(row.name), row.id), reverse=reverse)
     if reverse and key not in ("name", "health"):
         ordered.sort(key=lambda row: value(row)[0] is True)
     return ordered
 
 
-def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a key that puts ``web2`` before ``web10``."""
-    parts: list[tuple[int, int, str]] = []
-    run = ""
-    for character in name.lower() + "\0":
-        if run and (character in _DIGITS) != (run[-1] in _DIGITS):
-            parts.append((0, int(run), "") if run[-1] in _DIGITS else (1, 0, run))
-            run = ""
-        run += character
-    return tuple(parts)
+def natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a key of a name that puts ``web2`` before ``web10``."""
+    return tuple(
+        (0, int(part), "") if part[0] in _DIGITS else (1, 0, part) for part in _PARTS.findall(name.lower())
+    )
 
 
+_PARTS: Final = re.compile("[0-9]+|[^0-9]+")
 _DIGITS: Final = frozenset("0123456789")
 
 

@@ -39,7 +39,7 @@ def test_a_narrow_terminal_has_the_columns_that_matter_and_a_wide_one_all() -> N
     assert len(titles(200)) == 12
 
 
-@pytest.mark.parametrize("width", [50, 60, 79, 80, 100, 133, 160])
+@pytest.mark.parametrize("width", [51, 60, 79, 80, 100, 133, 160])
 def test_the_columns_fill_the_width(width: int) -> None:
     shown = columns(width)
     filled = sum(column.width for column in shown) + len(shown) - 1
@@ -101,6 +101,16 @@ def test_the_line_of_a_host_over_its_budget_is_bad() -> None:
     fleet.host("edge-7", used=9 * GIB)
     cells = host_cells(host_row(fleet.hosts["edge-7"], "edge-7", 1, 1), 80, ASCII)
     assert ("#" * 10, "bad") in cells
+    assert sum(cell_len(text) for text, _ in cells) == 80
+
+
+def test_the_bar_of_a_host_stands_above_those_of_its_vms_on_a_wide_terminal() -> None:
+    fleet = FakeFleet()
+    fleet.host("edge-7")
+    of_host = text_of(host_cells(host_row(fleet.hosts["edge-7"], "edge-7", 1, 1), 120, ASCII))
+    of_vm = text_of(vm_cells(row(), columns(120), ASCII))
+    assert of_host.index("#") == of_vm.index("#")
+    assert of_host.rindex(".", 0, 70) == of_vm.rindex(".", 0, 70)
 
 
 def test_the_line_of_a_host_that_is_gone_says_so() -> None:

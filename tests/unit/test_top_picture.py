@@ -31,6 +31,13 @@ def test_the_vms_stand_below_their_hosts() -> None:
     assert picture.counts == Counts(hosts=3, vms=4, not_ok=2, shown=4)
 
 
+def test_hosts_are_in_the_order_of_their_numbers() -> None:
+    fleet = FakeFleet()
+    for host in ("edge-10", "edge-9", "db"):
+        fleet.host(host)
+    assert shown(Picture(), fleet) == ["db", "edge-9", "edge-10"]
+
+
 def test_the_views_follow_each_other() -> None:
     fleet, picture = a_fleet(), Picture(Wishes(key="available"))
     assert shown(picture, fleet) == ["a", "a/web2", "a/web1", "b", "b/db", "c", "c/lost"]

@@ -6,7 +6,7 @@ import pytest
 from top_fleet import FakeFleet
 
 from qmpballoon.policy.reasons import MAY_NEED_A_PERSON
-from qmpballoon.top.rows import _URGENT, SortKey, VmRow, host_row, in_order, matching, vm_row
+from qmpballoon.top.rows import _URGENT, SortKey, VmRow, host_row, in_order, matching, natural, vm_row
 from qmpballoon.units import GIB, MIB
 
 
@@ -116,3 +116,8 @@ def test_a_reversed_order_leaves_what_is_unknown_last() -> None:
 )
 def test_a_filter_lets_through_what_all_its_words_match(typed: str, names: list[str]) -> None:
     assert [made.name for made in ROWS if matching(typed)(made)] == names
+
+
+def test_names_are_in_the_order_of_their_letters_and_numbers() -> None:
+    names = ["b", "a10", "a9b", "a9", "10", "9", "Ab", "", "日本"]
+    assert sorted(names, key=natural) == ["", "9", "10", "a9", "a9b", "a10", "Ab", "b", "日本"]

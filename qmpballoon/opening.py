@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import time
 from asyncio.subprocess import Process as AsyncioProcess
@@ -20,11 +21,16 @@ from qmpballoon.qmp.monitor import (
     holders_of,
     open_monitor,
     socket_table,
+    was_accepted,
 )
 from qmpballoon.qmp.process import PRECONFIG, Machine, look_at_machine
 from qmpballoon.qmp.tcp import HELD_OR_HANGS, is_tcp_held, open_tcp_monitor
 
 POLL_S: Final = 0.05
+_SILENT: Final = (
+    "a QMP monitor greets at once, so this is another socket, such as that of a guest agent, a serial "
+    "console or SPICE (or QEMU hangs); give QEMU a monitor: -qmp unix:PATH,server=on,wait=off"
+)
 _REQUEST_TIMEOUT_S: Final = 5.0
 _ENDS_S: Final = 0.5  # between the end of a process's sockets and its own; milliseconds on an idle machine
 
@@ -62,6 +68,7 @@ async def open_session(
             if time.monotonic() >= deadline_s:
                 raise
         await asyncio.sleep(POLL_S)
+    same = _duplicate(monitor.connection)  # open until it is known why no greeting came
     try:
         return await Session.greeted(
             monitor,
@@ -78,9 +85,23 @@ async def open_session(
             raise MonitorBusy(f"{path}: no greeting within {timeout_s:g} s: {HELD_OR_HANGS}") from None
         if monitor.pid is not None and is_stopped(monitor.pid):
             raise _stopped(path, monitor.pid) from None
+        if same is not None and was_accepted(same):
+            raise Unreachable(
+                f"{path}: accepted, and no greeting within {timeout_s:g} s: {_SILENT}"
+            ) from None
         if table.listening and not table.accepted:
             raise Unreachable(f"{path}: connected, but QEMU did not greet within {timeout_s:g} s") from None
         raise
+    finally:
+        if same is not None:
+            same.close()
+
+
+def _duplicate(connection: socket.socket) -> socket.socket | None:
+    try:
+        return connection.dup()
+    except OSError:  # no descriptor is left
+        return None
 
 
 async def _opened(path: str, table: SocketTable, deadline_s: float) -> OpenMonitor:

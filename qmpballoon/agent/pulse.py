@@ -126,7 +126,9 @@ async def _until_taken(vm: ManagedVm, run: Run, serial: int, least: int, until_s
     with vm.watched():
         while True:
             changed, status, now_s = vm.changed, vm.status, time.monotonic()
-            if vm.run is not run or run.returns_to is None or vm.serial != serial or vm.mode == "observe":
+            if vm.run is not run or run.returns_to is None or vm.serial != serial:
+                return
+            if vm.mode == "observe" or status.health == "migrating":
                 return
             if not status.answers:
                 raise ConnectionLost(f"{vm.id} is {status.health}: its monitor does not answer")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,8 @@ HELD_OR_HANGS: Final = (
     "nothing tells which; give QEMU one more: -qmp unix:PATH,server=on,wait=off"
 )
 _LISTENS: Final = "0A"  # TCP_LISTEN in /proc/net/tcp: proc(5), include/net/tcp_states.h
+_ESTABLISHED: Final = "01"  # TCP_ESTABLISHED there
+_NO_INODE: Final = "0"  # of a connection that its server has not accepted yet
 _LOCAL_HOSTS: Final = ("127.0.0.1", "::1")
 
 
@@ -60,15 +62,29 @@ def is_tcp_listening(path: str) -> bool:
         return False
     if not address.is_loopback:
         return True
-    end = f":{address.port:04X}"
+    return any(row[3] == _LISTENS for row in _rows_of(address.port))
+
+
+def is_tcp_held(path: str) -> bool:
+    """Tell whether a process of this machine has accepted a client on the port; False if not known."""
+    try:
+        address = tcp_address(path)
+    except ValueError:
+        return False
+    if not address.is_loopback:
+        return False
+    return any(row[3] == _ESTABLISHED and row[9] != _NO_INODE for row in _rows_of(address.port))
+
+
+def _rows_of(port: int) -> Iterator[list[str]]:
+    """Yield the rows of the kernel's tables for the sockets with this local port."""
+    end = f":{port:04X}"
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             lines = Path(table).read_text().splitlines()[1:]
         except OSError:  # a kernel without IPv6
             continue
-        if any(row[1].endswith(end) and row[3] == _LISTENS for row in map(str.split, lines)):
-            return True
-    return False
+        yield from (row for row in map(str.split, lines) if row[1].endswith(end))
 
 
 async def _places(path: str, address: TcpAddress) -> Sequence[tuple[int, tuple[object, ...]]]:

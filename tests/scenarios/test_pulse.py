@@ -259,6 +259,15 @@ async def test_it_ends_when_the_host_is_set_to_observe(harness: AgentHarness, sl
     assert ended_early(harness)
 
 
+async def test_it_ends_when_the_vm_begins_to_migrate(harness: AgentHarness, slow: SimulatedQemu) -> None:
+    pulse = pulsed(harness)
+    await under_way(harness)
+    slow.set_migration("active")
+    await pulse
+    assert ended_early(harness)
+    slow.set_migration(None)
+
+
 async def test_what_another_controller_gave_is_given_back_as_well(
     harness: AgentHarness, slow: SimulatedQemu
 ) -> None:

@@ -35,7 +35,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "policy": """
         . ports reasons sentences in_force sharing snapshot claims estimate cooperation guests ports.fixed
         ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
-        guard host_level registry
+        guard host_level registry release
     """,
     "qmp": ". commands discovery events monitor tcp repeated resizer wire intake client balloon process",
     "doctor": ". facts findings vm_rules host_rules report vm host",

@@ -94,7 +94,8 @@ class Vm:
     async def state(self, *, fresh_s: float = 3.0) -> VmState:
         """Return the VM's state with fresh guest statistics.
 
-        ``fresh_s`` is the longest wait for them (usually 3 ms); ``guest`` is None if none arrive.
+        ``fresh_s`` is the longest wait for them: they take some ms, and up to a second if a calm guest's
+        are equal to the last. ``guest`` is None if none arrive.
 
         Raises:
             NoBalloon: the VM has no balloon device.

@@ -83,9 +83,12 @@ class Connector:
         if mark is not None and self._connection is not None:
             another_file = before is None or before[:2] != mark[:2]
             # The file may exist before its QEMU listens, and it is checked only when it changes.
-            if another_file or self._table(AT_ONCE_S).bound != self._bound:
+            bound = self._table(AT_ONCE_S).bound
+            if another_file or (self._bound and bound != self._bound):
                 log_event("socket-replaced", "the path has another socket now", socket=self.path)
                 self.kick()
+            else:  # perhaps the table from before the connection was older than the socket
+                self._bound = bound
         if mark is None or not self._back_off.waits:
             self._wakeup.set()
 

@@ -8,8 +8,8 @@ A client sends one JSON object a line::
 ``vm`` absent or null: a request of the host. The other keys are those of the request object. Each line
 gets one response object. Two verbs exist only here: ``agent`` tells who this is and lists the VMs with the
 paths of their sockets; after ``subscribe`` (`_subscribe`) event objects come between the answers, and VM
-objects if they are asked for. A response object has ``verb``, an event object ``event``, a VM object
-``run_state``.
+objects and the figures of the host object if they are asked for. A response object has ``verb``, an event
+object ``event``, a VM object ``run_state``, the host's ``level``.
 
 Who may open the socket may do all that the agent can: its mode is 0660, its group that of the agent.
 """
@@ -183,7 +183,7 @@ class ControlSocket:
         """Return the subscription that a client asks for.
 
         ``vm`` null: all VMs and the host. ``states_s``: VM objects, too, at once and when they change, but
-        at most one of a VM in so many seconds; null: events alone.
+        at most one of a VM in so many seconds, and so the host's figures; null: events alone.
         """
         unknown = [key for key in arguments if key != "states_s"]
         states_s = arguments.get("states_s")

@@ -146,7 +146,7 @@ class Registry:
         free = self._names.free_id(base, claim, self._by_id)
         if vm is not None:  # the target belongs to the life, not to the name
             before = store.kept(vm.id)
-            store.keep(free, life=before.life, sent=before.sent)
+            store.keep(free, life=before.life, sent=before.sent, returns_to=before.returns_to)
         self._is_at(path, KnownSocket(free, base, name, claim.owner))
         feed = self._context.feed
         if vm is not None:

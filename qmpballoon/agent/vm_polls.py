@@ -7,7 +7,6 @@ silent, a request.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from typing import Final, Protocol
 
@@ -16,6 +15,7 @@ from qmpballoon.agent.run import Run
 from qmpballoon.agent.spec import VmSpec
 from qmpballoon.agent.usual_poll import REPORTS_WITHIN_S
 from qmpballoon.agent.vm_session import VmSession
+from qmpballoon.agent.wakeup import Wakeup
 from qmpballoon.errors import QmpError
 from qmpballoon.log import log_event
 from qmpballoon.model.facts import VmFacts
@@ -67,7 +67,7 @@ class VmPolls:
         self._vm = vm
         self._schedule = schedule
         self._context = context
-        self._wake = asyncio.Event()
+        self._wake = Wakeup()
         session.on_end(self._wake.set)
 
     async def run(self) -> None:

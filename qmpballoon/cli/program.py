@@ -57,6 +57,7 @@ _VERBS: Final = {
     "status": "Show the size of each VM and the statistics of its guest.",
     "set": "Set the balloon target of a VM.",
     "watch": "Stream the events and figures of VMs until interrupted.",
+    "top": "Show every host and VM on a broker, or of this machine, live.",
     "doctor": "Tell what each VM's balloon can and cannot do, and what mends it.",
     "ctl": "Ask VMs or hosts over MQTT, and print their agents' answers.",
     "wait": "Wait until a VM is ready, at its target, or a figure of it has some size.",
@@ -135,6 +136,17 @@ def exit_code(error: QmpBalloonError) -> int:
             return _CODES.get(word, FAILED)
         case _:
             return FAILED
+
+
+def complete_parser() -> argparse.ArgumentParser:
+    """Return the parser with all verbs and their arguments; making it imports each verb's module."""
+    return _parser(with_arguments=tuple(_VERBS))
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each verb."""
+    found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(found.choices)
 
 
 def _run(typed: list[str]) -> int:
@@ -236,7 +248,7 @@ class _PrintCompletion(argparse.Action):
     ) -> NoReturn:
         import shtab
 
-        complete = _parser(with_arguments=tuple(_VERBS))
+        complete = complete_parser()
         for action in _actions(complete):
             if "SOCKET" in str(action.metavar) or "FILE" in str(action.metavar):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]

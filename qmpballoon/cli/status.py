@@ -17,6 +17,7 @@ from qmpballoon import terminal
 from qmpballoon.addresses import name_from
 from qmpballoon.api import Vm
 from qmpballoon.cli.arguments import seconds
+from qmpballoon.cli.outcomes import error_object
 from qmpballoon.cli.program import CANNOT_REACH, DONE
 from qmpballoon.cli.sockets import connected, is_listening
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
@@ -75,7 +76,7 @@ class Report:
             "rss": self.rss,
             "health": self.health,
             "agent": self.found.agent and self.found.agent.host,
-            "error": self.error and {"code": self.error.code, "message": str(self.error)},
+            "error": error_object(self.error),
         }
 
     def as_row(self) -> tuple[str, ...]:

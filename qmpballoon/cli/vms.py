@@ -7,6 +7,7 @@ be named by its name, or as HOST/NAME where several agents have one of that name
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def choose_from(agents: Agents, typed: Sequence[str], *, allow_remote: bool = Fa
     for word in typed:
         is_there = is_tcp(word) or os.path.lexists(word)
         found = [] if is_there else list(_by_name(word, agents))
-        if not (found or is_there or "/" in word) and agents.running:
+        if not (found or is_there or "/" in word or glob.glob(word)) and agents.running:
             raise Unreachable(_no_such(word, agents))
         found = found or _sockets((word,), held, allow_remote=allow_remote)
         chosen |= {each.path: each for each in found if not each.is_named and each.path not in chosen}

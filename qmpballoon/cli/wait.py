@@ -13,7 +13,7 @@ from qmpballoon import terminal
 from qmpballoon.addresses import name_from
 from qmpballoon.api import Vm, connect
 from qmpballoon.cli.arguments import condition, seconds
-from qmpballoon.cli.program import DONE, exit_code
+from qmpballoon.cli.outcomes import error_object, print_outcomes
 from qmpballoon.cli.status import state_as_json
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
 from qmpballoon.condition import FIGURES, OF_GUEST, Condition
@@ -128,7 +128,7 @@ class Outcome:
             **state_as_json(self.seen.state if self.seen else None),
             "rss": self.seen.rss if self.seen else None,
             "agent": self.agent,
-            "error": self.error and {"code": self.error.code, "message": str(self.error)},
+            "error": error_object(self.error),
         }
 
     def as_line(self) -> str:
@@ -156,19 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return the exit code."""
     outcomes, problems = asyncio.run(_wait_typed(arguments))
-    if arguments.json:
-        terminal.print_json([outcome.as_json() for outcome in outcomes])
-    code = DONE
-    if any(isinstance(outcome.error, MonitorBusy) for outcome in outcomes):
-        for problem in problems:
-            terminal.print_error(terminal.clean(problem))
-    for outcome in outcomes:
-        if outcome.error:
-            terminal.print_error(terminal.clean(outcome.error))
-            code = max(code, exit_code(outcome.error))
-        elif not arguments.json:
-            print(terminal.clean(outcome.as_line()))
-    return code
+    return print_outcomes(outcomes, problems, as_json=arguments.json)
 
 
 async def _wait_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
@@ -238,7 +226,11 @@ class _Wait:
             choice = await choose([self._found.path], self._control, allow_remote=True)
         except QmpBalloonError:
             return
-        self._found = next((found for found in choice.vms if found.path == self._found.path), self._found)
+        same = [found for found in choice.vms if found.path == self._found.path]
+        if not same and len(choice.vms) == 1 and choice.vms[0].vm is not None:
+            same = list(choice.vms)  # typed as a name, before its agent ran
+            self.name = choice.vms[0].vm.name
+        self._found = next(iter(same), self._found)
 
     async def _directly(self) -> None:
         wanted = self._wanted

@@ -12,6 +12,7 @@ from qmpballoon import terminal
 from qmpballoon.addresses import name_from
 from qmpballoon.cli.arguments import count
 from qmpballoon.cli.broker import add_broker_arguments, broker_access
+from qmpballoon.cli.outcomes import error_object
 from qmpballoon.cli.program import CANNOT_REACH, DONE, exit_code
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
 from qmpballoon.cli.why_lines import lines_of
@@ -57,7 +58,7 @@ class Answer:
         return {
             **(self.why or {"name": self.name}),
             "agent": self.agent,
-            "error": self.error and {"code": self.error.code, "message": str(self.error)},
+            "error": error_object(self.error),
         }
 
 

@@ -12,7 +12,7 @@ from qmpballoon.config.tree import Configuration, VmMatch, VmSettings
 from qmpballoon.model.names import LONGEST_NAME, safe_name
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_*?!\[\]-]")  # in a glob on names
-_NEEDS_RESTART: Final = (
+NEEDS_RESTART: Final = (
     ("agent", "host"),  # the names of all topics, and of the lock
     ("agent", "state_dir"),  # locked and loaded once
     ("agent", "control"),  # clients are connected to it
@@ -56,14 +56,14 @@ def restart_needed(old: Configuration, new: Configuration) -> tuple[str, ...]:
     """Return the keys, as ``agent.host``, that changed and take effect only after a restart."""
     return tuple(
         f"{table}.{key}"
-        for table, key in _NEEDS_RESTART
+        for table, key in NEEDS_RESTART
         if getattr(getattr(old, table), key) != getattr(getattr(new, table), key)
     )
 
 
 def reloaded(running: Configuration, new: Configuration) -> Configuration:
     """Return what a running agent takes over from a new file: all but the keys that need a restart."""
-    for table, key in _NEEDS_RESTART:
+    for table, key in NEEDS_RESTART:
         kept = getattr(getattr(running, table), key)
         new = replace(new, **{table: replace(getattr(new, table), **{key: kept})})
     return new

@@ -43,6 +43,11 @@ def default_text(surroundings: Surroundings | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def default_value(table: str, name: str, surroundings: Surroundings) -> str:
+    """Return the default of a key as the file has it."""
+    return _toml(getattr(getattr(defaults(surroundings), table), name))
+
+
 def _entry(name: str, key: Key, default: object) -> Iterator[str]:
     for line in key.about.splitlines():
         yield f"# {line}"

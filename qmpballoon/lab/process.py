@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
 from qmpballoon.lab.require import LabError, find_program
 
+_LOOK_S: Final = 1.0  # once in thousands of runs the descriptor did not tell the end
 _REAP_S: Final = 10.0  # a killed QEMU ends in milliseconds; more means that it hangs in the kernel
 
 
@@ -66,7 +68,11 @@ class Program:
             try:
                 loop.add_reader(descriptor, ended.set)
                 async with asyncio.timeout(timeout_s):
-                    await ended.wait()
+                    while self.exit_status is None:
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(_LOOK_S):
+                                await ended.wait()
+                        ended.clear()
             except TimeoutError as error:
                 raise LabError(self.failure(f"did not end within {timeout_s:g} s")) from error
             finally:

@@ -20,7 +20,7 @@ import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from time import thread_time
 from typing import Final, Self, TypeVar, cast
 
@@ -324,7 +324,7 @@ class Session(QMPClient):
         while "event" in (message := await self._do_recv()):
             self._take_event(message)
         try:
-            return Greeting(message)
+            return _shared_greeting(json.dumps(message))
         except (KeyError, TypeError):
             raise ConnectionLost(f"{self.path}: this is no greeting: {shortened(message)}") from None
 
@@ -500,3 +500,9 @@ class Session(QMPClient):
 def _finish(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+@lru_cache(maxsize=16)
+def _shared_greeting(text: str) -> Greeting:
+    """Return the greeting, one for all QEMUs that send the same: 2 KB each."""
+    return Greeting(json.loads(text))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final, Protocol, TypeAlias
 
 from qmpballoon.errors import QmpError
@@ -50,9 +51,9 @@ class Repeated:
             message["arguments"] = arguments
         self.key = key
         self.command = command
-        self.request = json.dumps(message).encode() + b"\n"
+        self.request = _line(json.dumps(message))
         self._sink = sink
-        self._volatile = [f'"{name}": '.encode() for name in volatile]
+        self._volatile = _keys(tuple(volatile))
         self._last: int | None = None  # the hash of the last reply: some are kilobytes
         self._order: list[int] = []  # of the volatile numbers in the last reply
         self._first = b""  # what comes before the first of them
@@ -141,6 +142,17 @@ class Outstanding:
 
 
 _MOST_DIGITS: Final = 15  # what is larger is decoded, and checked
+
+
+@lru_cache(maxsize=256)
+def _line(text: str) -> bytes:
+    """Return a line, one for all sessions: their requests are mostly the same."""
+    return text.encode() + b"\n"
+
+
+@lru_cache(maxsize=16)
+def _keys(names: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(f'"{name}": '.encode() for name in names)
 
 
 def _end_of_number(line: bytes, start: int) -> int:

@@ -59,7 +59,7 @@ def test_an_invalid_row_does_not_affect_other_rows(
     tree = {
         **others,
         "version": 1,
-        "sockets": {**sockets, "good": {**others, **known}},
+        "sockets": {**sockets, "good": {**others, **known, "owner": None}},
         "vms": {**vms, "good": {**kept, "unknown": others}},
         "announced": [*announced, "good"],
     }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from agent_harness import AgentHarness, Qemus, qemus_in, running_agent
+from agent_harness import PATIENCE_S, AgentHarness, Qemus, qemus_in, running_agent
 from served_control import command, served
 
 from qmpballoon.units import MIB
@@ -82,6 +83,27 @@ async def test_a_vm_that_is_lost_is_waited_for_and_exit_3_at_the_end(
         await asyncio.sleep(0)
         await qemus.start("b")
         assert await waiting == 0
+
+
+async def test_a_name_is_found_when_its_agent_starts_later(
+    harness: AgentHarness, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.delenv("QMPBALLOON_CONTROL")  # set for all tests: they ask no agent of this machine
+    has_looked = threading.Event()
+
+    def candidates() -> list[str]:
+        found = [f"{harness.directory}/agent.sock"] if has_looked.is_set() else []
+        has_looked.set()
+        return found
+
+    monkeypatch.setattr("qmpballoon.control._candidates", candidates)
+    waiting = asyncio.create_task(command("wait", "a", "ready"))
+    assert await asyncio.to_thread(has_looked.wait, PATIENCE_S)
+    async with served(harness):
+        assert await waiting == 0
+    (ready,) = capsys.readouterr().out.splitlines()
+    assert ready.startswith("a: ready, with ")
+    assert ready.endswith("(through the agent edge-7)")
 
 
 async def test_an_unknown_name_is_exit_3_at_once(harness: AgentHarness, capsys: Capture) -> None:

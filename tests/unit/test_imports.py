@@ -35,7 +35,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "policy": """
         . ports reasons sentences in_force sharing snapshot claims estimate cooperation guests ports.fixed
         ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
-        guard host_level registry
+        guard host_level registry release
     """,
     "qmp": ". commands discovery events monitor tcp repeated resizer wire intake client balloon process",
     "doctor": ". facts findings vm_rules host_rules report vm host",
@@ -54,7 +54,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "__init__": "",
     "control": "",
     "agent": """
-        . back_off boot run event_loop usable feed holds state_file store systemd wheel usual_poll vm_session
+        . back_off boot run event_loop usable wakeup feed holds state_file store systemd wheel usual_poll
+        vm_session
         context host_monitor limits spec vm_polls vm actuator names registry arrival connector supervisor
         governor ending examination pulse service stop subscription control app
     """,
@@ -67,9 +68,10 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         second_monitor guest snapshot lab vms demo.testbed demo.output demo.measurement demo.run
     """,
     "pytest_plugin": "",
+    "top": ". rows columns history picture source listing dialogs details app",
     "cli": """
-        why_lines answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor
-        forget simulate status set pulse wait watch why
+        why_lines answer_lines arguments broker program outcomes sockets vms . agent check_config ctl demo
+        doctor forget simulate status set pulse wait watch why top_local top
     """,
     "__main__": "",
 }

@@ -63,7 +63,9 @@ async def test_a_qemu_outside_of_the_own_namespaces(
         namespace, *qmpballoon_command("set", guest.socket, "112MiB", "--wait", "30")
     )
     assert code == 0, error
-    assert await guest.monitor.actual() == 112 * 2**20
+    await guest.monitor.until_actual(
+        (112 * 2**20).__eq__, timeout_s=PATIENCE_S, what="the last step of the move"
+    )
 
 
 async def test_a_qemu_in_a_container_of_its_own(lab: Lab, sockets_dir: Path) -> None:

@@ -28,6 +28,13 @@ def contradictions(config: Configuration) -> Iterator[Contradiction]:
         refused = refused_address(pattern, allow_remote=config.discovery.allow_remote)
         if is_tcp(pattern) and refused is not None:
             yield Contradiction((("discovery", "sockets"), ("discovery", "allow_remote")), refused)
+    listen = config.http.listen
+    if listen is not None and not listen.is_local and not config.http.allow_remote:
+        reason = (
+            f"other machines can reach {listen}, and there is neither a password nor encryption: use "
+            "127.0.0.1, or set allow_remote = true"
+        )
+        yield Contradiction((("http", "listen"), ("http", "allow_remote")), reason)
     vm_keys: dict[str, Path] = {key: ("vm", key) for pair in _PAIRS for key in pair}
     for low, high, reason in _disorder(config.vm):
         yield Contradiction((vm_keys[low], vm_keys[high]), reason)

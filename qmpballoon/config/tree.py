@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from qmpballoon.config import values
-from qmpballoon.config.values import BrokerUrl, CgroupBudget
+from qmpballoon.config.values import BrokerUrl, CgroupBudget, HttpAddress
 from qmpballoon.model.records import MODES, POLICIES
 from qmpballoon.readers import Reader, flag, number, text, whole
 from qmpballoon.units import Amount, parse_amount
@@ -176,6 +176,26 @@ class MqttSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """``[http]``. ``listen`` None: there is no HTTP port."""
+
+    listen: HttpAddress | None = _key(
+        values.http_address,
+        "Serve /metrics (Prometheus), /healthz and /readyz here: an IP address and a port, or a unix socket\n"
+        "(mode 0660) as in \"unix:/run/qmpballoon/http.sock\". Needs: pip install 'qmpballoon[metrics]'.\n"
+        "Default: none.",
+        None,
+        '"127.0.0.1:9188"',
+    )
+    allow_remote: bool = _key(
+        flag,
+        "Allow an address that other machines can reach. There is neither a password nor encryption: a\n"
+        "firewall decides who reads the figures.",
+        False,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostSettings:
     """``[host]``; percentages are of MemTotal."""
 
@@ -285,6 +305,7 @@ class Configuration:
     agent: AgentSettings
     discovery: DiscoverySettings
     mqtt: MqttSettings = MqttSettings()
+    http: HttpSettings = HttpSettings()
     host: HostSettings = HostSettings()
     policy: PolicySettings = PolicySettings()
     vm: VmSettings = VmSettings()
@@ -308,6 +329,7 @@ TABLES: Final[dict[str, type]] = {
     "agent": AgentSettings,
     "discovery": DiscoverySettings,
     "mqtt": MqttSettings,
+    "http": HttpSettings,
     "host": HostSettings,
     "policy": PolicySettings,
     "vm": VmSettings,

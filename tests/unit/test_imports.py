@@ -45,6 +45,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         asyncapi publisher request_reader window guesses connecting connection link replies connection_log
         sender bridge
     """,
+    "unix_listener": "",
     "fleet": "",
     "client": "",
     "opening": "",
@@ -53,6 +54,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "sync": "",
     "__init__": "",
     "control": "",
+    "metrics": ". tally families http_server endpoint",
     "agent": """
         . back_off boot run event_loop usable wakeup feed holds state_file store systemd wheel usual_poll
         vm_session

@@ -68,7 +68,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     """,
     "pytest_plugin": "",
     "cli": """
-        why_lines answer_lines arguments broker program sockets vms . agent check_config ctl demo doctor
+        why_lines answer_lines arguments broker fish program sockets vms . agent check_config ctl demo doctor
         forget simulate status set pulse wait watch why
     """,
     "__main__": "",

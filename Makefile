@@ -7,7 +7,7 @@ QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_rea
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 
-.PHONY: help demo test test-python test-qemu test-ha check docs bench bench-compare bench-libvirt bench-policy soak stress clean
+.PHONY: help demo test test-python test-qemu test-ha check docs deb bench bench-compare bench-libvirt bench-policy soak stress clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -47,6 +47,10 @@ check: ## lint, types, unit and property tests: under 30 s, no guests
 docs: ## build/site: the documents as a site; a link that leads nowhere is an error
 	@scripts/setup docs
 	$(PYTHON_BIN)/sphinx-build --fail-on-warning --keep-going -E -q docs build/site
+
+deb: ## build/qmpballoon_VERSION_all.deb, for Debian 12 and 13 on every machine
+	@scripts/setup run
+	@scripts/make-deb
 
 bench: ## the agent with 10 to 1000 VMs, five minutes; BENCH_ARGS="--json", "--only sizes --vms 100", "--quick"
 	@scripts/setup dev lab

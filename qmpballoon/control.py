@@ -2,7 +2,7 @@
 
 What is said over the socket: `qmpballoon.agent.control`. An agent is found at the default places, and,
 whatever its state directory, by its listening socket in the kernel's table. An agent of another user, except
-root, is not asked: it could claim anything.
+root and the service's own, is not asked: it could claim anything.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pwd
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,7 @@ from qmpballoon.log import one_line
 from qmpballoon.qmp.monitor import group_named, listening_paths, peer_of
 
 ANSWER_S: Final = 5.0  # of what an agent does at once
+_SERVICE_USER: Final = "qmpballoon"  # of the systemd unit; only root can make a user of this name
 _GREETING_S: Final = 1.0  # an agent that is stopped or hangs is left out
 _LONGEST_LINE: Final = 16 * 1024 * 1024  # a list of a thousand VMs has 100 KiB
 
@@ -163,7 +165,7 @@ async def find_agents(named: str | None = None) -> Agents:
 
 async def _ask(path: str, *, anyone: bool) -> RunningAgent:
     async with connected_to(path) as client:
-        if not anyone and (uid := client.uid) not in (0, os.geteuid()):
+        if not anyone and (uid := client.uid) not in _trusted_users():
             raise Unreachable(f"{path}: belongs to user {uid}: name it with --control if you trust that user")
         try:
             result = await client.request("agent", timeout_s=_GREETING_S)
@@ -173,6 +175,14 @@ async def _ask(path: str, *, anyone: bool) -> RunningAgent:
         return _running_agent(path, result)
     except (KeyError, TypeError):
         raise Unreachable(f"{path}: what listens there is no agent") from None
+
+
+def _trusted_users() -> set[int]:
+    """Return the users whose agents are asked without being named."""
+    users = {0, os.geteuid()}
+    with suppress(KeyError):
+        users.add(pwd.getpwnam(_SERVICE_USER).pw_uid)
+    return users
 
 
 def _running_agent(path: str, result: object) -> RunningAgent:

@@ -1,7 +1,7 @@
 """Writes the parts of the documents that are made from the program's own tables.
 
-These are the command line, the configuration and the commands that are sent to a QEMU. A test compares the
-files with what this writes. `scripts/write_schemas.py` does the same for MQTT.
+These are the command line, the manual page, the configuration and the commands that are sent to a QEMU. A
+test compares the files with what this writes. `scripts/write_schemas.py` does the same for MQTT.
 
     .venv/bin/python scripts/write_docs.py
 """
@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Final
+
+from man_page import man_page
 
 from qmpballoon.cli.program import complete_parser, verbs_of
 from qmpballoon.config.environment import Surroundings
@@ -37,7 +39,7 @@ def files() -> dict[str, str]:
         "docs/configuration.md": {"keys": _keys(), "file": _file()},
         "docs/qemu.md": {"commands": _commands()},
     }
-    return {path: _page(path, made) for path, made in parts.items()}
+    return {path: _page(path, made) for path, made in parts.items()} | {"docs/qmpballoon.1": man_page()}
 
 
 def _page(path: str, parts: dict[str, Iterator[str]]) -> str:

@@ -182,9 +182,9 @@ def _parser(*, with_arguments: Sequence[str | None]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-completion",
         action=_PrintCompletion,
-        choices=("bash", "zsh", "tcsh"),
+        choices=("bash", "zsh", "fish", "tcsh"),
         metavar="SHELL",
-        help="print completion for bash, zsh or tcsh and exit",
+        help="print completion for bash, zsh, fish or tcsh and exit",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
     for verb, sentence in _VERBS.items():
@@ -246,9 +246,14 @@ class _PrintCompletion(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: object, shell: object, option: object = None
     ) -> NoReturn:
+        complete = complete_parser()
+        if shell == "fish":
+            from qmpballoon.cli.fish import fish_completion
+
+            print(fish_completion(complete, verbs_of(complete)))
+            sys.exit(DONE)
         import shtab
 
-        complete = complete_parser()
         for action in _actions(complete):
             if "SOCKET" in str(action.metavar) or "FILE" in str(action.metavar):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -88,6 +88,6 @@ def test_a_unit_starts_a_program_that_exists(name: str, capsys: pytest.CaptureFi
         assert "unix:/run/qmpballoon/%i.qmp,server=on,wait=off" in arguments
         return
     assert unit["Service"]["Type"] == "notify"
-    assert (program, arguments[:2]) == ("/usr/bin/env", ["qmpballoon", "agent"])
+    assert (program, arguments) == ("qmpballoon", ["agent", "-c", "/etc/qmpballoon/agent.toml"])
     assert main(["agent", "-c", str(EXAMPLES / "agent.toml"), "--print-default-config"]) == 0
     assert "[discovery]" in capsys.readouterr().out

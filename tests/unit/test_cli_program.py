@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,11 +123,57 @@ def test_every_error_has_its_exit_code(error: QmpBalloonError, code: int) -> Non
     assert exit_code(error) == code
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])
 def test_the_completion_has_every_verb(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--print-completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(verb in script for verb in VERBS)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_can_read_its_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    main(["--print-completion", shell])
+    script = capsys.readouterr().out
+    done = subprocess.run(
+        [shell, "-n"], input=script, text=True, capture_output=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("stat", {"status"}),
+        ("agent --mode ", {"auto", "manual", "observe"}),
+        ("set --fo", {"--force"}),
+        ("status --fo", set()),  # an option of another verb
+        ("check-config {}/a", {"{}/agent.toml"}),
+        ("agent --state-dir {}/s", {"{}/state/"}),
+        ("agent --budget {}/a", set()),  # a size is no file
+    ],
+)
+def test_fish_offers_what_fits(
+    typed: str, offered: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "agent.toml").touch()
+    (tmp_path / "state").mkdir()
+    main(["--print-completion", "fish"])
+    (tmp_path / "completion").write_text(capsys.readouterr().out, encoding="utf-8")
+    code = f"source {tmp_path}/completion; complete -C 'qmpballoon {typed.format(tmp_path)}'"
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", code],
+        text=True,
+        capture_output=True,
+        env=environment,
+        timeout=30,
+        check=True,
+    )
+    words = {line.split("\t")[0] for line in done.stdout.splitlines()}
+    assert words == {word.format(tmp_path) for word in offered}
 
 
 def test_the_bash_completion_completes_sockets_and_files(

@@ -9,9 +9,9 @@ import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
+from qmpballoon.addresses import name_from
 from qmpballoon.errors import ConnectionLost, NotReached, NotReady, OutOfRange, QmpError
 from qmpballoon.model.records import Event, VmState, utc_now
 from qmpballoon.model.tolerance import SAFE_MARGIN, is_reached, is_steady
@@ -30,12 +30,19 @@ _HELD_FOR_S: Final = 60.0  # what a guest held longer ago says nothing about it 
 
 @asynccontextmanager
 async def connect(
-    socket: str | os.PathLike[str], *, timeout_s: float = 5.0, process: Process | None = None
+    socket: str | os.PathLike[str],
+    *,
+    timeout_s: float = 5.0,
+    process: Process | None = None,
+    allow_remote: bool = False,
 ) -> AsyncIterator[Vm]:
     """Open a VM's monitor; waits up to ``timeout_s`` for the socket to exist, accept and greet.
 
     With ``process``, the QEMU that the caller has started (a ``subprocess.Popen``, or a process of asyncio),
     the wait ends when that process ends. With ``-daemonize`` it is the one that ends first.
+
+    ``socket`` may be ``tcp:HOST:PORT``; only with ``allow_remote`` that of another machine: a monitor has no
+    password and no encryption.
 
     At the end the guest's polling interval is restored; the balloon stays as it is.
 
@@ -46,10 +53,12 @@ async def connect(
     """
     events = EventLog()
     deadline_s = time.monotonic() + timeout_s
-    session = await open_session(os.fspath(socket), events.add, timeout_s=timeout_s, process=process)
+    session = await open_session(
+        os.fspath(socket), events.add, timeout_s=timeout_s, process=process, allow_remote=allow_remote
+    )
     try:
         machine = await wait_for_machine(session, deadline_s)
-        name = await session.vm_name() or Path(session.path).stem
+        name = await session.vm_name() or name_from(session.path)
         vm = Vm(session, events, name, qemu_pid(session, machine))
         try:
             yield vm

@@ -345,7 +345,7 @@ class Client:
 
     def _take(self, message: Message) -> None:
         topic, payload, found = message.topic, message.payload, self._collected
-        if topic == self._reply_topic or "/response/" in topic:
+        if topic == self._reply_topic or "/response/" in topic.removeprefix(self._topics.base):
             self._replies.take(message)
         elif self._follows:
             self._fleet.take(topic, payload, retained=message.retain, content_type=message.content_type)

@@ -28,6 +28,8 @@ HEARTBEATS: Final = 3
 MOST_HOSTS: Final = 10_000
 MOST_VMS: Final = 100_000
 MOST_EVENTS: Final = 10_000  # that wait for a slow reader
+MOST_EVENT_BYTES: Final = 32 * 1024 * 1024  # of their payloads
+LARGEST_OF_VM: Final = 64 * 1024  # bytes of a VM object or event; the host object lists sockets
 _LONGEST_STATUS: Final = 64
 _LARGEST_NUMBER: Final = 2**53
 
@@ -121,6 +123,7 @@ class _Host:
 class _Vm:
     availability: str = ""
     document: Mapping[str, object] = field(default_factory=dict)
+    record: FleetVm | None = None  # made of this document, when it was read last
 
 
 class EventLog:
@@ -128,12 +131,16 @@ class EventLog:
 
     def __init__(self) -> None:
         self.count = 0
-        self._kept: deque[FleetEvent] = deque(maxlen=MOST_EVENTS)
+        self._kept: deque[tuple[FleetEvent, int]] = deque()
+        self._kept_bytes = 0
 
-    def add(self, event: FleetEvent) -> None:
-        """Add an event; it may push the oldest one out."""
-        self._kept.append(event)
+    def add(self, event: FleetEvent, size: int) -> None:
+        """Add an event, of a payload of this size in bytes; it may push the oldest ones out."""
+        self._kept.append((event, size))
+        self._kept_bytes += size
         self.count += 1
+        while len(self._kept) > MOST_EVENTS or self._kept_bytes > MOST_EVENT_BYTES:
+            self._kept_bytes -= self._kept.popleft()[1]
 
     def since(self, number: int) -> tuple[int, FleetEvent] | None:
         """Return the next event for a reader that has read ``number``, and the number after it.
@@ -145,7 +152,7 @@ class EventLog:
         oldest = self.count - len(self._kept)
         if number < oldest:
             return oldest, FleetEvent("", None, "lagged", utc_now(), {"missed": oldest - number})
-        return number + 1, self._kept[number - oldest]
+        return number + 1, self._kept[number - oldest][0]
 
 
 class Fleet:
@@ -176,6 +183,8 @@ class Fleet:
         if published is None:
             return False
         document: Mapping[str, object] = MappingProxyType({})
+        if published.what != "host" and len(payload) > LARGEST_OF_VM:
+            return True
         if payload and published.what in ("host", "state", "event"):
             try:
                 document = decode_object(payload, content_type)
@@ -183,19 +192,19 @@ class Fleet:
                 return True
         if published.what == "event":
             if not retained and payload:
-                self._take_event(published, document)
+                self._take_event(published, document, len(payload))
         elif published.vm is None:
             self._take_host(published, payload, document, is_new=not retained)
         else:
             self._take_vm(published, published.vm, payload, document)
         return True
 
-    def _take_event(self, published: Published, document: Mapping[str, object]) -> None:
+    def _take_event(self, published: Published, document: Mapping[str, object], size: int) -> None:
         word, data = document.get("event"), document.get("data")
         if isinstance(word, str):
             ts = _time(document.get("ts")) or self._now()
             details = MappingProxyType(dict(data) if isinstance(data, Mapping) else {})
-            self.events.add(FleetEvent(published.host, published.vm, word, ts, details))
+            self.events.add(FleetEvent(published.host, published.vm, word, ts, details), size)
 
     def _take_host(
         self, published: Published, payload: bytes, document: Mapping[str, object], *, is_new: bool
@@ -243,33 +252,32 @@ class Fleet:
         return min(ages_s) <= HEARTBEATS * heartbeat_s
 
     def _host_record(self, name: str, host: _Host) -> FleetHost:
-        document = host.document
-        texts: dict[str, Any] = {key: _text(document.get(key)) for key in _HOST_TEXTS}
-        sizes: dict[str, Any] = {key: _whole(document.get(key)) for key in _HOST_SIZES}
-        return FleetHost(
-            host=name,
-            online=self._is_online(host),
-            **texts,
-            **sizes,
-            heartbeat_s=_number(document.get("heartbeat_s")),
-            document=document,
-        )
+        return host_of(name, host.document, online=self._is_online(host))
 
     def _vm_record(self, key: str, vm: _Vm) -> FleetVm:
         host, _, name = key.partition("/")
-        document = vm.document
-        texts: dict[str, Any] = {key: _text(document.get(key)) for key in _VM_TEXTS}
-        sizes: dict[str, Any] = {key: _whole(document.get(key)) for key in _VM_SIZES}
         is_online = vm.availability == "online" and self._is_online(self._hosts.get(host))
-        return FleetVm(
-            host=host,
-            vm=name,
-            online=is_online,
-            **texts,
-            **sizes,
-            state=state_of(document),
-            document=document,
-        )
+        made = vm.record
+        if made is None or made.online is not is_online or made.document is not vm.document:
+            made = vm.record = vm_of(host, name, vm.document, online=is_online)
+        return made
+
+
+def host_of(host: str, document: Mapping[str, object], *, online: bool) -> FleetHost:
+    """Return the record of a host object, which is untrusted; ``host`` is its name in topics."""
+    texts: dict[str, Any] = {key: _text(document.get(key)) for key in _HOST_TEXTS}
+    sizes: dict[str, Any] = {key: _whole(document.get(key)) for key in _HOST_SIZES}
+    heartbeat_s = _number(document.get("heartbeat_s"))
+    return FleetHost(host=host, online=online, **texts, **sizes, heartbeat_s=heartbeat_s, document=document)
+
+
+def vm_of(host: str, vm: str, document: Mapping[str, object], *, online: bool) -> FleetVm:
+    """Return the record of a VM object, which is untrusted; ``host`` and ``vm`` are names in topics."""
+    texts: dict[str, Any] = {key: _text(document.get(key)) for key in _VM_TEXTS}
+    sizes: dict[str, Any] = {key: _whole(document.get(key)) for key in _VM_SIZES}
+    return FleetVm(
+        host=host, vm=vm, online=online, **texts, **sizes, state=state_of(document), document=document
+    )
 
 
 _HOST_TEXTS: Final = ("name", "version", "policy", "mode", "level")

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import time
 from asyncio.subprocess import Process as AsyncioProcess
 from typing import Any, Final, TypeAlias
 
+from qmpballoon.addresses import is_tcp, refused_address
+from qmpballoon.doctor.vm import processes_with
 from qmpballoon.errors import ConnectionLost, MonitorBusy, Unreachable
 from qmpballoon.procfs import is_stopped
 from qmpballoon.qmp.client import EventSink, Session
-from qmpballoon.qmp.monitor import open_monitor, socket_table
+from qmpballoon.qmp.monitor import (
+    HELD_HINT,
+    OpenMonitor,
+    SocketTable,
+    holders_of,
+    open_monitor,
+    socket_table,
+    was_accepted,
+)
 from qmpballoon.qmp.process import PRECONFIG, Machine, look_at_machine
+from qmpballoon.qmp.tcp import HELD_OR_HANGS, is_tcp_held, open_tcp_monitor
 
 POLL_S: Final = 0.05
+_SILENT: Final = (
+    "a QMP monitor greets at once, so this is another socket, such as that of a guest agent, a serial "
+    "console or SPICE (or QEMU hangs); give QEMU a monitor: -qmp unix:PATH,server=on,wait=off"
+)
 _REQUEST_TIMEOUT_S: Final = 5.0
 _ENDS_S: Final = 0.5  # between the end of a process's sockets and its own; milliseconds on an idle machine
 
@@ -23,7 +39,12 @@ Process: TypeAlias = subprocess.Popen[Any] | AsyncioProcess
 
 
 async def open_session(
-    path: str, on_event: EventSink, *, timeout_s: float, process: Process | None = None
+    path: str,
+    on_event: EventSink,
+    *,
+    timeout_s: float,
+    process: Process | None = None,
+    allow_remote: bool = False,
 ) -> Session:
     """Wait up to ``timeout_s`` until the socket exists, accepts and greets; return the running session.
 
@@ -32,12 +53,14 @@ async def open_session(
         MonitorBusy: another client holds the monitor.
         ConnectionLost: the peer does not speak QMP.
     """
+    if is_tcp(path) and (refused := refused_address(path, allow_remote=allow_remote)) is not None:
+        raise Unreachable(f"{path}: {refused}")
     deadline_s = time.monotonic() + timeout_s
     while True:
         has_ended = process is not None and exit_status(process) is not None  # before a last attempt
         table = socket_table(path)  # before our own connection is in it
         try:
-            monitor = open_monitor(path)
+            monitor = await _opened(path, table, deadline_s)
             break
         except (Unreachable, MonitorBusy) as error:
             if has_ended and isinstance(error, Unreachable):
@@ -45,6 +68,7 @@ async def open_session(
             if time.monotonic() >= deadline_s:
                 raise
         await asyncio.sleep(POLL_S)
+    same = _duplicate(monitor.connection)  # open until it is known why no greeting came
     try:
         return await Session.greeted(
             monitor,
@@ -57,13 +81,51 @@ async def open_session(
             raise _ended(path, process) from error
         raise
     except MonitorBusy:
+        if is_tcp(path):
+            raise MonitorBusy(f"{path}: no greeting within {timeout_s:g} s: {HELD_OR_HANGS}") from None
         if monitor.pid is not None and is_stopped(monitor.pid):
-            stopped = Unreachable(f"{path}: QEMU (pid {monitor.pid}) is stopped; continue it: kill -CONT")
-            stopped.stopped_pid = monitor.pid
-            raise stopped from None
+            raise _stopped(path, monitor.pid) from None
+        if same is not None and was_accepted(same):
+            raise Unreachable(
+                f"{path}: accepted, and no greeting within {timeout_s:g} s: {_SILENT}"
+            ) from None
         if table.listening and not table.accepted:
             raise Unreachable(f"{path}: connected, but QEMU did not greet within {timeout_s:g} s") from None
         raise
+    finally:
+        if same is not None:
+            same.close()
+
+
+def _duplicate(connection: socket.socket) -> socket.socket | None:
+    try:
+        return connection.dup()
+    except OSError:  # no descriptor is left
+        return None
+
+
+async def _opened(path: str, table: SocketTable, deadline_s: float) -> OpenMonitor:
+    """Connect, unless another client is seen to hold the monitor.
+
+    A connection that is given up stays in QEMU's backlog of one until the holder leaves, and the next one to
+    connect, such as the program that started QEMU, may be refused. So nothing is left there.
+    """
+    if is_tcp(path):
+        if is_tcp_held(path):
+            raise MonitorBusy(f"{path}: {HELD_HINT}")
+        return await open_tcp_monitor(path, timeout_s=max(POLL_S, deadline_s - time.monotonic()))
+    if (table.accepted or not table.listening) and holders_of(path):
+        qemu = await asyncio.to_thread(processes_with, {int(inode) for inode in table.listening})
+        if qemu and is_stopped(qemu[0].pid):
+            raise _stopped(path, qemu[0].pid)
+        raise MonitorBusy(f"{path}: {HELD_HINT}")
+    return open_monitor(path)
+
+
+def _stopped(path: str, pid: int) -> Unreachable:
+    stopped = Unreachable(f"{path}: QEMU (pid {pid}) is stopped; continue it: kill -CONT")
+    stopped.stopped_pid = pid
+    return stopped
 
 
 async def wait_for_machine(session: Session, deadline_s: float) -> Machine:

@@ -274,20 +274,3 @@ def parts(of: Iterable[tuple[str | int, object, Reader]]) -> list[Any]:
     if inside:
         raise Wrong("has wrong elements", inside)
     return good
-
-
-_TCP: Final = re.compile(
-    r"(?:tcp|telnet|websocket|vsock|fd|udp):.*|(?:\[[0-9A-Fa-f:]*\]|[A-Za-z0-9.-]*):[0-9]{1,5}(?:,.*)?"
-)
-
-
-def refused_address(text: str) -> str | None:
-    """Return why a typed text is not the path of a monitor's socket; None if it may be one."""
-    more = "give QEMU a unix socket as well: -qmp unix:/run/qmpballoon/NAME.qmp,server=on,wait=off"
-    if text.startswith("unix:"):
-        return f"must be the path alone: {text[5:].partition(',')[0][:200]}"
-    if text.startswith("@"):
-        return f"must be a path; abstract sockets cannot be watched: {more}"
-    if _TCP.fullmatch(text):
-        return f"must be a path of a unix socket; monitors over the network are not supported: {more}"
-    return None

@@ -31,12 +31,16 @@ T = TypeVar("T")
 
 @contextmanager
 def connect(
-    socket: str | os.PathLike[str], *, timeout_s: float = 5.0, process: Process | None = None
+    socket: str | os.PathLike[str],
+    *,
+    timeout_s: float = 5.0,
+    process: Process | None = None,
+    allow_remote: bool = False,
 ) -> Iterator[Vm]:
     """Open a VM's monitor as `qmpballoon.connect` does; the arguments and errors are the same."""
     path = os.fspath(socket)
     with LoopThread(f"qmpballoon {path}") as loop:
-        opening = api.connect(path, timeout_s=timeout_s, process=process)
+        opening = api.connect(path, timeout_s=timeout_s, process=process, allow_remote=allow_remote)
         vm = Vm(path, loop, loop.call(opening.__aenter__()))
         try:
             yield vm

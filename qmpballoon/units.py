@@ -50,6 +50,7 @@ _SHORT: Final = {
     "t": "TiB",
     "T": "TiB",
 }
+_LARGEST_SHOWN: Final = 2**80  # an agent may send an integer of any length
 _LONGEST_TEXT: Final = 64  # longer text is refused; bounds the cost of untrusted input
 
 
@@ -133,6 +134,8 @@ def format_size(size: int | None) -> str:
     sign, rest = ("-", -size) if size < 0 else ("", size)
     if rest < KIB:
         return f"{sign}{rest} B"
+    if rest > _LARGEST_SHOWN:
+        return f"{sign}many TiB"
     value = float(rest)
     for unit in ("KiB", "MiB", "GiB", "TiB"):
         value /= 1024

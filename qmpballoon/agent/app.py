@@ -34,6 +34,7 @@ from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import Configuration, MqttFiles, reloaded, restart_needed
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError, RequestRefused
 from qmpballoon.log import log_event, log_withheld
+from qmpballoon.metrics.tally import Tally
 from qmpballoon.model.names import VmId, safe_name
 from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 from qmpballoon.mqtt.connection import Broker
@@ -77,6 +78,8 @@ class Agent:
         self._host = safe_name(configuration.agent.host)
         self._mqtt_renewed = asyncio.Event()
         self._instance = secrets.token_hex(4)
+        self._tally = Tally(context.clock)
+        self._bridge: Bridge | None = None  # None: MQTT is off
         self._registry = registry = Registry(context)
         self._supervisor = Supervisor(context, registry)
         self._actuator = actuator = Actuator(context.feed)
@@ -112,6 +115,7 @@ class Agent:
                         "governor": self._governor.run(),
                         "mqtt": self._mqtt(),
                         "control": self._control(),
+                        "http": self._http(),
                         "watchdog": systemd.feed_watchdog(),
                     }.items()
                 }
@@ -168,6 +172,7 @@ class Agent:
             describe=self._describe,
             statuses=lambda: (vm.status for vm in self._registry),
             clock=time.monotonic,
+            note_answer=self._tally.note_answer,
         ).run()
 
     def _describe(self) -> Mapping[str, object]:
@@ -180,6 +185,29 @@ class Agent:
                 {"vm": vm.id, "name": vm.name, "socket": vm.socket, "health": vm.health} for vm in statuses
             ],
         }
+
+    async def _http(self) -> None:
+        """Serve metrics and health, if they are configured."""
+        listen = self.configuration.http.listen
+        if listen is None:
+            await asyncio.Event().wait()
+            return
+        from qmpballoon.metrics.endpoint import Endpoint  # imports prometheus-client, an extra
+
+        self._context.feed.add(self._tally)
+        await Endpoint(
+            listen,
+            self._tally,
+            statuses=lambda: (vm.status for vm in self._registry),
+            broker_connected=self._broker_connected,
+            clock=self._context.clock,
+        ).run()
+
+    def _broker_connected(self) -> bool | None:
+        """Tell whether the broker is connected; None if none is configured."""
+        if not self.configuration.mqtt.enabled:
+            return None
+        return self._bridge is not None and self._bridge.connected
 
     # ── MQTT, one listener of the feed ───────────────────────────────────────────────────────────
 
@@ -202,12 +230,13 @@ class Agent:
         configuration = self.configuration
         if not configuration.mqtt.enabled:
             await asyncio.Event().wait()
-        bridge = Bridge(
+        bridge = self._bridge = Bridge(
             self._bridge_settings(configuration),
             self._service.handle,
             vm_exists=lambda vm: self._registry.get(VmId(vm)) is not None,
             announced_before=self._context.store.announced,
             on_announced=lambda topics: self._context.store.announce(sorted(topics)),
+            note_answer=self._tally.note_answer,
         )
         agent = Publishes(
             host=self._host,
@@ -234,6 +263,7 @@ class Agent:
                 side.create_task(publisher.run(), name="mqtt publisher")
         finally:
             self._context.feed.remove(publisher)
+            self._bridge = None
 
     def _bridge_settings(self, configuration: Configuration) -> BridgeSettings:
         mqtt = configuration.mqtt

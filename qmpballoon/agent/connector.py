@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from qmpballoon.addresses import is_tcp
 from qmpballoon.agent import arrival
 from qmpballoon.agent.back_off import BackOff
 from qmpballoon.agent.context import Context
@@ -29,10 +30,12 @@ from qmpballoon.procfs import is_stopped, life_of
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor, SocketTable, open_monitor, was_accepted
+from qmpballoon.qmp.tcp import open_tcp_monitor
 
 LOOK_AT_SILENCE_S: Final = 1.0
 MOST_LOOKS: Final = 8  # how many times longer the pause between two looks at silence becomes
 ONE_MORE_LOOK_S: Final = 0.001
+TCP_CONNECTS_S: Final = 5.0
 LATE_S: Final = 0.1
 AT_ONCE_S: Final = 0.005  # many sockets that appear at once share one reading of the kernel's table
 SECOND_WAITS_S: Final = 5.0  # where no process tells: for the monitor that served the VM to answer again
@@ -80,9 +83,12 @@ class Connector:
         if mark is not None and self._connection is not None:
             another_file = before is None or before[:2] != mark[:2]
             # The file may exist before its QEMU listens, and it is checked only when it changes.
-            if another_file or self._table(AT_ONCE_S).bound != self._bound:
+            bound = self._table(AT_ONCE_S).bound
+            if another_file or (self._bound and bound != self._bound):
                 log_event("socket-replaced", "the path has another socket now", socket=self.path)
                 self.kick()
+            else:  # perhaps the table from before the connection was older than the socket
+                self._bound = bound
         if mark is None or not self._back_off.waits:
             self._wakeup.set()
 
@@ -118,7 +124,7 @@ class Connector:
     async def _connect_once(self) -> None:
         before = self._context.socket_tables.lately(self.path)
         try:
-            monitor = open_monitor(self.path)
+            monitor = await self._opened()
         except Unreachable as error:
             self._silent("offline")
             if isinstance(error.__cause__, PermissionError) and self._problem != str(error):
@@ -141,6 +147,11 @@ class Connector:
             monitor.connection.close()
         if self._second_of is not None:
             await self._park(partial(self._served_second, self._second_of), look_again_s=SECOND_WAITS_S)
+
+    async def _opened(self) -> OpenMonitor:
+        if is_tcp(self.path):
+            return await open_tcp_monitor(self.path, timeout_s=TCP_CONNECTS_S)
+        return open_monitor(self.path)
 
     async def _with(self, monitor: OpenMonitor, before: SocketTable) -> None:
         life = life_of(monitor.pid) if monitor.pid else None

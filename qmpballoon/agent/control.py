@@ -8,8 +8,8 @@ A client sends one JSON object a line::
 ``vm`` absent or null: a request of the host. The other keys are those of the request object. Each line
 gets one response object. Two verbs exist only here: ``agent`` tells who this is and lists the VMs with the
 paths of their sockets; after ``subscribe`` (`_subscribe`) event objects come between the answers, and VM
-objects if they are asked for. A response object has ``verb``, an event object ``event``, a VM object
-``run_state``.
+objects and the figures of the host object if they are asked for. A response object has ``verb``, an event
+object ``event``, a VM object ``run_state``, the host's ``level``.
 
 Who may open the socket may do all that the agent can: its mode is 0660, its group that of the agent.
 """
@@ -19,10 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
-import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Final
 
@@ -34,12 +31,11 @@ from qmpballoon.model.names import mirrored
 from qmpballoon.model.records import VmStatus, utc_now
 from qmpballoon.protocol.objects import response_object
 from qmpballoon.protocol.payloads import LARGEST_REQUEST, Content, decode_request, encode
-from qmpballoon.protocol.requests import Arrival, Handle, Requests
+from qmpballoon.protocol.requests import Arrival, Handle, NoteAnswer, Requests
+from qmpballoon.unix_listener import listen_at, remove
 
 MOST_CLIENTS: Final = 64
 FAREWELL_S: Final = 1.0  # for the last answers to a client that is slow to read
-_MODE: Final = 0o660
-_BACKLOG: Final = 64
 _MOST_UNSENT: Final = 256 * 1024  # bytes; then no more lines are read from that client
 
 
@@ -47,7 +43,8 @@ class ControlSocket:
     """Serves the control socket at ``path``; `run` it in a task.
 
     ``handle`` carries out a request (see `Handle`); ``vm_exists`` returns whether there is a VM of that name;
-    ``describe`` returns the result of the verb ``agent``; ``statuses`` all VMs; ``clock`` is monotonic.
+    ``describe`` returns the result of the verb ``agent``; ``statuses`` all VMs; ``clock`` is monotonic;
+    ``note_answer`` counts answers.
     """
 
     def __init__(
@@ -61,6 +58,7 @@ class ControlSocket:
         describe: Callable[[], Mapping[str, object]],
         statuses: Callable[[], Iterable[VmStatus]],
         clock: Callable[[], float],
+        note_answer: NoteAnswer = lambda verb, outcome: None,
     ) -> None:
         self._path = path
         self._feed = feed
@@ -68,7 +66,7 @@ class ControlSocket:
         self._vm_exists = vm_exists
         self._describe = describe
         self._statuses = statuses
-        self._requests = Requests(handle, vm_exists, clock)
+        self._requests = Requests(handle, vm_exists, clock, note_answer)
         self._clients: set[asyncio.StreamWriter] = set()
         self._numbers = count(1)
 
@@ -78,7 +76,7 @@ class ControlSocket:
         Where the socket cannot be made, that is logged, and the agent runs without it.
         """
         try:
-            listener = _listen(self._path)
+            listener = listen_at(self._path, "another agent listens there")
         except OSError as error:
             reason = error.strerror or str(error)
             log_event(
@@ -107,9 +105,7 @@ class ControlSocket:
                     clients = tuple(self._clients)
         finally:
             await _close(clients)
-            with suppress(OSError):
-                if os.stat(self._path).st_ino == made:
-                    os.unlink(self._path)
+            remove(self._path, made)
 
     def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, group: asyncio.TaskGroup
@@ -183,7 +179,7 @@ class ControlSocket:
         """Return the subscription that a client asks for.
 
         ``vm`` null: all VMs and the host. ``states_s``: VM objects, too, at once and when they change, but
-        at most one of a VM in so many seconds; null: events alone.
+        at most one of a VM in so many seconds, and so the host's figures; null: events alone.
         """
         unknown = [key for key in arguments if key != "states_s"]
         states_s = arguments.get("states_s")
@@ -209,44 +205,6 @@ async def _close(clients: Sequence[asyncio.StreamWriter]) -> None:
         for writer in clients:
             writer.transport.abort()
         await asyncio.gather(*waits, return_exceptions=True)
-
-
-def _listen(path: str) -> socket.socket:
-    """Return a listening socket at ``path`` with mode 0660, in place of one where nobody listens.
-
-    Raises:
-        OSError: it cannot be made, or another agent listens there.
-    """
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe,
-        suppress(FileNotFoundError, ConnectionRefusedError),
-    ):
-        probe.setblocking(False)
-        probe.connect(path)
-        raise FileExistsError(None, "another agent listens there")
-    with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(None, "a file that is no socket is there")
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        listener.setblocking(False)
-        with _umask(0o777 & ~_MODE):  # from the first moment on
-            listener.bind(path)
-        listener.listen(_BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-@contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def _line(value: Mapping[str, object]) -> bytes:

@@ -44,8 +44,10 @@ async def examined_vm(vm: ManagedVm, now_s: float) -> Mapping[str, object]:
 async def examined_host(context: Context, registry: Registry, governor: Governor) -> Mapping[str, object]:
     """Return the findings about the host."""
     others = await asyncio.to_thread(_other_agents, context.configuration.control_path)
-    host, statuses = governor.host(), [vm.status for vm in registry]
-    shared = [status_of(status.pid).get("RssShmem", 0) for status in statuses if status.pid]
+    statuses = [vm.status for vm in registry]
+    pids = [status.pid for status in statuses if status.pid]
+    shared = await asyncio.to_thread(lambda: sum(status_of(pid).get("RssShmem", 0) for pid in pids))
+    host = governor.host()
     agent = AgentFigures(
         budget=host.budget,
         reserve=host.reserve or 0,
@@ -60,7 +62,7 @@ async def examined_host(context: Context, registry: Registry, governor: Governor
         examine_host(
             agent=agent,
             vms_size=sum(status.size or 0 for status in statuses if status.answers),
-            shared_by_guests=sum(shared),
+            shared_by_guests=shared,
             clock_is_synchronised=read_clock(),
         )
     )

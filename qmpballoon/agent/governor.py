@@ -28,16 +28,15 @@ from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpError
 from qmpballoon.log import log_always, log_event, log_withheld
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, utc_now
-from qmpballoon.model.tolerance import is_reached
 from qmpballoon.policy.cooperation import LATE_TICK_S
 from qmpballoon.policy.decided import Decided, Figures, figures_of
 from qmpballoon.policy.guard import Guard, GuardState, as_charged
 from qmpballoon.policy.in_force import is_over
 from qmpballoon.policy.reasons import KEPT_HOLDS, MAY_NEED_A_PERSON, WORDS
 from qmpballoon.policy.registry import guarded
+from qmpballoon.policy.release import released
 from qmpballoon.policy.schedule import is_at_rest
-from qmpballoon.policy.sharing import water_fill
-from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
+from qmpballoon.policy.snapshot import Decision, Decisions, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB, round_up_to_page
 
 _FIT_FOR_A_TARGET: Final = ("ok", "stale", "no-stats")  # its driver is up and the grace time is over
@@ -171,7 +170,7 @@ class Governor:
                 self._act(vm, decision, sends)
             elif vm.run.reason is not None:  # its memory is freed, or its size is unknown
                 self._explain(vm, "no-decision" if vm.status.answers else "silent")
-            self._renew_manual_target(vm, sends)
+            self._renew_target(vm, sends)
 
     def snapshot(self) -> Snapshot:
         """Return the host now, its guests charged as the guard judged them at the last tick."""
@@ -336,11 +335,21 @@ class Governor:
             vm.id, Event("claim-refuted" if refuted else "claim-plausible", utc_now(), details)
         )
 
-    def _renew_manual_target(self, vm: ManagedVm, sends: asyncio.TaskGroup) -> None:
-        """Send a manual target that this life has not received yet, once its driver can follow it."""
-        if vm.facts.mode != "manual" or vm.id in self._sending or vm.run.returns_to is not None:
+    def _renew_target(self, vm: ManagedVm, sends: asyncio.TaskGroup) -> None:
+        """Send what this life has not received yet: the target to which a pulse that was cut off returns.
+
+        Else a manual target, once its driver can follow it.
+        """
+        run, status = vm.run, vm.status
+        if vm.id in self._sending or run.is_pulsed:
             return
-        target, status = vm.spec.manual_target, vm.status
+        if run.returns_to is not None:
+            if status.answers and status.health not in ("no-balloon", "migrating"):
+                self._send(vm, max(run.returns_to, run.target or 0), "pulse", sends)
+            return
+        target = vm.spec.manual_target
+        if vm.facts.mode != "manual":
+            return
         if target is None or target == vm.run.target:
             return
         if status.health not in _FIT_FOR_A_TARGET:
@@ -352,27 +361,10 @@ class Governor:
 
     def release_all(self) -> dict[ManagedVm, int]:
         """Return how far each automatic VM may grow within the host's reserve, for a clean stop."""
-        snapshot = self._seen(time.monotonic(), self._context.ticks.calm_s)
-        if snapshot.mem_available is None or self._context.mode == "observe":  # then all VMs look automatic
+        if self._context.mode == "observe":  # then all VMs look automatic
             return {}
-        guests = {
-            guest.id: guest
-            for guest in snapshot.guests
-            if guest.mode == "auto"
-            and guest.driver_up
-            and guest.answers
-            and guest.run_state == "running"
-            and not guest.migrating
-        }
-        requested = {vm: guest.ceiling - guest.charge for vm, guest in guests.items()}
-        shares = {vm: guest.shares for vm, guest in guests.items()}
-        gets = water_fill(requested, shares, snapshot.mem_available - snapshot.reserve)
-        return {
-            vm: round_up_to_page(guest.charge + gets[vm.id])
-            for vm in self._registry
-            if (guest := guests.get(vm.id)) is not None
-            and not is_reached(guest.charge + gets[vm.id], _least(guest), guest.size)
-        }
+        targets = released(self._seen(time.monotonic(), self._context.ticks.calm_s))
+        return {vm: targets[vm.id] for vm in self._registry if vm.id in targets}
 
     def why_refused(self) -> Mapping[VmId, str]:
         """Return why VMs are not shrunk now."""
@@ -390,11 +382,6 @@ class Governor:
             for vm in self._registry:
                 vm.age_sample(slept_s)
         return max(0.0, slept_s)
-
-
-def _least(guest: GuestSnapshot) -> int:
-    """Return the smaller one of actual and target: the guest may be on its way there."""
-    return guest.actual if guest.target is None else min(guest.actual, guest.target)
 
 
 def _asleep_s() -> float:

@@ -3,7 +3,8 @@
 The host then has the guest's free pages again: those of its page cache, and those that it freed long ago and
 that QEMU still holds. Until the end the VM is charged what it had, so that nobody else is granted it, and no
 policy moves it; the guard may, in an emergency, which ends the pulse. However it ends, the memory is given
-back: also if the request is cancelled, because its client hung up or the agent stops.
+back: also if the request is cancelled, because its client hung up or the agent stops. If QEMU cannot be told
+then, because its session was lost, the VM was renamed or the agent was killed, the governor does it later.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from qmpballoon.agent.run import Run
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, RequestRefused
 from qmpballoon.log import log_event
+from qmpballoon.model.records import VmStatus
 from qmpballoon.protocol.verbs import DEADLINE_S, Pulse
 from qmpballoon.spare import SHRINKS_FOR, STILL_S, least_size
 from qmpballoon.units import MIB, round_up_to_page
@@ -70,16 +72,15 @@ class Pulses:
         if least is None:
             return {"freed": 0, "rss": status.rss}
         run = vm.run
-        if run.returns_to is not None:
+        if run.is_pulsed or run.returns_to is not None:
             raise RequestRefused("busy", f"{vm.id} is being pulsed already")
-        manual = vm.spec.manual_target if vm.mode == "manual" else None
-        run.returns_to = manual or run.target or round_up_to_page(status.actual)
-        vm.touch()
+        run.is_pulsed = True
+        vm.owe(_target_before(vm, status))
         try:
             await self._taken_and_given_back(vm, run, least, deadline_s)
         finally:
-            run.returns_to = None
-            vm.touch()
+            run.is_pulsed = False
+            vm.forget_pulse_if_over()
             self._context.ticks.soon()
         after = await vm.refreshed(timeout_s=0.0)
         is_known = status.rss is not None and after.rss is not None
@@ -88,6 +89,7 @@ class Pulses:
     async def _taken_and_given_back(self, vm: ManagedVm, run: Run, least: int, deadline_s: float) -> None:
         began_s = time.monotonic()
         try:
+            await self._context.store.saved()  # from now on an agent that starts anew gives it back
             serial = await self._actuator.send(vm, least, why="pulse", figures=self._governor.figures(vm))
             await _until_taken(vm, run, serial, least, began_s + SHRINKS_FOR * (deadline_s - began_s))
         finally:
@@ -110,6 +112,14 @@ class Pulses:
             raise
 
 
+def _target_before(vm: ManagedVm, status: VmStatus) -> int:
+    """Return the target to which a pulse returns: the one in force, or more if somebody else gave more."""
+    if vm.mode == "manual" and vm.spec.manual_target is not None:
+        return vm.spec.manual_target
+    target, actual = vm.run.target, round_up_to_page(status.actual or 0)
+    return target if target is not None and status.is_at(target) else max(target or 0, actual)
+
+
 async def _until_taken(vm: ManagedVm, run: Run, serial: int, least: int, until_s: float) -> None:
     """Wait until the guest has given what was asked for, or gives no more, or the guard intervened."""
     lowest, moved_at_s = vm.status.actual or 0, time.monotonic()
@@ -117,6 +127,8 @@ async def _until_taken(vm: ManagedVm, run: Run, serial: int, least: int, until_s
         while True:
             changed, status, now_s = vm.changed, vm.status, time.monotonic()
             if vm.run is not run or run.returns_to is None or vm.serial != serial:
+                return
+            if vm.mode == "observe" or status.health == "migrating":
                 return
             if not status.answers:
                 raise ConnectionLost(f"{vm.id} is {status.health}: its monitor does not answer")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from qmpballoon.addresses import name_from
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.names import Names
 from qmpballoon.agent.run import Identity
@@ -145,7 +146,7 @@ class Registry:
         free = self._names.free_id(base, claim, self._by_id)
         if vm is not None:  # the target belongs to the life, not to the name
             before = store.kept(vm.id)
-            store.keep(free, life=before.life, sent=before.sent)
+            store.keep(free, life=before.life, sent=before.sent, returns_to=before.returns_to)
         self._is_at(path, KnownSocket(free, base, name, claim.owner))
         feed = self._context.feed
         if vm is not None:
@@ -230,7 +231,7 @@ class Registry:
 
     def stem_of(self, path: str, life: Life | None) -> str:
         """Return the name of a QEMU without ``-name``: the file stem of the first of its sockets seen."""
-        stem = Path(path).stem
+        stem = name_from(path)
         return stem if life is None else self._stems.setdefault(life, stem)
 
     def may_serve(self, connector: Serving, life: Life) -> bool:

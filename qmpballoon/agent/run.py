@@ -46,7 +46,8 @@ class Run:
     target: int | None = None  # last sent
     halted_at: int | None = None  # actual when the guest was stopped; it could not move since
     may_be_replugged: bool = False  # the agent was away, and has not seen its balloon since
-    returns_to: int | None = None  # the target after a pulse that is under way
+    returns_to: int | None = None  # the target after a pulse that is under way, or was cut off
+    is_pulsed: bool = False  # a pulse is under way, and sets that target itself
     reason: Reason | None = None  # in force; None: nothing was decided yet
     judged: str | None = None  # untrusted, uncooperative or stuck: the guard's word
     serial: int = field(default_factory=new_serial)  # changes with each target that is asked for

@@ -31,6 +31,7 @@ from qmpballoon.protocol.verbs import (
     Reclaim,
     Release,
     Reload,
+    Room,
     SetLimits,
     SetMode,
     SetPolicy,
@@ -78,6 +79,8 @@ class Service:
                 return [_listed(vm.status) for vm in self._registry]
             case Reload():
                 return self._reload()
+            case Room():
+                return self._room(asked)
             case Reclaim():
                 return await self._reclaim(asked)
             case Release():
@@ -124,14 +127,17 @@ class Service:
         request.refuse_if_expired(time.monotonic())
         # Set the mode first, otherwise the policy would send its own target. Store the target only after
         # QEMU has it, otherwise the governor would send it as well.
-        vm.run.returns_to = None  # a pulse that is under way ends, and gives nothing back
+        run, returns_to = vm.run, vm.run.returns_to
         undo = vm.spec.take_by_hand()
-        vm.touch()
+        vm.owe(None)  # a pulse that is under way ends, and gives nothing back
         try:
             figures = self._governor.figures(vm)
             serial = await self._actuator.send(vm, target, why="manual", figures=figures)
         except (QmpBalloonError, asyncio.CancelledError):
             undo()  # a request that is answered with an error must have no later effect
+            if returns_to is not None and vm.run is run:
+                vm.owe(returns_to)
+                self._context.ticks.soon()
             vm.touch()
             raise
         if vm.serial == serial and vm.spec.kept.mode == "manual":
@@ -181,6 +187,12 @@ class Service:
         self._governor.choose(asked.name, asked.mode)
         await self._context.store.saved()
         return {"name": self._context.policy, "mode": self._context.mode}
+
+    def _room(self, asked: Room) -> Mapping[str, object]:
+        """Tell whether a new VM fits; nothing is kept free for it."""
+        host = self._governor.host()
+        headroom = host.room - asked.size.of(host.mem_total)
+        return {"room": host.room, "fits": headroom >= 0, "headroom": headroom}
 
     async def _reclaim(self, asked: Reclaim) -> Mapping[str, object]:
         """Take memory from the VMs and wait until it is free or the deadline has passed."""

@@ -45,6 +45,7 @@ class Kept:
     target: int | None = None  # the manual target in bytes
     life: str | None = None
     sent: int | None = None  # the last target sent to that life, in bytes
+    returns_to: int | None = None  # the target that a pulse of that life still has to set, in bytes
     socket: str | None = None  # of the VM that has the name, or had it last
     owner: int | None = None  # the uid behind that socket; None: not known
 
@@ -193,6 +194,7 @@ _KEPT_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "shares": int,
     "target": int,
     "sent": int,
+    "returns_to": int,
     "owner": int,
 }
 

@@ -1,4 +1,4 @@
-"""What a client of the control socket is told without asking: events, and VM objects when they change."""
+"""What a client of the control socket is told without asking: events, VM objects, the host's figures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Final
 
 from qmpballoon.agent.feed import Feed
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import Event, HostStatus, VmStatus, utc_now
-from qmpballoon.protocol.objects import event_object, vm_object
+from qmpballoon.model.records import Event, HostStatus, VmStatus, rfc3339, utc_now
+from qmpballoon.protocol.objects import SCHEMA, event_object, host_figures, vm_object
 
 _MOST_UNSENT: Final = 1024 * 1024  # bytes; more is dropped and counted for a client that reads too slowly
 
@@ -18,8 +18,9 @@ _MOST_UNSENT: Final = 1024 * 1024  # bytes; more is dropped and counted for a cl
 class Subscription:
     """A listener of the feed that writes to one client. ``vm`` None: all VMs and the host.
 
-    ``states_s`` is the least time between two objects of one VM; None: events alone. What a slow client
-    misses is counted; when it reads again it gets an event ``lagged`` with that number (``missed``).
+    ``states_s`` is the least time between two objects of one VM, or of the host; None: events alone. What a
+    slow client misses is counted; when it reads again it gets an event ``lagged`` with that number
+    (``missed``).
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Subscription:
         self._encode_line = encode_line
         self._missed = 0
         self._changed: dict[VmId, VmStatus] = {}
+        self._changed_host: HostStatus | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, statuses: Iterable[VmStatus]) -> None:
@@ -62,9 +64,7 @@ class Subscription:
         if self._states_s is None or not self._is_wanted(vm.id):
             return
         self._changed[vm.id] = vm
-        if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._states_s, self._send_states)
+        self._send_later(self._states_s)
 
     def vm_gone(self, vm: VmId) -> None:
         """Drop its record."""
@@ -76,7 +76,10 @@ class Subscription:
             self._send(event_object(vm, event))
 
     def host_changed(self, host: HostStatus) -> None:
-        """Nothing: clients ask for the host."""
+        """Keep the newest record until the interval is over."""
+        if self._states_s is not None and self._vm is None:
+            self._changed_host = host
+            self._send_later(self._states_s)
 
     def host_event(self, event: Event) -> None:
         """Send it."""
@@ -89,6 +92,10 @@ class Subscription:
     def _is_wanted(self, vm: str) -> bool:
         return self._vm is None or self._vm == vm
 
+    def _send_later(self, states_s: float) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(states_s, self._send_states)
+
     def _send_states(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -97,6 +104,9 @@ class Subscription:
         changed, self._changed = self._changed, {}
         for status in changed.values():
             self._send(vm_object(status, self._host, now_s, ts))
+        host, self._changed_host = self._changed_host, None
+        if host is not None:
+            self._send({"schema": SCHEMA, "ts": rfc3339(ts), "host": self._host, **host_figures(host)})
 
     def _send(self, value: Mapping[str, object]) -> None:
         if self._writer.is_closing():

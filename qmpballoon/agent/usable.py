@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 
 from qmpballoon.cgroups import CgroupMemory, read_cgroup
@@ -86,11 +87,14 @@ def findings(configuration: Configuration) -> Iterator[Finding]:
     if configuration.mqtt.payload == "msgpack" and not HAS_MSGPACK:
         reason = 'the package msgpack is not installed here: use "json", or install msgpack'
         yield Finding(("mqtt", "payload"), reason)
+    if configuration.http.listen is not None and find_spec("prometheus_client") is None:
+        reason = "the package prometheus-client is not installed here: pip install 'qmpballoon[metrics]'"
+        yield Finding(("http", "listen"), reason)
     if not configuration.discovery.sockets:
         reason = 'no VM can be found: name globs, such as "/run/qmpballoon/*.qmp"'
         yield Finding(("discovery", "sockets"), reason, is_error=False)
     for pattern in configuration.discovery.sockets:
-        if (why := refused_path(pattern)) is not None:
+        if (why := refused_path(pattern, allow_remote=configuration.discovery.allow_remote)) is not None:
             yield Finding(("discovery", "sockets"), why)
     if (unusable := unusable_directory(configuration.agent.state_dir)) is not None:
         yield Finding(("agent", "state_dir"), f"{unusable} ({_checked_as()})")

@@ -314,8 +314,21 @@ class ManagedVm:
         self._context.store.keep(self.id, lazily=self.mode == "auto", life=str(run.life), sent=target)
         self._schedule.target_sent()
         polls.wake()
-        self.touch()
+        self.forget_pulse_if_over()
         return serial
+
+    def owe(self, returns_to: int | None) -> None:
+        """Note the target in bytes to which a pulse of this life returns; None: none, or QEMU has it."""
+        self.run.returns_to = returns_to
+        self._context.store.keep(self.id, returns_to=returns_to)
+        self.touch()
+
+    def forget_pulse_if_over(self) -> None:
+        """Forget a pulse that is not under way any more, once QEMU has the target to which it returns."""
+        run = self.run
+        if run.returns_to is not None and not run.is_pulsed and (run.target or 0) >= run.returns_to:
+            self.owe(None)
+        self.touch()
 
     async def refreshed(self, *, timeout_s: float) -> VmStatus:
         """Query everything again and return it; figures that do not arrive in time keep their old values."""
@@ -367,8 +380,9 @@ class ManagedVm:
         self._begin(life, needs_grace=young and not known)
         if known:
             self.run.target, self.run.may_be_replugged = kept.sent, True
+            self.run.returns_to = kept.returns_to
         else:
-            self._context.store.keep(self.id, life=str(life) if life else None, sent=None)
+            self._context.store.keep(self.id, life=str(life) if life else None, sent=None, returns_to=None)
 
     def _serving(self) -> VmPolls:
         if self._polls is None or self.connection != "up":

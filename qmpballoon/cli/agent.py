@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOCKET_OR_GLOB",
         help="QMP sockets or quoted globs, watched: VMs come and go (default: /run/qmpballoon/*.qmp)",
     )
+    parser.add_argument(
+        "--allow-remote",
+        action="store_true",
+        default=None,
+        help="let tcp:HOST:PORT be another machine: a monitor has no password and no encryption",
+    )
     parser.add_argument("-c", "--config", metavar="FILE", help="configuration file (TOML)")
     parser.add_argument(
         "--print-default-config", action="store_true", help="print a complete, commented file and exit"
@@ -98,6 +104,7 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         state_dir=arguments.state_dir,
         control=arguments.control,
         sockets=arguments.sockets,
+        allow_remote=arguments.allow_remote,
         broker=arguments.broker,
         username=arguments.username,
         password_file=arguments.password_file,

@@ -14,6 +14,7 @@ _SIZES: Final = frozenset(
         *("freed", "keep", "budget", "reserve", "used", "available", "free", "caches", "total"),
     }
 )
+_LONGEST_S: Final = 1e12  # what is longer is no time
 _OF_VM: Final = ("health", "mode", "size", "actual", "target", "held", "rss", "why")
 
 
@@ -55,7 +56,7 @@ def _parts(values: Mapping[str, object], *, are_sizes: bool = False) -> list[str
                 text = "yes" if value else "no"
             case int() if are_sizes or key in _SIZES:
                 text = format_size(value)
-            case int() | float() if key.endswith("_s"):
+            case int() | float() if key.endswith("_s") and abs(value) < _LONGEST_S:
                 text = f"{value:g} s"
             case Mapping():
                 text = ", ".join(_parts(value, are_sizes=key == "gave")) or "none"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qmpballoon import terminal
 from qmpballoon.cli.answer_lines import lines_of
 from qmpballoon.cli.broker import ABOUT, add_broker_arguments, broker_access
+from qmpballoon.cli.outcomes import error_object
 from qmpballoon.cli.program import CANNOT_REACH, DONE, exit_code
 from qmpballoon.errors import ConnectionLost, QmpBalloonError, RequestRefused, Unreachable
 from qmpballoon.model.names import safe_name
@@ -46,6 +47,7 @@ examples:
   qmpballoon ctl '*/*' get --json | jq .result.actual
   qmpballoon ctl edge-7 reclaim size=2GiB deadline_s=60
   qmpballoon ctl '*' list
+  qmpballoon ctl '*' room size=2GiB               where a new VM fits
 
 TARGET is HOST/VM, or HOST for what a host is asked. Either part may be a quoted glob: it is matched with
 the names that are retained on the broker.
@@ -55,8 +57,9 @@ verbs, and their arguments ([]: may be left out):
 
 Arguments are checked before anything is sent. null takes a limit back.
 
-Answers are printed as they come, errors on stderr. The exit code is that of the worst answer: 2 a bad
-argument, 3 no answer or a VM that is offline, 4 not reached in time, 1 another error.
+Answers are printed as they come, errors on stderr; those to room when all have come, most room first.
+The exit code is that of the worst answer: 2 a bad argument, 3 no answer or a VM that is offline, 4 not
+reached in time, 1 another error.
 
 {ABOUT}"""
 
@@ -160,6 +163,7 @@ async def _ask(
                 tasks = [group.create_task(ask(target), name=f"ask {target}") for target in targets]
         except* ConnectionLost as lost:
             raise _first(lost) from None
+        output.end()
         return max([code, *(task.result() for task in tasks)])
 
 
@@ -191,14 +195,25 @@ def _matching(client: Client, host: str, vm: str | None) -> tuple[list[str], int
 
 
 class _Output:
-    """Prints answers: as lines, or as JSON objects."""
+    """Prints answers: as lines, or as JSON objects; those to ``room`` at the end, the most room first."""
 
     def __init__(self, verb: str, *, as_json: bool, width: int) -> None:
         self._verb = verb
         self._as_json = as_json
         self._width = width
+        self._rooms: list[tuple[str, Mapping[str, Any]]] = []  # by target
 
     def answered(self, target: str, result: object) -> None:
+        if self._verb == "room" and isinstance(result, Mapping):
+            self._rooms.append((target, result))
+        else:
+            self._print(target, result)
+
+    def end(self) -> None:
+        for target, result in sorted(self._rooms, key=lambda each: (-_room(each[1]), each[0])):
+            self._print(target, result)
+
+    def _print(self, target: str, result: object) -> None:
         if self._as_json:
             self._print_json(target, "ok", result, None)
             return
@@ -207,7 +222,7 @@ class _Output:
 
     def failed(self, target: str, error: QmpBalloonError) -> None:
         if self._as_json:
-            self._print_json(target, "error", None, {"code": error.code, "message": str(error)})
+            self._print_json(target, "error", None, error_object(error))
             return
         reason = str(error).removeprefix(f"{target}: ")
         terminal.print_error(terminal.clean(f"{target}: {error.code}: {reason}"))
@@ -216,6 +231,11 @@ class _Output:
         terminal.print_json(
             {"target": target, "verb": self._verb, "status": status, "result": result, "error": error}
         )
+
+
+def _room(result: Mapping[str, Any]) -> int:
+    room = result.get("room")
+    return room if isinstance(room, int) else 0
 
 
 def _named(names: Iterable[str]) -> str:

@@ -11,10 +11,10 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from qmpballoon import terminal
+from qmpballoon.addresses import name_from
 from qmpballoon.api import session_of
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import CANNOT_REACH, DONE, FAILED
@@ -109,7 +109,7 @@ async def _examine_typed(
     chosen: Sequence[Chosen] = ()
     problems = agents.problems
     try:
-        chosen = choose_from(agents, arguments.vms).vms
+        chosen = choose_from(agents, arguments.vms, allow_remote=arguments.allow_remote).vms
     except Unreachable as error:
         if arguments.vms:
             raise
@@ -180,7 +180,7 @@ async def _examine_directly(chosen: Chosen, *, timeout_s: float) -> Examined:
 
 async def examine_directly(path: str, *, timeout_s: float) -> ExaminedVm:
     """Open a monitor and return what is found out; a VM that is not reached has a ``problem``."""
-    name = Path(path).stem
+    name = name_from(path)
     greeting_s = min(timeout_s, _HELD_S) if holders_of(path) else timeout_s
     try:
         try:

@@ -57,6 +57,7 @@ _VERBS: Final = {
     "status": "Show the size of each VM and the statistics of its guest.",
     "set": "Set the balloon target of a VM.",
     "watch": "Stream the events and figures of VMs until interrupted.",
+    "top": "Show every host and VM on a broker, or of this machine, live.",
     "doctor": "Tell what each VM's balloon can and cannot do, and what mends it.",
     "ctl": "Ask VMs or hosts over MQTT, and print their agents' answers.",
     "wait": "Wait until a VM is ready, at its target, or a figure of it has some size.",

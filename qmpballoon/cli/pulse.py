@@ -10,18 +10,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from qmpballoon import terminal
+from qmpballoon.addresses import name_from
 from qmpballoon.api import DangerousTarget, Vm
 from qmpballoon.cli.arguments import seconds, size
-from qmpballoon.cli.program import DONE, INTERRUPTED, exit_code
+from qmpballoon.cli.outcomes import error_object, print_outcomes
+from qmpballoon.cli.program import INTERRUPTED
 from qmpballoon.cli.set import steady_state
 from qmpballoon.cli.sockets import connected
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
 from qmpballoon.control import ANSWER_S, connected_to
-from qmpballoon.errors import MonitorBusy, QmpBalloonError
+from qmpballoon.errors import QmpBalloonError
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.procfs import rss_of
 from qmpballoon.protocol.verbs import DEADLINE_S, LONGEST_WAIT_S
@@ -67,7 +68,7 @@ class Outcome:
             "rss": self.rss,
             "took_s": None if self.took_s is None else round(self.took_s, 3),
             "agent": self.agent,
-            "error": self.error and {"code": self.error.code, "message": str(self.error)},
+            "error": error_object(self.error),
         }
 
     def as_line(self) -> str:
@@ -112,24 +113,12 @@ def run(arguments: argparse.Namespace) -> int:
     except (asyncio.CancelledError, KeyboardInterrupt):  # the former by SIGTERM
         terminal.print_error("interrupted: what was taken is given back")
         return INTERRUPTED
-    if arguments.json:
-        terminal.print_json([outcome.as_json() for outcome in outcomes])
-    code = DONE
-    if any(isinstance(outcome.error, MonitorBusy) for outcome in outcomes):
-        for problem in problems:
-            terminal.print_error(terminal.clean(problem))
-    for outcome in outcomes:
-        if outcome.error:
-            terminal.print_error(terminal.clean(outcome.error))
-            code = max(code, exit_code(outcome.error))
-        elif not arguments.json:
-            print(terminal.clean(outcome.as_line()))
-    return code
+    return print_outcomes(outcomes, problems, as_json=arguments.json)
 
 
 async def _pulse_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
-    choice = await choose([arguments.vm], arguments.control)
-    pulsed = f"{len(choice.vms)} VMs" if len(choice.vms) > 1 else Path(choice.vms[0].path).stem
+    choice = await choose([arguments.vm], arguments.control, allow_remote=arguments.allow_remote)
+    pulsed = f"{len(choice.vms)} VMs" if len(choice.vms) > 1 else name_from(choice.vms[0].path)
 
     async def line(elapsed_s: float) -> str:
         return f"{elapsed_s:.0f} s, taking from {pulsed} and giving back"
@@ -166,7 +155,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 async def _pulse(found: Chosen, keep: Amount | None, timeout_s: float) -> Outcome:
     began_s = time.monotonic()
-    name, agent = found.vm.name if found.vm else Path(found.path).stem, None
+    name, agent = found.vm.name if found.vm else name_from(found.path), None
     try:
         if found.through is not None:
             agent = found.through[0].host

@@ -8,20 +8,19 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from qmpballoon import terminal
+from qmpballoon.addresses import name_from
 from qmpballoon.api import DangerousTarget, Vm
 from qmpballoon.cli.arguments import seconds, size
-from qmpballoon.cli.program import DONE, exit_code
+from qmpballoon.cli.outcomes import error_object, print_outcomes
 from qmpballoon.cli.sockets import connected
 from qmpballoon.cli.status import guest_as_json
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
 from qmpballoon.control import ANSWER_S, ControlClient, connected_to
 from qmpballoon.errors import (
     ConnectionLost,
-    MonitorBusy,
     NotReached,
     OutOfRange,
     QmpBalloonError,
@@ -80,9 +79,7 @@ class Outcome:
 
     def as_json(self) -> dict[str, object]:
         """Return the outcome as the printed object; sizes in bytes."""
-        error: dict[str, object] | None = None
-        if self.error:
-            error = {"code": self.error.code, "message": str(self.error)}
+        error = error_object(self.error)
         if error and isinstance(self.error, Refused):
             error["least"] = self.error.least
         seen = self.after or self.before
@@ -134,19 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DangerousTarget)  # what --force allows
         outcomes, problems = asyncio.run(_set_typed(arguments))
-    if arguments.json:
-        terminal.print_json([outcome.as_json() for outcome in outcomes])
-    code = DONE
-    if any(isinstance(outcome.error, MonitorBusy) for outcome in outcomes):
-        for problem in problems:
-            terminal.print_error(terminal.clean(problem))
-    for outcome in outcomes:
-        if outcome.error:
-            terminal.print_error(terminal.clean(_error_line(outcome)))
-            code = max(code, exit_code(outcome.error))
-        elif not arguments.json:
-            print(terminal.clean(outcome.as_line()))
-    return code
+    return print_outcomes(outcomes, problems, as_json=arguments.json, error_line=_error_line)
 
 
 def check_target(state: VmState, target: int) -> None:
@@ -175,7 +160,7 @@ def check_target(state: VmState, target: int) -> None:
 
 
 async def _set_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
-    choice = await choose([arguments.vm], arguments.control)
+    choice = await choose([arguments.vm], arguments.control, allow_remote=arguments.allow_remote)
     outcomes = await _set_all(choice.vms, arguments.size, arguments.wait, force=arguments.force)
     return outcomes, choice.problems
 
@@ -196,7 +181,7 @@ async def _set_all(
             async with connected(found.path, timeout_s=_CONNECT_S) as vm:
                 return await _set_one(vm, found.path, amount, wait_s, force=force, waiting=waiting)
         except QmpBalloonError as error:
-            name = found.vm.name if found.vm else Path(found.path).stem
+            name = found.vm.name if found.vm else name_from(found.path)
             return Outcome(name, found.path, error=error, agent=found.agent.host if found.agent else None)
 
     async with terminal.progress(line), asyncio.TaskGroup() as group:

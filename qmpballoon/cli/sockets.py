@@ -12,9 +12,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from qmpballoon.addresses import is_tcp
 from qmpballoon.api import Vm, connect
 from qmpballoon.config import COMMAND_LINE, refused_path, surroundings_here
 from qmpballoon.errors import ConfigurationError, Problem, Unreachable
+from qmpballoon.qmp.tcp import is_tcp_listening
 
 ARGUMENT_HELP: Final = (
     "QMP socket or quoted glob; default: /run/qmpballoon/*.qmp and $XDG_RUNTIME_DIR/qmpballoon/*.qmp"
@@ -29,22 +31,24 @@ class Found:
     is_named: bool
 
 
-def find_sockets(typed: Sequence[str]) -> list[Found]:
+def find_sockets(typed: Sequence[str], *, allow_remote: bool = False) -> list[Found]:
     """Return the sockets of typed paths and globs, sorted; without any, those of the default globs.
 
-    An existing path is never a glob. A glob matches sockets only.
+    An existing path is never a glob. A glob matches sockets only. An address of TCP is returned as it is;
+    only with ``allow_remote`` it may be of another machine.
 
     Raises:
         Unreachable: there is none.
         ConfigurationError: a typed text is a directory or no path.
     """
     patterns = typed or surroundings_here().sockets
-    problems = [Problem(None, "SOCKET", why) for each in typed if (why := refused_path(each)) is not None]
+    refused = [refused_path(each, allow_remote=allow_remote) for each in typed]
+    problems = [Problem(None, "SOCKET", why) for why in refused if why is not None]
     if problems:
         raise ConfigurationError(COMMAND_LINE, problems)
     found: dict[str, bool] = {}
     for pattern in patterns:
-        if typed and (os.path.lexists(pattern) or not glob.has_magic(pattern)):
+        if typed and (is_tcp(pattern) or os.path.lexists(pattern) or not glob.has_magic(pattern)):
             found[pattern] = True
         else:
             for path in glob.glob(pattern):
@@ -59,11 +63,13 @@ def find_sockets(typed: Sequence[str]) -> list[Found]:
 
 
 def is_listening(path: str) -> bool:
-    """Tell whether a process listens on the socket, without connecting to it.
+    """Tell whether a process listens on the socket, without connecting to it; another machine's is said to.
 
     A datagram connect fails with EPROTOTYPE if a stream socket is bound there, and with ECONNREFUSED if
     none is (unix(7)).
     """
+    if is_tcp(path):
+        return is_tcp_listening(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
             return probe.connect_ex(os.fspath(path)) == errno.EPROTOTYPE
@@ -73,8 +79,11 @@ def is_listening(path: str) -> bool:
 
 @asynccontextmanager
 async def connected(path: str, *, timeout_s: float) -> AsyncIterator[Vm]:
-    """Open a monitor as :func:`qmpballoon.connect` does, but do not wait if no process listens."""
-    async with connect(path, timeout_s=timeout_s if is_listening(path) else 0.0) as vm:
+    """Open a monitor as :func:`qmpballoon.connect` does, but do not wait if no process listens.
+
+    Whether an address may be of another machine was checked where it was typed, in `find_sockets`.
+    """
+    async with connect(path, timeout_s=timeout_s if is_listening(path) else 0.0, allow_remote=True) as vm:
         yield vm
 
 

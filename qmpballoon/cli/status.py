@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Final
 
 from qmpballoon import terminal
+from qmpballoon.addresses import name_from
 from qmpballoon.api import Vm
 from qmpballoon.cli.arguments import seconds
+from qmpballoon.cli.outcomes import error_object
 from qmpballoon.cli.program import CANNOT_REACH, DONE
 from qmpballoon.cli.sockets import connected, is_listening
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
@@ -75,7 +76,7 @@ class Report:
             "rss": self.rss,
             "health": self.health,
             "agent": self.found.agent and self.found.agent.host,
-            "error": self.error and {"code": self.error.code, "message": str(self.error)},
+            "error": error_object(self.error),
         }
 
     def as_row(self) -> tuple[str, ...]:
@@ -148,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _query_typed(arguments: argparse.Namespace) -> tuple[list[Report], Sequence[str]]:
-    choice = await choose(arguments.vms, arguments.control)
+    choice = await choose(arguments.vms, arguments.control, allow_remote=arguments.allow_remote)
     return await query_all(choice.vms, timeout_s=arguments.timeout), choice.problems
 
 
@@ -197,7 +198,7 @@ async def query_agent(found: Chosen, *, timeout_s: float) -> Report:
 
 async def query(found: Chosen, *, timeout_s: float) -> Report:
     """Query one VM; errors are in the report."""
-    name, pid, qemu, rss = Path(found.path).stem, None, None, None
+    name, pid, qemu, rss = name_from(found.path), None, None, None
     try:
         try:
             async with (

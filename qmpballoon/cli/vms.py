@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
+from qmpballoon.addresses import is_tcp
 from qmpballoon.cli.sockets import find_sockets
 from qmpballoon.control import Agents, AgentVm, RunningAgent, find_agents
 from qmpballoon.errors import RequestRefused, Unreachable
@@ -52,8 +53,8 @@ class Choice:
     problems: tuple[str, ...]
 
 
-def add_control_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--control``."""
+def add_control_argument(parser: argparse.ArgumentParser, *, takes_sockets: bool = True) -> None:
+    """Declare ``--control``, and ``--allow-remote`` for a verb that takes sockets."""
     parser.add_argument(
         "--control",
         metavar="PATH",
@@ -61,12 +62,18 @@ def add_control_argument(parser: argparse.ArgumentParser) -> None:
         help="control socket of the agent to ask (default: those of this machine's agents; "
         "'': open the monitors directly)",
     )
+    if takes_sockets:
+        parser.add_argument(
+            "--allow-remote",
+            action="store_true",
+            help="let tcp:HOST:PORT be another machine: a monitor has no password and no encryption",
+        )
 
 
-async def choose(typed: Sequence[str], control: str | None) -> Choice:
+async def choose(typed: Sequence[str], control: str | None, *, allow_remote: bool = False) -> Choice:
     """Return the VMs that are named; without any words, all VMs of agents and those at the default globs.
 
-    ``control``: the value of ``--control``.
+    ``control``: the value of ``--control``; ``allow_remote``: that of ``--allow-remote``.
 
     Raises:
         Unreachable: there is none; the message says what there is.
@@ -74,10 +81,10 @@ async def choose(typed: Sequence[str], control: str | None) -> Choice:
         ConfigurationError: a typed word is a directory or no path.
     """
     agents = Agents(()) if control == DIRECT else await find_agents(control)
-    return choose_from(agents, typed)
+    return choose_from(agents, typed, allow_remote=allow_remote)
 
 
-def choose_from(agents: Agents, typed: Sequence[str]) -> Choice:
+def choose_from(agents: Agents, typed: Sequence[str], *, allow_remote: bool = False) -> Choice:
     """Return the VMs that are named, as `choose` does, for the agents that were found."""
     held = {
         os.path.realpath(vm.socket): (agent, vm) for agent in agents.running for vm in agent.vms if vm.socket
@@ -92,11 +99,11 @@ def choose_from(agents: Agents, typed: Sequence[str]) -> Choice:
                 raise Unreachable("; ".join((str(error), *agents.problems))) from None
         chosen = {each.path: each for each in found}
     for word in typed:
-        is_there = os.path.lexists(word)
+        is_there = is_tcp(word) or os.path.lexists(word)
         found = [] if is_there else list(_by_name(word, agents))
         if not (found or is_there or "/" in word or glob.glob(word)) and agents.running:
             raise Unreachable(_no_such(word, agents))
-        found = found or _sockets((word,), held)
+        found = found or _sockets((word,), held, allow_remote=allow_remote)
         chosen |= {each.path: each for each in found if not each.is_named and each.path not in chosen}
         chosen |= {each.path: each for each in found if each.is_named}
     return Choice(tuple(chosen[path] for path in sorted(chosen)), agents.problems)
@@ -105,10 +112,12 @@ def choose_from(agents: Agents, typed: Sequence[str]) -> Choice:
 def _sockets(
     typed: Sequence[str],
     held: dict[str, tuple[RunningAgent, AgentVm]],
+    *,
+    allow_remote: bool = False,
 ) -> list[Chosen]:
     return [
         Chosen(each.path, each.is_named, *held.get(os.path.realpath(each.path), (None, None)))
-        for each in find_sockets(typed)
+        for each in find_sockets(typed, allow_remote=allow_remote)
     ]
 
 

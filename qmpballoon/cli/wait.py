@@ -7,13 +7,13 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from qmpballoon import terminal
+from qmpballoon.addresses import name_from
 from qmpballoon.api import Vm, connect
 from qmpballoon.cli.arguments import condition, seconds
-from qmpballoon.cli.program import DONE, exit_code
+from qmpballoon.cli.outcomes import error_object, print_outcomes
 from qmpballoon.cli.status import state_as_json
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
 from qmpballoon.condition import FIGURES, OF_GUEST, Condition
@@ -128,7 +128,7 @@ class Outcome:
             **state_as_json(self.seen.state if self.seen else None),
             "rss": self.seen.rss if self.seen else None,
             "agent": self.agent,
-            "error": self.error and {"code": self.error.code, "message": str(self.error)},
+            "error": error_object(self.error),
         }
 
     def as_line(self) -> str:
@@ -156,23 +156,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return the exit code."""
     outcomes, problems = asyncio.run(_wait_typed(arguments))
-    if arguments.json:
-        terminal.print_json([outcome.as_json() for outcome in outcomes])
-    code = DONE
-    if any(isinstance(outcome.error, MonitorBusy) for outcome in outcomes):
-        for problem in problems:
-            terminal.print_error(terminal.clean(problem))
-    for outcome in outcomes:
-        if outcome.error:
-            terminal.print_error(terminal.clean(outcome.error))
-            code = max(code, exit_code(outcome.error))
-        elif not arguments.json:
-            print(terminal.clean(outcome.as_line()))
-    return code
+    return print_outcomes(outcomes, problems, as_json=arguments.json)
 
 
 async def _wait_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
-    choice = await choose([arguments.vm], arguments.control)
+    choice = await choose([arguments.vm], arguments.control, allow_remote=arguments.allow_remote)
     waits = [_Wait(found, arguments.condition, arguments.timeout, arguments.control) for found in choice.vms]
 
     async def line(elapsed_s: float) -> str:
@@ -188,7 +176,7 @@ class _Wait:
     """One VM, over any number of connections to its monitor or its agent, until the time is over."""
 
     def __init__(self, found: Chosen, wanted: Condition, timeout_s: float, control: str | None) -> None:
-        self.name = found.vm.name if found.vm else Path(found.path).stem
+        self.name = found.vm.name if found.vm else name_from(found.path)
         self.is_over = False
         self._found = found
         self._wanted = wanted
@@ -235,7 +223,7 @@ class _Wait:
     async def _look_again(self) -> None:
         """Find out whether an agent holds the monitor by now, or none does any more."""
         try:
-            choice = await choose([self._found.path], self._control)
+            choice = await choose([self._found.path], self._control, allow_remote=True)
         except QmpBalloonError:
             return
         same = [found for found in choice.vms if found.path == self._found.path]
@@ -246,7 +234,8 @@ class _Wait:
 
     async def _directly(self) -> None:
         wanted = self._wanted
-        async with connect(self._found.path, timeout_s=max(0.05, min(self._left_s, _SLICE_S))) as vm:
+        slice_s = max(0.05, min(self._left_s, _SLICE_S))
+        async with connect(self._found.path, timeout_s=slice_s, allow_remote=True) as vm:
             self.name = vm.name
             if wanted.text == "reached" or wanted.figure == "target":
                 raise RequestRefused(

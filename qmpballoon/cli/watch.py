@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
+import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 from qmpballoon import terminal
+from qmpballoon.addresses import name_from
 from qmpballoon.api import Vm
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import DONE
@@ -30,6 +33,7 @@ examples:
   qmpballoon watch '/run/qmpballoon/*.qmp' --interval 0.2
   qmpballoon watch --json | jq -c 'select(.event != "stats")'
 
+On a terminal a line keeps to its width: figures that do not fit are left out.
 Ends with Ctrl-C. It holds the monitors meanwhile, so that no other client can connect; the VMs of a
 running agent are watched through that agent.
 """
@@ -56,12 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _watch_typed(arguments: argparse.Namespace) -> None:
-    choice = await choose(arguments.vms, arguments.control)
+    choice = await choose(arguments.vms, arguments.control, allow_remote=arguments.allow_remote)
     await _watch_all(choice.vms, arguments.interval, as_json=arguments.json)
 
 
 async def _watch_all(vms: Sequence[Chosen], interval_s: float, *, as_json: bool) -> None:
-    width = max((len(found.vm.name if found.vm else Path(found.path).stem) for found in vms), default=0)
+    width = max((len(found.vm.name if found.vm else name_from(found.path)) for found in vms), default=0)
     output = _Output(as_json=as_json, width=width)
     async with asyncio.TaskGroup() as group:
         for found in vms:
@@ -81,7 +85,7 @@ class _Watch:
         self._path = path
         self._interval_s = interval_s
         self._output = output
-        self._name = Path(path).stem
+        self._name = name_from(path)
         self._problem: str | None = None  # the last one printed, so that each is printed once
 
     async def run(self) -> None:
@@ -212,29 +216,51 @@ class _Output:
                 {"ts": rfc3339(ts), "name": vm, "socket": path, "event": word, "data": details}
             )
             return
-        name = terminal.clean(vm).ljust(self._width)
-        stamp = terminal.coloured(f"{ts.astimezone():%H:%M:%S}.{ts.microsecond // 1000:03d}", "dim")
-        text = _figures_line(of, details.get("rss")) if of else "  ".join(terminal.phrases(details))
-        event = terminal.coloured(terminal.clean(word).ljust(14), _COLOURS.get(word, "bold"))
-        print(f"{stamp}  {name}  {event}  {terminal.clean(text)}".rstrip(), flush=True)
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        local, name = ts.astimezone(), terminal.clean(vm).ljust(self._width)
+        stamp = f"{local:%H:%M:%S}.{ts.microsecond // 1000:03d}"
+        if columns is not None and columns < _WIDE:
+            stamp, name = f"{local:%H:%M:%S}", name[: columns // 4]
+        event = terminal.clean(word).ljust(_EVENT_WIDTH)
+        begins = len(f"{stamp}  {name}  {event}  ")
+        left = None if columns is None else max(_NARROWEST, columns - begins)
+        if of:
+            lines = [_figures_line(of, details.get("rss"), left)]
+        else:
+            text = terminal.clean("  ".join(terminal.phrases(details)))
+            lines = [text] if left is None else textwrap.wrap(text, left, break_on_hyphens=False)
+        stamp = terminal.coloured(stamp, "dim")
+        event = terminal.coloured(event, _COLOURS.get(word, "bold"))
+        first, *more = lines or [""]
+        print(f"{stamp}  {name}  {event}  {first}".rstrip(), flush=True)
+        for line in more:
+            print(" " * begins + line, flush=True)
 
 
+_WIDE: Final = 100  # columns from which the time has milliseconds
+_EVENT_WIDTH: Final = 14
+_NARROWEST: Final = 16
 _COLOURS: Final = {"stats": "dim", "online": "green", "offline": "red", "busy": "red", "no-balloon": "yellow"}
 
 
-def _figures_line(state: VmState, rss: object) -> str:
+def _figures_line(state: VmState, rss: object, width: int | None = None) -> str:
+    """Return the figures as one line; of those that do not fit the width the least important are left out."""
     guest = state.guest
-    parts = [f"actual {format_size(state.actual):>8} of {format_size(state.size)}"]
+    parts = {"actual": f"actual {format_size(state.actual):>8} of {format_size(state.size)}"}
     if guest:
         words = ("available", "free", "caches")
-        parts += [f"{word} {format_size(getattr(guest, word)):>8}" for word in words]
+        parts |= {word: f"{word} {format_size(getattr(guest, word)):>8}" for word in words}
     else:
-        parts.append("no fresh figures from the guest")
+        parts["available"] = "no fresh figures from the guest"
     if isinstance(rss, int):
-        parts.append(f"rss {format_size(rss):>8}")
+        parts["rss"] = f"rss {format_size(rss):>8}"
     if state.run_state != "running":
-        parts.append(state.run_state)
-    return "  ".join(parts)
+        parts["run state"] = terminal.clean(state.run_state)
+    for word in ("caches", "free", "rss", "available", "run state"):
+        if width is not None and len("  ".join(parts.values())) > width:
+            parts.pop(word, None)
+    line = "  ".join(parts.values())
+    return line if width is None or len(line) <= width else line.partition(" of ")[0][:width]
 
 
 def _first(group: BaseExceptionGroup[QmpBalloonError]) -> QmpBalloonError:

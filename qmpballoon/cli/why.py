@@ -6,12 +6,13 @@ import argparse
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qmpballoon import terminal
+from qmpballoon.addresses import name_from
 from qmpballoon.cli.arguments import count
 from qmpballoon.cli.broker import add_broker_arguments, broker_access
+from qmpballoon.cli.outcomes import error_object
 from qmpballoon.cli.program import CANNOT_REACH, DONE, exit_code
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
 from qmpballoon.cli.why_lines import lines_of
@@ -57,7 +58,7 @@ class Answer:
         return {
             **(self.why or {"name": self.name}),
             "agent": self.agent,
-            "error": self.error and {"code": self.error.code, "message": str(self.error)},
+            "error": error_object(self.error),
         }
 
 
@@ -131,7 +132,7 @@ async def _ask_over_mqtt(client: Client, target: str, last: int) -> Mapping[str,
 
 
 async def _ask_typed(arguments: argparse.Namespace) -> tuple[list[Answer], Sequence[str]]:
-    choice = await choose([arguments.vm], arguments.control)
+    choice = await choose([arguments.vm], arguments.control, allow_remote=arguments.allow_remote)
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(_ask(found, arguments.last), name=f"why {found.path}") for found in choice.vms
@@ -142,7 +143,7 @@ async def _ask_typed(arguments: argparse.Namespace) -> tuple[list[Answer], Seque
 async def _ask(found: Chosen, last: int) -> Answer:
     if found.through is None:
         reason = f"no agent holds {found.path}, and only an agent decides: see qmpballoon agent --help"
-        return Answer(Path(found.path).stem, error=Unreachable(reason))
+        return Answer(name_from(found.path), error=Unreachable(reason))
     agent, vm = found.through
     try:
         async with connected_to(agent.path) as client:

@@ -19,12 +19,13 @@ _LINE_AT_LEAST: Final = 40
 _NOTHING: Final = "Nothing"
 
 
-def lines_of(why: Mapping[str, object]) -> Iterator[str]:
+def lines_of(why: Mapping[str, object], columns: int | None = None) -> Iterator[str]:
     """Yield the lines for a person: the decisions, the newest last, and what is in force now.
 
-    ``why`` is the result of the verb ``why``; what is missing in it is left out.
+    ``why`` is the result of the verb ``why``; what is missing in it is left out. The lines are filled to
+    ``columns``, by default those of the terminal.
     """
-    width = max(_LINE_AT_LEAST, min(_LINE_AT_MOST, shutil.get_terminal_size().columns))
+    width = max(_LINE_AT_LEAST, min(_LINE_AT_MOST, columns or shutil.get_terminal_size().columns))
     now = _figures(why.get("figures"))
     place = f"{format_size(now['actual'])} of {format_size(now['size'])}"
     ruled = f"auto by {why.get('policy')}" if why.get("mode") == "auto" else f"{why.get('mode')}"
@@ -75,7 +76,7 @@ def _time(stamp: object) -> str:
     """Return an RFC 3339 stamp as local time, with the date unless it is today's."""
     try:
         local = datetime.fromisoformat(str(stamp)).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError):  # the first and last days of all
         return terminal.clean(stamp)
     is_today = local.date() == datetime.now().astimezone().date()
     return f"{local:%H:%M:%S}" if is_today else f"{local:%Y-%m-%d %H:%M:%S}"

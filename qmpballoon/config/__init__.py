@@ -37,12 +37,13 @@ from qmpballoon.config.tree import (
     Configuration,
     DiscoverySettings,
     HostSettings,
+    HttpSettings,
     MqttSettings,
     PolicySettings,
     VmMatch,
     VmSettings,
 )
-from qmpballoon.config.values import BrokerUrl, CgroupBudget
+from qmpballoon.config.values import BrokerUrl, CgroupBudget, HttpAddress
 from qmpballoon.model.records import MODES, POLICIES
 
 __all__ = [
@@ -58,6 +59,8 @@ __all__ = [
     "Configuration",
     "DiscoverySettings",
     "HostSettings",
+    "HttpAddress",
+    "HttpSettings",
     "MqttFiles",
     "MqttSettings",
     "PolicySettings",

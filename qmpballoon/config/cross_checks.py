@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from qmpballoon.addresses import is_tcp, refused_address
 from qmpballoon.config.tree import Configuration, MqttSettings, VmSettings
 from qmpballoon.model.names import safe_name
 from qmpballoon.readers import Path
@@ -23,6 +24,17 @@ class Contradiction:
 def contradictions(config: Configuration) -> Iterator[Contradiction]:
     """Yield all contradictions of a configuration whose single values are valid."""
     yield from _of_mqtt(config.mqtt)
+    for pattern in config.discovery.sockets:
+        refused = refused_address(pattern, allow_remote=config.discovery.allow_remote)
+        if is_tcp(pattern) and refused is not None:
+            yield Contradiction((("discovery", "sockets"), ("discovery", "allow_remote")), refused)
+    listen = config.http.listen
+    if listen is not None and not listen.is_local and not config.http.allow_remote:
+        reason = (
+            f"other machines can reach {listen}, and there is neither a password nor encryption: use "
+            "127.0.0.1, or set allow_remote = true"
+        )
+        yield Contradiction((("http", "listen"), ("http", "allow_remote")), reason)
     vm_keys: dict[str, Path] = {key: ("vm", key) for pair in _PAIRS for key in pair}
     for low, high, reason in _disorder(config.vm):
         yield Contradiction((vm_keys[low], vm_keys[high]), reason)

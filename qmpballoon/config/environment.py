@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from qmpballoon.addresses import is_tcp, refused_address
 from qmpballoon.config.tree import CONTROL_NAME, MqttSettings
 from qmpballoon.errors import ConfigurationError, Problem, StateUnusable
-from qmpballoon.readers import refused_address
 from qmpballoon.tls import client_context, unreadable
 
 LARGEST_FILE: Final = 256 * 1024  # far more than any real configuration; bounds the cost of other files
@@ -183,8 +183,10 @@ def unusable_directory(path: str) -> StateUnusable | None:
     return None if cause is None else StateUnusable(path, OSError(cause, os.strerror(cause)))
 
 
-def refused_path(typed: str) -> str | None:
-    """Return why a typed text is no socket and no glob; None if it may be one."""
+def refused_path(typed: str, *, allow_remote: bool = False) -> str | None:
+    """Return why a typed text is no socket, no glob and no address of TCP; None if it may be one."""
+    if is_tcp(typed):
+        return refused_address(typed, allow_remote=allow_remote)
     if os.path.isdir(typed):
         return f"{typed} is a directory; name its sockets: '{os.path.join(typed, '*.qmp')}'"
     return None if os.path.lexists(typed) else refused_address(typed)

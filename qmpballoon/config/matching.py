@@ -16,6 +16,8 @@ NEEDS_RESTART: Final = (
     ("agent", "host"),  # the names of all topics, and of the lock
     ("agent", "state_dir"),  # locked and loaded once
     ("agent", "control"),  # clients are connected to it
+    ("http", "listen"),
+    ("http", "allow_remote"),
     ("mqtt", "base_topic"),  # retained topics would remain under the old one
 )
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from qmpballoon.addresses import is_tcp, refused_address
 from qmpballoon.config.cross_checks import contradictions
 from qmpballoon.config.environment import Surroundings, absolute, read_text, surroundings_here
 from qmpballoon.config.toml_lines import LONGEST_KEY, KeyTooLong, key_line, key_lines
@@ -30,7 +31,6 @@ from qmpballoon.readers import (
     Reading,
     did_you_mean,
     dotted,
-    refused_address,
     unknown_key,
 )
 
@@ -103,6 +103,7 @@ _OPTIONS: Final[dict[str, tuple[str, str]]] = {
     "state_dir": ("agent", "state_dir"),
     "control": ("agent", "control"),
     "sockets": ("discovery", "sockets"),
+    "allow_remote": ("discovery", "allow_remote"),
     "broker": ("mqtt", "url"),
     "username": ("mqtt", "username"),
     "password_file": ("mqtt", "password_file"),
@@ -125,6 +126,7 @@ def override(
     state_dir: str | None = None,
     control: str | None = None,
     sockets: Sequence[str] | None = None,
+    allow_remote: bool | None = None,
     broker: str | Sequence[str] | None = None,
     username: str | None = None,
     password_file: str | None = None,
@@ -173,7 +175,7 @@ def override(
 def _absolute(pattern: str) -> str:
     """Return a typed glob as an absolute one; an address that is no path is unchanged, to be refused."""
     is_path = os.path.lexists(pattern) or refused_address(pattern) is None
-    return absolute(pattern) if is_path else pattern
+    return absolute(pattern) if is_path and not is_tcp(pattern) else pattern
 
 
 class _Reading(Reading):

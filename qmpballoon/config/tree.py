@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from qmpballoon.config import values
-from qmpballoon.config.values import BrokerUrl, CgroupBudget
+from qmpballoon.config.values import BrokerUrl, CgroupBudget, HttpAddress
 from qmpballoon.model.records import MODES, POLICIES
 from qmpballoon.readers import Reader, flag, number, text, whole
 from qmpballoon.units import Amount, parse_amount
@@ -76,8 +76,14 @@ class DiscoverySettings:
 
     sockets: tuple[str, ...] = _machine_key(
         values.several(values.socket_glob, "globs of absolute paths"),
-        "Globs of QMP sockets, watched: a VM appears and vanishes without a restart.\n"
+        "Globs of QMP sockets, watched: a VM appears and vanishes without a restart. Also tcp:HOST:PORT,\n"
+        "where nothing is known of the QEMU's process: neither pid nor RSS.\n"
         "To open a monitor is to take it from its owner: never name sockets that libvirt or Proxmox holds.",
+    )
+    allow_remote: bool = _key(
+        flag,
+        "Whether tcp:HOST:PORT may be another machine: a monitor has no password and no encryption.",
+        False,
     )
     forget_after_s: float = _key(
         number(1, 31_536_000),
@@ -167,6 +173,26 @@ class MqttSettings:
     def announces(self) -> bool:
         """Whether the host and its VMs are announced to Home Assistant."""
         return self.payload == "json" if self.home_assistant is None else self.home_assistant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """``[http]``. ``listen`` None: there is no HTTP port."""
+
+    listen: HttpAddress | None = _key(
+        values.http_address,
+        "Serve /metrics (Prometheus), /healthz and /readyz here: an IP address and a port, or a unix socket\n"
+        "(mode 0660) as in \"unix:/run/qmpballoon/http.sock\". Needs: pip install 'qmpballoon[metrics]'.\n"
+        "Default: none.",
+        None,
+        '"127.0.0.1:9188"',
+    )
+    allow_remote: bool = _key(
+        flag,
+        "Allow an address that other machines can reach. There is neither a password nor encryption: a\n"
+        "firewall decides who reads the figures.",
+        False,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +305,7 @@ class Configuration:
     agent: AgentSettings
     discovery: DiscoverySettings
     mqtt: MqttSettings = MqttSettings()
+    http: HttpSettings = HttpSettings()
     host: HostSettings = HostSettings()
     policy: PolicySettings = PolicySettings()
     vm: VmSettings = VmSettings()
@@ -302,6 +329,7 @@ TABLES: Final[dict[str, type]] = {
     "agent": AgentSettings,
     "discovery": DiscoverySettings,
     "mqtt": MqttSettings,
+    "http": HttpSettings,
     "host": HostSettings,
     "policy": PolicySettings,
     "vm": VmSettings,

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from qmpballoon import readers
+from qmpballoon.addresses import is_tcp, refused_address
 from qmpballoon.readers import (
     LONGEST_SOCKET_PATH,
     Reader,
@@ -22,7 +23,6 @@ from qmpballoon.readers import (
     amount,
     did_you_mean,
     parts,
-    refused_address,
     shown,
     text,
 )
@@ -35,6 +35,7 @@ LONGEST_TEXT: Final = 4096  # PATH_MAX; no other text of a configuration is long
 _URL: Final = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<host>\[[^\[\]/@]*\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[!-~]*)?"
 )
+_ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9]{1,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,25 @@ class CgroupBudget:
         return f"cgroup:{self.path}"
 
 
+@dataclass(frozen=True, slots=True)
+class HttpAddress:
+    """Where HTTP is served: a unix socket at ``path``, or an IP address (or ``localhost``) and a port."""
+
+    host: str = ""  # without brackets
+    port: int = 0
+    path: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether other machines cannot reach it."""
+        return bool(self.path) or self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
 def word(*known: str) -> Reader:
     """Return a reader of one word of a fixed list; TOML needs it in quotes."""
     read_word = readers.word(*known, quote='"')
@@ -97,6 +117,29 @@ def control_socket(value: object) -> str:
     if len(os.fsencode(written)) > LONGEST_SOCKET_PATH:
         raise Wrong(f"is too long for a unix socket: at most {LONGEST_SOCKET_PATH} bytes")
     return written
+
+
+def http_address(value: object) -> HttpAddress:
+    """Read ``127.0.0.1:9188``, ``[::1]:9188``, ``localhost:9188`` or ``unix:/run/qmpballoon/http.sock``."""
+    written: str = text(LONGEST_TEXT)(value)
+    if written.startswith("unix:"):
+        if not written.startswith("unix:/"):
+            raise Wrong(
+                f'must have an absolute path: write "unix:/run/qmpballoon/http.sock", not {shown(value)}'
+            )
+        return HttpAddress(path=control_socket(written.removeprefix("unix:")))
+    found = _ADDRESS.fullmatch(written)
+    if found is None:
+        raise Wrong(f'must be "127.0.0.1:9188" or "unix:/run/qmpballoon/http.sock", not {shown(value)}')
+    host, port = found["host"].removeprefix("[").removesuffix("]"), int(found["port"])
+    if host != "localhost":
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise Wrong(f"must be an IP address or localhost, and a port, not {shown(value)}") from None
+    if not 1 <= port <= 65535:
+        raise Wrong(f"the port must be from 1 to 65535, not {port}")
+    return HttpAddress(host, port)
 
 
 def topic(value: object) -> str:
@@ -162,19 +205,19 @@ def glob(value: object) -> str:
 
 
 def socket_glob(value: object) -> str:
-    """Read a shell pattern of absolute socket paths."""
+    """Read a shell pattern of absolute socket paths, or an address of TCP."""
     pattern = glob(value)
-    if (refused := refused_address(pattern)) is not None:
+    if (refused := refused_address(pattern, allow_remote=True)) is not None:
         raise Wrong(refused)
-    if not pattern.startswith("/"):
+    if not (pattern.startswith("/") or is_tcp(pattern)):
         raise Wrong(f"must be an absolute path that starts with /, not {shown(value)}")
     return pattern
 
 
 def match_socket_glob(value: object) -> str:
-    """Read a shell pattern that is compared with absolute socket paths."""
+    """Read a shell pattern that is compared with absolute socket paths and addresses of TCP."""
     pattern = glob(value)
-    if pattern[0] not in "/*?[":
+    if pattern[0] not in "/*?[" and not is_tcp(pattern):
         raise Wrong(f'is held against absolute paths: start with / or write "*/{pattern}"')
     return pattern
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from qmpballoon.addresses import is_tcp
 from qmpballoon.doctor.facts import Backend, Balloon, ExaminedVm
 from qmpballoon.doctor.findings import Finding, Rule, found
 from qmpballoon.units import MIB, format_size
@@ -166,6 +167,8 @@ def _pretty(vm: ExaminedVm) -> str | None:
 
 def _process_unseen(vm: ExaminedVm) -> str | None:
     is_unseen = vm.reached == "up" and vm.pid is None
+    if is_unseen and is_tcp(vm.socket):
+        return "the monitor is one over TCP, which tells nothing of its process"
     return "the process behind the monitor is not QEMU, or not visible here" if is_unseen else None
 
 

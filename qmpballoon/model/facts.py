@@ -59,7 +59,7 @@ class VmFacts(NamedTuple):
     size: int | None = None
     rss: int | None = None  # resident memory of the QEMU process
     target: int | None = None  # last sent in this life
-    returns_to: int | None = None  # the target after a pulse that is under way; None: there is none
+    returns_to: int | None = None  # the target after a pulse, which is not set yet; None: there is none
     why: str | None = None  # the stable word that is in force
     why_since: datetime | None = None  # wall-clock time
     judged: str | None = None  # untrusted, uncooperative or stuck: the guard's judgement

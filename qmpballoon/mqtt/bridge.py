@@ -40,7 +40,7 @@ from qmpballoon.mqtt.request_reader import RequestReader
 from qmpballoon.mqtt.sender import Sender
 from qmpballoon.mqtt.topics import DISCOVERY_PREFIX, Topics
 from qmpballoon.protocol.payloads import Format
-from qmpballoon.protocol.requests import Handle, Requests
+from qmpballoon.protocol.requests import Handle, NoteAnswer, Requests
 
 ECHO_TIMEOUT_S: Final = 5.0
 _PARTS: Final = 5  # of that time-out: a delay of our own loop ends one of them only
@@ -89,7 +89,7 @@ class Bridge:
     ``handle`` carries out a request (see `Handle`). ``vm_exists`` returns whether there is a VM of that
     name in topics. ``announced_before`` are the retained topics of the last run. ``on_announced`` is
     called with all topics that a later run may have to clear, before the first message to a new one;
-    it must not wait (see `Announced`).
+    it must not wait (see `Announced`). ``note_answer`` counts answers (see `NoteAnswer`).
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Bridge:
         vm_exists: Callable[[str], bool],
         announced_before: Iterable[str] = (),
         on_announced: Callable[[frozenset[str]], None] | None = None,
+        note_answer: NoteAnswer = lambda verb, outcome: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.topics: Final = Topics(
@@ -128,7 +129,7 @@ class Bridge:
         self._connected_at_s: float | None = None  # of the current or the last connection
         self._guesses: dict[Broker, Guesses] = {one: Guesses(clock) for one in settings.brokers}
         self._log = ConnectionLog(self._login, self.topics, clock)
-        self._requests = Requests(handle, vm_exists, clock)
+        self._requests = Requests(handle, vm_exists, clock, note_answer)
         self._reader = RequestReader(
             self._requests, vm_exists, self.topics, self._outbox, clock, self._log.request_dropped
         )

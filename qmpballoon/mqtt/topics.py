@@ -212,13 +212,16 @@ class FleetTopics:
         )
 
     def parse(self, topic: str) -> Published | None:
-        """Return what is published on a topic, None if it is none of `filters`."""
+        """Return what is published on a topic, None if no agent publishes there."""
         if not topic.startswith(f"{self.base}/"):
             return None
         match topic[len(self.base) + 1 :].split("/"):
-            case [host, "status" | "host" | "event" as what]:
+            case [host, "status" | "host" | "event" as what] if host == safe_name(host):
                 return Published(host, None, what)
-            case [host, "vm", vm, "availability" | "state" | "event" as what]:
+            case [host, "vm", vm, "availability" | "state" | "event" as what] if (host, vm) == (
+                safe_name(host),
+                safe_name(vm),
+            ):
                 return Published(host, vm, what)
         return None
 

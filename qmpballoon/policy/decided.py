@@ -46,6 +46,7 @@ FIGURES: Final = tuple(entry.name for entry in fields(Figures))
 _values_of: Final = attrgetter(*FIGURES)
 _PACKED: Final = struct.Struct(f"<{len(FIGURES)}q")
 _UNKNOWN: Final = -(2**63)
+_MOST: Final = 2**63 - 1
 
 
 class Decided:
@@ -71,7 +72,10 @@ class Decided:
         self.outcome = outcome
         self.target = target
         self.policy = policy
-        self._figures = _PACKED.pack(*(_UNKNOWN if each is None else each for each in _values_of(figures)))
+        known = _values_of(figures)
+        self._figures = _PACKED.pack(
+            *(_UNKNOWN if each is None else max(-_MOST, min(_MOST, each)) for each in known)
+        )
 
     @property
     def figures(self) -> Figures:

@@ -87,21 +87,21 @@ def vm_object(record: VmStatus, host: str, now_s: float, ts: datetime) -> dict[s
 def state_of(vm: Mapping[str, object]) -> VmState | None:
     """Return the state in a VM object, which is untrusted; None if its QEMU has not told it."""
     size, actual, target, held, guest = (vm.get(key) for key in ("size", "actual", "target", "held", "guest"))
-    if not isinstance(size, int) or not isinstance(actual, int) or not isinstance(guest, Mapping):
+    if type(size) is not int or type(actual) is not int or not isinstance(guest, Mapping):
         return None
     age_s = guest.get("age_s")
     stats = None
     if isinstance(age_s, int | float) and abs(age_s) < _LARGEST_AGE_S:
         counts = {name: guest.get(name) for name in STATISTICS}
-        stats = GuestStats(**{name: value for name, value in counts.items() if isinstance(value, int)})
+        stats = GuestStats(**{name: value for name, value in counts.items() if type(value) is int})
         stats = replace(stats, age_s=float(age_s))
     return VmState(
         run_state=str(vm.get("run_state")),
         size=size,
         actual=actual,
-        target=target if isinstance(target, int) else None,
+        target=target if type(target) is int else None,
         guest=stats,
-        held=held if isinstance(held, int) else None,
+        held=held if type(held) is int else None,
     )
 
 
@@ -165,6 +165,13 @@ def host_object(
         "seq": seq,
         "uptime_s": round(uptime_s, 1),
         "heartbeat_s": agent.heartbeat_s,
+        **host_figures(record),
+    }
+
+
+def host_figures(record: HostStatus) -> dict[str, object]:
+    """Return what the host object says of the host: all but who publishes it."""
+    return {
         "policy": record.policy,
         "mode": record.mode,
         "level": record.level,

@@ -84,6 +84,9 @@ class Request:
 Handle: TypeAlias = Callable[[Request], Awaitable[object]]
 """Carries out a request and returns the result, of JSON values; raises a QmpBalloonError on failure."""
 
+NoteAnswer: TypeAlias = Callable[[str, str], None]
+"""Takes the verb of a request and the outcome of its answer, ``ok`` or an error word; must not wait."""
+
 _Key: TypeAlias = tuple[str, bytes]  # channel, transaction
 
 
@@ -102,12 +105,13 @@ class Requests:
     """Takes requests and gives each one answer.
 
     ``handle`` carries one out; ``vm_exists`` returns whether there is a VM of that name; ``clock`` is
-    monotonic.
+    monotonic. ``note_answer`` is called once for each request; a transaction that comes again is not counted.
     """
 
     handle: Handle
     vm_exists: Callable[[str], bool]
     clock: Callable[[], float]
+    note_answer: NoteAnswer = lambda verb, outcome: None
     _group: asyncio.TaskGroup | None = None
     _running: dict[str | None, list[_Running]] = field(default_factory=dict)
     _joinable: dict[_Key, _Running] = field(default_factory=dict)
@@ -125,6 +129,7 @@ class Requests:
             content = _content(arrival)
             asked = self._validated(arrival, content)
         except RequestRefused as refused:
+            self.note_answer(verb, refused.code)
             arrival.reply(self._response(vm, verb, content.transaction, error=refused))
             return
         expires_at_s = None if arrival.expiry_s is None else self.clock() + arrival.expiry_s
@@ -165,9 +170,11 @@ class Requests:
         joined = None if key is None else self._joinable.get(key)
         waiting = self._running.setdefault(request.vm, [])
         if self._group is None:
+            self.note_answer(request.verb, "offline")
             reply(self._respond(request, error=RequestRefused("offline", "the agent stops")))
         elif not _has_room(waiting, arrival.asker) if joined is None else len(joined.replies) >= MOST_WAITING:
             error = RequestRefused("busy", f"{MOST_WAITING} requests wait already: send fewer at a time")
+            self.note_answer(request.verb, error.code)
             reply(self._respond(request, error=error))
         elif joined is not None:
             joined.replies.append(reply)
@@ -204,6 +211,7 @@ class Requests:
             del self._running[running.request.vm]
         if running.key is not None:
             del self._joinable[running.key]
+        self.note_answer(running.request.verb, _outcome(response))
         for reply in running.replies:
             reply(response)
         if running.key is not None:
@@ -256,6 +264,11 @@ def _has_room(running: list[_Running], asker: str) -> bool:
     if len(running) < MOST_WAITING:
         return True
     return len(running) < MOST_WAITING_IN_ALL and all(one.asker != asker for one in running)
+
+
+def _outcome(response: Mapping[str, object]) -> str:
+    error = response["error"]
+    return str(error["code"]) if isinstance(error, Mapping) else "ok"
 
 
 def _packed(response: Mapping[str, object]) -> bytes:

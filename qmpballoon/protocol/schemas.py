@@ -237,6 +237,7 @@ RESULTS: Final[Mapping[tuple[Scope, str], Schema]] = {
             }
         )
     ),
+    ("host", "room"): _object({"room": _BYTES, "fits": _FLAG, "headroom": {"type": "integer"}}),
     ("host", "reclaim"): _object(
         {"freed": _BYTES, "hold": _TEXT, "gave": _map(_BYTES), "refused": _map(_TEXT)}
     ),

@@ -162,6 +162,14 @@ class List(_Verb):
 
 
 @dataclass(frozen=True, slots=True)
+class Room(_Verb):
+    """Tell how large a new VM may be now, and whether one of ``size`` fits."""
+
+    VERB = "room"
+    size: Amount = _required(amount, bare=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Reclaim(_Verb):
     """Take ``size`` bytes from the VMs within ``deadline_s`` and keep them free for ``hold_s``."""
 
@@ -197,7 +205,7 @@ class Reload(_Verb):
 
 
 OfVm: TypeAlias = SetTarget | SetMode | SetLimits | Get | Doctor | Pulse | Why
-OfHost: TypeAlias = List | Reclaim | Release | SetPolicy | Reload | HostDoctor
+OfHost: TypeAlias = List | Room | Reclaim | Release | SetPolicy | Reload | HostDoctor
 Asked: TypeAlias = OfVm | OfHost
 
 VERBS: Final[Mapping[Scope, Mapping[str, type[Asked]]]] = MappingProxyType(

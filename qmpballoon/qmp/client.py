@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from time import thread_time
@@ -310,7 +311,9 @@ class Session(QMPClient):
     async def _do_connect(self, address: object, ssl: object = None) -> None:
         self._set_state(Runstate.CONNECTING)
         reader = asyncio.StreamReader(loop=self._loop)
-        transport, wire = await self._loop.create_unix_connection(
+        is_local = self._connection.family == socket.AF_UNIX
+        make = self._loop.create_unix_connection if is_local else self._loop.create_connection
+        transport, wire = await make(
             lambda: Wire(reader, self._intake.received, self._intake.take_held, self._wake_early),
             sock=self._connection,
         )

@@ -19,6 +19,8 @@ from typing import Final
 
 from asyncinotify import Inotify, Mask, Watch
 
+from qmpballoon.addresses import is_tcp
+
 SCAN_EVERY_S: Final = 2.0
 _SETTLE_S: Final = 0.02  # a directory that fills with sockets is scanned once, not once per socket
 _SHARE: Final = 0.1  # of the time that scans after changes may take
@@ -38,15 +40,22 @@ SocketMark = tuple[int, int, int]
 """Device, inode and change time of a socket file. A different mark may be a different socket. The inode
 alone is not enough: a new QEMU on the same path got the same number."""
 
+_ALWAYS: Final[SocketMark] = (0, 0, 0)  # of an address of TCP, where nothing but a connection tells
+
 
 def scan(globs: Iterable[str]) -> dict[str, SocketMark]:
-    """Return the sockets that the globs match now, sorted by path."""
-    found = {}
-    for path in sorted({match for pattern in globs for match in glob.iglob(os.path.abspath(pattern))}):
+    """Return the sockets that the globs match now, sorted by path, and every address of TCP."""
+    globs = tuple(globs)
+    found = {pattern: _ALWAYS for pattern in globs if is_tcp(pattern)}
+    for path in sorted({match for pattern in globs for match in _matches(pattern)}):
         mark = _mark_of(path)
         if mark is not None:
             found[path] = mark
-    return found
+    return dict(sorted(found.items()))
+
+
+def _matches(pattern: str) -> Iterable[str]:
+    return () if is_tcp(pattern) else glob.iglob(os.path.abspath(pattern))
 
 
 def _mark_of(path: str) -> SocketMark | None:
@@ -123,7 +132,7 @@ class SocketWatch:
         self._wakeup.set()
 
     def _watch_directories(self, inotify: Inotify) -> None:
-        parents = {os.path.dirname(pattern) for pattern in self.globs}
+        parents = {os.path.dirname(pattern) for pattern in self.globs if not is_tcp(pattern)}
         wanted = {directory for parent in parents for directory in glob.iglob(parent)}
         for directory in self._watches.keys() - wanted:
             with suppress(OSError):  # the directory was removed, and the watch with it
@@ -136,7 +145,7 @@ class SocketWatch:
 
 
 def _absolute(globs: Iterable[str]) -> frozenset[str]:
-    return frozenset(os.path.abspath(pattern) for pattern in globs)
+    return frozenset(pattern if is_tcp(pattern) else os.path.abspath(pattern) for pattern in globs)
 
 
 def _opened(stack: ExitStack) -> Inotify | None:

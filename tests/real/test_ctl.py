@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.guest import LabGuest
 from qmpballoon.model.records import rfc3339
 from qmpballoon.mqtt.bridge import Bridge
-from qmpballoon.protocol.requests import Request
+from qmpballoon.protocol.requests import Handle, Request
+from qmpballoon.protocol.verbs import Room
 from qmpballoon.units import MIB
 
 Capture = pytest.CaptureFixture[str]
@@ -47,6 +49,13 @@ async def handle(request: Request) -> object:
     return {"vm": request.vm, "target": 64 * MIB}
 
 
+async def handle_room(host: str, request: Request) -> object:
+    """Answer ``room`` as hosts with other figures would."""
+    assert isinstance(request.asked, Room)
+    room, size = {"a": 100 * MIB, "b": 3000 * MIB, "c": 2048 * MIB}[host], request.asked.size.of(None)
+    return {"room": room, "fits": size <= room, "headroom": room - size}
+
+
 class Hosts:
     """The MQTT sides of agents with VMs, which answer at once."""
 
@@ -54,9 +63,9 @@ class Hosts:
         self._broker = broker
         self._stack = stack
 
-    async def start(self, host: str, *vms: str) -> None:
+    async def start(self, host: str, *vms: str, answer: Handle = handle) -> None:
         settings = settings_for(self._broker, host=host, client_id=f"agent-{host}")
-        bridge = Bridge(settings, handle, vm_exists=lambda vm: vm in vms)
+        bridge = Bridge(settings, answer, vm_exists=lambda vm: vm in vms)
         now = rfc3339(datetime.now(UTC))
         bridge.retain(bridge.topics.host_object, lambda: {"ts": now, "heartbeat_s": 60})
         for vm in vms:
@@ -124,6 +133,22 @@ async def test_a_glob_asks_each_and_the_exit_code_is_that_of_the_worst(
     assert sorted(answer["target"] for answer in answers) == ["a", "b"]
     assert await ctl(mosquitto, "*/nobody*", "get") == 3
     assert capsys.readouterr().err == "qmpballoon: no VM 'nobody*' on a, b\n"
+
+
+async def test_the_host_with_the_most_room_is_first(
+    mosquitto: LabBroker, hosts: Hosts, capsys: Capture
+) -> None:
+    for host in "abc":
+        await hosts.start(host, answer=partial(handle_room, host))
+    assert await ctl(mosquitto, "*", "room", "size=2GiB") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "b  room 2.93 GiB  fits yes  headroom 952 MiB",
+        "c  room 2 GiB  fits yes  headroom 0 B",
+        "a  room 100 MiB  fits no  headroom -1.90 GiB",
+    ]
+    assert await ctl(mosquitto, "*", "room", "2GiB", "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["target"] for line in lines] == ["b", "c", "a"]
 
 
 async def test_a_host_that_is_offline_is_named_and_the_others_are_asked(

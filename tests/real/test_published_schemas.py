@@ -25,6 +25,7 @@ REQUESTS: list[tuple[str | None, str, list[dict[str, object]]]] = [
     ("web1", "pulse", [{"keep": "64MiB", "deadline_s": 1}, {"keep": -1}]),
     (None, "list", [{}]),
     (None, "doctor", [{}]),
+    (None, "room", [{"size": "1MiB"}, {"size": "4TiB"}]),
     (None, "reclaim", [{"size": "1MiB", "deadline_s": 1}, {"size": "1PiB"}]),
     (None, "release", [{"hold": "hold-1"}, {"hold": "hold-9"}]),
     (None, "set-policy", [{"name": "fixed"}, {"mode": "observe"}, {"mode": "auto"}]),

@@ -117,3 +117,21 @@ async def test_it_is_undone_when_the_agent_is_terminated(lab: Lab, start_agent: 
         lambda actual: abs(actual - before) <= MIB, timeout_s=PATIENCE_S, what="all of it is back"
     )
     assert await pulse in (0, 3)  # a fast machine may have finished
+
+
+async def test_it_is_undone_after_an_agent_that_was_killed(lab: Lab, start_agent: StartAgent) -> None:
+    guest = await after_a_workload(lab)
+    agent = start_agent(None)
+    control = await control_of(agent)
+    assert await command("wait", f"--control={control}", "web", "ready") == 0
+    before = await guest.monitor.actual()
+    pulse = asyncio.create_task(command("pulse", f"--control={control}", "web"))
+    await guest.monitor.until_actual(
+        lambda actual: actual < before - MIB, timeout_s=PATIENCE_S, what="it gives memory"
+    )
+    agent.kill()
+    await pulse
+    agent.start()
+    await guest.monitor.until_actual(
+        lambda actual: abs(actual - before) <= MIB, timeout_s=PATIENCE_S, what="all of it is back"
+    )

@@ -43,8 +43,8 @@ SUITE = """
         vm = balloon_connect(guest.socket)
         vm.ready(timeout_s=30)
         with vm.squeeze("112MiB"):
-            assert guest.actual() == 112 * 2**20
-        assert guest.actual() == 128 * 2**20
+            assert guest.actual() <= 113 * 2**20
+        assert guest.actual() >= 127 * 2**20
 
     def test_a_killed_qemu(qemu_vm, balloon_connect):
         guest = qemu_vm(driver=False)
@@ -65,6 +65,7 @@ SUITE = """
         assert (vm.name, vm.pid, guest.exit_status) == ("mine", guest.pid, None)
         assert guest.execute("query-status")["status"] == "prelaunch"
 """
+UVLOOP = "import asyncio, uvloop; asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())\n"
 IN_A_LOOP = """
     import asyncio
     import qmpballoon
@@ -88,7 +89,7 @@ def run_suite(tmp_path: Path, guest_image: image.GuestImage) -> Callable[..., st
     def run(suite: str, *options: str, fails: bool = False, uvloop: bool = False) -> str:
         (tmp_path / "test_mine.py").write_text(textwrap.dedent(suite))
         if uvloop:
-            (tmp_path / "conftest.py").write_text("import uvloop; uvloop.install()\n")
+            (tmp_path / "conftest.py").write_text(UVLOOP)
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *STRICT, "--rootdir", tmp_path, *options, "test_mine.py"],
             cwd=tmp_path,
@@ -119,14 +120,18 @@ def test_the_fixtures_where_a_loop_runs(run_suite: Callable[..., str], uvloop: b
 
 def test_a_test_that_times_out_leaves_no_qemu(run_suite: Callable[..., str], tmp_path: Path) -> None:
     suite = """
+        import signal
         from pathlib import Path
+
         import pytest
 
-        @pytest.mark.timeout(1)
         def test_hangs(qemu_vm, balloon_connect):
             guest = qemu_vm("qemu-system-x86_64", "-m", "64M", "-S", "-device", "virtio-balloon")
             Path("pid").write_text(str(guest.pid))
-            balloon_connect(guest).set_target("32MiB", wait_s=3600)
+            vm = balloon_connect(guest)
+            signal.signal(signal.SIGALRM, lambda *_: pytest.fail("Timeout"))  # as pytest-timeout does
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            vm.set_target("32MiB", wait_s=3600)
 
         def test_goes_on(qemu_vm, balloon_connect):
             guest = qemu_vm("qemu-system-x86_64", "-m", "64M", "-nodefaults", "-S")

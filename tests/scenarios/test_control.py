@@ -128,6 +128,16 @@ async def test_a_subscriber_gets_states_and_events_of_the_vms_it_asked_for(harne
         assert state["vm"] == "a"
 
 
+async def test_a_subscriber_to_states_of_all_gets_the_figures_of_the_host(harness: AgentHarness) -> None:
+    async with served(harness) as path, connected_to(str(path)) as client:
+        await client.request("subscribe", states_s=0.01)
+        harness.context.feed.host_changed(harness.governor.host())
+        figures = await next_of(client, "level", "ok")
+        assert (figures["host"], figures["policy"]) == ("edge-7", "fairshare")
+        assert "vm" not in figures
+        assert "event" not in figures
+
+
 async def test_a_slow_subscriber_is_told_how_many_events_it_missed(harness: AgentHarness) -> None:
     event = Event("alarm", utc_now(), {"reason": "x" * 20_000, "budget": 1, "lent": 0})
     async with served(harness) as path, connected_to(str(path)) as client:

@@ -20,7 +20,7 @@ from qmpballoon.agent import connector as connector_module
 from qmpballoon.config import DiscoverySettings, VmMatch
 from qmpballoon.errors import Unreachable
 from qmpballoon.model.names import VmId
-from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
+from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor, SocketTables
 from qmpballoon.sim.qemu.faults import Babble, Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.units import MIB
@@ -380,6 +380,22 @@ async def test_a_socket_whose_rights_change_is_still_the_same(
         await harness.until_health("b", "ok")
         assert harness.events_of("a").count("health") <= 2
         assert harness.health("a") == "ok"
+        assert "offline" not in [event.data.get("to") for _, event in harness.events]
+
+
+async def test_a_socket_that_is_newer_than_the_table_of_sockets_is_still_the_same(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        harness.context.socket_tables = tables = SocketTables(lambda: now_s[0])
+        tables.of("any", max_age_s=1)
+        await qemus.start("a")
+        await harness.until_health("a", "ok")
+        now_s[0] = 10.0
+        qemus.path("a").chmod(0o600)
+        await qemus.start("b")  # found by the scan that finds the change, or by a later one
+        await harness.until_health("b", "ok")
         assert "offline" not in [event.data.get("to") for _, event in harness.events]
 
 

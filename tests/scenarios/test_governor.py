@@ -148,6 +148,23 @@ async def test_the_host_is_published_with_every_tick(
         assert 0 <= record.room <= 768 * MIB
 
 
+async def test_room_tells_whether_a_new_vm_fits_and_keeps_nothing_free(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a")  # 256 MiB
+    host = HostSettings(budget=parse_amount("400MiB"), reserve=parse_amount("1MiB"))
+    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=MANUAL, host=host) as harness:
+        await harness.until_health("a", "ok")
+        fits = await harness.ask(None, "room", size=100 * MIB)
+        assert fits == {"room": 144 * MIB, "fits": True, "headroom": 44 * MIB}
+        assert await harness.ask(None, "room", size=144 * MIB) == {**fits, "headroom": 0}
+        lacks = await harness.ask(None, "room", size=145 * MIB)
+        assert lacks == {"room": 144 * MIB, "fits": False, "headroom": -MIB}
+        await harness.ask(None, "reclaim", size=44 * MIB, deadline_s=0)
+        assert (await harness.ask(None, "room", size=MIB))["room"] == 100 * MIB
+        assert not (await harness.ask(None, "room", size="100%"))["fits"]
+
+
 async def test_a_sleep_of_the_host_makes_every_sample_stale(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import PATIENCE_S, AgentHarness, Qemus, qemus_in, running_agent
+from agent_harness import PATIENCE_S, AgentHarness, Kernel, Qemus, qemus_in, running_agent
 from served_control import command, served
 
+from qmpballoon.config import VmMatch
 from qmpballoon.control import connected_to
 from qmpballoon.errors import QmpBalloonError
 from qmpballoon.sim.guest import Behaviour, GuestSpec
@@ -178,6 +180,107 @@ async def test_it_is_undone_when_the_agent_stops(harness: AgentHarness) -> None:
         await under_way(harness)
     assert ended_early(harness)
     assert await task == 3
+
+
+async def test_a_vm_that_is_renamed_meanwhile_gets_its_memory_back(
+    harness: AgentHarness, slow: SimulatedQemu
+) -> None:
+    pulse = pulsed(harness)
+    await under_way(harness)
+    renamed = VmMatch(name="slow", rename="new", settings=(("mode", "manual"),))
+    harness.reconfigure(replace(harness.configuration, matches=(renamed,)))
+    with pytest.raises(QmpBalloonError) as ended:
+        await pulse
+    assert ended.value.code == "offline"
+    await harness.until(lambda: slow.guest.target == 256 * MIB)
+    await harness.until(lambda: harness.vm("new").run.returns_to is None)
+    assert harness.record("new").target == 256 * MIB
+
+
+async def test_a_vm_whose_session_is_lost_meanwhile_gets_its_memory_back(
+    harness: AgentHarness, slow: SimulatedQemu
+) -> None:
+    pulse = pulsed(harness)
+    await under_way(harness)
+    slow.drop_clients()
+    with pytest.raises(QmpBalloonError) as ended:
+        await pulse
+    assert ended.value.code == "offline"
+    await harness.until(lambda: slow.guest.target == 256 * MIB)
+    await harness.until(lambda: harness.vm("slow").run.returns_to is None)
+
+
+async def test_it_is_undone_after_an_agent_that_was_killed(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    kernel.new_life(qemus.path("slow"))
+    slow = await qemus.start("slow", guest=SLOWLY)
+    state = sockets_dir / "state" / "edge-7.json"
+    async with running_agent(sockets_dir, monkeypatch, kernel, governed=True) as harness:
+        await harness.until_health("slow", "ok")
+        pulse = pulsed(harness)
+        await under_way(harness)
+        await harness.store.saved()
+        written = state.read_bytes()
+        slow.drop_clients()
+        await asyncio.wait((pulse,), timeout=PATIENCE_S)
+    slow.execute("balloon", {"value": 150 * MIB})
+    state.write_bytes(written)
+    async with running_agent(sockets_dir, monkeypatch, kernel, governed=True) as again:
+        await again.until_health("slow", "ok")
+        await again.until(lambda: slow.guest.target == 256 * MIB)
+        await again.until(lambda: again.vm("slow").run.returns_to is None)
+        await again.store.saved()
+    assert b"returns_to" not in state.read_bytes()
+
+
+async def test_a_person_who_ends_it_and_is_refused_by_qemu_does_not_keep_its_memory(
+    harness: AgentHarness, slow: SimulatedQemu
+) -> None:
+    await harness.ask("slow", "set-mode", mode="manual")
+    pulse = pulsed(harness)
+    await under_way(harness)
+    slow.faults = replace(slow.faults, refuse=frozenset({"balloon"}))
+    with pytest.raises(QmpBalloonError):
+        await harness.ask("slow", "set-target", target="240MiB")
+    slow.faults = replace(slow.faults, refuse=frozenset())
+    with pytest.raises(QmpBalloonError):
+        await pulse
+    await harness.until(lambda: slow.guest.target == 256 * MIB)
+
+
+async def test_it_ends_when_the_host_is_set_to_observe(harness: AgentHarness, slow: SimulatedQemu) -> None:
+    pulse = pulsed(harness)
+    await under_way(harness)
+    await harness.ask(None, "set-policy", mode="observe")
+    await pulse
+    assert slow.guest.target == 256 * MIB
+    assert ended_early(harness)
+
+
+async def test_it_ends_when_the_vm_begins_to_migrate(harness: AgentHarness, slow: SimulatedQemu) -> None:
+    pulse = pulsed(harness)
+    await under_way(harness)
+    slow.set_migration("active")
+    await pulse
+    assert ended_early(harness)
+    slow.set_migration(None)
+
+
+async def test_what_another_controller_gave_is_given_back_as_well(
+    harness: AgentHarness, slow: SimulatedQemu
+) -> None:
+    await harness.ask("slow", "set-target", target="240MiB", wait_s=30)
+    await harness.ask("slow", "set-mode", mode="auto")
+    slow.execute("balloon", {"value": 250 * MIB})
+    await harness.until(lambda: harness.record("slow").actual == 250 * MIB)
+    assert harness.record("slow").target == 240 * MIB
+    pulse = pulsed(harness)
+    await harness.until(lambda: (harness.record("slow").actual or 0) < 230 * MIB)
+    pulse.cancel()
+    await asyncio.wait((pulse,), timeout=PATIENCE_S)
+    assert slow.guest.target == 250 * MIB
 
 
 async def test_other_requests_do_not_end_with_their_client(harness: AgentHarness) -> None:

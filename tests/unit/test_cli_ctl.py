@@ -23,6 +23,7 @@ from qmpballoon.units import MIB
         ("set-limits", "vm", ["floor=null", "shares=2000"], {"floor": None, "shares": 2000}),
         ("set-mode", "vm", ["mode=manual", "for_s=0.5e1"], {"mode": "manual", "for_s": 5.0}),
         ("release", "host", ["hold-1"], {"hold": "hold-1"}),
+        ("room", "host", ["2GiB"], {"size": "2GiB"}),
         ("reclaim", "host", ["1.5GiB"], {"size": "1.5GiB"}),
     ],
 )

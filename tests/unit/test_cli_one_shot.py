@@ -373,9 +373,12 @@ async def test_watch_prints_text_without_json(sockets_dir: Path, capsys: Capture
 @pytest.mark.parametrize(
     ("typed", "reason"),
     [
-        ("tcp:127.0.0.1:4444", "monitors over the network are not supported"),
-        ("127.0.0.1:4444", "monitors over the network are not supported"),
-        ("[::1]:4444,server=on", "monitors over the network are not supported"),
+        ("tcp:192.0.2.1:4444", "--allow-remote"),
+        ("tcp:127.0.0.1:4444,server=on", "must be the address alone: tcp:127.0.0.1:4444"),
+        ("tcp::4444", "must be tcp:HOST:PORT"),
+        ("127.0.0.1:4444", "or an address of TCP as tcp:127.0.0.1:4444"),
+        ("[::1]:4444,server=on", "or an address of TCP as tcp:[::1]:4444"),
+        ("telnet:127.0.0.1:4444,server=on", "or tcp:HOST:PORT"),
         ("@web", "abstract sockets cannot be watched"),
         ("unix:/run/web.qmp,server=on", "must be the path alone: /run/web.qmp"),
         (".", " is a directory; name its sockets: '"),

@@ -32,7 +32,7 @@ from qmpballoon.errors import (
 from qmpballoon.model.records import VmState
 
 VERBS = (
-    *("agent", "status", "set", "watch", "doctor", "wait", "pulse", "why", "ctl", "forget"),
+    *("agent", "status", "set", "watch", "top", "doctor", "wait", "pulse", "why", "ctl", "forget"),
     *("simulate", "check-config", "demo"),
 )
 HEAVY = ("aiomqtt", "paho", "uvloop", "msgpack", "shtab", "qmpballoon.lab", "qmpballoon.agent.app")

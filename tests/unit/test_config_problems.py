@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qmpballoon import config
+from qmpballoon.agent.usable import findings
 from qmpballoon.config import Surroundings
 from qmpballoon.config.tree import TABLES, keys
 from qmpballoon.errors import ConfigurationError, Problem
@@ -97,7 +99,7 @@ def test_unknown_names_are_reported_with_a_suggestion(text: str, key: str, reaso
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("value", ["true", "[true]", "{a = 1}", "1979-05-27", "nan", "-1", '""', '"\\u0000"'])
 def test_no_key_accepts_a_value_of_a_wrong_type_or_range(table: str, value: str) -> None:
-    valid = (("true", "samples"), ("true", "home_assistant"), ('""', "control"))
+    valid = (('""', "control"), *(("true", flag) for flag in ("samples", "home_assistant", "allow_remote")))
     record = [name for name in keys(TABLES[table]) if (value, name) not in valid]
     text = f"[{table}]\n" + "".join(f"{name} = {value}\n" for name in record)
     found = problems(text)
@@ -481,3 +483,53 @@ def test_an_unusable_password_file_is_reported(tmp_path: Path, content: bytes | 
 
 def test_without_a_user_name_no_password_is_read() -> None:
     assert config.read_password(replace(BASE.mqtt, password_file="/does/not/exist")) is None
+
+
+@pytest.mark.parametrize(
+    ("listen", "reason"),
+    [
+        ("9188", 'must be "127.0.0.1:9188" or "unix:/run/qmpballoon/http.sock", not the text \'9188\''),
+        ("unix:http.sock", "must have an absolute path"),
+        ("unix:/" + "x" * 200, "is too long for a unix socket"),
+        ("example.org:9188", "must be an IP address or localhost, and a port"),
+        ("300.0.0.1:9188", "must be an IP address or localhost, and a port"),
+        ("[127.0.0.x]:9188", 'must be "127.0.0.1:9188" or'),
+        ("127.0.0.1:0", "the port must be from 1 to 65535"),
+        ("127.0.0.1:65536", "the port must be from 1 to 65535"),
+        (
+            "0.0.0.0:9188",
+            "other machines can reach 0.0.0.0:9188, and there is neither a password nor encryption",
+        ),
+        ("[::]:9188", "other machines can reach [::]:9188"),
+        ("10.1.2.3:9188", "use 127.0.0.1, or set allow_remote = true"),
+    ],
+)
+def test_http_is_served_at_an_address_of_this_machine_alone(listen: str, reason: str) -> None:
+    problem = only_problem(f'[http]\nlisten = "{listen}"')
+    assert (problem.key, problem.line) == ("http.listen", 2)
+    assert reason in problem.reason
+
+
+def test_http_is_served_to_other_machines_where_that_is_allowed() -> None:
+    allowed = '[http]\nlisten = "0.0.0.0:9188"\nallow_remote = '
+    found = config.parse(allowed + "true", surroundings=HERE).http
+    assert (str(found.listen), found.allow_remote) == ("0.0.0.0:9188", True)
+    assert only_problem(allowed + "false").key == "http.listen"
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["127.0.0.1:9188", "127.3.2.1:1", "[::1]:9188", "localhost:65535", "unix:/run/qmpballoon/http.sock"],
+)
+def test_http_may_be_served_on_this_machine(listen: str) -> None:
+    found = config.parse(f'[http]\nlisten = "{listen}"', surroundings=HERE).http.listen
+    assert str(found) == listen
+
+
+def test_without_prometheus_client_metrics_are_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = config.parse('[http]\nlisten = "127.0.0.1:9188"', surroundings=HERE)
+    assert not [each for each in findings(found) if each.path == ("http", "listen")]
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    (finding,) = (each for each in findings(found) if each.path == ("http", "listen"))
+    assert finding.is_error
+    assert "pip install 'qmpballoon[metrics]'" in finding.reason

@@ -41,6 +41,12 @@ def test_figures_come_out_as_they_went_in_with_unknown_and_negative_ones() -> No
     assert Decided(1.0, "grow", "held", NO_FIGURES).figures == NO_FIGURES
 
 
+def test_a_figure_of_too_many_bits_is_the_largest() -> None:
+    """Each of thousands of QEMUs may claim 2**53 bytes."""
+    figures = Decided(1.0, "grow", "sent", Figures(used=2**70, free=-(2**70)), target=MIB).figures
+    assert figures == Figures(used=2**63 - 1, free=-(2**63) + 1)
+
+
 def test_a_history_keeps_the_newest_and_is_bounded() -> None:
     history = History()
     assert history.last(5) == ()

@@ -154,7 +154,7 @@ def test_a_slow_reader_is_told_how_much_it_missed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(fleet_module, "MOST_EVENTS", 3)
     log = EventLog()
     for number in range(5):
-        log.add(FleetEvent("h", None, str(number), NOW))
+        log.add(FleetEvent("h", None, str(number), NOW), 0)
     found = log.since(1)
     assert found is not None
     assert (found[0], found[1].event, found[1].data) == (2, "lagged", {"missed": 1})
@@ -163,6 +163,44 @@ def test_a_slow_reader_is_told_how_much_it_missed(monkeypatch: pytest.MonkeyPatc
         read = found[0]
         words.append(found[1].event)
     assert words == ["2", "3", "4"]
+
+
+def test_large_events_push_more_out_than_small_ones(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "MOST_EVENT_BYTES", 2500)
+    for word in ("first", "second", "third"):
+        event = json.dumps({"event": word, "data": {"text": "x" * 1000}}).encode()
+        take(fleet, "event", event, retained=False)
+    found = fleet.events.since(0)
+    assert found is not None
+    assert found[1].data == {"missed": 1}
+    assert fleet.events.count == 3
+    found = fleet.events.since(found[0])
+    assert found is not None
+    assert found[1].event == "second"
+
+
+def test_a_vm_object_or_event_that_is_far_too_large_is_ignored(fleet: Fleet) -> None:
+    filler = "x" * 64 * 1024
+    take(fleet, "vm/web1/state", json.dumps({"size": 20, "actual": 10, "filler": filler}).encode())
+    take(fleet, "vm/web1/event", json.dumps({"event": "reset", "filler": filler}).encode(), retained=False)
+    assert not fleet.vms
+    assert fleet.events.count == 0
+    take(fleet, "host", host_object(unidentified=[filler]))
+    assert fleet.hosts["edge-7"].used == 5
+
+
+def test_true_is_no_size(fleet: Fleet) -> None:
+    take(fleet, "vm/web1/state", b'{"size": true, "actual": 1, "guest": {}}')
+    assert fleet.vms["edge-7/web1"].state is None
+    take(
+        fleet,
+        "vm/web1/state",
+        b'{"size": 9, "actual": 1, "target": true, "guest": {"age_s": 1, "free": true}}',
+    )
+    state = fleet.vms["edge-7/web1"].state
+    assert state is not None
+    assert state.guest is not None
+    assert (state.target, state.guest.free) == (None, None)
 
 
 def test_the_number_of_hosts_and_vms_is_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "quick_ack": "",
     "units": "",
     "not_reached": "",
+    "addresses": "",
     "readers": "",
     "condition": "",
     "spare": "",
@@ -34,9 +35,9 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "policy": """
         . ports reasons sentences in_force sharing snapshot claims estimate cooperation guests ports.fixed
         ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
-        guard host_level registry
+        guard host_level registry release
     """,
-    "qmp": ". commands discovery events monitor repeated resizer wire intake client balloon process",
+    "qmp": ". commands discovery events monitor tcp repeated resizer wire intake client balloon process",
     "doctor": ". facts findings vm_rules host_rules report vm host",
     "protocol": ". fields event_kinds objects payloads verbs schemas requests",
     "mqtt": """
@@ -44,6 +45,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         asyncapi publisher request_reader window guesses connecting connection link replies connection_log
         sender bridge
     """,
+    "unix_listener": "",
     "fleet": "",
     "client": "",
     "opening": "",
@@ -52,6 +54,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "sync": "",
     "__init__": "",
     "control": "",
+    "metrics": ". tally families http_server endpoint",
     "agent": """
         . back_off boot run event_loop usable wakeup feed holds state_file store systemd wheel usual_poll
         vm_session
@@ -67,9 +70,10 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         second_monitor guest snapshot lab vms demo.testbed demo.output demo.measurement demo.run
     """,
     "pytest_plugin": "",
+    "top": ". rows columns history picture source listing dialogs details app",
     "cli": """
-        why_lines answer_lines arguments broker fish program sockets vms . agent check_config ctl demo doctor
-        forget simulate status set pulse wait watch why
+        why_lines answer_lines arguments broker fish program outcomes sockets vms . agent check_config ctl
+        demo doctor forget simulate status set pulse wait watch why top_local top
     """,
     "__main__": "",
 }

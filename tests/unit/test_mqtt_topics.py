@@ -144,6 +144,13 @@ def test_a_reader_tells_what_is_published(topic: str, published: Published | Non
     assert any(topic_matches_sub(one, topic) for one in topics.filters) == (published is not None)
 
 
+@pytest.mark.parametrize("name", ["e 7", "\x1b[2J", "\xe9", "", "x" * 65])
+def test_no_agent_publishes_under_a_name_that_is_not_safe(name: str) -> None:
+    topics = FleetTopics("base")
+    assert topics.parse(f"base/{name}/status") is None
+    assert topics.parse(f"base/a/vm/{name}/state") is None
+
+
 def test_a_client_takes_answers_where_the_agent_gives_them() -> None:
     reader, agent = FleetTopics("base"), Topics("base", "a")
     for vm in (None, "web1"):

@@ -243,6 +243,8 @@ REQUESTS: list[tuple[Scope, str, object]] = [
     ("host", "set-policy", {"name": "fixed"}),
     ("host", "set-policy", {"name": None, "mode": "auto"}),
     ("host", "set-policy", "fixed"),
+    ("host", "room", {"size": "2GiB"}),
+    ("host", "room", {}),
     ("host", "reclaim", {"size": "1GiB", "deadline_s": 0, "hold_s": 5}),
     ("host", "list", {}),
     ("host", "list", 5),

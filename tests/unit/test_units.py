@@ -174,6 +174,7 @@ def test_an_amount_keeps_its_text_and_its_exact_share() -> None:
         (1024 * KIB - 1, "1 MiB"),
         (2**53, "8192 TiB"),
         (-MIB, "-1 MiB"),
+        (-(10**400), "-many TiB"),
     ],
 )
 def test_sizes_are_shown_in_the_unit_that_fits(size: int | None, shown: str) -> None:

@@ -210,10 +210,13 @@ class SimulatedQemu:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for task in self._accepting:
+        for task, listener in zip(self._accepting, self._listeners, strict=True):
+            # Refuses clients from now on. asyncio lets go of the descriptor only when the task ends; closed
+            # before, its number may be that of a new connection, which asyncio then would not read.
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            task.add_done_callback(lambda _, listener=listener: listener.close())  # type: ignore[misc]
             task.cancel()
-        for listener in self._listeners:
-            listener.close()
         for memory in self._memory:
             memory.close()
         self._memory.clear()

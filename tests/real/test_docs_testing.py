@@ -1,0 +1,66 @@
+"""The recipes of docs/testing.md, run word by word on real QEMUs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qmpballoon.lab import image
+
+PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+RUN_S = 300.0
+
+
+@pytest.fixture
+def run(sockets_dir: Path, guest_image: image.GuestImage) -> Callable[..., str]:
+    """Run a program where the recipes find their guest; return what it prints."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "KERNEL": str(guest_image.kernel),
+        "INITRD": str(guest_image.initramfs),
+    }
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=sockets_dir, env=environment, capture_output=True, text=True, timeout=RUN_S
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def recipe(heading: str) -> str:
+    """Return the first block of code below a heading."""
+    section = PAGE.read_text().split(f"\n## {heading}\n")[1]
+    found = re.search(r"```[a-z]+\n(.*?)```", section, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_recipe_for_the_shell(run: Callable[..., str]) -> None:
+    printed = run("sh", "-c", recipe("Shell"))
+    [actual] = re.findall(r'"actual": (\d+)', printed)
+    assert abs(int(actual) - 192 * 2**20) <= 2**20
+    assert "vm: 192 MiB -> 256 MiB reached" in printed
+
+
+def test_the_recipe_for_python(run: Callable[..., str]) -> None:
+    ready, squeezed, back = run(sys.executable, "-c", recipe("Python")).splitlines()
+    assert ready.startswith("vm: ")
+    available = [int(re.findall(r"(\d+) (?:of \d+ )?bytes", line)[0]) for line in (ready, squeezed, back)]
+    assert available[1] < min(available[0], available[2]) - 48 * 2**20
+
+
+def test_the_recipe_for_pytest(run: Callable[..., str], sockets_dir: Path) -> None:
+    (sockets_dir / "test_recipe.py").write_text(recipe("pytest"))
+    assert "2 passed" in run(
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio"
+    )

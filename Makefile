@@ -7,7 +7,7 @@ QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_rea
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 
-.PHONY: help demo test test-python test-qemu test-ha check docs deb bench bench-compare bench-libvirt bench-policy soak stress clean
+.PHONY: help demo test test-python test-qemu test-ha check docs deb test-install bench bench-compare bench-libvirt bench-policy soak stress clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -51,6 +51,10 @@ docs: ## build/site: the documents as a site; a link that leads nowhere is an er
 deb: ## build/qmpballoon_VERSION_all.deb, for Debian 12 and 13 on every machine
 	@scripts/setup run
 	@scripts/make-deb
+
+test-install: ## package and README's lines in bare Debian 12 and 13 roots, by chroot, as root; five minutes
+	@scripts/setup run
+	@scripts/test-install
 
 bench: ## the agent with 10 to 1000 VMs, five minutes; BENCH_ARGS="--json", "--only sizes --vms 100", "--quick"
 	@scripts/setup dev lab

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import shutil
 import signal
 import stat
@@ -17,6 +18,7 @@ import pytest
 from agent_process import PATIENCE_S, until
 from doc_pages import ROOT
 
+from qmpballoon.control import find_agents
 from qmpballoon.lab.process import Program
 from qmpballoon.units import MIB
 
@@ -57,6 +59,11 @@ class Host:
         )
         assert done.stderr == ""
 
+    def user(self, name: str) -> pwd.struct_passwd:
+        """Return a user of the directory, as `pwd.getpwnam` does for those of this machine."""
+        uid, gid = self.ids[name]
+        return pwd.struct_passwd((name, "x", uid, gid, "", "/", "/usr/sbin/nologin"))
+
     def as_user(self, name: str) -> list[str]:
         """Return the words in front of a command that make it run as a user, without a capability."""
         uid, gid = self.ids[name]
@@ -83,7 +90,7 @@ CONNECT: Final = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.
 
 
 async def test_an_agent_without_rights_reaches_the_vm_of_another_user_who_cannot_reach_it(
-    host: Host, sockets_dir: Path
+    host: Host, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monitor, control, state = host.monitors / "web1.qmp", host.monitors / "agent.sock", sockets_dir / "state"
     state.mkdir()
@@ -142,6 +149,13 @@ async def test_an_agent_without_rights_reaches_the_vm_of_another_user_who_cannot
             [*host.as_user("vm"), "rm", "-f", str(control)], capture_output=True, check=False, timeout=30
         )
         assert removed.returncode != 0
+
+        found = await find_agents()
+        assert str(control) not in [one.path for one in found.running]
+        assert any(f"{control}: belongs to user" in problem for problem in found.problems)
+        monkeypatch.setattr("pwd.getpwnam", host.user)
+        assert str(control) in [one.path for one in (await find_agents()).running]
+
         agent.signal(signal.SIGTERM)
         assert await agent.ended(timeout_s=PATIENCE_S) == 0
 

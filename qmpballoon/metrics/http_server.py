@@ -159,8 +159,8 @@ class HttpServer:
             if answer is not None:
                 await _send(writer, answer, has_body=has_body)
                 await _linger(reader)
-        except ConnectionError:
-            pass  # the client has gone
+        except OSError:
+            pass  # the client has gone, or cannot be reached; not each of these is a ConnectionError
         finally:
             self.connections -= 1
             writer.transport.abort()  # what had to be sent has been sent
@@ -206,12 +206,15 @@ async def _send(writer: asyncio.StreamWriter, answer: Answer, *, has_body: bool)
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         fields["Allow"] = "GET, HEAD"
     lines = [f"HTTP/1.1 {status.value} {status.phrase}", *map(": ".join, fields.items()), "", ""]
+    if writer.is_closing():  # the client has reset the connection; uvloop raises RuntimeError for writes then
+        return
     writer.transport.set_write_buffer_limits(high=0)  # drain waits until all has been sent
     writer.write("\r\n".join(lines).encode("latin-1") + (answer.body if has_body else b""))
     with suppress(TimeoutError):
         async with asyncio.timeout(WRITE_WITHIN_S):
             await writer.drain()
-            writer.write_eof()
+            if not writer.is_closing():
+                writer.write_eof()
 
 
 async def _linger(reader: asyncio.StreamReader) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import stat
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
@@ -26,13 +28,17 @@ async def figures() -> Answer:
     return Answer(b"42\n")
 
 
+async def longer() -> Answer:
+    return Answer(b"x" * 1024 * 1024)
+
+
 async def large() -> Answer:
     return Answer(b"x" * 32 * 1024 * 1024)
 
 
 @asynccontextmanager
 async def serving(address: HttpAddress = LOOPBACK) -> AsyncIterator[HttpServer]:
-    server = HttpServer(address, {"/figures": figures, "/large": large})
+    server = HttpServer(address, {"/figures": figures, "/longer": longer, "/large": large})
     task = asyncio.create_task(server.run(), name="server")
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -161,6 +167,44 @@ async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.Monkey
             client.settimeout(PATIENCE_S)
             got = await asyncio.to_thread(received, client)
         assert got < 32 * 1024 * 1024
+        assert (await exchanged(server, GET)).endswith(b"42\n")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /", GET, GET.replace(b"/figures", b"/longer"), b"x" * 100_000])
+async def test_clients_that_reset_the_connection_do_not_end_the_server(sent: bytes) -> None:
+    at_once = struct.pack("ii", 1, 0)  # SO_LINGER: close() resets
+
+    def reset(port: int, *, read: bool) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as client, suppress(ConnectionError):
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            client.sendall(sent)
+            if read:
+                client.settimeout(0.01)
+                with suppress(TimeoutError):
+                    client.recv(1)
+
+    async with serving() as server:
+        for number in range(100):
+            await asyncio.to_thread(reset, server.port, read=number % 2 == 0)
+        assert (await exchanged(server, GET)).endswith(b"42\n")
+
+
+async def test_an_error_of_the_network_ends_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shut_down(writer: asyncio.StreamWriter) -> None:
+        raise OSError(errno.ENOTCONN, "the client has reset the connection")
+
+    async with serving() as server:
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio.StreamWriter, "write_eof", shut_down)
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(GET)
+            async with asyncio.timeout(PATIENCE_S):
+                await reader.readline()
+                while server.connections:
+                    await asyncio.sleep(0.001)
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
         assert (await exchanged(server, GET)).endswith(b"42\n")
 
 

@@ -67,7 +67,7 @@ class ControlSocket:
         self._describe = describe
         self._statuses = statuses
         self._requests = Requests(handle, vm_exists, clock, note_answer)
-        self._clients: set[asyncio.StreamWriter] = set()
+        self.clients: set[asyncio.StreamWriter] = set()  # that are connected
         self._numbers = count(1)
 
     async def run(self) -> None:
@@ -102,7 +102,7 @@ class ControlSocket:
                 finally:
                     server.close()
                     self._requests.stop()
-                    clients = tuple(self._clients)
+                    clients = tuple(self.clients)
         finally:
             await _close(clients)
             remove(self._path, made)
@@ -110,30 +110,30 @@ class ControlSocket:
     def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, group: asyncio.TaskGroup
     ) -> None:
+        writer.transport.set_write_buffer_limits(high=_MOST_UNSENT)
         number = next(self._numbers)
         group.create_task(self._serve(reader, writer, number), name=f"control client {number}")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
-        if len(self._clients) >= MOST_CLIENTS:
+        if len(self.clients) >= MOST_CLIENTS:
             error = RequestRefused("busy", f"{MOST_CLIENTS} clients are connected: close one")
-            writer.write(_line(response_object(None, None, "", utc_now(), error=error)))
+            _write(writer, response_object(None, None, "", utc_now(), error=error))
             writer.close()
             return
-        self._clients.add(writer)
-        writer.transport.set_write_buffer_limits(high=_MOST_UNSENT)
+        self.clients.add(writer)
         subscription: Subscription | None = None
         try:
             while line := await reader.readline():
                 subscription = self._take(line, writer, f"control {number}", subscription)
                 await writer.drain()
         except ValueError:
-            writer.write(_line(_refusal("", f"a line has at most {LARGEST_REQUEST} bytes")))
+            _write(writer, _refusal("", f"a line has at most {LARGEST_REQUEST} bytes"))
         except ConnectionError:
             pass  # the client has gone
         finally:
             if subscription is not None:
                 subscription.end()
-            self._clients.discard(writer)
+            self.clients.discard(writer)
             self._requests.abandon(f"control {number}")
             writer.close()
 
@@ -143,7 +143,7 @@ class ControlSocket:
         """Answer one line, or start its request; return the connection's subscription from now on."""
 
         def reply(response: Mapping[str, object]) -> None:
-            writer.write(_line(response))
+            _write(writer, response)
 
         try:
             content = decode_request(line)
@@ -205,6 +205,12 @@ async def _close(clients: Sequence[asyncio.StreamWriter]) -> None:
         for writer in clients:
             writer.transport.abort()
         await asyncio.gather(*waits, return_exceptions=True)
+
+
+def _write(writer: asyncio.StreamWriter, value: Mapping[str, object]) -> None:
+    """Send an object, unless the client has gone: uvloop raises RuntimeError for writes then."""
+    if not writer.is_closing():
+        writer.write(_line(value))
 
 
 def _line(value: Mapping[str, object]) -> bytes:

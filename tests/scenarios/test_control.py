@@ -8,14 +8,18 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
+import uvloop
 from agent_harness import PATIENCE_S, AgentHarness, qemus_in, running_agent
 from served_control import command, control_of, served
 
 from qmpballoon.agent import control as control_module
+from qmpballoon.agent.control import ControlSocket
+from qmpballoon.agent.feed import Feed
 from qmpballoon.control import ControlClient, connected_to, find_agents
 from qmpballoon.errors import ConnectionLost, RequestRefused, Unreachable
 from qmpballoon.model.records import Event, utc_now
@@ -277,3 +281,50 @@ async def test_without_an_agent_at_the_named_place_the_verb_says_so(
 ) -> None:
     assert await command("status", f"--control={sockets_dir}/agent.sock") == 3
     assert "no agent listens there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_client_that_does_not_wait_for_its_answer_harms_no_one(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], sockets_dir: Path
+) -> None:
+    path = sockets_dir / "agent.sock"
+
+    async def hang_up() -> None:
+        asked, answered = asyncio.Event(), asyncio.Event()
+
+        async def handle(request: Request) -> object:
+            if request.verb == "get":
+                asked.set()
+                await answered.wait()
+            return {}
+
+        control = ControlSocket(
+            str(path),
+            handle,
+            Feed(),
+            host="edge-7",
+            vm_exists=lambda vm: True,
+            describe=dict,
+            statuses=list,
+            clock=time.monotonic,
+        )
+        task = asyncio.create_task(control.run(), name="control")
+        async with asyncio.timeout(PATIENCE_S):
+            while not path.exists():
+                await asyncio.sleep(0.001)
+            _, writer = await asyncio.open_unix_connection(path)
+            writer.write(b'{"verb": "get", "vm": "a"}\n')
+            await asked.wait()
+            writer.close()
+            await writer.wait_closed()
+            while control.clients:
+                await asyncio.sleep(0.001)
+            answered.set()
+            async with connected_to(str(path)) as client:
+                assert await client.request("list") == {}
+        task.cancel()
+        await asyncio.wait((task,), timeout=PATIENCE_S)
+        assert task.cancelled()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(hang_up())

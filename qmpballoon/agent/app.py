@@ -79,6 +79,8 @@ class Agent:
         self._mqtt_renewed = asyncio.Event()
         self._instance = secrets.token_hex(4)
         self._tally = Tally(context.clock)
+        if configuration.http.listen is not None:
+            context.feed.add(self._tally)
         self._bridge: Bridge | None = None  # None: MQTT is off
         self._registry = registry = Registry(context)
         self._supervisor = Supervisor(context, registry)
@@ -194,7 +196,6 @@ class Agent:
             return
         from qmpballoon.metrics.endpoint import Endpoint  # imports prometheus-client, an extra
 
-        self._context.feed.add(self._tally)
         await Endpoint(
             listen,
             self._tally,

@@ -384,7 +384,7 @@ class Session(QMPClient):
     async def _bh_close_stream(self, error_pathway: bool = False) -> None:
         if self._writer is not None:
             self._writer.transport.abort()
-        await super()._bh_close_stream(error_pathway)
+        await super()._bh_close_stream(error_pathway=True)  # how the peer ended the connection is no error
 
     # ── ours ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import qmpballoon
 from qmpballoon.lab import image
 from qmpballoon.lab.require import LabError
 from qmpballoon.lab.vms import QemuVms
@@ -220,3 +221,14 @@ def test_a_vm_that_was_ended_says_so() -> None:
         guest.actual()
     with pytest.raises(ProcessLookupError):
         os.kill(guest.pid, signal.SIGCONT)
+
+
+def test_a_qemu_that_hangs_is_told_and_does_not_hold_up_the_end(qemu_vm: StartQemuVm) -> None:
+    guest = qemu_vm()
+    with qmpballoon.sync.connect(guest) as vm:
+        vm.ready(timeout_s=60)
+        guest.stop()
+        with pytest.raises(qmpballoon.ConnectionLost, match="QEMU did not answer"):
+            vm.state()
+    with pytest.raises(qmpballoon.Unreachable, match="is stopped"):
+        qmpballoon.sync.connect(guest, timeout_s=0.2).__enter__()

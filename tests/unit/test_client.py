@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,17 @@ def test_closing_frees_everything_also_twice_and_after_a_loss(run: Run, sockets_
                 await session.request("query-status")
 
     run(scene())
+
+
+async def test_a_connection_that_is_reset_while_it_is_closed_is_no_bug(sockets_dir: Path) -> None:
+    async with SimulatedQemu(sockets_dir / "a.qmp") as qemu:
+        monitor = open_monitor(qemu.path)
+        session = await Session.greeted(monitor, ignored, greeting_timeout_s=1, request_timeout_s=1)
+        assert session._writer is not None
+        reset = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        session._writer.transport._force_close(reset)  # type: ignore[attr-defined]  # what a failed read does
+        await session.close()
+        assert "closed by us" in str(session.reason)
 
 
 async def test_waiting_for_something_else_ends_with_the_session(sockets_dir: Path) -> None:

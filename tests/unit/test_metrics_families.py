@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from qmpballoon.metrics import families as families_module
-from qmpballoon.metrics.families import HOST_ROWS, VM_ROWS, Reading, exposition
+from qmpballoon.metrics.families import HOST_ROWS, VM_ROWS, VMS_AT_ONCE, Reading, exposition
 from qmpballoon.metrics.tally import LAG_BUCKETS_S, Tally
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import (
@@ -242,6 +243,22 @@ async def test_many_vms_are_one_metric_each_with_one_head(monkeypatch: pytest.Mo
     found = parsed(text)
     sized = [labels for name, labels in found if name == "qmpballoon_vm_size_bytes"]
     assert sized == [(("vm", f"vm{number}"),) for number in range(5)]
+
+
+async def test_other_tasks_run_while_a_text_of_many_vms_is_made() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other(), name="other")
+    many = [replace(WEB1, id=VmId(f"vm{number}")) for number in range(4 * VMS_AT_ONCE)]
+    await exposition(a_reading(*many))
+    task.cancel()
+    assert turns >= 4 * len(VM_ROWS)
 
 
 async def test_names_and_units_follow_the_conventions() -> None:

@@ -139,7 +139,7 @@ def vms(count: int, **changed: Any) -> list[VmStatus]:
     return [dataclasses.replace(RECORD, id=name, name=name, **changed) for name in names]
 
 
-@pytest.mark.parametrize("count", [10, 1000])
+@pytest.mark.parametrize("count", [10, 300])
 async def test_what_is_published_of_a_vm_does_not_grow_with_the_number_of_vms(count: int) -> None:
     setup = Setup()
     for step in range(100):  # 10 s; each VM changes ten times a second
@@ -184,7 +184,7 @@ async def test_unchanged_vms_publish_nothing_and_queue_nothing(count: int) -> No
 
 async def test_the_heartbeats_of_many_vms_are_spread_and_stay_so() -> None:
     setup = Setup()
-    records = vms(1000)
+    records, same = vms(1000), vms(1000)
     for record in records:
         setup.publisher.vm_changed(record)
     sent = len(setup.bridge.sent)
@@ -194,7 +194,7 @@ async def test_the_heartbeats_of_many_vms_are_spread_and_stay_so() -> None:
             setup.now_s = 1000.0 + beat * 60.0 + step * 0.05 + (beat - 1) * 0.05
             while setup.publisher._publish_due():
                 pass
-            for record in vms(1000):
+            for record in (records, same)[step % 2]:
                 setup.publisher.vm_changed(record)
             rates.append(len(setup.bridge.sent) - sent - sum(rates))
         sent = len(setup.bridge.sent)

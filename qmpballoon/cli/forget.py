@@ -90,7 +90,8 @@ async def _forget(access: BrokerAccess, host: str, vm: str | None, *, force: boo
                 "stop it, or give --force",
             )
         for _ in range(_MOST_PASSES):
-            if not (left := _topics_of(topics, vm, found)):
+            left = [topic for topic in _topics_of(topics, vm, found) if topic not in refused]
+            if not left:
                 break
             refused |= await client.clear(left)
             cleared |= dict.fromkeys(left)

@@ -52,6 +52,7 @@ from qmpballoon.mqtt.connecting import in_own_thread
 from qmpballoon.mqtt.limits import WINDOW, Limits
 from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.mqtt.packets import Packet
+from qmpballoon.mqtt.refusals import closed_early, handshake_refused, no_websocket
 from qmpballoon.mqtt.window import Sent, Window
 from qmpballoon.quick_ack import set_after_reads
 from qmpballoon.tls import client_context
@@ -84,7 +85,9 @@ class Broker:
     path: str = ""
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.port}{self.path}"
+        """Return it for messages: a path may hold a secret, and is left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{'/...' if self.path else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,7 @@ class Connection:
         self._confirmed = confirmed
         self._loop = asyncio.get_running_loop()
         self._tls: ssl.SSLContext | None = None
+        self._in_handshake = False
         self._raw: socket.socket | None = None
         self._connect_returned = False
         self._closed = False
@@ -185,8 +189,13 @@ class Connection:
             self._established.result()
         except TimeoutError:
             raise aiomqtt.MqttError(f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
-        except (OSError, UnicodeError, WebsocketConnectionError, ConfigurationError) as error:
+        except WebsocketConnectionError as error:
+            raise aiomqtt.MqttError(no_websocket(error)) from None
+        except (OSError, UnicodeError, ConfigurationError) as error:
             # UnicodeError: an invalid host name. ConfigurationError: an unusable certificate or key.
+            if isinstance(error, OSError) and self._in_handshake:
+                sentence = handshake_refused(error, self.broker.host, self._login.ca_file)
+                raise aiomqtt.MqttError(sentence) from None
             raise aiomqtt.MqttError(str(error) or type(error).__name__) from None
 
     async def subscribe(self, filters: tuple[str, ...], *, retained: bool = False) -> list[str]:
@@ -299,7 +308,9 @@ class Connection:
         self._raw = encrypted
         self._check_wanted()
         encrypted.settimeout(CONNECT_TIMEOUT_S)
+        self._in_handshake = True
         encrypted.do_handshake()
+        self._in_handshake = False
         return encrypted
 
     def _check_wanted(self) -> None:
@@ -345,7 +356,9 @@ class Connection:
         if self._closed:  # nobody waits any more
             return
         if not self._established.done():
-            self._established.set_exception(ClosedEarly("closed before it was established"))
+            self._established.set_exception(
+                ClosedEarly(closed_early(self.broker.scheme, self._login.cert_file))
+            )
             return
         if _succeeded(self._established) and not self._ended.done():
             if reason_code.value == 0:

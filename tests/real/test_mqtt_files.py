@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from agent_process import StartAgent
+from certificates import certify, tls_options
 from mqtt_listener import WAIT_S, running, settings_for
 
 from qmpballoon.errors import ConfigurationError
 from qmpballoon.lab.broker import HOST, LabBroker
-from qmpballoon.lab.require import find_program
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.mqtt.bridge import Bridge
 from qmpballoon.mqtt.connection import Broker
 from qmpballoon.tls import client_context
 
 
-def certify(directory: Path, name: str, *options: str) -> tuple[Path, Path]:
-    """Make a self-signed certificate and its key; replaces existing files."""
-    certificate, key = directory / f"{name}.pem", directory / f"{name}.key"
-    subprocess.run(
-        [find_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", f"/CN={HOST}",
-         "-addext", f"subjectAltName=IP:{HOST}", "-keyout", key, "-out", certificate,
-         *(options or ("-nodes",))],
-        check=True, capture_output=True, timeout=WAIT_S,
-    )  # fmt: skip
-    return certificate, key
-
-
 @pytest.fixture
 async def encrypted(sockets_dir: Path) -> AsyncIterator[LabBroker]:
     """A broker with TLS; its certificate is ``broker.pem``."""
     certificate, key = certify(sockets_dir, "broker")
-    async with LabBroker(sockets_dir, options=[f"certfile {certificate}", f"keyfile {key}"]) as broker:
+    async with LabBroker(sockets_dir, options=tls_options(certificate, key)) as broker:
         yield broker
 
 

@@ -57,19 +57,24 @@ def test_every_command_does_what_the_page_says(directory: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     del environment["QMPBALLOON_CONTROL"]  # the commands find the agent by themselves
     environment.pop("PYTHONASYNCIODEBUG", None)
-    shell = subprocess.Popen(
-        ["bash", "-e", "-c", commands(directory)],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        printed, _ = shell.communicate(timeout=PATIENCE_S)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGKILL)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:  # a pipe would stay open with the agent
+        shell = subprocess.Popen(
+            ["bash", "-e", "-x", "-c", commands(directory)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            shell.wait(PATIENCE_S)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait(PATIENCE_S)
+            output.seek(0)
+            printed = output.read()
+            print(printed)  # shown if the test fails
     assert shell.returncode == 0, printed
     missing = [each for each in SEEN if not re.search(each, printed, flags=re.MULTILINE)]
     assert not missing, printed

@@ -125,6 +125,10 @@ class Service:
             raise RequestRefused("not-allowed", f"{vm.id} is migrating: its balloon is left alone")
         target = round_up_to_page(checked_target(status, asked.target.of(status.size)))
         request.refuse_if_expired(time.monotonic())
+        if vm.run.target not in (None, target):
+            # An agent that is started after this one was killed must not take the target before for QEMU's.
+            self._context.store.keep(vm.id, sent=None)
+            await self._context.store.saved()
         # Set the mode first, otherwise the policy would send its own target. Store the target only after
         # QEMU has it, otherwise the governor would send it as well.
         run, returns_to = vm.run, vm.run.returns_to
@@ -135,6 +139,8 @@ class Service:
             serial = await self._actuator.send(vm, target, why="manual", figures=figures)
         except (QmpBalloonError, asyncio.CancelledError):
             undo()  # a request that is answered with an error must have no later effect
+            if vm.run is run:
+                self._context.store.keep(vm.id, lazily=True, sent=run.target)
             if returns_to is not None and vm.run is run:
                 vm.owe(returns_to)
                 self._context.ticks.soon()

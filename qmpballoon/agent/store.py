@@ -36,6 +36,8 @@ from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId
 
 _TRY_AGAIN_S: Final = 30.0
+_SYNC_AFTER_S: Final = 0.05  # without another change
+_SYNC_WITHIN_S: Final = 1.0
 _LAZILY_S: Final = 5.0  # batch the writes of automatic moves: flash memory wears out
 _MOST_TOLD: Final = 3  # how many invalid rows of a file are logged
 _MOST_FORGOTTEN: Final = 1000  # names without a socket whose settings are still kept
@@ -77,6 +79,7 @@ class Store:
         self._written = 0  # changes that are on disk, or that could not be written
         self._changed = asyncio.Event()
         self._drafted = False  # a draft is written and not yet renamed into place
+        self._synced_at_s = time.monotonic()
         self._later: asyncio.TimerHandle | None = None  # of a lazy change
         self._settled = asyncio.Condition()
         self._failed = False  # the last attempt to write
@@ -158,27 +161,33 @@ class Store:
     async def run(self) -> None:
         """Write changes as they come, for as long as the agent runs."""
         while True:
-            wait_s = _TRY_AGAIN_S if self._failed else None
+            wait_s = _TRY_AGAIN_S if self._failed else _SYNC_AFTER_S if self._drafted else None
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._changed.wait()
+            is_changed = self._changed.is_set()
             self._changed.clear()
             self._forget_later()
-            await self._write_now()
+            # Changes that follow one another at once do not wait for the disk; their end does.
+            is_late = time.monotonic() - self._synced_at_s > _SYNC_WITHIN_S
+            await self._write_now(sync=not is_changed or is_late)
 
     async def close(self) -> None:
         """Write what is left and give up the lock."""
         self._forget_later()
         if self._failed or self._drafted or self._written < self._wanted:
-            await self._write_now()
+            await self._write_now(sync=True)
         os.close(self._lock)
 
-    async def _write_now(self) -> None:
+    async def _write_now(self, *, sync: bool) -> None:
         wanted, text = self._wanted, self._encoder.text_of(self._contents)
         try:
-            await asyncio.to_thread(self._write, text)
-            await self._settle(wanted)  # waiters need not wait for the disk
-            await asyncio.to_thread(self._sync)
+            if self._failed or self._written < wanted or not self._drafted:
+                await asyncio.to_thread(self._write, text)
+                await self._settle(wanted)  # waiters need not wait for the disk
+            if sync:
+                await asyncio.to_thread(self._sync)
+                self._synced_at_s = time.monotonic()
         except OSError as error:
             if not self._failed:
                 log_event(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from scripted_peer import session_with
 
 from qmpballoon.agent import spec as spec_module
 from qmpballoon.agent import store as store_module
+from qmpballoon.agent.state_file import draft_of
 from qmpballoon.config import DiscoverySettings, PolicySettings, VmMatch
 from qmpballoon.errors import QmpBalloonError
 from qmpballoon.model.names import VmId
@@ -492,3 +494,31 @@ async def test_a_target_whose_request_was_cancelled_on_its_way_is_unknown_and_th
         await harness.until(lambda: qemu.guest.target == 200 * MIB)
         await harness.until(lambda: harness.record("a").target == 200 * MIB)
         assert harness.record("a").mode == "manual"
+
+
+async def test_while_a_target_is_on_its_way_the_state_file_does_not_have_the_one_before(
+    harness: AgentHarness, qemu: SimulatedQemu, sockets_dir: Path
+) -> None:
+    def stored() -> object:
+        file = sockets_dir / "state" / "edge-7.json"
+        try:
+            text = draft_of(file).read_text()
+        except FileNotFoundError:
+            text = file.read_text()
+        return json.loads(text)["vms"]["a"].get("sent")
+
+    await harness.ask("a", "set-target", target=200 * MIB)
+    assert stored() == 200 * MIB
+    qemu.faults = Faults(silent_to=frozenset(["query-balloon"]))
+    asked = asyncio.create_task(harness.ask("a", "set-target", target=150 * MIB), name="set-target")
+    await harness.until(lambda: stored() is None)
+    qemu.faults = Faults(refuse=frozenset(["balloon"]))
+    qemu.drop_clients()
+    with pytest.raises(QmpBalloonError):
+        await asked
+    await harness.until(lambda: harness.health("a") != "ok")
+    await harness.until_health("a", "ok")
+    with pytest.raises(QmpBalloonError, match="refused on purpose"):
+        await harness.ask("a", "set-target", target=150 * MIB)
+    await harness.store.saved()
+    assert stored() == harness.record("a").target

@@ -289,7 +289,7 @@ class Client:
             self._answers_on.add(reply)
 
     async def _subscribe(self, filters: tuple[str, ...], *, optional: tuple[str, ...] = ()) -> None:
-        refused = await self._link.subscribe(filters)
+        refused = await self._link.subscribe(filters, self._timeout_s)
         if unreadable := [one for one in refused if one not in optional]:
             raise RequestRefused(
                 "not-allowed",

@@ -105,8 +105,8 @@ class LabBroker:
             return await self._start_at(self._port)
         for _ in range(_ATTEMPTS - 1):
             with contextlib.suppress(PortTaken):
-                return await self._start_at(_free_port())
-        return await self._start_at(_free_port())
+                return await self._start_at(free_port())
+        return await self._start_at(free_port())
 
     async def _start_at(self, port: int) -> None:
         configuration = self._write_configuration(port)
@@ -207,7 +207,7 @@ class LabBroker:
         await self.start()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a free port that no outgoing connection gets, so that a restarted broker can bind it."""
     for port in random.sample(_PORTS, len(_PORTS)):
         with socket.socket() as probe, contextlib.suppress(OSError):

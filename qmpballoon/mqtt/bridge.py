@@ -38,6 +38,7 @@ from qmpballoon.mqtt.outbox import Make, Outbox, Publication
 from qmpballoon.mqtt.packets import Composer
 from qmpballoon.mqtt.request_reader import RequestReader
 from qmpballoon.mqtt.sender import Sender
+from qmpballoon.mqtt.subscribing import subscribe_again
 from qmpballoon.mqtt.topics import DISCOVERY_PREFIX, Topics
 from qmpballoon.protocol.payloads import Format
 from qmpballoon.protocol.requests import Handle, NoteAnswer, Requests
@@ -292,6 +293,9 @@ class Bridge:
                 group.create_task(self._republish_on_birth(), name="mqtt birth")
                 if not limits.retain:
                     group.create_task(self._republish_at_intervals(), name="mqtt without retain")
+                if refused:
+                    again = subscribe_again(connection, refused, self._log.subscription_granted)
+                    group.create_task(again, name="mqtt subscribe again")
                 await connection.wait_lost()
         except* aiomqtt.MqttError as errors:
             lost = _first(errors)

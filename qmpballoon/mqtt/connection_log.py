@@ -170,8 +170,14 @@ class ConnectionLog:
     def subscription_refused(self, filters: Iterable[str]) -> None:
         """Log that the broker refused subscriptions."""
         self._log_acl(
-            f"the broker refused the subscription to {', '.join(filters)}: check its ACL for {self._user()}"
+            f"the broker refused the subscription to {', '.join(filters)}: check its ACL for {self._user()} "
+            "(it is asked again: a cluster may refuse while it elects a leader)"
         )
+
+    def subscription_granted(self, filters: Iterable[str]) -> None:
+        """Log that the broker granted subscriptions that it had refused."""
+        self._acl_logged = False
+        log_event("broker-acl", f"the broker granted the subscription to {', '.join(filters)} after all")
 
     def status_received(self) -> None:
         """Note that our own status came back: a later ACL error is logged again."""

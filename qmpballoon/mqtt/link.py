@@ -15,6 +15,7 @@ from qmpballoon.mqtt.connection import Broker, Connection, Login, reason_code
 from qmpballoon.mqtt.limits import UNSUPPORTED_PROTOCOL
 from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.mqtt.packets import Packet
+from qmpballoon.mqtt.subscribing import subscribe_in_time
 
 MQTT_5_FIRST: Final = (True, False)
 
@@ -106,14 +107,16 @@ class Link:
             except aiomqtt.MqttError as error:
                 raise ConnectionLost(f"the broker: {error}") from None
 
-    async def subscribe(self, filters: tuple[str, ...]) -> list[str]:
+    async def subscribe(self, filters: tuple[str, ...], timeout_s: float) -> list[str]:
         """Subscribe, with what is retained; return the filters that the broker refused.
+
+        Over MQTT 3.1.1 it is asked again for ``timeout_s`` (see `subscribing`).
 
         Raises:
             ConnectionLost: the connection ended, or no answer in time.
         """
         asked = asyncio.create_task(
-            self.connection.subscribe(filters, retained=True), name="client subscribe"
+            subscribe_in_time(self.connection, filters, timeout_s), name="client subscribe"
         )
         try:
             await self.wait(asked, None)

@@ -33,16 +33,19 @@ class ImitatedBroker:
 
     ``stops_at`` tells at which message the broker stops as after SIGSTOP: it neither answers nor closes.
     ``takes_will`` gets the will's QoS and retain flag; if it is not taken, the connection ends before its
-    CONNACK. What arrived is in ``connects`` (the flags of each CONNECT) and ``published``.
+    CONNACK. ``grants`` gets the number of a SUBSCRIBE, from 1 on; what is not granted is refused without a
+    reason. What arrived is in ``connects`` (the flags of each CONNECT) and ``published``.
     """
 
     takes: Callable[[Published], bool]
     reason: int | None = None
     takes_will: Callable[[int, bool], bool] = lambda qos, retain: True
     stops_at: Callable[[Published], bool] = lambda message: False
+    grants: Callable[[int], bool] = lambda number: True
     port: int = 0
     connects: list[int] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
+    subscribes: int = 0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -63,7 +66,11 @@ class ImitatedBroker:
                 writer.write(b"\x20\x03\0\0\0" if is_5 else b"\x20\x02\0\0")
             elif kind == 8:
                 number = _filters(body[2 + is_5 :])
-                writer.write(bytes((0x90, 2 + is_5 + number)) + body[:2] + bytes(is_5) + bytes([1] * number))
+                self.subscribes += 1
+                code = 1 if self.grants(self.subscribes) else 0x80
+                writer.write(
+                    bytes((0x90, 2 + is_5 + number)) + body[:2] + bytes(is_5) + bytes([code] * number)
+                )
             elif kind == 3:
                 qos = first >> 1 & 3
                 unconfirmed += qos

@@ -27,6 +27,8 @@ from serving import relayed, serving
 
 from qmpballoon import log as log_module
 from qmpballoon import quick_ack
+from qmpballoon.client import Client
+from qmpballoon.errors import RequestRefused
 from qmpballoon.lab.broker import HOST, LabBroker
 from qmpballoon.lab.demo.testbed import observing
 from qmpballoon.lab.waiting import eventually
@@ -35,6 +37,8 @@ from qmpballoon.model.records import VmStatus
 from qmpballoon.mqtt import announced as announced_module
 from qmpballoon.mqtt import bridge as bridge_module
 from qmpballoon.mqtt import connection as connection_module
+from qmpballoon.mqtt import link as link_module
+from qmpballoon.mqtt import subscribing
 from qmpballoon.mqtt import window as window_module
 from qmpballoon.mqtt.bridge import Bridge
 from qmpballoon.mqtt.connection import Broker, Connection, Login
@@ -327,6 +331,36 @@ async def test_with_all_rights_the_self_check_logs_nothing(
     async with running(bridge):
         await until(bridge._seen_status.is_set, "our own status comes back")
     assert not logged(caplog, "broker-acl")
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_a_refused_subscription_is_asked_for_again_until_it_is_granted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setattr(subscribing, "AGAIN_S", 0.02)
+    broker = ImitatedBroker(lambda message: True, grants=lambda number: number > 3)
+    async with broker.running(), running(a_bridge(broker.port, protocol=protocol)):
+        await until(lambda: len(logged(caplog, "broker-acl")) == 2, "it is granted")
+        assert broker.subscribes == 4
+    refused, granted = logged(caplog, "broker-acl")
+    assert "the broker refused the subscription" in refused
+    assert "the broker granted the subscription" in granted
+
+
+async def test_a_client_of_3_1_1_asks_again_for_what_was_refused_without_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subscribing, "AGAIN_S", 0.02)
+    monkeypatch.setattr(link_module, "MQTT_5_FIRST", (False,))
+    broker = ImitatedBroker(lambda message: True, grants=lambda number: number > 3)
+    async with broker.running(), Client(f"mqtt://{HOST}:{broker.port}", timeout_s=WAIT_S):
+        assert broker.subscribes == 4
+    never = ImitatedBroker(lambda message: True, grants=lambda number: False)
+    async with never.running():
+        with pytest.raises(RequestRefused, match="refuses an anonymous client to read"):
+            async with Client(f"mqtt://{HOST}:{never.port}", timeout_s=0.2):
+                pass
+        assert never.subscribes > 1
 
 
 async def test_a_broker_that_stopped_is_not_taken_for_one_whose_acl_forbids(

@@ -122,7 +122,9 @@ class Connector:
             self._silent("offline")
 
     async def _connect_once(self) -> None:
-        before = self._context.socket_tables.lately(self.path)
+        tables = self._context.socket_tables
+        # A socket that is tried again from time to time is worth no reading of its own.
+        before = self._table(LOOK_AT_SILENCE_S) if self._back_off.waits else tables.lately(self.path)
         try:
             monitor = await self._opened()
         except Unreachable as error:

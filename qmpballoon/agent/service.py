@@ -10,7 +10,6 @@ from typing import Final, assert_never
 
 from qmpballoon.agent.actuator import Actuator
 from qmpballoon.agent.context import Context
-from qmpballoon.agent.examination import examined_host, examined_vm
 from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.limits import checked_target
 from qmpballoon.agent.pulse import Pulses
@@ -98,14 +97,19 @@ class Service:
                 return vm_object(status, self._host, time.monotonic(), utc_now())
             case Pulse():
                 return await self._pulses.pulse(self._vm(request), asked)
-            case Doctor():
-                return await examined_vm(self._vm(request), self._context.clock())
-            case HostDoctor():
-                return await examined_host(self._context, self._registry, self._governor)
+            case Doctor() | HostDoctor():
+                return await self._examined(request)
             case Why():
                 return self._why(self._vm(request), asked)
             case _:
                 assert_never(asked)
+
+    async def _examined(self, request: Request) -> object:
+        from qmpballoon.agent import examination  # half a megabyte that few agents need
+
+        if isinstance(request.asked, Doctor):
+            return await examination.examined_vm(self._vm(request), self._context.clock())
+        return await examination.examined_host(self._context, self._registry, self._governor)
 
     def _vm(self, request: Request) -> ManagedVm:
         vm = None if request.vm is None else self._registry.get(request.vm)

@@ -7,7 +7,7 @@ QEMU_TESTS = tests/contract $(addprefix tests/real/test_,health_words.py api_rea
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 
-.PHONY: help demo test test-python test-qemu test-ha check docs deb test-install bench bench-compare bench-libvirt bench-policy soak stress clean
+.PHONY: help demo test test-python test-qemu test-ha test-nats check docs deb test-install bench bench-compare bench-fleet bench-libvirt bench-policy soak stress clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -36,6 +36,10 @@ test-ha: ## Home Assistant itself, in an environment of its own, a real broker a
 	@scripts/setup dev lab
 	@set -e; python=$$(scripts/home-assistant); \
 	    QMPBALLOON_HOME_ASSISTANT=$$python QMPBALLOON_PICTURES=$(PICTURES) $(PYTHON_BIN)/pytest tests/ha $(PYTEST_ARGS)
+
+test-nats: ## agent, client and ctl on three NATS nodes, of which one is killed; a minute
+	@scripts/setup dev lab
+	@QMPBALLOON_NATS=1 $(PYTHON_BIN)/pytest tests/real/test_nats_cluster.py $(PYTEST_ARGS)
 
 check: ## lint, types, unit and property tests: under 30 s, no guests
 	@scripts/setup dev
@@ -68,6 +72,10 @@ bench-compare: ## this tree and another commit in turns, four minutes; BASE=main
 bench-libvirt: ## the agent and libvirt poll the same real guests in turns; needs libvirt-daemon
 	@scripts/setup dev lab
 	@$(PYTHON_BIN)/python scripts/bench_libvirt.py $(BENCH_ARGS)
+
+bench-fleet: ## one broker with 200 pretended agents and 4,000 VMs, three minutes; BENCH_ARGS="--hosts 20"
+	@scripts/setup dev lab
+	@$(PYTHON_BIN)/python scripts/bench_fleet.py $(BENCH_ARGS)
 
 bench-policy: ## every policy on eight real guests, 25 minutes; BENCH_ARGS="--rate 40 --policies fairshare"
 	@scripts/setup run lab

@@ -262,6 +262,11 @@ class Client:
     async def _follow(self) -> None:
         try:
             await self._synchronise(self._link.connection, self._topics.filters)
+            # mosquitto drops what waits for a client beyond 1000 messages: read the rest host by host.
+            deadline_s = time.monotonic() + self._timeout_s
+            for host in self._fleet.incomplete():
+                if time.monotonic() < deadline_s:
+                    await self._synchronise(self._link.connection, self._topics.of_vms(host))
         except BaseException:
             await self._link.close()
             raise

@@ -11,7 +11,7 @@ What arrives is untrusted: a value of another type than expected counts as unkno
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -199,6 +199,14 @@ class Fleet:
             self._take_vm(published, published.vm, payload, document)
         return True
 
+    def incomplete(self) -> list[str]:
+        """Return the hosts that say that they have more VMs than are known here with all their topics."""
+        known = Counter(
+            key.partition("/")[0] for key, vm in self._vms.items() if vm.availability and vm.document
+        )
+        totals = {name: _vms_of(host.document) for name, host in self._hosts.items()}
+        return sorted(name for name, total in totals.items() if total > known[name])
+
     def _take_event(self, published: Published, document: Mapping[str, object], size: int) -> None:
         word, data = document.get("event"), document.get("data")
         if isinstance(word, str):
@@ -293,6 +301,11 @@ _HOST_SIZES: Final = (
 )
 _VM_TEXTS: Final = ("name", "health", "run_state", "mode", "policy", "why")
 _VM_SIZES: Final = ("size", "actual", "target", "floor", "ceiling", "held", "rss")
+
+
+def _vms_of(document: Mapping[str, object]) -> int:
+    vms = document.get("vms")
+    return (_whole(vms.get("total")) if isinstance(vms, Mapping) else None) or 0
 
 
 class _View(Mapping[str, _V]):

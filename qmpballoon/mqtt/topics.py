@@ -211,6 +211,10 @@ class FleetTopics:
             f"{base}/+/vm/+/event",
         )
 
+    def of_vms(self, host: str) -> tuple[str, ...]:
+        """Return the filters of what is retained of a host's VMs."""
+        return tuple(f"{self.base}/{host}/vm/+/{what}" for what in ("availability", "state"))
+
     def parse(self, topic: str) -> Published | None:
         """Return what is published on a topic, None if no agent publishes there."""
         if not topic.startswith(f"{self.base}/"):

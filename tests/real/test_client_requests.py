@@ -206,6 +206,28 @@ async def test_a_thousand_vms_are_known_when_the_client_is_entered(
         assert {vm.size for vm in client.vms.values()} == set(range(1000))
 
 
+@pytest.mark.parametrize("versions", [(True, False), (False,)])
+async def test_more_vms_than_the_broker_queues_for_a_client_are_read_host_by_host(
+    sockets_dir: Path, versions: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "MQTT_5_FIRST", versions)
+    options = ["max_queued_messages 50", "max_inflight_messages 5"]
+    async with LabBroker(sockets_dir, options=options) as broker:
+        async with listening(broker.port, "nothing") as listener:
+            for host in range(10):
+                root = f"qmpballoon/edge-{host}"
+                await listener.send(f"{root}/status", b"online", retain=True)
+                await listener.send(f"{root}/host", {"vms": {"total": 20}}, retain=True)
+                for number in range(20):
+                    await listener.send(f"{root}/vm/v{number}/availability", b"online", retain=True)
+                    await listener.send(f"{root}/vm/v{number}/state", {"size": number}, retain=True)
+        async with Client(broker.url, timeout_s=PATIENCE_S) as client:
+            known = {vm.id: (vm.online, vm.size) for vm in client.vms.values()}
+        assert known == {
+            f"edge-{host}/v{number}": (True, number) for host in range(10) for number in range(20)
+        }
+
+
 @pytest.mark.parametrize("target", ["", "/web1", "edge-7/", "a/b/c"])
 async def test_what_is_no_target_is_refused(mosquitto: LabBroker, target: str) -> None:
     async with Client(mosquitto.url, fleet=False) as client:

@@ -1,0 +1,100 @@
+"""Agent, client and ``ctl`` on a cluster of three NATS nodes, of which one is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from agent_process import MOVED_S, AgentProcess, StartAgent, until
+
+from qmpballoon.cli import main
+from qmpballoon.client import Client
+from qmpballoon.errors import QmpBalloonError
+from qmpballoon.fleet import FleetVm
+from qmpballoon.lab.guest import LabGuest
+from qmpballoon.lab.nats import NatsCluster, NatsNode, nats_server
+from qmpballoon.lab.require import LabError
+from qmpballoon.lab.waiting import eventually
+from qmpballoon.model.tolerance import is_reached
+from qmpballoon.units import MIB
+
+VM = "edge-7/web1"
+ELECTION_S = 120.0
+StartGuest = Callable[..., Awaitable[LabGuest]]
+
+
+@pytest.fixture
+async def cluster(sockets_dir: Path) -> AsyncIterator[NatsCluster]:
+    if not os.environ.get("QMPBALLOON_NATS"):
+        pytest.skip("an election of the cluster takes up to a minute: make test-nats")
+    try:
+        nats_server()
+    except LabError as error:
+        pytest.skip(str(error))
+    async with NatsCluster(sockets_dir) as cluster:
+        yield cluster
+
+
+async def seen_at(node: NatsNode, condition: Callable[[FleetVm], bool], what: str) -> FleetVm:
+    """Read the VM as a client that connects to this node now, until it meets the condition."""
+
+    async def ask() -> FleetVm | None:
+        try:
+            async with Client(node.url) as client:
+                return client.vms.get(VM)
+        except QmpBalloonError:
+            return None  # the cluster elects a leader
+
+    def is_met(vm: FleetVm | None) -> bool:
+        return vm is not None and condition(vm)
+
+    found = await eventually(ask, is_met, timeout_s=ELECTION_S, what=f"{node.name}: {what}")
+    assert found is not None
+    return found
+
+
+async def moved(node: NatsNode, guest: LabGuest, target: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Set a target by ``ctl`` at a node, and look at the guest."""
+    typed = ["ctl", VM, "set-target", f"target={target}", f"wait_s={MOVED_S}", "--json", "--broker", node.url]
+
+    async def ask() -> tuple[int, str]:
+        return await asyncio.to_thread(main, typed), capsys.readouterr().out
+
+    # While the cluster elects leaders it refuses subscriptions and closes connections.
+    _, out = await eventually(
+        ask, lambda done: done[0] == 0, timeout_s=ELECTION_S, what=f"ctl at {node.name}"
+    )
+    assert json.loads(out)["result"]["reached"]
+    assert is_reached(await guest.monitor.actual(), target, guest.memory)
+
+
+async def test_one_node_is_killed_and_state_and_requests_stay_right(
+    cluster: NatsCluster,
+    start_guest: StartGuest,
+    start_agent: StartAgent,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, second, third = cluster.nodes
+    guest = await start_guest("web1")
+    agent: AgentProcess = start_agent(None, mqtt={"url": cluster.urls, "heartbeat_s": 5})
+    assert first.url in await agent.until_logged("broker-connected")
+    assert "3.1.1" in (await agent.until_logged("broker-connected"))
+    await seen_at(third, lambda vm: vm.online and vm.health == "ok", "is ok")
+    await moved(second, guest, guest.memory - 32 * MIB, capsys)
+
+    await cluster.settled()
+    await first.kill()
+    await until(
+        lambda: agent.logged("broker-connected")[1:], what="another node serves", timeout_s=ELECTION_S
+    )
+    await moved(third, guest, guest.memory - 16 * MIB, capsys)
+    actual = await guest.monitor.actual()
+
+    first.start()
+    await cluster.settled()
+    for node in cluster.nodes:
+        await seen_at(node, lambda vm: vm.online and vm.actual == actual, "shows what the guest has")

@@ -19,7 +19,7 @@ from qmpballoon.api import session_of
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import CANNOT_REACH, DONE, FAILED
 from qmpballoon.cli.sockets import connected
-from qmpballoon.cli.vms import ARGUMENT_HELP, DIRECT, Chosen, add_control_argument, choose_from
+from qmpballoon.cli.vms import ARGUMENT_HELP, DIRECT, Chosen, add_control_argument, choose_from, for_each
 from qmpballoon.control import Agents, RunningAgent, connected_to, find_agents
 from qmpballoon.doctor.facts import ExaminedVm
 from qmpballoon.doctor.host import examine_host, read_clock
@@ -41,7 +41,6 @@ works less well, or at a risk. A note: what may be wanted. Each has the option o
 No balloon is moved; the statistics interval is left as it was found. docs/doctor.md explains each word.
 """
 
-_AT_ONCE: Final = 32
 _FRESH_S: Final = 1.5  # statistics that do not change are seen as fresh only after the next whole second
 _HELD_S: Final = 0.5  # for a greeting where another client is served: a proxy may serve several
 _WIDEST: Final = 100
@@ -120,23 +119,13 @@ async def _examine_typed(
 
 async def examine_all(chosen: Sequence[Chosen], *, timeout_s: float) -> list[Examined]:
     """Examine all of them, a bounded number at a time; the worst come first, then by name."""
-    slots = asyncio.Semaphore(_AT_ONCE)
-    answered = 0
 
-    async def examine_one(each: Chosen) -> Examined:
-        nonlocal answered
-        async with slots:
-            ask = _examine_directly if each.through is None else _ask_agent
-            examined = await ask(each, timeout_s=timeout_s)
-        answered += 1
-        return examined
+    async def examine(each: Chosen) -> Examined:
+        ask = _examine_directly if each.through is None else _ask_agent
+        return await ask(each, timeout_s=timeout_s)
 
-    async def line(elapsed_s: float) -> str:
-        return f"{answered} of {len(chosen)} VMs examined"
-
-    async with terminal.progress(line), asyncio.TaskGroup() as group:
-        tasks = [group.create_task(examine_one(each), name=f"doctor of {each.path}") for each in chosen]
-    return sorted((task.result() for task in tasks), key=lambda vm: (vm.examination.rank, vm.name))
+    examined = await for_each(chosen, examine, done="examined")
+    return sorted(examined, key=lambda vm: (vm.examination.rank, vm.name))
 
 
 async def _host(agents: Sequence[RunningAgent], vms: Iterable[Examined], *, timeout_s: float) -> Examination:

@@ -20,7 +20,7 @@ from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.outcomes import error_object
 from qmpballoon.cli.program import CANNOT_REACH, DONE
 from qmpballoon.cli.sockets import connected, is_listening
-from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
+from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose, for_each
 from qmpballoon.control import connected_to
 from qmpballoon.errors import ConnectionLost, MonitorBusy, NoBalloon, QmpBalloonError
 from qmpballoon.model.facts import BootFacts, Seen, VmFacts
@@ -45,7 +45,6 @@ A monitor serves one client: a VM of a running agent is asked through that agent
 another program holds is busy.
 """
 
-_AT_ONCE: Final = 32
 _FRESH_S: Final = 1.5  # statistics that do not change are seen as fresh only after the next whole second
 _NOT_REACHED: Final = ("offline", "unresponsive", "busy")
 _HEADER: Final = ("NAME", "SIZE", "ACTUAL", "AVAILABLE", "FREE", "CACHES", "RSS", "AGE", "HEALTH")
@@ -155,23 +154,12 @@ async def _query_typed(arguments: argparse.Namespace) -> tuple[list[Report], Seq
 
 async def query_all(sockets: Sequence[Chosen], *, timeout_s: float) -> list[Report]:
     """Query all of them, a bounded number at a time, and return the reports in the order of names."""
-    slots = asyncio.Semaphore(_AT_ONCE)
-    answered = 0
 
-    async def query_one(found: Chosen) -> Report:
-        nonlocal answered
-        async with slots:
-            ask = query if found.through is None else query_agent
-            report = await ask(found, timeout_s=timeout_s)
-        answered += 1
-        return report
+    async def ask(found: Chosen) -> Report:
+        return await (query if found.through is None else query_agent)(found, timeout_s=timeout_s)
 
-    async def line(elapsed_s: float) -> str:
-        return f"{answered} of {len(sockets)} VMs answered"
-
-    async with terminal.progress(line), asyncio.TaskGroup() as group:
-        queries = [group.create_task(query_one(found), name=f"status of {found.path}") for found in sockets]
-    return sorted((task.result() for task in queries), key=lambda report: (report.name, report.found.path))
+    reports = await for_each(sockets, ask, done="answered")
+    return sorted(reports, key=lambda report: (report.name, report.found.path))
 
 
 async def query_agent(found: Chosen, *, timeout_s: float) -> Report:

@@ -7,13 +7,15 @@ be named by its name, or as HOST/NAME where several agents have one of that name
 from __future__ import annotations
 
 import argparse
+import asyncio
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, TypeVar
 
+from qmpballoon import terminal
 from qmpballoon.addresses import is_tcp
 from qmpballoon.cli.sockets import find_sockets
 from qmpballoon.control import Agents, AgentVm, RunningAgent, find_agents
@@ -24,6 +26,9 @@ ARGUMENT_HELP: Final = (
     "name of a running agent's VM, QMP socket or quoted glob; default: all VMs of running agents, and "
     "/run/qmpballoon/*.qmp and $XDG_RUNTIME_DIR/qmpballoon/*.qmp"
 )
+T = TypeVar("T")
+
+AT_ONCE: Final = 32
 DIRECT: Final = ""  # as --control: no agent is asked
 
 
@@ -146,3 +151,26 @@ def _no_such(word: str, agents: Agents) -> str:
     there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     hint = did_you_mean(word, names) or (f"; {agents.running[0]} has {there}" if names else "")
     return f"no VM and no socket {word!r}{hint}"
+
+
+async def for_each(chosen: Sequence[Chosen], ask: Callable[[Chosen], Awaitable[T]], *, done: str) -> list[T]:
+    """Ask for each VM, a bounded number at a time; return the results in the order of the VMs.
+
+    Longer than a second, the progress says how many are ``done``.
+    """
+    slots = asyncio.Semaphore(AT_ONCE)
+    answered = 0
+
+    async def ask_one(each: Chosen) -> T:
+        nonlocal answered
+        async with slots:
+            result = await ask(each)
+        answered += 1
+        return result
+
+    async def line(elapsed_s: float) -> str:
+        return f"{answered} of {len(chosen)} VMs {done}"
+
+    async with terminal.progress(line), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(ask_one(each), name=f"{done} {each.path}") for each in chosen]
+    return [task.result() for task in tasks]

@@ -15,7 +15,7 @@ from qmpballoon.api import Vm, connect
 from qmpballoon.cli.arguments import condition, seconds
 from qmpballoon.cli.outcomes import error_object, print_outcomes
 from qmpballoon.cli.status import state_as_json
-from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
+from qmpballoon.cli.vms import ARGUMENT_HELP, Choice, Chosen, add_control_argument, choose
 from qmpballoon.condition import FIGURES, OF_GUEST, Condition
 from qmpballoon.control import ControlClient, connected_to
 from qmpballoon.errors import (
@@ -57,6 +57,7 @@ of all at one moment.
 _SLICE_S: Final = 1.0  # one try to open a monitor; then an agent may hold it
 _RETRY_S: Final = 0.2
 _STATES_S: Final = 0.05  # between two objects of the agent
+_LOOK_AGAIN_S: Final = 0.25  # for an agent that knows the name
 _ASK_AGAIN_S: Final = 1.0  # of an agent that has told nothing new: it polls a calm VM seldom
 _READY: Final = (
     "ok",
@@ -160,8 +161,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _wait_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
-    choice = await choose([arguments.vm], arguments.control, allow_remote=arguments.allow_remote)
-    waits = [_Wait(found, arguments.condition, arguments.timeout, arguments.control) for found in choice.vms]
+    began_s = time.monotonic()
+    choice = await _chosen(arguments)
+    waits = [_Wait(found, arguments, began_s) for found in choice.vms]
 
     async def line(elapsed_s: float) -> str:
         now = [f"{wait.name}: {wait.described()}" for wait in waits if not wait.is_over]
@@ -172,17 +174,41 @@ async def _wait_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Seq
     return [task.result() for task in tasks], choice.problems
 
 
+async def _chosen(arguments: argparse.Namespace) -> Choice:
+    """Return the VMs that are meant; a name that no agent knows yet is waited for: its agent may just start.
+
+    Raises:
+        Unreachable: not in time.
+        RequestRefused: several agents have a VM of this name.
+    """
+    ends_s = time.monotonic() + arguments.timeout
+    reason = ""
+
+    async def line(elapsed_s: float) -> str:
+        return f"{elapsed_s:.0f} s; {reason}"
+
+    async with terminal.progress(line):
+        while True:
+            try:
+                return await choose([arguments.vm], arguments.control, allow_remote=arguments.allow_remote)
+            except Unreachable as error:
+                reason = str(error)
+                if time.monotonic() + _LOOK_AGAIN_S > ends_s:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+
 class _Wait:
     """One VM, over any number of connections to its monitor or its agent, until the time is over."""
 
-    def __init__(self, found: Chosen, wanted: Condition, timeout_s: float, control: str | None) -> None:
+    def __init__(self, found: Chosen, arguments: argparse.Namespace, began_s: float) -> None:
         self.name = found.vm.name if found.vm else name_from(found.path)
         self.is_over = False
         self._found = found
-        self._wanted = wanted
-        self._timeout_s = timeout_s
-        self._control = control
-        self._began_s = time.monotonic()
+        self._wanted: Condition = arguments.condition
+        self._timeout_s: float = arguments.timeout
+        self._control: str | None = arguments.control
+        self._began_s = began_s
         self._seen: _Seen | None = None
 
     def described(self) -> str:

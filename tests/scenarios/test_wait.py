@@ -7,11 +7,14 @@ import json
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agent_harness import PATIENCE_S, AgentHarness, Qemus, qemus_in, running_agent
 from served_control import command, served
 
+from qmpballoon.cli import wait as wait_module
+from qmpballoon.cli.vms import Choice, choose
 from qmpballoon.units import MIB
 
 Capture = pytest.CaptureFixture[str]
@@ -106,7 +109,26 @@ async def test_a_name_is_found_when_its_agent_starts_later(
     assert ready.endswith("(through the agent edge-7)")
 
 
-async def test_an_unknown_name_is_exit_3_at_once(harness: AgentHarness, capsys: Capture) -> None:
+async def test_a_name_that_the_agent_does_not_know_yet_is_waited_for(
+    harness: AgentHarness, qemus: Qemus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with served(harness) as path:
-        assert await command("wait", f"--control={path}", "aa", "ready", "--timeout", "3600") == 3
+        has_looked = threading.Event()
+
+        async def noted(*arguments: Any, **options: Any) -> Choice:
+            try:
+                return await choose(*arguments, **options)
+            finally:
+                has_looked.set()
+
+        monkeypatch.setattr(wait_module, "choose", noted)
+        waiting = asyncio.create_task(command("wait", f"--control={path}", "b", "ready"))
+        assert await asyncio.to_thread(has_looked.wait, PATIENCE_S)
+        await qemus.start("b")
+        assert await waiting == 0
+
+
+async def test_a_name_that_is_not_known_in_time_is_exit_3(harness: AgentHarness, capsys: Capture) -> None:
+    async with served(harness) as path:
+        assert await command("wait", f"--control={path}", "aa", "ready", "--timeout", "0.1") == 3
     assert "did you mean a?" in capsys.readouterr().err

@@ -150,18 +150,22 @@ def _rows(
 def write_draft(file: Path, text: str) -> None:
     """Write the new contents to a draft beside the file, mode 0600; it survives the end of this process.
 
+    A draft that is there already stays until the new one is complete.
+
     Raises:
-        OSError: the disk is full, the directory went, and their like; then no draft is left.
+        OSError: the disk is full, the directory went, and their like.
     """
-    draft = draft_of(file)  # one name: what a killed writer left is replaced
+    draft = draft_of(file)
+    part = draft.with_suffix(".part")  # one name: what a killed writer left is replaced
     try:
-        draft.unlink(missing_ok=True)
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        part.unlink(missing_ok=True)
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
+        part.replace(draft)
     except BaseException:
         with suppress(OSError):
-            draft.unlink()
+            part.unlink()
         raise
 
 

@@ -78,8 +78,7 @@ class Store:
         self._wanted = 0  # changes made
         self._written = 0  # changes that are on disk, or that could not be written
         self._changed = asyncio.Event()
-        self._drafted = False  # a draft is written and not yet renamed into place
-        self._synced_at_s = time.monotonic()
+        self._drafted_since_s: float | None = None  # a draft is written and not yet renamed into place
         self._later: asyncio.TimerHandle | None = None  # of a lazy change
         self._settled = asyncio.Condition()
         self._failed = False  # the last attempt to write
@@ -161,7 +160,7 @@ class Store:
     async def run(self) -> None:
         """Write changes as they come, for as long as the agent runs."""
         while True:
-            wait_s = _TRY_AGAIN_S if self._failed else _SYNC_AFTER_S if self._drafted else None
+            wait_s = _TRY_AGAIN_S if self._failed else _SYNC_AFTER_S if self._is_drafted else None
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._changed.wait()
@@ -169,25 +168,25 @@ class Store:
             self._changed.clear()
             self._forget_later()
             # Changes that follow one another at once do not wait for the disk; their end does.
-            is_late = time.monotonic() - self._synced_at_s > _SYNC_WITHIN_S
+            since_s, now_s = self._drafted_since_s, time.monotonic()
+            is_late = since_s is not None and now_s - since_s > _SYNC_WITHIN_S
             await self._write_now(sync=not is_changed or is_late)
 
     async def close(self) -> None:
         """Write what is left and give up the lock."""
         self._forget_later()
-        if self._failed or self._drafted or self._written < self._wanted:
+        if self._failed or self._is_drafted or self._written < self._wanted:
             await self._write_now(sync=True)
         os.close(self._lock)
 
     async def _write_now(self, *, sync: bool) -> None:
         wanted, text = self._wanted, self._encoder.text_of(self._contents)
         try:
-            if self._failed or self._written < wanted or not self._drafted:
+            if self._failed or self._written < wanted:
                 await asyncio.to_thread(self._write, text)
                 await self._settle(wanted)  # waiters need not wait for the disk
-            if sync:
+            if sync and self._is_drafted:
                 await asyncio.to_thread(self._sync)
-                self._synced_at_s = time.monotonic()
         except OSError as error:
             if not self._failed:
                 log_event(
@@ -202,6 +201,10 @@ class Store:
             self._failed = False
         await self._settle(wanted)
 
+    @property
+    def _is_drafted(self) -> bool:
+        return self._drafted_since_s is not None
+
     async def _settle(self, wanted: int) -> None:
         async with self._settled:
             self._written = max(self._written, wanted)
@@ -215,12 +218,13 @@ class Store:
     def _write(self, text: str) -> None:
         with self._write_lock:
             write_draft(self._file, text)
-            self._drafted = True
+            if self._drafted_since_s is None:
+                self._drafted_since_s = time.monotonic()
 
     def _sync(self) -> None:
         with self._write_lock:
             put_in_place(self._file)
-            self._drafted = False
+            self._drafted_since_s = None
 
     def _touch(self, *, lazily: bool = False) -> None:
         self._wanted += 1

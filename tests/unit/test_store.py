@@ -21,7 +21,7 @@ import pytest
 from qmpballoon.agent import store as store_module
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.registry import Registry
-from qmpballoon.agent.state_file import Kept, KnownSocket, parse_state, write_draft
+from qmpballoon.agent.state_file import Kept, KnownSocket, draft_of, parse_state, write_draft
 from qmpballoon.agent.store import Store
 from qmpballoon.config import defaults
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
@@ -439,3 +439,32 @@ async def test_a_complete_draft_is_put_in_place_before_the_next_one(tmp_path: Pa
     await Store(tmp_path, "edge-7").close()
     assert "observe" in file.read_text(encoding="utf-8")
     assert sorted(os.listdir(tmp_path)) == ["edge-7.json", "edge-7.lock"]
+
+
+def test_a_draft_stays_until_the_next_one_is_complete(tmp_path: Path) -> None:
+    file = tmp_path / "edge-7.json"
+    write_draft(file, "first")
+    with pytest.raises(UnicodeEncodeError):
+        write_draft(file, "second\ud800")
+    assert draft_of(file).read_text(encoding="utf-8") == "first"
+    assert os.listdir(tmp_path) == [draft_of(file).name]
+
+
+async def test_changes_that_follow_one_another_at_once_do_not_wait_for_the_disk_after_a_rest_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(store_module, "put_in_place", synced.append)
+    monkeypatch.setattr(store_module, "_SYNC_AFTER_S", 3600.0)
+    async with running(tmp_path) as store:
+        monkeypatch.setattr(store_module, "_SYNC_WITHIN_S", 3600.0)
+        for target in (1, 2, 3):
+            store.keep(WEB1, target=target)
+            await saved(store)
+        assert synced == []
+        monkeypatch.setattr(store_module, "_SYNC_WITHIN_S", 0.0)
+        store.keep(WEB1, target=4)
+        await saved(store)
+        async with asyncio.timeout(10):
+            while not synced:
+                await asyncio.sleep(0)

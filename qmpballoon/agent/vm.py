@@ -324,11 +324,12 @@ class ManagedVm:
         self.touch()
 
     def forget_pulse_if_over(self) -> None:
-        """Forget a pulse that is not under way any more, once QEMU has the target to which it returns."""
+        """Freeze the facts again, without a pulse whose target QEMU has: it is not under way any more."""
         run = self.run
         if run.returns_to is not None and not run.is_pulsed and (run.target or 0) >= run.returns_to:
             self.owe(None)
-        self.touch()
+        else:
+            self.touch()
 
     async def refreshed(self, *, timeout_s: float) -> VmStatus:
         """Query everything again and return it; figures that do not arrive in time keep their old values."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from man_page import man_page
+from marked_page import filled
 
 from qmpballoon.cli.program import complete_parser, verbs_of
 from qmpballoon.config.environment import Surroundings
@@ -39,19 +40,9 @@ def files() -> dict[str, str]:
         "docs/configuration.md": {"keys": _keys(), "file": _file()},
         "docs/qemu.md": {"commands": _commands()},
     }
-    return {path: _page(path, made) for path, made in parts.items()} | {"docs/qmpballoon.1": man_page()}
-
-
-def _page(path: str, parts: dict[str, Iterator[str]]) -> str:
-    text = (ROOT / path).read_text(encoding="utf-8")
-    for name, lines in parts.items():
-        begin, end = (re.escape(_MARKED.format(f"{edge} {name}")) for edge in ("begin", "end"))
-        pattern = re.compile(f"({begin}).*?({end})", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"{path} has no marks of {name!r}")
-        made = "\n" + "\n".join(lines) + "\n\n"
-        text = pattern.sub(lambda found, made=made: found[1] + made + found[2], text)  # type: ignore[misc]
-    return text
+    return {path: filled(ROOT / path, _MARKED, made) for path, made in parts.items()} | {
+        "docs/qmpballoon.1": man_page()
+    }
 
 
 # ---- the command line ----

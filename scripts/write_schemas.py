@@ -8,10 +8,11 @@ A test compares the files with what this writes.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
+
+from marked_page import filled
 
 from qmpballoon import __version__
 from qmpballoon.mqtt.asyncapi import asyncapi_document
@@ -30,11 +31,11 @@ def files() -> dict[str, str]:
     found = {"docs/asyncapi.json": document, "qmpballoon/schemas/asyncapi.json": document}
     for name, schema in schemas().items():
         found[f"qmpballoon/schemas/{name}.json"] = _text({"$schema": DRAFT, "title": name, **schema})
-    found[PAGE] = page((ROOT / PAGE).read_text(encoding="utf-8"))
+    found[PAGE] = _page()
     return found
 
 
-def page(text: str) -> str:
+def _page() -> str:
     """Return the page with its marked parts made again."""
     parts = {
         "vm": _rows(VM_FIELDS),
@@ -42,14 +43,7 @@ def page(text: str) -> str:
         "vm events": _events(VM_EVENTS),
         "host events": _events((*HOST_EVENTS, LAGGED)),
     }
-    for name, lines in parts.items():
-        begin, end = (re.escape(_MARKED.format(f"{edge} {name}")) for edge in ("begin", "end"))
-        pattern = re.compile(f"({begin}).*?({end})", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"{PAGE} has no marks of {name!r}")
-        made = "\n" + "\n".join(lines) + "\n\n"
-        text = pattern.sub(lambda found, made=made: found[1] + made + found[2], text)  # type: ignore[misc]
-    return text
+    return filled(ROOT / PAGE, _MARKED, parts)
 
 
 def _text(value: Mapping[str, object]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
+from agent_harness import QUICK, AgentHarness, Kernel, Qemus, running_agent
 
 from qmpballoon.config import DiscoverySettings, PolicySettings, VmMatch
 from qmpballoon.errors import OutOfRange
@@ -16,12 +15,6 @@ from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.units import MIB
 
 CHANGES = {"added", "removed", "renamed", "mode", "limits", "policy", "hold"}
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
 
 
 def changes(harness: AgentHarness) -> list[tuple[str | None, str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
+from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, running_agent
 from scripted_peer import session_with
 
 from qmpballoon.agent import spec as spec_module
@@ -27,12 +27,6 @@ from qmpballoon.sim.qemu.server import SimulatedQemu
 from qmpballoon.units import MIB, parse_amount
 
 A = VmId("a")
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
+from agent_harness import QUICK, AgentHarness, Kernel, Qemus, running_agent
 
 from qmpballoon.errors import RequestRefused
 from qmpballoon.sim.guest import Behaviour, GuestSpec
@@ -18,12 +17,6 @@ from qmpballoon.sim.qemu.machine import MachineSpec
 
 GOOD = GuestSpec(deflate_on_oom=True, free_page_reporting=True)
 PATIENT = replace(QUICK, qmp_timeout_s=30.0)
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
 
 
 async def words(harness: AgentHarness, vm: str | None) -> list[str]:

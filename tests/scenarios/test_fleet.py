@@ -6,12 +6,11 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
+from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, running_agent
 from scripted_peer import Line, peer, session_with
 
 from qmpballoon.agent import arrival as arrival_module
@@ -24,12 +23,6 @@ from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor, SocketTables
 from qmpballoon.sim.qemu.faults import Babble, Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.units import MIB
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
 
 
 def named(name: str) -> MachineSpec:

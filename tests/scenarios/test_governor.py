@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
+from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, running_agent
 
 from qmpballoon import log as log_module
 from qmpballoon.agent import context as context_module
@@ -24,12 +23,6 @@ from qmpballoon.sim.qemu.server import SimulatedQemu
 from qmpballoon.units import MIB, parse_amount
 
 MANUAL = PolicySettings(mode="manual")
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_harness import QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
+from agent_harness import QUICK, AgentHarness, Kernel, Qemus, running_agent
 from scripted_peer import Line, peer
 
 from qmpballoon.agent import names as names_module
@@ -30,12 +29,6 @@ from qmpballoon.units import MIB
 DB, MALLORY = 107, 1000  # users
 OWNED = (VmMatch(name="db", owner=DB, settings=(("shares", 7),)),)
 UUID = "5c9f2a1e-8b6d-4f0a-9d3e-111111111111"
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
 
 
 @pytest.fixture

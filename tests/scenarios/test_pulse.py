@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import PATIENCE_S, AgentHarness, Kernel, Qemus, qemus_in, running_agent
+from agent_harness import PATIENCE_S, AgentHarness, Kernel, Qemus, running_agent
 from served_control import command, served
 
 from qmpballoon.config import VmMatch
@@ -22,12 +22,6 @@ from qmpballoon.units import MIB
 
 Capture = pytest.CaptureFixture[str]
 SLOWLY = GuestSpec(inflate_bytes_per_s=8 * MIB)  # a pulse of it takes longer than any test
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, qemus_in, running_agent
+from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, running_agent
 
 from qmpballoon.agent.vm_polls import VmPolls
 from qmpballoon.agent.wheel import Member, Wheel
@@ -30,12 +29,6 @@ EVERYTHING = (
     "query-balloon",
     "x-query-virtio-status",
 )
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
 
 
 def counted(qemu: SimulatedQemu, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:

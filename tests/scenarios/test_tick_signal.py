@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 
 import pytest
-from agent_harness import Qemus, qemus_in, running_agent
+from agent_harness import Qemus, running_agent
 
 from qmpballoon.agent import context as context_module
 from qmpballoon.agent.context import TickSignal
@@ -30,12 +29,6 @@ class Clocks:
 
     def thread_time(self) -> float:
         return next(self._costs)
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
 
 
 @pytest.fixture(autouse=True)

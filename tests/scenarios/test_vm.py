@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_harness import PATIENCE_S, QUICK, Kernel, Qemus, qemus_in, running_agent
+from agent_harness import PATIENCE_S, QUICK, Kernel, Qemus, running_agent
 from scripted_peer import session_with
 
 from qmpballoon.agent import connector as connector_module
@@ -24,13 +23,6 @@ from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.faults import Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.units import MIB
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
-
 
 # ── every health word ───────────────────────────────────────────────────────────────────────────────────
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import PATIENCE_S, AgentHarness, Qemus, qemus_in, running_agent
+from agent_harness import PATIENCE_S, AgentHarness, Qemus
 from served_control import command, served
 
 from qmpballoon.cli import wait as wait_module
@@ -18,23 +16,6 @@ from qmpballoon.cli.vms import Choice, choose
 from qmpballoon.units import MIB
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
-
-
-@pytest.fixture
-async def harness(
-    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[AgentHarness]:
-    """An agent in which the VM ``a`` is ok."""
-    await qemus.start("a")
-    async with running_agent(sockets_dir, monkeypatch) as ready:
-        await ready.until_health("a", "ok")
-        yield ready
 
 
 async def test_what_is_true_already_returns_and_says_through_whom(

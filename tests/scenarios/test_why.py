@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import AgentHarness, Qemus, qemus_in, running_agent
+from agent_harness import AgentHarness, Qemus, running_agent
 from served_control import command, served
 
 from qmpballoon.config import HostSettings, PolicySettings, VmMatch
@@ -20,23 +19,6 @@ from qmpballoon.sim.guest import GuestSpec
 from qmpballoon.units import MIB, parse_amount
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-async def qemus(sockets_dir: Path) -> AsyncIterator[Qemus]:
-    async with qemus_in(sockets_dir) as started:
-        yield started
-
-
-@pytest.fixture
-async def harness(
-    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[AgentHarness]:
-    """An agent without a governor, in which the VM ``a`` is ok."""
-    await qemus.start("a")
-    async with running_agent(sockets_dir, monkeypatch) as ready:
-        await ready.until_health("a", "ok")
-        yield ready
 
 
 async def test_a_target_by_hand_is_remembered_with_its_figures(harness: AgentHarness) -> None:

@@ -68,7 +68,7 @@ async def test_a_program_sees_the_fleet_moves_a_balloon_and_is_told(
         host = client.hosts["edge-7"]
         assert (host.online, host.mode) == (True, "manual")
         events = client.events()
-        target = vm.size - 64 * MIB
+        target = vm.size - 16 * MIB
         result = await client.request("edge-7/web1", "set-target", target=target, wait_s=MOVED_S)
         assert isinstance(result, dict)
         assert result["reached"]

@@ -91,7 +91,7 @@ async def test_a_target_moves_a_real_balloon(
                 await client.changed(PATIENCE_S)
         size = client.vms["edge-7/web1"].size
     assert size is not None
-    target = size - 64 * MIB
+    target = size - 16 * MIB
     typed = ["set-target", f"target={target}", f"wait_s={MOVED_S}"]
     assert await ctl(broker, "edge-7/web1", *typed) == 0
     await guest.monitor.until_actual(target.__eq__, timeout_s=PATIENCE_S, what="the balloon moves")

@@ -86,6 +86,7 @@ def moved(host: Snapshot) -> dict[str, tuple[GuestSnapshot, SetTarget]]:
 BOOTING_ABOVE_ITS_CEILING = a_guest(
     "vm3", size=64, actual=3, available=0, target=1, floor=1, ceiling=2, driver_up=False
 )
+RESET_ABOVE_ITS_CEILING = a_guest("vm0", size=64, actual=2, target=64, floor=1, ceiling=1, driver_up=False)
 REFUTED_ABOVE_ITS_CEILING = a_guest("vm0", size=66, floor=65, ceiling=65, available=0, shares=1, rss=0)
 
 
@@ -107,6 +108,7 @@ def test_every_guest_gets_a_decision_and_every_target_is_a_possible_size(host: S
 
 @settings(max_examples=80)
 @given(hosts())
+@example(a_host(RESET_ABOVE_ITS_CEILING, budget=64))
 def test_a_guest_that_must_not_be_moved_is_not_shrunk(host: Snapshot) -> None:
     for guest, decision in moved(host).values():
         if decision.target < min(guest.actual, guest.target or guest.actual):

@@ -15,7 +15,7 @@ from qmpballoon.agent.run import Identity
 from qmpballoon.log import log_event
 from qmpballoon.model.records import Life
 from qmpballoon.qmp.balloon import query_run_state
-from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.client import Asked, Session, name_in, returned
 from qmpballoon.qmp.process import PRECONFIG, Machine, is_same_qemu, look_at_machine, qemu_pid
 
 LOOK_AGAIN_S: Final = 1.0
@@ -69,8 +69,10 @@ def life_behind(session: Session, machine: Machine, life: Life | None) -> Life |
 
 async def identify(session: Session, *, stem: str, owner: int | None) -> Identity:
     """Return the name and UUID that QEMU reports; without ``-name`` its name is ``stem``."""
-    given, uuid = await session.vm_name(), await session.request("query-uuid")
-    number = uuid.get("UUID") if isinstance(uuid, dict) else None
+    named, uuid = (
+        returned(answer) for answer in await session.request_all(Asked("query-name"), Asked("query-uuid"))
+    )
+    given, number = name_in(named), uuid.get("UUID") if isinstance(uuid, dict) else None
     return Identity(
         name=(given or stem)[:_LONGEST_NAME],
         uuid=number[:64] if isinstance(number, str) and number != _NO_UUID else None,

@@ -14,7 +14,7 @@ from qmpballoon.model.records import Sample
 from qmpballoon.model.tolerance import is_steady
 from qmpballoon.procfs import ResidentMemory
 from qmpballoon.qmp import balloon
-from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.client import Session, returned
 from qmpballoon.qmp.resizer import DriverState, Resizer
 from qmpballoon.units import MIB
 
@@ -145,24 +145,29 @@ class VmSession:
 
     async def look(self) -> None:
         """Query everything that an event may have changed, or that no event reports."""
-        self.run_state = await balloon.query_run_state(self.session)
-        self.size = await balloon.memory_size(self.session)
-        self.migrating = await balloon.is_migrating(self.session)
-        if self._device is None:
-            await self._find_device()
+        session, is_device_known = self.session, self._device is not None
+        asked = () if is_device_known else (balloon.DEVICES_WITH_ID,)
+        answers = await session.request_all(balloon.RUN_STATE, balloon.MEMORY, balloon.MIGRATION, *asked)
+        run_state, memory, migration, *listed = (returned(answer) for answer in answers)
+        self.run_state = balloon.parse_run_state(session, run_state)
+        self.size = await balloon.memory_size(session, memory)
+        self.migrating = balloon.parse_migrating(session, migration)
+        if not is_device_known:
+            await self._find_device(listed[0])
         if self._device is not None:
             try:
-                await self.look_at_actual()
+                actual, driver = await self._device.resizer.look()
             except QmpError:  # unplugged
                 self._forget_device()
                 return
-            await self.look_at_driver()
+            self.take_actual(actual)
+            self._take_driver(driver)
         self.look_at_process(closely=True)
 
-    async def _find_device(self) -> None:
+    async def _find_device(self, listed: object) -> None:
         """Look for the balloon, which may also be plugged later, and arm its statistics."""
         try:
-            found = await balloon.find_balloon(self.session)
+            found = await balloon.find_balloon(self.session, listed)
         except NoBalloon:
             return
         resizer = balloon.VirtioBalloon(self.session, found)
@@ -187,10 +192,12 @@ class VmSession:
 
     async def look_at_driver(self) -> None:
         """Ask whether the guest's driver is up."""
-        if self._device is None:
-            return
+        if self._device is not None:
+            self._take_driver(await self._device.resizer.driver())
+
+    def _take_driver(self, state: DriverState | None) -> None:
         was_up = self.driver_up
-        self._driver.told(await self._device.resizer.driver(), self._clock())
+        self._driver.told(state, self._clock())
         if self.driver_up and not was_up:
             self._driver.since_s = self._clock()
         if was_up and not self.driver_up:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, Final
 
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model.records import GuestStats, Sample
-from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.client import Asked, Session, returned
 from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
 from qmpballoon.qmp.resizer import DriverState
 from qmpballoon.units import MAX_SIZE, MIB, PAGE
@@ -24,6 +24,12 @@ _BALLOON_TYPE: Final = re.compile(
     r"child<(virtio-balloon-(?:pci|ccw|device)(?:-transitional|-non-transitional)?)>"
 )
 _CONTAINERS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
+
+DEVICES_WITH_ID: Final = Asked("qom-list", {"path": _CONTAINERS[0]})
+RUN_STATE: Final = Asked("query-status")
+MEMORY: Final = Asked("query-memory-size-summary")
+MIGRATION: Final = Asked("query-migrate")
+_ACTUAL: Final = Asked("query-balloon")
 
 DEFLATE_ON_OOM: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"  # features, by QEMU's names
 STATS_QUEUE: Final = "VIRTIO_BALLOON_F_STATS_VQ"
@@ -87,15 +93,20 @@ class DriverStatus:
         return DriverState(self.up, DEFLATE_ON_OOM in self.features, self.has_statistics)
 
 
-async def find_balloon(session: Session) -> BalloonDevice:
+async def find_balloon(session: Session, listed: object = None) -> BalloonDevice:
     """Return the VM's balloon device; QEMU allows one.
+
+    ``listed`` is the answer to `DEVICES_WITH_ID`, where the caller has it.
 
     Raises:
         NoBalloon: it has none.
         ConnectionLost: the session ended meanwhile.
     """
     for container in _CONTAINERS:
-        for child in _rows(session, await session.request("qom-list", {"path": container})):
+        if listed is None:
+            listed = await session.request("qom-list", {"path": container})
+        rows, listed = _rows(session, listed), None
+        for child in rows:
             found = _BALLOON_TYPE.fullmatch(str(child.get("type")))
             if found:
                 return BalloonDevice(f"{container}/{child.get('name')}", found[1])
@@ -105,15 +116,18 @@ async def find_balloon(session: Session) -> BalloonDevice:
     )
 
 
-async def memory_size(session: Session) -> int:
+async def memory_size(session: Session, summary: object = None) -> int:
     """Return what ``actual`` is with an empty balloon, in bytes: base memory plus DIMMs.
 
     QEMU counts an nvdimm as plugged memory, the balloon does not. virtio-mem does not count for the balloon.
+    ``summary`` is the answer to query-memory-size-summary, where the caller has it.
 
     Raises:
         ConnectionLost: the session ended meanwhile, or the size is impossible for a VM.
     """
-    size, plugged = parse_memory_summary(session, await session.request("query-memory-size-summary"))
+    if summary is None:
+        summary = await session.request(*MEMORY)
+    size, plugged = parse_memory_summary(session, summary)
     for device in _rows(session, await session.request("query-memory-devices")) if plugged else ():
         if device.get("type") == "dimm":
             size += _bytes(session, _fields(session, device.get("data")).get("size"))
@@ -136,12 +150,12 @@ async def query_actual(session: Session) -> int:
         QmpError: no balloon (class DeviceNotActive).
         ConnectionLost: the session ended meanwhile.
     """
-    return parse_actual(session, await session.request("query-balloon"))
+    return parse_actual(session, await session.request(*_ACTUAL))
 
 
 async def query_run_state(session: Session) -> str:
     """Return QMP's run state, such as ``running`` or ``paused``."""
-    return parse_run_state(session, await session.request("query-status"))
+    return parse_run_state(session, await session.request(*RUN_STATE))
 
 
 def parse_run_state(session: Session, answer: object) -> str:
@@ -151,7 +165,7 @@ def parse_run_state(session: Session, answer: object) -> str:
 
 async def is_migrating(session: Session) -> bool:
     """Tell whether an outgoing migration is under way."""
-    return parse_migrating(session, await session.request("query-migrate"))
+    return parse_migrating(session, await session.request(*MIGRATION))
 
 
 def parse_migrating(session: Session, answer: object) -> bool:
@@ -179,13 +193,19 @@ async def query_driver(session: Session, device: BalloonDevice) -> DriverStatus 
 
     In that case statistics and BALLOON_CHANGE show that a driver is up.
     """
-    if not may_be_sent(DRIVER_STATUS, session.version):
-        return None
-    try:
-        answer = await session.request(DRIVER_STATUS, {"path": device.backend})
-    except QmpError:
-        return None  # a build without the command
-    return parse_driver(answer)
+    asked = driver_is_asked(session, device)
+    return driver_status(await session.request_all(*asked)) if asked else None
+
+
+def driver_is_asked(session: Session, device: BalloonDevice) -> tuple[Asked, ...]:
+    """Return what this QEMU may be asked about the guest's driver: one command, or none."""
+    is_tried = may_be_sent(DRIVER_STATUS, session.version)
+    return (Asked(DRIVER_STATUS, {"path": device.backend}),) if is_tried else ()
+
+
+def driver_status(answers: Sequence[object]) -> DriverStatus | None:
+    """Return what the answers to `driver_is_asked` tell; None also for a build without the command."""
+    return parse_driver(answers[0]) if answers and not isinstance(answers[0], QmpError) else None
 
 
 def parse_driver(answer: object) -> DriverStatus:
@@ -199,7 +219,7 @@ def parse_driver(answer: object) -> DriverStatus:
 async def offers_deflate_on_oom(session: Session, device: BalloonDevice) -> bool:
     """Tell whether QEMU offers deflate-on-oom to the guest; every Linux since 3.19 takes it."""
     try:
-        return await session.request("qom-get", {"path": device.path, "property": "deflate-on-oom"}) is True
+        return await session.request(*_property(device, "deflate-on-oom")) is True
     except QmpError:
         return False  # QEMU before 2.4
 
@@ -211,16 +231,24 @@ async def polling_interval(session: Session, device: BalloonDevice) -> int:
         QmpError: the device has no statistics (QEMU before 1.5).
         ConnectionLost: the session ended meanwhile.
     """
-    return _bytes(session, await _property(session, device, INTERVAL))
+    return _bytes(session, await session.request(*_property(device, INTERVAL)))
 
 
-async def set_polling_interval(session: Session, device: BalloonDevice, interval_s: int) -> None:
-    """Set how often QEMU asks the guest for statistics, in whole seconds; errors as in `polling_interval`."""
-    await session.request("qom-set", {"path": device.path, "property": INTERVAL, "value": interval_s})
+async def set_polling_interval(session: Session, device: BalloonDevice, *intervals_s: int) -> None:
+    """Set how often QEMU asks the guest for statistics, in whole seconds; errors as in `polling_interval`.
+
+    Several intervals are set one after the other.
+    """
+    asked = (
+        Asked("qom-set", {"path": device.path, "property": INTERVAL, "value": interval_s})
+        for interval_s in intervals_s
+    )
+    for answer in await session.request_all(*asked):
+        returned(answer)
 
 
-async def _property(session: Session, device: BalloonDevice, name: str) -> object:
-    return await session.request("qom-get", {"path": device.path, "property": name})
+def _property(device: BalloonDevice, name: str) -> Asked:
+    return Asked("qom-get", {"path": device.path, "property": name})
 
 
 class VirtioBalloon:
@@ -246,6 +274,16 @@ class VirtioBalloon:
         """Return the state of the guest's driver; None where this QEMU may not be asked."""
         status = await query_driver(self._session, self.device)
         return None if status is None else status.state
+
+    async def look(self) -> tuple[int, DriverState | None]:
+        """Return `actual` and `driver`, asked for together; the errors of `actual`."""
+        asked = driver_is_asked(self._session, self.device)
+        answers = await self._session.request_all(_ACTUAL, *asked)
+        status = driver_status(answers[1:])
+        return (
+            parse_actual(self._session, returned(answers[0])),
+            None if status is None else status.state,
+        )
 
     async def offers_deflate_on_oom(self) -> bool:
         """Tell whether QEMU offers deflate-on-oom to the guest."""
@@ -279,6 +317,7 @@ class Sampler:
         self._armed_s: int | None = None  # set in QEMU, 0 is off; None while a change is under way
         self._session = session
         self._device = device
+        self._statistics = _property(device, "guest-stats")
         self._clock = clock
         self._last: tuple[int, GuestStats] | None = None
         self.generation = 0  # how often samples were discarded; reads from before that are not compared
@@ -296,8 +335,11 @@ class Sampler:
             QmpError: the device has no statistics (QEMU before 1.5).
             ConnectionLost: the session ended meanwhile.
         """
-        self._last = await self._read()
-        self.found_s = await polling_interval(self._session, self._device)
+        statistics, interval = await self._session.request_all(
+            self._statistics, _property(self._device, INTERVAL)
+        )
+        self._last = parse_statistics(self._session, returned(statistics))
+        self.found_s = _bytes(self._session, returned(interval))
         self._armed_s, self._interval_s = self.found_s, interval_s
         await self.rearm()
 
@@ -363,21 +405,19 @@ class Sampler:
 
     async def rearm(self) -> None:
         """Set the interval, by way of 0: QEMU asks the guest now."""
-        if self._armed_s != 0:
-            await self._set_interval(0)
-        await self._set_interval(self._interval_s)
+        await self._set_interval(*(() if self._armed_s == 0 else (0,)), self._interval_s)
 
-    async def _set_interval(self, interval_s: int) -> None:
+    async def _set_interval(self, *intervals_s: int) -> None:
         self._armed_s = None  # after a cancellation the interval in QEMU is unknown
-        await set_polling_interval(self._session, self._device, interval_s)
-        self._armed_s = interval_s
+        await set_polling_interval(self._session, self._device, *intervals_s)
+        self._armed_s = intervals_s[-1]
 
     def is_armed_with(self, interval_s: int) -> bool:
         """Tell whether this interval is set in QEMU, as far as is known here."""
         return self._armed_s == self._interval_s == interval_s
 
     async def _read(self) -> tuple[int, GuestStats]:
-        return parse_statistics(self._session, await _property(self._session, self._device, "guest-stats"))
+        return parse_statistics(self._session, await self._session.request(*self._statistics))
 
 
 def parse_statistics(session: Session, answer: object) -> tuple[int, GuestStats]:

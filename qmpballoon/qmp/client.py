@@ -22,13 +22,13 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from time import thread_time
-from typing import Final, Self, TypeVar, cast
+from typing import Final, NamedTuple, Self, TypeVar, cast
 
 from qemu.qmp import QMPClient, QMPError, Runstate
 from qemu.qmp.message import Message
 from qemu.qmp.models import Greeting
 
-from qmpballoon.errors import ConnectionLost, MonitorBusy
+from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError
 from qmpballoon.qmp import commands
 from qmpballoon.qmp.intake import Intake
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
@@ -71,6 +71,14 @@ PRIVATE_NAMES: Final = (
 """The private names of qemu.qmp that are used; a test compares them with the installed release."""
 
 T = TypeVar("T")
+
+
+class Asked(NamedTuple):
+    """A command and its arguments."""
+
+    command: str
+    arguments: Mapping[str, object] | None = None
+
 
 EventSink = Callable[[str, Mapping[str, object]], None]
 """Called with an event's name and data, in order, from the loop; must not raise."""
@@ -172,36 +180,62 @@ class Session(QMPClient):
             ConnectionLost: the session is over, or no reply came in time (and then it is over).
             NeverSent: the table of commands does not allow it for this QEMU; a bug of the caller.
         """
+        (answer,) = await self.request_all(Asked(command, arguments), timeout_s=timeout_s)
+        return returned(answer)
+
+    async def request_all(self, *asked: Asked, timeout_s: float | None = None) -> list[object | QmpError]:
+        """Execute commands that are sent together; return what each returns, or why QEMU refused it.
+
+        QEMU executes them in order. ``timeout_s`` is for all of them; cancelling is as in `request`.
+
+        Raises:
+            ConnectionLost, NeverSent: as in `request`.
+        """
         if self.runstate is not Runstate.RUNNING or self._reason is not None:
             raise self.reason
-        commands.check(command, arguments, self.version)
-        self._intake.share.asked()
-        self._serial += 1
-        message: dict[str, object] = {"execute": command, "id": self._serial}
-        if arguments is not None:
-            message["arguments"] = arguments
-        key = self._serial
-        reply = self._replies[key] = self._loop.create_future()
+        for command, arguments in asked:
+            commands.check(command, arguments, self.version)
+        lines: list[bytes] = []
+        named: dict[int, str] = {}
+        for command, arguments in asked:
+            self._intake.share.asked()
+            self._serial += 1
+            named[self._serial] = command
+            message: dict[str, object] = {"execute": command, "id": self._serial}
+            if arguments is not None:
+                message["arguments"] = arguments
+            lines.append(json.dumps(message).encode() + b"\n")  # for multiplexers that read lines
+            self._replies[self._serial] = self._loop.create_future()
+        replies = [self._replies[key] for key in named]
         allowed_s = self.request_timeout_s if timeout_s is None else timeout_s
-        hangs = self._loop.call_later(allowed_s, self._hangs, key, command, allowed_s)
+        hangs = self._loop.call_later(allowed_s, self._hangs, named, allowed_s)
         try:
-            self._write(json.dumps(message).encode() + b"\n")  # for multiplexers that read lines
-            answer = await reply
+            self._write(b"".join(lines))
+            await replies[-1]
+            return [self._result(name, await it) for name, it in zip(named.values(), replies, strict=True)]
         finally:
             hangs.cancel()
-            if self._replies.pop(key, None) is not None:
-                self._abandoned.add(key)
-                if len(self._abandoned) > MOST_ABANDONED:
-                    self._end(ConnectionLost(f"{self.path}: {MOST_ABANDONED} replies are missing"))
+            for key in named:
+                self._abandon(key)
+
+    def _result(self, command: str, answer: Mapping[str, object] | None) -> object | QmpError:
+        """Return what a command returned, or why QEMU refused it."""
         if answer is None:
             raise self.reason
         if "return" in answer:
             return answer["return"]
         try:
-            raise refusal(command, answer)
+            return refusal(command, answer)
         except TypeError as error:
             self._end(ConnectionLost(f"{self.path}: {error}"))
             raise self.reason from None
+
+    def _abandon(self, key: int) -> None:
+        """Drop the reply to a request when it comes; does nothing if it is there."""
+        if self._replies.pop(key, None) is not None:
+            self._abandoned.add(key)
+            if len(self._abandoned) > MOST_ABANDONED:
+                self._end(ConnectionLost(f"{self.path}: {MOST_ABANDONED} replies are missing"))
 
     def repeated(
         self,
@@ -242,9 +276,7 @@ class Session(QMPClient):
 
     async def vm_name(self) -> str | None:
         """Return QEMU's ``-name``; None if it was given none."""
-        answer = await self.request("query-name")
-        name = answer.get("name") if isinstance(answer, dict) else None
-        return name if isinstance(name, str) and name else None
+        return name_in(await self.request("query-name"))
 
     @property
     def reason(self) -> ConnectionLost:
@@ -460,13 +492,15 @@ class Session(QMPClient):
         else:
             raise ConnectionLost(f"{self.path}: an unexpected reply: {shortened(message)}")
 
-    def _hangs(self, key: int, command: str, allowed_s: float) -> None:
+    def _hangs(self, asked: Mapping[int, str], allowed_s: float) -> None:
         """Look once more at what was received: perhaps it was us who were late."""
-        self._loop.call_later(ONE_MORE_LOOK_S, self._hangs_still, key, command, allowed_s)
+        self._loop.call_later(ONE_MORE_LOOK_S, self._hangs_still, asked, allowed_s)
 
-    def _hangs_still(self, key: int, command: str, allowed_s: float) -> None:
-        if key in self._replies:
-            self._is_hung(command, allowed_s)
+    def _hangs_still(self, asked: Mapping[int, str], allowed_s: float) -> None:
+        for key, command in asked.items():
+            if key in self._replies:
+                self._is_hung(command, allowed_s)
+                return
 
     def _hangs_repeated(self, since_s: float) -> None:
         if self._repeated.command is not None and self._repeated.since_s == since_s:
@@ -495,6 +529,23 @@ class Session(QMPClient):
         self._repeated.clear()
         if self._writer is not None:
             self._writer.transport.abort()
+
+
+def name_in(answer: object) -> str | None:
+    """Return the name that query-name told; None if QEMU has none."""
+    name = answer.get("name") if isinstance(answer, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+def returned(answer: object) -> object:
+    """Return an answer of `Session.request_all`.
+
+    Raises:
+        QmpError: QEMU refused the command.
+    """
+    if isinstance(answer, QmpError):
+        raise answer
+    return answer
 
 
 def _finish(future: asyncio.Future[None]) -> None:

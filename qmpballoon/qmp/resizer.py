@@ -47,6 +47,10 @@ class Resizer(Protocol):
         """Return the state of the guest's driver; None where QEMU does not tell."""
         ...
 
+    async def look(self) -> tuple[int, DriverState | None]:
+        """Return `actual` and `driver`, asked for together; the errors of `actual`."""
+        ...
+
     async def offers_deflate_on_oom(self) -> bool:
         """Tell whether the guest may be set up to take memory back by itself."""
         ...

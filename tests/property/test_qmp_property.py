@@ -17,7 +17,7 @@ from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model.records import STATISTICS
 from qmpballoon.procfs import parse_meminfo, parse_pressure, parse_process_stat
 from qmpballoon.qmp import balloon
-from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.client import Asked, Session
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.monitor import OpenMonitor
 
@@ -87,6 +87,15 @@ class Answers:
         if not self._answers:
             raise QmpError(command, "GenericError", "no answer left")
         return self._answers.pop(0)
+
+    async def request_all(self, *asked: Asked) -> list[object | QmpError]:
+        answers: list[object | QmpError] = []
+        for command, arguments in asked:
+            try:
+                answers.append(await self.request(command, arguments))
+            except QmpError as error:
+                answers.append(error)
+        return answers
 
 
 DEVICE = balloon.BalloonDevice("/machine/peripheral/balloon0", "virtio-balloon-pci")

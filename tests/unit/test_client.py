@@ -14,7 +14,7 @@ from scripted_peer import GREETING, NEGOTIATED, PATIENCE_S, Line, answering, ign
 
 from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError
 from qmpballoon.qmp import client as client_module
-from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.client import Asked, Session, returned
 from qmpballoon.qmp.monitor import open_monitor
 from qmpballoon.qmp.repeated import Numbers
 from qmpballoon.sim.qemu.server import SimulatedQemu
@@ -163,6 +163,77 @@ def test_a_cancelled_request_leaves_the_session_usable(run: Run, sockets_dir: Pa
             assert await session.request("next") == "next"
             assert not session._abandoned
             assert not session._replies
+
+    run(scene())
+
+
+def test_requests_that_are_sent_together_each_get_their_own_reply(run: Run, sockets_dir: Path) -> None:
+    async def serve(line: Line) -> None:
+        await line.negotiate()
+        requests = [await line.request() for _ in range(3)]  # it answers none before it has all
+        for request in (requests[2], requests[0]):
+            await line.answer(request, request["execute"])
+        await line.send(
+            b'{"error": {"class": "GenericError", "desc": "no such thing"}, "id": %d}\r\n' % requests[1]["id"]
+        )
+        await line.answer(await line.request(), "next")
+
+    async def scene() -> None:
+        async with peer(sockets_dir / "a.qmp", serve), session_with(sockets_dir / "a.qmp") as session:
+            first, refused, last = await session.request_all(
+                Asked("query-status"), Asked("query-name"), Asked("query-uuid")
+            )
+            assert (first, last) == ("query-status", "query-uuid")
+            with pytest.raises(QmpError, match=r"refused query-name: no such thing \(GenericError\)"):
+                returned(refused)
+            assert await session.request("query-migrate") == "next"
+
+    run(scene())
+
+
+def test_requests_that_are_sent_together_and_cancelled_leave_the_session_usable(
+    run: Run, sockets_dir: Path
+) -> None:
+    async def scene() -> None:
+        asked, let_go = asyncio.Event(), asyncio.Event()
+
+        async def serve(line: Line) -> None:
+            await line.negotiate()
+            first, second = await line.request(), await line.request()
+            await line.answer(first, "in time")
+            asked.set()
+            await let_go.wait()
+            await line.answer(second, "late")
+            await line.answer(await line.request(), "next")
+
+        async with peer(sockets_dir / "a.qmp", serve), session_with(sockets_dir / "a.qmp") as session:
+            given_up = asyncio.create_task(session.request_all(Asked("query-name"), Asked("query-uuid")))
+            await asked.wait()
+            given_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+            let_go.set()
+            assert await session.request("query-status") == "next"
+            assert not session._abandoned
+            assert not session._replies
+
+    run(scene())
+
+
+def test_the_one_of_several_requests_that_is_not_answered_is_named(run: Run, sockets_dir: Path) -> None:
+    async def serve(line: Line) -> None:
+        await line.negotiate()
+        await line.answer(await line.request(), "in time")
+        await line.until_the_client_leaves()
+
+    async def scene() -> None:
+        async with (
+            peer(sockets_dir / "a.qmp", serve),
+            session_with(sockets_dir / "a.qmp", request_timeout_s=0.1) as hung,
+        ):
+            with pytest.raises(ConnectionLost, match=r"did not answer query-uuid within 0\.1 s"):
+                await hung.request_all(Asked("query-name"), Asked("query-uuid"), Asked("query-status"))
+            assert hung.hung
 
     run(scene())
 

@@ -94,12 +94,13 @@ def test_the_sources_name_no_other_command() -> None:
     named = set()
     packages = [file for name in ("agent", "doctor", "qmp") for file in PACKAGE.glob(f"{name}/*.py")]
     for file in (*packages, PACKAGE / "api.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                first = node.args[0] if node.args and node.func.attr == "request" else None
-                if isinstance(first, ast.Constant):
-                    named.add(first.value)
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        for call in calls:
+            takes_command = ast.unparse(call.func).rpartition(".")[2] in ("request", "Asked")
+            if takes_command and call.args and isinstance(call.args[0], ast.Constant):
+                named.add(call.args[0].value)
     assert {"balloon", "query-balloon", "qom-get"} <= named
+    assert "query-uuid" in named
     assert named <= {name.split()[0] for name in COMMANDS}
 
 

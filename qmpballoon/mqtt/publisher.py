@@ -3,7 +3,8 @@
 A change is published at once, but not within ``min_interval_s`` of the previous message; the last value
 is always published. The list of VMs, whose size is that of the host, waits longer if there are many.
 Everything is published again every ``heartbeat_s``; many VMs that are due at once are spread over a short
-time. One task sleeps until the earliest of these times; a bounded number of topics is published in one
+time. Home Assistant is told of a device when VMs have ceased to come, because states are wanted first.
+One task sleeps until the earliest of these times; a bounded number of topics is published in one
 turn of the loop.
 """
 
@@ -37,15 +38,18 @@ class Retained(Protocol):
     def sample(self, topic: str, make: Make) -> None: ...  # noqa: D102
 
 
-_Key: TypeAlias = tuple[str, str]  # ("vm", its name), ("host", ""), ("vms", "")
+_Key: TypeAlias = tuple[str, str]  # ("vm", its name), ("host", ""), ("vms", ""), ("devices", "")
 _HOST: Final = ("host", "")
 _VMS: Final = ("vms", "")
+_DEVICES: Final = ("devices", "")  # that Home Assistant is to be told of
 _NEVER: Final = float("-inf")
 _NO_END: Final = float("inf")
 _LISTED_PER_S: Final = 500  # rows of the list of VMs: of 1000 VMs it is published every 2 s at most
 _MOST_AT_ONCE: Final = 20  # topics
 _HEARTBEATS_AT_ONCE: Final = 20
 _HEARTBEAT_S: Final = 0.002  # for each one more: of 1000 VMs 2 s
+_CALM_S: Final = 1.0  # no VM has come for so long: the devices, 7 KB each, are announced
+_CALM_WITHIN_S: Final = 5.0  # or a VM waits for so long
 _SHORTEST_SLEEP_S: Final = 0.02  # the due times of many VMs lie close together
 
 
@@ -94,6 +98,8 @@ class Publisher:
         self._published_vms: dict[VmId, VmStatus] = {}
         self._host: HostStatus | None = None
         self._published_host: HostStatus | None = None
+        self._unannounced: dict[VmId, None] = {}
+        self._announce_at_s = self._announce_until_s = _NO_END
         self._slots: dict[_Key, _Slot] = {}
         self._due: list[tuple[float, _Key]] = []
         self._wake = asyncio.Event()
@@ -110,10 +116,11 @@ class Publisher:
         if before is None or before.answers != record.answers:
             word = "online" if record.answers else "offline"
             self._bridge.retain(self._bridge.topics.availability(record.id), lambda: word)
-        if self._home_assistant is not None and (
-            before is None or announced_facts(before) != announced_facts(record)
-        ):
-            self._announce(self._home_assistant, record.id)
+        if self._home_assistant is not None:
+            if before is None:
+                self._announce_soon(record.id)
+            elif record.id not in self._unannounced and announced_facts(before) != announced_facts(record):
+                self._announce(self._home_assistant, record.id)
         if before is None or _listed(before) != _listed(record):
             self._schedule(_VMS, changed=True)
         changed = vm_changed(self._published_vms.get(record.id), record)
@@ -125,6 +132,7 @@ class Publisher:
             return
         self._published_vms.pop(vm, None)
         self._slots.pop(("vm", vm), None)
+        self._unannounced.pop(vm, None)
         if self._home_assistant is not None:
             self._bridge.clear(self._home_assistant.topic(vm))  # first: it would read an empty state
         self._bridge.clear(self._bridge.topics.availability(vm))
@@ -153,6 +161,14 @@ class Publisher:
                 self._bridge.topics.samples,
                 lambda: samples_object(self._vms.values(), self._host, self._clock(), utc_now()),
             )
+
+    def _announce_soon(self, vm: VmId) -> None:
+        now_s = self._clock()
+        if not self._unannounced:
+            self._announce_until_s = now_s + _CALM_WITHIN_S
+        self._unannounced[vm] = None
+        self._announce_at_s = min(now_s + _CALM_S, self._announce_until_s)
+        self._schedule(_DEVICES, changed=True)
 
     def _announce(self, home_assistant: HomeAssistant, vm: VmId) -> None:
         self._bridge.retain(home_assistant.topic(vm), lambda: home_assistant.vm_message(self._vms[vm]))
@@ -217,6 +233,8 @@ class Publisher:
         return slot.heartbeat_at_s <= now_s
 
     def _due_at_s(self, key: _Key, slot: _Slot, *, changed: bool) -> float:
+        if key == _DEVICES:
+            return self._announce_at_s if self._unannounced else _NO_END
         if not changed and slot.heartbeat_at_s is not None:
             return slot.heartbeat_at_s
         min_interval_s = self._min_interval_s
@@ -243,6 +261,11 @@ class Publisher:
         if key == _HOST:
             self._published_host = self._host
             self._bridge.retain(self._bridge.topics.host_object, self._make_host)
+        elif key == _DEVICES:
+            if self._home_assistant is not None and self._unannounced:
+                vm = next(iter(self._unannounced))
+                del self._unannounced[vm]
+                self._announce(self._home_assistant, vm)
         elif key == _VMS:
             self._bridge.retain(self._bridge.topics.vms, lambda: vms_list(self._vms.values()))
         else:
@@ -253,7 +276,7 @@ class Publisher:
     def _is_changed(self, key: _Key) -> bool:
         if key == _HOST:
             return self._host is not None and host_changed(self._published_host, self._host)
-        if key == _VMS:
+        if key in (_VMS, _DEVICES):
             return True
         vm = VmId(key[1])
         return vm_changed(self._published_vms.get(vm), self._vms[vm])

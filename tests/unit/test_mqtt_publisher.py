@@ -294,6 +294,38 @@ async def test_home_assistant_is_told_of_a_vm_when_it_appears_changes_its_limits
     assert setup.bridge.on(device)[2:] == [None]
 
 
+async def test_home_assistant_is_told_of_devices_when_no_more_vms_come() -> None:
+    setup, second = Setup(home_assistant=True), VmId("web2")
+    devices = [TOPICS.device("web1"), TOPICS.device("web2")]
+    setup.publisher.vm_changed(RECORD)
+    setup.at(0.9).publisher.vm_changed(dataclasses.replace(RECORD, id=second))
+    limits = Limits(MIB, 2 * MIB, 1000)
+    setup.at(1.0).publisher.vm_changed(dataclasses.replace(RECORD, id=second, limits=limits))
+    setup.at(1.8)
+    assert [setup.bridge.on(device) for device in devices] == [[], []]
+    setup.at(1.9)
+    assert [len(setup.bridge.on(device)) for device in devices] == [1, 1]
+    assert json.loads(setup.bridge.on(devices[1])[0])["components"]["target"]["max"] == 2
+
+
+async def test_home_assistant_is_told_of_a_device_within_seconds_while_vms_keep_coming() -> None:
+    setup = Setup(home_assistant=True)
+    setup.publisher.vm_changed(RECORD)
+    for number in range(1, 10):
+        assert setup.bridge.on(TOPICS.device("web1")) == []
+        setup.at(number / 2).publisher.vm_changed(dataclasses.replace(RECORD, id=VmId(f"new{number}")))
+    setup.at(5.0)
+    assert len(setup.bridge.on(TOPICS.device("web1"))) == 1
+
+
+async def test_home_assistant_is_not_told_of_a_vm_that_was_gone_before() -> None:
+    setup = Setup(home_assistant=True)
+    setup.publisher.vm_changed(RECORD)
+    setup.at(0.5).publisher.vm_gone(RECORD.id)
+    setup.at(5.0)
+    assert setup.bridge.on(TOPICS.device("web1")) == [None]
+
+
 async def test_home_assistant_is_told_of_the_host_once() -> None:
     setup = Setup(home_assistant=True)
     setup.publisher.host_changed(HOST)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Final, TypeAlias
 
 from qmpballoon.errors import InvalidSize, OutOfRange
@@ -58,7 +57,8 @@ _LONGEST_TEXT: Final = 64  # longer text is refused; bounds the cost of untruste
 class Amount:
     """A size as typed: bytes, or a share of a whole that is not known yet (``50%``)."""
 
-    number: Fraction  # bytes, or a fraction of the whole: 1/2 for "50%"
+    numerator: int  # of bytes, or of the fraction of the whole: 50 and 100 for "50%"
+    denominator: int
     relative: bool
     text: str
 
@@ -70,10 +70,14 @@ class Amount:
             OutOfRange: zero, negative or more than 2**53 bytes.
         """
         if not self.relative:
-            return _in_range(self.number, self.text)
+            return _in_range(self.numerator, self.denominator, self.text)
         if whole is None:
             raise InvalidSize(self.text, "a percentage has no meaning here: give a size like 512MiB")
-        return _in_range(self.number * whole, self.text)
+        return _in_range(self.numerator * whole, self.denominator, self.text)
+
+    def exceeds(self, other: Amount) -> bool:
+        """Tell whether it is more than another one of the same kind, bytes or a share."""
+        return self.numerator * other.denominator > other.numerator * self.denominator
 
     def __str__(self) -> str:
         return self.text
@@ -92,21 +96,22 @@ def parse_amount(size: Size | float) -> Amount:
         if isinstance(size, float) and not (math.isfinite(size) and size.is_integer()):
             raise InvalidSize(size, "a bare number is whole bytes")
         written = str(size) if abs(size) < 10**_LONGEST_TEXT else "many digits"  # str() refuses thousands
-        amount = Amount(Fraction(size), relative=False, text=written)
+        amount = Amount(int(size), 1, relative=False, text=written)
         amount.of(None)
         return amount
     found = _GRAMMAR.fullmatch(size) if len(size) <= _LONGEST_TEXT else None
     if found is None:
         raise InvalidSize(size[:_LONGEST_TEXT], _hint(size))
-    number, unit = Fraction(found[1]), found[2] or ""
+    whole, _, decimals = found[1].partition(".")
+    numerator, denominator, unit = int(whole + decimals), 10 ** len(decimals), found[2] or ""
     if unit == "%":
-        amount = Amount(number / 100, relative=True, text=size)
-        if not 0 < number <= MAX_SIZE:
+        amount = Amount(numerator, denominator * 100, relative=True, text=size)
+        if not 0 < numerator <= MAX_SIZE * denominator:
             raise OutOfRange(f"the size {size!r} must be more than zero and at most 2**53 %")
         return amount
-    if unit in ("", "B") and number.denominator != 1:
+    if unit in ("", "B") and numerator % denominator:
         raise InvalidSize(size, "a number without a unit is whole bytes")
-    amount = Amount(number * _FACTORS[unit], relative=False, text=size)
+    amount = Amount(numerator * _FACTORS[unit], denominator, relative=False, text=size)
     amount.of(None)
     return amount
 
@@ -150,9 +155,11 @@ def round_up_to_page(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
 
-def _in_range(number: Fraction, text: str) -> int:
-    size = round(number)
-    if number <= 0 or size < 1:
+def _in_range(numerator: int, denominator: int, text: str) -> int:
+    size, rest = divmod(numerator, denominator)
+    if 2 * rest > denominator or (2 * rest == denominator and size % 2):  # as round() does
+        size += 1
+    if size < 1:
         raise OutOfRange(f"the size {text!r} must be more than zero")
     if size > MAX_SIZE:
         raise OutOfRange(f"the size {text!r} is more than 2**53 bytes")

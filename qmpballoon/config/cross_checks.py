@@ -109,7 +109,7 @@ def _disorder(settings: VmSettings) -> Iterator[tuple[str, str, str]]:
     for low, high in _PAIRS:
         lower, upper = getattr(settings, low), getattr(settings, high)
         if isinstance(lower, Amount):
-            above = lower.relative == upper.relative and lower.number > upper.number
+            above = lower.relative == upper.relative and lower.exceeds(upper)
         else:
             above = lower > upper
         if above:

@@ -11,7 +11,6 @@ import os
 import pwd
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Final
 
 from qmpballoon import readers
@@ -173,9 +172,9 @@ def response_filter(value: object) -> str:
 def share_or_size(value: object) -> Amount:
     """Read a size of at least 1 MiB, or a share from 0.1% to 100%."""
     typed = amount(value)
-    if typed.relative and not Fraction(1, 1000) <= typed.number <= 1:
+    if typed.relative and not typed.denominator <= 1000 * typed.numerator <= 1000 * typed.denominator:
         raise Wrong(f"must be from 0.1% to 100%, not {shown(value)}")
-    if not typed.relative and typed.number < MIB:  # probably 512 instead of "512MiB"
+    if not typed.relative and typed.numerator < MIB * typed.denominator:  # probably 512 instead of "512MiB"
         raise Wrong(f'must be at least 1MiB, not {shown(value)}: a bare number is bytes, write "512MiB"')
     return typed
 

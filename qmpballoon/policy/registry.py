@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Final
 
 from qmpballoon.model.records import POLICIES
 from qmpballoon.policy.fairshare import FairShare
 from qmpballoon.policy.guard import Guard
-from qmpballoon.policy.ports.fixed import Fixed
-from qmpballoon.policy.ports.mom import Mom
-from qmpballoon.policy.ports.proportional import Proportional
-from qmpballoon.policy.ports.proxmox import Proxmox
-from qmpballoon.policy.ports.qubes import Qubes
 from qmpballoon.policy.snapshot import Policy
 
-_MAKERS: Final[dict[str, Callable[[], Policy[Any]]]] = {
-    "fairshare": FairShare,
-    "proportional": Proportional,
-    "proxmox": Proxmox,
-    "mom": Mom,
-    "fixed": Fixed,
-    "qubes": Qubes,
+_PORTS: Final = {
+    "proportional": "Proportional",
+    "proxmox": "Proxmox",
+    "mom": "Mom",
+    "fixed": "Fixed",
+    "qubes": "Qubes",
 }
-BARE: Final = tuple(name for name in _MAKERS if name != "fairshare")
+BARE: Final = tuple(_PORTS)
 """Policies that the simulator runs without the guard, because the originals have none."""
-SIMULATED: Final = tuple(_MAKERS)
+SIMULATED: Final = ("fairshare", *BARE)
 """Policies of the simulator; a configuration may name those of ``qmpballoon.model.records.POLICIES``."""
 
 
@@ -35,7 +29,7 @@ def guarded(name: str) -> Guard[Any]:
     Raises:
         KeyError: there is no policy of that name.
     """
-    return Guard(_MAKERS[name]())
+    return Guard(_made(name))
 
 
 def simulated(name: str) -> Policy[Any]:
@@ -45,8 +39,17 @@ def simulated(name: str) -> Policy[Any]:
         KeyError: there is no policy of that name.
     """
     if name in BARE:
-        return _MAKERS[name]()
+        return _made(name)
     return guarded(name.removeprefix("guarded-"))
+
+
+def _made(name: str) -> Policy[Any]:
+    """Return the policy; a port is imported when it is asked for: an agent runs one policy."""
+    if name == "fairshare":
+        return FairShare()
+    class_name = _PORTS[name]
+    made: Policy[Any] = getattr(import_module(f"qmpballoon.policy.ports.{name}"), class_name)()
+    return made
 
 
 assert set(POLICIES) <= set(SIMULATED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +55,17 @@ def test_a_percentage_is_never_more_than_the_whole(permille: int, whole: int) ->
     size = parse_size(f"{permille / 10:.1f}%", whole=whole)
     assert abs(size - whole * permille / 1000) <= max(1, whole * 1e-12)
     assert 1 <= size <= whole
+
+
+@given(st.integers(1, 10**8), st.integers(0, 9), st.integers(1000, MAX_SIZE))
+def test_a_share_is_that_of_exact_fractions(digits: int, decimals: int, whole: int) -> None:
+    exact = Fraction(digits, 10**decimals) / 100
+    if not 1 <= round(exact * whole) <= MAX_SIZE:
+        return
+    text = f"{digits:0{decimals + 1}d}"
+    written = f"{text[: len(text) - decimals]}.{text[len(text) - decimals :]}".rstrip(".")
+    assert parse_size(f"{written}%", whole=whole) == round(exact * whole)
+    assert parse_amount(f"{written}%").exceeds(parse_amount("50%")) is (exact > Fraction(1, 2))
 
 
 @given(SIZES)

@@ -155,7 +155,8 @@ def test_a_percentage_that_comes_out_of_range_is_refused(typed: str, whole: int)
 
 def test_an_amount_keeps_its_text_and_its_exact_share() -> None:
     amount = parse_amount("33.3%")
-    assert (amount.relative, amount.number, str(amount)) == (True, Fraction(333, 1000), "33.3%")
+    share = Fraction(amount.numerator, amount.denominator)
+    assert (amount.relative, share, str(amount)) == (True, Fraction(333, 1000), "33.3%")
     assert str(parse_amount(4096)) == "4096"
     assert not parse_amount("1MiB").relative
 

@@ -138,7 +138,10 @@ def _emit(repeat: _Repeat) -> None:
 
 def one_line(text: object) -> str:
     """Return the text with ``?`` for each character that is not printable, line ends included."""
-    return "".join(character if character.isprintable() else "?" for character in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def set_up(*, verbose: bool = False, stream: TextIO | None = None) -> None:

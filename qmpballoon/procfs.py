@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ _LARGEST_FILE: Final = 65536
 _SIZE_LINE: Final = re.compile(r"^([^:\n]+):[ \t]*([0-9]{1,20}) kB$", re.MULTILINE)
 _STATUS_SIZE: Final = re.compile(r"\n(Vm[A-Z][A-Za-z]*|HugetlbPages):[ \t]*([0-9]{1,20}) kB(?=\n)")
 _LONGEST_STATM: Final = 256  # seven numbers
+_STATM_DATA: Final = 5  # the place of data and stack among them
 _ENDED: Final = ("Z", "X")
 _STOPPED: Final = ("T", "t")  # by a signal, by a tracer
 
@@ -143,13 +145,12 @@ def is_stopped(pid: int) -> bool:
     return stat is not None and stat.state in _STOPPED
 
 
-def age_of(life: Life) -> float | None:
-    """Return the seconds since the life began; None where /proc does not tell."""
-    uptime = text_of("/proc/uptime").split()
-    try:
-        return max(0.0, float(uptime[0]) - life.started / _TICKS_PER_S)
-    except (IndexError, ValueError):
-        return None
+def age_of(life: Life) -> float:
+    """Return the seconds since the life began.
+
+    /proc/uptime, which lxcfs replaces in a container, would be the same clock: see proc(5), lxcfs(8).
+    """
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - life.started / _TICKS_PER_S)
 
 
 def rss_of(pid: int) -> int | None:
@@ -220,10 +221,10 @@ def can_hold(pid: int, size: int) -> bool:
     Address space that is only reserved does not count: Go and Java programs reserve gigabytes of it. Where
     /proc/PID/maps may not be read (another user's process), all of the address space counts. See proc(5).
     """
-    sizes = status_of(pid)
-    if sizes.get("VmSize", 0) < size:
+    pages = text_of(f"/proc/{pid}/statm").split()
+    if len(pages) < _STATM_DATA + 1 or int(pages[0]) * _PAGE_BYTES < size:
         return False
-    if sizes.get("VmData", 0) >= size:  # private and writable, as QEMU's memory mostly is
+    if int(pages[_STATM_DATA]) * _PAGE_BYTES >= size:  # private and writable, as QEMU's memory mostly is
         return True
     maps = _whole(f"/proc/{pid}/maps")
     return not maps or mapped_writable(maps) >= size

@@ -88,7 +88,7 @@ class ManagedVm:
 
     def _begin(self, life: Life | None, *, needs_grace: bool) -> None:
         """Drop everything that belonged to the previous life."""
-        age_s = (age_of(life) or 0.0) if life else 0.0
+        age_s = age_of(life) if life else 0.0
         self.run = Run(life, Boot(self._context.clock() - age_s, needs_grace=needs_grace))
         self._schedule.begin(self.spec.settings)
 
@@ -169,7 +169,8 @@ class ManagedVm:
             if health != before:
                 level = logging.INFO if health in ("ok", "starting") else logging.WARNING
                 log = log_always if health in _JUDGED else log_event
-                log("health", vm=self.id, level=level, was=before, now=health)
+                if (before, health) != ("offline", "starting"):  # vm-online says so
+                    log("health", vm=self.id, level=level, was=before, now=health)
                 self._context.feed.vm_event(
                     self.id, Event("health", utc_now(), {"from": before, "to": health})
                 )
@@ -377,7 +378,7 @@ class ManagedVm:
         """Begin a life: a new one, or one that an earlier run of the agent knew already."""
         kept = self.spec.kept
         known = life is not None and kept.life == str(life)
-        young = ((age_of(life) or 0.0) if life else 0.0) < BOOT_S
+        young = (age_of(life) if life else 0.0) < BOOT_S
         self._begin(life, needs_grace=young and not known)
         if known:
             self.run.target, self.run.may_be_replugged = kept.sent, True

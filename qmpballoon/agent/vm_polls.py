@@ -163,10 +163,10 @@ class VmPolls:
 
     @property
     def _does_report(self) -> bool:
-        """Tell whether the guest sends figures, so that the usual poll is enough."""
+        """Tell whether the guest sends figures, or is about to, so that the usual poll is enough."""
         return (
             self.session.driver_up
-            and self.session.sample is not None
+            and (self.session.sample is not None or self.session.is_first_sample_awaited)
             and self.session.stats_interval_s == self._vm.spec.settings.stats_interval_s
             and self._vm.status.health != "stale"  # another client may have turned polling off
         )

@@ -262,6 +262,12 @@ class VmSession:
         usual = self._device.usual_poll if self._device else None
         return usual if usual is not None and usual.is_ready else None
 
+    @property
+    def is_first_sample_awaited(self) -> bool:
+        """Tell whether the guest was just asked for its first sample."""
+        sampler = self._device.sampler if self._device else None
+        return sampler is not None and sampler.is_first_awaited
+
     def known(self, command: str) -> object:
         """Return what is known of what a command of the usual poll reads."""
         match command:

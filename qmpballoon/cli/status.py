@@ -216,7 +216,7 @@ async def health_of_state(vm: Vm, state: VmState) -> str:
         ever_reported=vm.has_reported,
         sample=Sample(state.guest, now_s - state.guest.age_s) if state.guest else None,
     )
-    boot = BootFacts(now_s - ((life and age_of(life)) or BOOT_S))
+    boot = BootFacts(now_s - (age_of(life) if life else BOOT_S))
     return health_of(VmFacts(id=VmId(vm.name), seen=seen, boot=boot), now_s)
 
 

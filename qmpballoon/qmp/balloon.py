@@ -39,6 +39,7 @@ INTERVAL: Final = "guest-stats-polling-interval"
 _LEAST_MEMORY: Final = MIB
 
 _FIRST_LOOK_AFTER_S: Final = 0.003  # fresh figures come after 3 ms, 9 at worst
+_FIRST_WITHIN_S: Final = 1.0  # on a slow host
 _ASK_AGAIN_AFTER_S: Final = (0.02, 0.02, 0.02, 0.3)  # first: the guest had not handed its buffer back
 
 MINOR_FAULTS: Final = "stat-minor-faults"  # it mostly changes also in a guest at rest
@@ -314,6 +315,7 @@ class Sampler:
         self.sample: Sample | None = None
         self.found_s: int | None = None  # the interval found on connecting; None until it was read
         self._interval_s = 1  # wanted: whole seconds
+        self._asked_at_s = float("-inf")  # when QEMU was last told to ask the guest
         self._armed_s: int | None = None  # set in QEMU, 0 is off; None while a change is under way
         self._session = session
         self._device = device
@@ -327,6 +329,11 @@ class Sampler:
     def ever_reported(self) -> bool:
         """Tell whether the guest has reported since QEMU started and was not reset after that."""
         return self._last is not None and self._last[0] != 0 and not self.generation
+
+    @property
+    def is_first_awaited(self) -> bool:
+        """Tell whether the guest was just asked for the first sample, which mostly comes within 3 ms."""
+        return self.sample is None and self._clock() - self._asked_at_s < _FIRST_WITHIN_S
 
     async def start(self, interval_s: int) -> None:
         """Read the present statistics, then ask for a sample now and every ``interval_s``.
@@ -409,6 +416,7 @@ class Sampler:
 
     async def _set_interval(self, *intervals_s: int) -> None:
         self._armed_s = None  # after a cancellation the interval in QEMU is unknown
+        self._asked_at_s = self._clock()
         await set_polling_interval(self._session, self._device, *intervals_s)
         self._armed_s = intervals_s[-1]
 

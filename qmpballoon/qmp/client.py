@@ -201,10 +201,9 @@ class Session(QMPClient):
             self._intake.share.asked()
             self._serial += 1
             named[self._serial] = command
-            message: dict[str, object] = {"execute": command, "id": self._serial}
-            if arguments is not None:
-                message["arguments"] = arguments
-            lines.append(json.dumps(message).encode() + b"\n")  # for multiplexers that read lines
+            given = "" if arguments is None else f', "arguments": {json.dumps(arguments)}'
+            message = f'{{"execute": "{command}", "id": {self._serial}{given}}}\n'
+            lines.append(message.encode())  # with a line end for multiplexers that read lines
             self._replies[self._serial] = self._loop.create_future()
         replies = [self._replies[key] for key in named]
         allowed_s = self.request_timeout_s if timeout_s is None else timeout_s

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
@@ -25,14 +25,20 @@ from aiomqtt.exceptions import MqttConnectError
 from qmpballoon.mqtt.announced import Announced
 from qmpballoon.mqtt.answers import SETTLED_S
 from qmpballoon.mqtt.commands import Message
-from qmpballoon.mqtt.connection import Broker, ClosedEarly, Connection, Login, reason_code
+from qmpballoon.mqtt.connection import (
+    CONNECT_TIMEOUT_S,
+    Broker,
+    ClosedEarly,
+    Connection,
+    Login,
+    reason_code,
+)
 from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
 from qmpballoon.mqtt.guesses import Guesses
 from qmpballoon.mqtt.limits import (
     NO_MATCHING_SUBSCRIBERS,
     REFUSED,
     REFUSED_CREDENTIALS,
-    UNSUPPORTED_PROTOCOL,
 )
 from qmpballoon.mqtt.outbox import Make, Outbox, Publication
 from qmpballoon.mqtt.packets import Composer
@@ -40,6 +46,7 @@ from qmpballoon.mqtt.request_reader import RequestReader
 from qmpballoon.mqtt.sender import Sender
 from qmpballoon.mqtt.subscribing import subscribe_again
 from qmpballoon.mqtt.topics import DISCOVERY_PREFIX, Topics
+from qmpballoon.mqtt.versions import ANSWERS_5_WITHIN_S, Protocol, Versions
 from qmpballoon.protocol.payloads import Format
 from qmpballoon.protocol.requests import Handle, NoteAnswer, Requests
 
@@ -70,7 +77,7 @@ class BridgeSettings:
     client_id: str
     host: str
     base_topic: str = "qmpballoon"
-    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    protocol: Protocol = "auto"
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     ca_file: str | None = None
@@ -126,9 +133,9 @@ class Bridge:
         self._seen_status = asyncio.Event()
         self._birth = asyncio.Event()
         self._connection: Connection | None = None
-        self._only_311: set[Broker] = set()
         self._connected_at_s: float | None = None  # of the current or the last connection
         self._guesses: dict[Broker, Guesses] = {one: Guesses(clock) for one in settings.brokers}
+        self._versions = {one: Versions(settings.protocol, clock) for one in settings.brokers}
         self._log = ConnectionLog(self._login, self.topics, clock)
         self._requests = Requests(handle, vm_exists, clock, note_answer)
         self._reader = RequestReader(
@@ -225,15 +232,18 @@ class Bridge:
 
     def _is_worth_another_try(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
         """Tell whether to connect again at once, in another way; learn from a failed attempt."""
-        guesses = self._guesses[broker]
         if isinstance(error, _Again):
             return True
         if self._connected_at_s is not None:
             return False
-        if self._should_fall_back(broker, error):
-            self._only_311.add(broker)
-            self._log.only_311(broker)
+        versions = self._versions[broker]
+        if versions.refused(error) or self._learn_from_refusal(broker, error):
             return True
+        versions.given_up(error)
+        return False
+
+    def _learn_from_refusal(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
+        guesses = self._guesses[broker]
         if isinstance(error, MqttConnectError):
             return guesses.refused(reason_code(error))
         if isinstance(error, ClosedEarly):
@@ -243,15 +253,14 @@ class Bridge:
 
     async def _session(self, broker: Broker) -> aiomqtt.MqttError:
         """Connect to one broker and serve the connection until it ends; return the reason."""
-        mqtt5 = self._settings.protocol == "5" or (
-            self._settings.protocol == "auto" and broker not in self._only_311
-        )
-        guesses = self._guesses[broker]
+        versions, guesses = self._versions[broker], self._guesses[broker]
+        mqtt5 = versions.mqtt5
         limits, alone = guesses.limits, guesses.one_at_a_time
         connection = Connection(
             broker,
             self._login,
             mqtt5=mqtt5,
+            answers_within_s=ANSWERS_5_WITHIN_S if versions.is_doubtful else CONNECT_TIMEOUT_S,
             will=aiomqtt.Will(self.topics.status, "offline", qos=limits.qos, retain=limits.retain),
             received=self._received,
             confirmed=self._confirmed,
@@ -271,6 +280,8 @@ class Bridge:
             if unreadable := [one for one in refused if one != self.topics.birth]:  # which is optional
                 self._log.subscription_refused(unreadable)
             self._connection, self._connected_at_s = connection, self._clock()
+            if versions.established():
+                self._log.only_311(broker)
             self._log.limited(broker, limits)
             self._resume_answers(mqtt5=mqtt5)
             self._outbox.connected()
@@ -418,14 +429,6 @@ class Bridge:
             self._announced.discard(publication.topic)
         elif publication.topic == self.topics.status and self._connection is not None:
             self._guesses[self._connection.broker].steady()
-
-    def _should_fall_back(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
-        return (
-            self._settings.protocol == "auto"
-            and broker not in self._only_311
-            and isinstance(error, MqttConnectError)
-            and reason_code(error) == UNSUPPORTED_PROTOCOL
-        )
 
 
 def _raise_if_cancelled() -> None:

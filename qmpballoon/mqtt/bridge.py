@@ -5,7 +5,8 @@ that this message comes back: a broker does not report a publish that its ACL de
 connected, publishing only fills slots (see ``outbox``): bounded memory, no waiting.
 
 What a broker does not take is not sent to it: see `limits`, `guesses` and `packets`. Where it retains
-nothing, all is published again every WITHOUT_RETAIN_S. What is logged, and how often: `connection_log`.
+nothing, all is published again every WITHOUT_RETAIN_S. What somebody else changed is corrected: see `said`.
+What is logged, and how often: `connection_log`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from qmpballoon.mqtt.limits import (
 from qmpballoon.mqtt.outbox import Make, Outbox, Publication
 from qmpballoon.mqtt.packets import Composer
 from qmpballoon.mqtt.request_reader import RequestReader
+from qmpballoon.mqtt.said import Said
 from qmpballoon.mqtt.sender import Sender
 from qmpballoon.mqtt.subscribing import subscribe_again
 from qmpballoon.mqtt.topics import DISCOVERY_PREFIX, Topics
@@ -61,6 +63,7 @@ REFUSED_PAUSE_S: Final = (
 )
 BIRTH_WAIT_S: Final = (1.0, 10.0)
 WITHOUT_RETAIN_S: Final = 10.0
+LOOK_S: Final = 1.0  # for topics whose heartbeat is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ class Bridge:
         self._outbox.retain(self.topics.status, lambda: "online")
         self._announced = Announced(announced_before, on_announced)
         self._announced.add(self.topics.status)
+        self._said = Said(clock)
         self._online = asyncio.Event()
         self._seen_status = asyncio.Event()
         self._birth = asyncio.Event()
@@ -275,15 +279,16 @@ class Bridge:
                 raise _Again("the usual last will is tried again")
             limits = limits.within(connection.announced)
             connection.window.limit = limits.window
+            self._resume_answers(mqtt5=mqtt5)  # before the first request of this connection
             refused = await connection.subscribe((*self._filters, self.topics.birth))
             _raise_if_cancelled()  # aiomqtt uses asyncio.wait_for, which may lose it (CPython 3.11)
             if unreadable := [one for one in refused if one != self.topics.birth]:  # which is optional
                 self._log.subscription_refused(unreadable)
+            self._said.connected(echoes=not mqtt5)
             self._connection, self._connected_at_s = connection, self._clock()
             if versions.established():
                 self._log.only_311(broker)
             self._log.limited(broker, limits)
-            self._resume_answers(mqtt5=mqtt5)
             self._outbox.connected()
             self._wake.set()
             composer = Composer(limits, self._settings.payload, mqtt5)
@@ -292,6 +297,7 @@ class Bridge:
                 composer,
                 self._outbox,
                 self._announced,
+                self._said,
                 guesses,
                 self._wake,
                 self._clock,
@@ -302,7 +308,9 @@ class Bridge:
                 group.create_task(sender.run(self._sent), name="mqtt send")
                 group.create_task(self._check_status(), name="mqtt self-check")
                 group.create_task(self._republish_on_birth(), name="mqtt birth")
-                if not limits.retain:
+                if limits.retain:
+                    group.create_task(self._repeat(connection), name="mqtt repeat")
+                else:
                     group.create_task(self._republish_at_intervals(), name="mqtt without retain")
                 if refused:
                     again = subscribe_again(connection, refused, self._log.subscription_granted)
@@ -363,8 +371,21 @@ class Bridge:
         elif message.topic == self.topics.birth:
             if message.payload == b"online" and not message.retain:
                 self._birth.set()
+        elif self.topics.is_retained(message.topic):
+            if not message.retain or (connection is not None and connection.mqtt5):
+                self._correct(message.topic, message.payload)
         else:
             self._reader.put(message)
+
+    def _correct(self, topic: str, payload: bytes) -> None:
+        """Publish again what somebody else changed, and clear what is nobody's."""
+        if self._outbox.has_value(topic):
+            if self._said.heard(topic, payload):
+                self._log.corrected(topic)
+                self._outbox.say_again(topic)
+        elif payload and topic not in self._outbox.topics and self._said.is_news(topic):
+            self._log.corrected(topic)
+            self._outbox.clear(topic)
 
     def _on_status(self, payload: bytes) -> None:
         if payload == b"online":
@@ -400,6 +421,15 @@ class Bridge:
             self._birth.clear()
             self._outbox.republish()
 
+    async def _repeat(self, connection: Connection) -> None:
+        """Publish what was not published for a heartbeat, and correct what somebody else changed."""
+        await connection.subscribe(self.topics.retained(), qos=0, own=False)  # refused: the heartbeat heals
+        heartbeat_s = self._settings.heartbeat_s
+        while True:
+            await asyncio.sleep(min(LOOK_S, heartbeat_s / 4))
+            for topic in self._said.due(heartbeat_s):
+                self._outbox.repeat(topic)
+
     async def _republish_at_intervals(self) -> None:
         """Publish everything again and again where the broker retains nothing for late subscribers."""
         while True:
@@ -427,6 +457,7 @@ class Bridge:
                 self._wake.set()
         elif self._outbox.confirmed(publication):
             self._announced.discard(publication.topic)
+            self._said.forget(publication.topic)
         elif publication.topic == self.topics.status and self._connection is not None:
             self._guesses[self._connection.broker].steady()
 

@@ -214,10 +214,13 @@ class Connection:
                 raise aiomqtt.MqttError(sentence) from None
             raise aiomqtt.MqttError(str(error) or type(error).__name__) from None
 
-    async def subscribe(self, filters: tuple[str, ...], *, retained: bool = False) -> list[str]:
+    async def subscribe(
+        self, filters: tuple[str, ...], *, qos: int = 1, retained: bool = False, own: bool = True
+    ) -> list[str]:
         """Subscribe; with MQTT 5 without retained messages, and with the retain flag as published.
 
         With ``retained`` the broker sends the retained messages, also again, and only these have the flag.
+        Without ``own``, of which 3.1.1 knows nothing, what this client publishes does not come back.
 
         Returns:
             The filters that the broker refused.
@@ -227,11 +230,14 @@ class Connection:
         """
         if self.mqtt5:
             options = SubscribeOptions(
-                qos=1, retainAsPublished=not retained, retainHandling=0 if retained else 2
+                qos=qos,
+                noLocal=not own,
+                retainAsPublished=not retained,
+                retainHandling=0 if retained else 2,
             )
             asked = self._aiomqtt.subscribe([(one, options) for one in filters])
         else:
-            asked = self._aiomqtt.subscribe([(one, 1) for one in filters])
+            asked = self._aiomqtt.subscribe([(one, qos) for one in filters])
         granted = await self._while_connected(asked)
         codes = [code if isinstance(code, int) else int(getattr(code, "value", 0)) for code in granted]
         return [one for one, code in zip(filters, codes, strict=False) if code >= 128]

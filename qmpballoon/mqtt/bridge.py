@@ -308,9 +308,8 @@ class Bridge:
                 group.create_task(sender.run(self._sent), name="mqtt send")
                 group.create_task(self._check_status(), name="mqtt self-check")
                 group.create_task(self._republish_on_birth(), name="mqtt birth")
-                if limits.retain:
-                    group.create_task(self._repeat(connection), name="mqtt repeat")
-                else:
+                group.create_task(self._look_after(connection, retains=limits.retain), name="mqtt look")
+                if not limits.retain:
                     group.create_task(self._republish_at_intervals(), name="mqtt without retain")
                 if refused:
                     again = subscribe_again(connection, refused, self._log.subscription_granted)
@@ -421,14 +420,17 @@ class Bridge:
             self._birth.clear()
             self._outbox.republish()
 
-    async def _repeat(self, connection: Connection) -> None:
+    async def _look_after(self, connection: Connection, *, retains: bool) -> None:
         """Publish what was not published for a heartbeat, and correct what somebody else changed."""
-        await connection.subscribe(self.topics.retained(), qos=0, own=False)  # refused: the heartbeat heals
         heartbeat_s = self._settings.heartbeat_s
+        if retains:  # where this is refused, the heartbeat heals
+            await connection.subscribe(self.topics.retained(), qos=0, own=False)
         while True:
             await asyncio.sleep(min(LOOK_S, heartbeat_s / 4))
-            for topic in self._said.due(heartbeat_s):
-                self._outbox.repeat(topic)
+            connection.check()
+            if retains:
+                for topic in self._said.due(heartbeat_s):
+                    self._outbox.repeat(topic)
 
     async def _republish_at_intervals(self) -> None:
         """Publish everything again and again where the broker retains nothing for late subscribers."""

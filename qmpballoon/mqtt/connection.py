@@ -13,7 +13,7 @@ paho-mqtt 2.2:
   set after each read, because the broker may use that algorithm, too (see `quick_ack`).
 - A socket that was closed before its writer is registered is skipped: aiomqtt reads its descriptor
   later, which may belong to another file by then. One that uvloop gave up because it broke (no reader is
-  called then, and a writer is refused) ends the connection.
+  called then, and a writer is refused) ends the connection: `check` finds it where nothing is written.
 - `send` hands a message to paho and returns: aiomqtt's ``publish`` waits for each PUBACK and
   spends up to 290 µs of processor time, paho 20. The reason code of a PUBACK is reported.
 - The limits that the broker announces in its CONNACK are read (see `limits`): paho would exceed them.
@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
@@ -147,6 +148,7 @@ class Connection:
         self._raw: socket.socket | None = None
         self._connect_returned = False
         self._closed = False
+        self._had_ended = False  # at the last `check`
         self._aiomqtt = aiomqtt.Client(
             broker.host,
             broker.port,
@@ -278,13 +280,28 @@ class Connection:
         publication = packet.publication
         if publication.is_sample and self._paho.want_write():
             return  # the socket is full: a sample is useless later
+        qos = min(publication.qos, self.announced.qos)
         info = self._paho.publish(
-            publication.topic, packet.payload, publication.qos, publication.retain, packet.properties
+            publication.topic, packet.payload, qos, publication.retain, packet.properties
         )
         if not publication.is_sample:
             self.window.add(info.mid, Sent(publication, packet.size))
         if info.rc != MQTT_ERR_SUCCESS:
             raise aiomqtt.MqttError("the connection is lost")
+
+    def check(self) -> None:
+        """Notice an end that the loop did not report since the last call.
+
+        uvloop may give up a socket that is reset while data waits to be read.
+        """
+        if self._raw is None:
+            return
+        look = select.poll()
+        look.register(self._raw, select.POLLRDHUP)
+        has_ended = bool(look.poll(0))
+        if has_ended and self._had_ended:
+            self._lose("the broker closed it")
+        self._had_ended = has_ended
 
     async def close(self, timeout_s: float = 1.0) -> None:
         """Send DISCONNECT if the connection is up, and close the socket."""
@@ -371,9 +388,12 @@ class Connection:
             if sock.fileno() >= 0:
                 self._loop.add_writer(sock.fileno(), self._write)
         except RuntimeError as error:  # uvloop has closed its handle
-            if not self._ended.done():
-                self._ended.set_exception(aiomqtt.MqttError(f"the connection broke: {error}"))
-            self.window.lose()
+            self._lose(error)
+
+    def _lose(self, reason: object) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(aiomqtt.MqttError(f"the connection broke: {reason}"))
+        self.window.lose()
 
     def _write(self) -> None:
         try:

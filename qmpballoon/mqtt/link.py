@@ -61,6 +61,7 @@ class Link:
                     if not (mqtt5 and may_refuse_5(error)):
                         break
                 else:
+                    connection.window.limit = connection.announced.window
                     self._connection = connection
                     self._lost = asyncio.create_task(connection.wait_lost(), name="client lost")
                     return

@@ -135,6 +135,15 @@ async def test_many_requests_at_once_get_their_own_answers_on_both_protocols(
         assert answers == [{"verb": "get", "vm": f"web{number}"} for number in range(100) for _ in range(2)]
 
 
+@pytest.mark.parametrize("option", ["max_qos 0", "max_inflight_messages 3", "retain_available false"])
+async def test_a_client_keeps_to_what_the_broker_announces(sockets_dir: Path, option: str) -> None:
+    async with LabBroker(sockets_dir, options=[option]) as broker:
+        bridge = Bridge(settings_for(broker), handle, vm_exists=lambda vm: True)
+        async with running(bridge), Client(broker.url, fleet=False) as client:
+            asked = [client.request(f"edge-7/web{number}", "get") for number in range(50)]
+            assert len(await asyncio.gather(*asked)) == 50
+
+
 @pytest.mark.parametrize("with_replies", [True, False])
 async def test_an_answer_arrives_whether_or_not_the_broker_allows_a_topic_of_our_own(
     with_replies: bool, sockets_dir: Path

@@ -654,3 +654,25 @@ async def test_a_socket_that_the_loop_gave_up_ends_the_connection(
             await until(lambda: bridge.connection is not connection, "the loss is noticed")
         assert await bridge.wait_connected(WAIT_S)
     assert logged(caplog, "broker-lost")
+
+
+@pytest.mark.parametrize("scheme", ["mqtt", "mqtts", "ws"])
+async def test_an_end_that_the_loop_does_not_report_is_noticed(
+    sockets_dir: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop may give up a socket that is reset without calling its reader."""
+    monkeypatch.setattr(bridge_module, "LOOK_S", 0.05)
+    options, changed = [f"listener 0 {sockets_dir}/mqtt.socket"], {}
+    if scheme == "mqtts":
+        certificate, key = certify(sockets_dir, "broker")
+        options, changed = tls_options(certificate, key), {"ca_file": str(certificate)}
+    async with LabBroker(sockets_dir, websockets=scheme == "ws", options=options) as broker:
+        bridge = a_bridge(brokers=(Broker(scheme, HOST, broker.port),), **changed)
+        async with running(bridge):
+            await until(bridge._seen_status.is_set, "our own status comes back")
+            connection = bridge.connection
+            assert connection is not None
+            assert connection._raw is not None
+            asyncio.get_running_loop().remove_reader(connection._raw.fileno())
+            await broker.restart()
+            await until(lambda: bridge.connection not in (None, connection), "it is connected again")

@@ -44,8 +44,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "protocol": ". fields event_kinds objects payloads verbs schemas requests",
     "mqtt": """
         . announced dead_band limits turns answers outbox topics commands inbox packets home_assistant
-        asyncapi publisher request_reader window guesses connecting refusals connection subscribing
-        link replies connection_log sender bridge
+        asyncapi publisher request_reader said window guesses connecting refusals connection versions
+        subscribing link replies connection_log sender bridge
     """,
     "unix_listener": "",
     "fleet": "",

@@ -203,6 +203,10 @@ class Connection:
 
         With ``retained`` the broker sends the retained messages, also again, and only these have the flag.
 
+        Over MQTT 3.1.1 with QoS 0: NATS makes a replicated consumer for each subscription of QoS 1, and
+        refuses it for up to minutes after a node died. Both lose a message only with the connection, as the
+        session ends with it.
+
         Returns:
             The filters that the broker refused.
 
@@ -215,7 +219,7 @@ class Connection:
             )
             granted = await self._aiomqtt.subscribe([(one, options) for one in filters])
         else:
-            granted = await self._aiomqtt.subscribe([(one, 1) for one in filters])
+            granted = await self._aiomqtt.subscribe([(one, 0) for one in filters])
         codes = [code if isinstance(code, int) else int(getattr(code, "value", 0)) for code in granted]
         return [one for one, code in zip(filters, codes, strict=False) if code >= 128]
 

@@ -2,9 +2,10 @@
 
 The kernel is that of Debian's ``linux-image-cloud-*`` (see `qmpballoon.lab.kernel`), downloaded but not
 installed; an installed one is the fall-back. ``guest_init.c`` is compiled by tcc, which is downloaded the
-same way (a compiler on the PATH is its fall-back). Neither needs root. For another processor than this
-machine's (see `qmpballoon.lab.architecture`) gcc's cross compiler has to be installed. The cache is ``$QMPBALLOON_CACHE``,
-else ``$XDG_CACHE_HOME/qmpballoon``, else ``~/.cache/qmpballoon``. It may be deleted at any time.
+same way (a compiler on the PATH is its fall-back). Neither needs root. For guests of another processor (see
+`qmpballoon.lab.architecture`) the cross compiler of gcc has to be installed. The cache is
+``$QMPBALLOON_CACHE``, else ``$XDG_CACHE_HOME/qmpballoon``, else ``~/.cache/qmpballoon``. It may be deleted at
+any time.
 
 ``python -m qmpballoon.lab.image`` builds the image and prints where it is.
 """
@@ -151,8 +152,8 @@ def _release_file(image: GuestImage) -> Path:
 def _materials(work: Path, progress: Callable[[str], None]) -> tuple[Kernel, str]:
     """Return the kernel and a C compiler."""
     if not ARCHITECTURE.is_this_machine:
-        compiler = find_program(f"{ARCHITECTURE.name}-linux-gnu-gcc")
-        return kernel_under(_download(work, progress)), compiler
+        cross = find_program(f"{ARCHITECTURE.name}-linux-gnu-gcc")
+        return kernel_under(_download(work, progress)), cross
     try:
         root = _download(work, progress)
         return kernel_under(root), str(root / "usr/bin/tcc")

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from agent_process import MOVED_S, AgentProcess, StartAgent, until
+from agent_process import AgentProcess, StartAgent, until
 
 from qmpballoon.cli import main
 from qmpballoon.client import Client
@@ -58,7 +58,7 @@ async def seen_at(node: NatsNode, condition: Callable[[FleetVm], bool], what: st
 
 async def moved(node: NatsNode, guest: LabGuest, target: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Set a target by ``ctl`` at a node, and look at the guest."""
-    typed = ["ctl", VM, "set-target", f"target={target}", f"wait_s={MOVED_S}", "--json", "--broker", node.url]
+    typed = ["ctl", VM, "set-target", f"target={target}", "wait_s=10", "--json", "--broker", node.url]
 
     async def ask() -> tuple[int, str]:
         return await asyncio.to_thread(main, typed), capsys.readouterr().out
@@ -91,6 +91,7 @@ async def test_one_node_is_killed_and_state_and_requests_stay_right(
         await until(lambda: VM in top.vms, what="top sees the VM", timeout_s=ELECTION_S)
         await cluster.settled()
         await first.kill()
+        await until(lambda: agent.logged("broker-connected")[1:], what="it moves on", timeout_s=ELECTION_S)
         await moved(third, guest, guest.memory - 16 * MIB, capsys)
         actual = await guest.monitor.actual()
         await until(

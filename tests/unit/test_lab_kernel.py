@@ -10,6 +10,7 @@ import pytest
 from qmpballoon.lab.kernel import kernel_packages, kernel_under
 from qmpballoon.lab.require import LabError
 
+CLOUD = "linux-image-cloud-amd64"
 ONE_PACKAGE = {
     "linux-image-cloud-amd64": "Version: 6.1.9-1\nDepends: linux-image-6.1.0-50-cloud-amd64 (= 6.1.9-1)\n",
     "linux-image-6.1.0-50-cloud-amd64": "Version: 6.1.9-1\nDepends: kmod, linux-base (>= 4), dracut | tiny\n",
@@ -46,7 +47,9 @@ def test_a_kernel_in_one_package() -> None:
 
 
 def test_a_kernel_in_packages_of_any_name_and_nothing_that_is_not_of_its_build() -> None:
-    names = [package.removesuffix("=7.3.4-1~bpo13+1") for package in kernel_packages(CLOUD, lists(MANY_PACKAGES))]
+    names = [
+        package.removesuffix("=7.3.4-1~bpo13+1") for package in kernel_packages(CLOUD, lists(MANY_PACKAGES))
+    ]
     assert sorted(names) == sorted(MANY_PACKAGES)
 
 

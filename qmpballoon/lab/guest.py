@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from qmpballoon.lab.architecture import ARCHITECTURE
 from qmpballoon.lab.image import GuestImage, blank_disk
 from qmpballoon.lab.process import Program, tail
 from qmpballoon.lab.require import LabError
@@ -19,7 +20,7 @@ from qmpballoon.lab.serial import SerialPort
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
 
-QEMU: Final = "qemu-system-x86_64"
+QEMU: Final = ARCHITECTURE.qemu
 
 _START_S: Final = 60.0  # QEMU listens after 0.1 s on an idle machine
 _COMMAND_S: Final = 60.0
@@ -92,6 +93,7 @@ class Machine:
         if self.command:
             return list(self.command[1:])
         options = [
+            *ARCHITECTURE.machine,
             "-accel",
             "tcg,tb-size=16",
             "-m",
@@ -101,7 +103,7 @@ class Machine:
             "none",
         ]
         if self.image is not None:
-            words = ["console=ttyS0", "panic=-1"]
+            words = [f"console={ARCHITECTURE.console}", "panic=-1"]
             words += [] if self.driver else ["qmpballoon.nodriver"]
             words += [f"qmpballoon.boot_delay={self.boot_delay_s}"] if self.boot_delay_s else []
             options += ["-kernel", str(self.image.kernel), "-initrd", str(self.image.initramfs)]
@@ -188,7 +190,7 @@ class LabGuest:
         if self.machine.image is not None:
             arguments += ["-serial", f"file:{self.console}"]
             arguments += ["-chardev", f"socket,id=commands,path={self._serial_socket},server=on,wait=off"]
-            arguments += ["-serial", "chardev:commands"]
+            arguments += ARCHITECTURE.second_line
         if self.snapshot is not None:
             arguments += ["-incoming", f"exec:cat {shlex.quote(str(self.snapshot))}"]
         return [*arguments, *self.machine.options()]

@@ -222,6 +222,9 @@ class Connection:
         With ``retained`` the broker sends the retained messages, also again, and only these have the flag.
         Without ``own``, of which 3.1.1 knows nothing, what this client publishes does not come back.
 
+        What a broker of MQTT 3.1.1 refuses is asked for with QoS 0: NATS makes a replicated consumer for each
+        subscription of QoS 1, and refuses it for up to minutes after a node died.
+
         Returns:
             The filters that the broker refused.
 
@@ -240,7 +243,10 @@ class Connection:
             asked = self._aiomqtt.subscribe([(one, qos) for one in filters])
         granted = await self._while_connected(asked)
         codes = [code if isinstance(code, int) else int(getattr(code, "value", 0)) for code in granted]
-        return [one for one, code in zip(filters, codes, strict=False) if code >= 128]
+        refused = [one for one, code in zip(filters, codes, strict=False) if code >= 128]
+        if refused and qos and not self.mqtt5:
+            return await self.subscribe(tuple(refused), qos=0)
+        return refused
 
     async def _while_connected(self, call: Coroutine[Any, Any, T]) -> T:
         """Return what a call returns, or raise why the connection ended meanwhile."""

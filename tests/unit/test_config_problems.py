@@ -564,4 +564,4 @@ def test_without_prometheus_client_metrics_are_a_configuration_error(monkeypatch
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     (finding,) = (each for each in findings(found) if each.path == ("http", "listen"))
     assert finding.is_error
-    assert "pip install 'qmpballoon[metrics]'" in finding.reason
+    assert f"{sys.executable} -m pip install 'qmpballoon[metrics]'" in finding.reason

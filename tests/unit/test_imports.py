@@ -68,7 +68,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         qemu.process traces qemu.server qemu.fleet vm host qemu.command drawing qemu.__main__
     """,
     "lab": """
-        . demo demo.picture demo.workload require kernel process serial waiting broker nats image
+        . demo demo.picture demo.workload architecture require kernel process serial waiting broker nats image
         second_monitor guest snapshot lab vms demo.testbed demo.output demo.measurement demo.run
     """,
     "pytest_plugin": "",

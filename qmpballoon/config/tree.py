@@ -87,7 +87,8 @@ class DiscoverySettings:
     )
     forget_after_s: float = _key(
         number(1, 31_536_000),
-        "No socket and no process for so long: the VM's retained topics are cleared. 1 to 31536000.",
+        "No socket and no process for so long, or nobody at an address of TCP: the VM's retained topics are\n"
+        "cleared. 1 to 31536000.",
         86400.0,
     )
 

@@ -45,7 +45,10 @@ _NOTHING: Final = Kept()
 
 
 class Store:
-    """The state on disk. Every change is written soon; ``saved()`` waits until it is."""
+    """The state on disk. Every change is written soon; ``saved()`` waits until it is.
+
+    With an empty ``state_dir`` it is in memory only, and ends with the agent.
+    """
 
     def __init__(self, state_dir: str | os.PathLike[str], host: str) -> None:
         """Lock and read the file of this host's name.
@@ -57,21 +60,11 @@ class Store:
         """
         self._directory = Path(state_dir)
         self._file = self._directory / f"{host}.json"
+        self._lock = self._locked(host) if state_dir else None
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_is_ours(self._directory)
-            flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._lock = os.open(self._directory / f"{host}.lock", flags, 0o600)
-        except OSError as error:
-            raise StateUnusable(os.fspath(state_dir), error) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise AnotherAgentRuns(host, os.fspath(state_dir)) from None
-        try:
-            self._contents = self._read()
+            self._contents = Contents() if self._lock is None else self._read()
         except StateUnusable:
+            assert self._lock is not None
             os.close(self._lock)
             raise
         self._encoder = Encoder()
@@ -85,6 +78,23 @@ class Store:
         self._write_lock = threading.Lock()  # a write whose task was cancelled goes on in its thread
         if self._contents.unread:
             self._touch()  # rewrite the file, so that the invalid rows are logged once
+
+    def _locked(self, host: str) -> int:
+        """Make the directory if it is not there, and hold the lock of this host's name."""
+        directory = os.fspath(self._directory)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_is_ours(self._directory)
+            flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+            lock = os.open(self._directory / f"{host}.lock", flags, 0o600)
+        except OSError as error:
+            raise StateUnusable(directory, error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise AnotherAgentRuns(host, directory) from None
+        return lock
 
     # ── what is kept ─────────────────────────────────────────────────────────────────────────────
 
@@ -177,7 +187,8 @@ class Store:
         self._forget_later()
         if self._failed or self._is_drafted or self._written < self._wanted:
             await self._write_now(sync=True)
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
 
     async def _write_now(self, *, sync: bool) -> None:
         wanted, text = self._wanted, self._encoder.text_of(self._contents)
@@ -227,6 +238,8 @@ class Store:
             self._drafted_since_s = None
 
     def _touch(self, *, lazily: bool = False) -> None:
+        if self._lock is None:
+            return
         self._wanted += 1
         if not lazily:
             self._changed.set()

@@ -468,3 +468,16 @@ async def test_changes_that_follow_one_another_at_once_do_not_wait_for_the_disk_
         async with asyncio.timeout(10):
             while not synced:
                 await asyncio.sleep(0)
+
+
+async def test_without_a_directory_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store, other = Store("", "edge-7"), Store("", "edge-7")
+    store.keep(WEB1, shares=7)
+    await store.saved()
+    assert (store.kept(WEB1).shares, other.kept(WEB1).shares) == (7, None)
+    await store.close()
+    await other.close()
+    assert list(tmp_path.iterdir()) == []

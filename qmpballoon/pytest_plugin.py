@@ -53,6 +53,8 @@ class StartQemuVm(Protocol):
         deflate_on_oom: bool = False,
         fresh: bool = False,
         arguments: Sequence[str] = (),
+        machine: str | None = None,
+        qemu: str | os.PathLike[str] | None = None,
     ) -> QemuVm:
         """Start a QEMU as `qmpballoon.lab.vms.QemuVms.start` does; it is killed at the end of the test."""
 

@@ -37,7 +37,9 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
         guard host_level registry release
     """,
-    "qmp": ". commands discovery events monitor tcp repeated resizer wire intake client balloon process",
+    "qmp": """
+        . purpose commands discovery events monitor tcp repeated resizer wire intake client balloon process
+    """,
     "doctor": ". facts findings vm_rules host_rules report vm host",
     "protocol": ". fields event_kinds objects payloads verbs schemas requests",
     "mqtt": """

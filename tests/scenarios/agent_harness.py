@@ -92,9 +92,8 @@ class AgentHarness:
         self.kernel = kernel
         self.configuration = Configuration(
             agent=AgentSettings(host="edge-7", state_dir=os.fspath(directory / "state")),
-            discovery=DiscoverySettings(sockets=(f"{directory}/*.qmp",)),
             vm=settings,
-            **tables,
+            **{"discovery": DiscoverySettings(sockets=(f"{directory}/*.qmp",)), **tables},
         )
         self.records: dict[str, VmStatus] = {}
         self.healths: list[str] = []

@@ -38,7 +38,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         guard host_level registry release
     """,
     "qmp": """
-        . commands discovery events monitor tcp asked repeated resizer wire intake client balloon process
+        . purpose commands discovery events monitor tcp asked repeated resizer wire intake client balloon
+        process
     """,
     "doctor": ". facts findings vm_rules host_rules report vm host",
     "protocol": ". fields event_kinds objects payloads verbs schemas requests",
@@ -60,7 +61,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "agent": """
         . back_off boot run event_loop usable wakeup feed holds state_file store systemd wheel usual_poll
         vm_session
-        context host_monitor limits spec vm_polls vm actuator names registry arrival connector supervisor
+        context host_monitor limits spec vm_polls vm actuator names registry companion arrival connector
+        supervisor
         governor ending examination pulse service stop subscription control app
     """,
     "sim": """

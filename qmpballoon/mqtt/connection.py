@@ -204,7 +204,7 @@ class Connection:
         With ``retained`` the broker sends the retained messages, also again, and only these have the flag.
 
         Over MQTT 3.1.1 with QoS 0: NATS makes a replicated consumer for each subscription of QoS 1, and
-        refuses it for up to minutes after a node died. Both lose a message only with the connection, as the
+        refuses it while a dead node is to lead it. Either QoS loses messages only with the connection: the
         session ends with it.
 
         Returns:

@@ -134,7 +134,7 @@ def _of_memory(configuration: Configuration) -> Iterator[Finding]:
             yield Finding(("host", "budget"), str(error))
             return
         if memory is None:
-            reason = f"no limit applies to {budget.path}: the VMs get the default share of the host"
+            reason = f"no limit applies to {budget.group}: the VMs get the default share of the host"
             yield Finding(("host", "budget"), reason, is_error=False)
             return
         most = _for_guests(memory, host.reserve, total)

@@ -34,6 +34,7 @@ LONGEST_TEXT: Final = 4096  # PATH_MAX; no other text of a configuration is long
 _URL: Final = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<host>\[[^\[\]/@]*\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[!-~]*)?"
 )
+_BARE_IPV6: Final = re.compile(r"[A-Za-z]+://[0-9A-Fa-f]*:[0-9A-Fa-f]*:")
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9]{1,5})")
 
 
@@ -57,18 +58,27 @@ class BrokerUrl:
         return self.scheme in ("ws", "wss")
 
     def __str__(self) -> str:
+        """Return it for messages: a path may hold a secret, and is left out."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.path}"
+        return f"{self.scheme}://{host}:{self.port}{'/...' if self.path else ''}"
 
 
 @dataclass(frozen=True, slots=True)
 class CgroupBudget:
-    """A budget that is a cgroup's memory.max; ``path`` is below /sys/fs/cgroup: ``/machine.slice``."""
+    """A budget that is a cgroup's memory.max.
+
+    ``path`` is below /sys/fs/cgroup: ``/machine.slice``; empty: the cgroup that the agent runs in.
+    """
 
     path: str
 
     def __str__(self) -> str:
         return f"cgroup:{self.path}"
+
+    @property
+    def group(self) -> str:
+        """What a person calls it."""
+        return self.path or "the agent's own cgroup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +120,14 @@ def path(value: object) -> str:
     return written
 
 
+def path_or_none(value: object) -> str:
+    """Read an absolute path; empty: none."""
+    return "" if value == "" else path(value)
+
+
 def control_socket(value: object) -> str:
     """Read the absolute path of a unix socket that we make; empty: none."""
-    written = "" if value == "" else path(value)
+    written = path_or_none(value)
     if len(os.fsencode(written)) > LONGEST_SOCKET_PATH:
         raise Wrong(f"is too long for a unix socket: at most {LONGEST_SOCKET_PATH} bytes")
     return written
@@ -180,9 +195,11 @@ def share_or_size(value: object) -> Amount:
 
 
 def budget(value: object) -> Amount | CgroupBudget:
-    """Read a size, a percentage or ``cgroup:PATH``."""
+    """Read a size, a percentage, ``cgroup:PATH`` or ``cgroup:``."""
     if not isinstance(value, str) or not value.startswith("cgroup:"):
         return share_or_size(value)
+    if value == "cgroup:":
+        return CgroupBudget("")
     cgroup = value.removeprefix("cgroup:").removeprefix("/sys/fs/cgroup")
     if not cgroup.startswith("/") or ".." in cgroup.split("/") or not cgroup.isprintable():
         raise Wrong('must name the cgroup by its absolute path, as in "cgroup:/machine.slice"')
@@ -250,16 +267,20 @@ def several(read: Reader, what: str, *, least: int = 0, or_one: bool = False) ->
 
 
 def broker_url(value: object) -> BrokerUrl:
-    """Read ``mqtt://host``, ``mqtts://[::1]:8883``, ``wss://host/path`` and the like."""
+    """Read ``mqtt://host``, ``mqtts://[::1]:8883``, ``wss://host/path`` and the like.
+
+    A reason why it is refused does not repeat it: it may hold a password or a token.
+    """
     if not isinstance(value, str):
         raise Wrong(f'must be a URL in quotes like "mqtt://localhost", not {shown(value)}')
-    if "@" in value:  # the value is not in the reason: it may have a password
+    if "@" in value:
         raise Wrong("user and password do not belong in the URL: use username and password_file")
     found = _URL.fullmatch(value) if len(value) <= LONGEST_TEXT else None
     if found is None:
         if re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?", value):
             raise Wrong(f'the scheme is missing: write "mqtt://{value}" or "mqtts://{value}"')
-        raise Wrong(f'must be a URL like "mqtt://localhost" or "mqtts://[::1]:8883", not {shown(value)}')
+        brackets = "; an IPv6 address stands in brackets" if _BARE_IPV6.match(value) else ""
+        raise Wrong(f'must be a URL like "mqtt://localhost" or "mqtts://[::1]:8883"{brackets}')
     scheme, host, location = found["scheme"].lower(), found["host"], found["path"] or ""
     if scheme not in PORTS:
         guess = did_you_mean(scheme, PORTS, quote='"')

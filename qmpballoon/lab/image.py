@@ -34,7 +34,12 @@ from qmpballoon.lab.architecture import ARCHITECTURE
 from qmpballoon.lab.kernel import Kernel, kernel_packages, kernel_under
 from qmpballoon.lab.require import LabError, find_program, require_programs
 
-_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_balloon")  # loaded in this order, after what they need
+_MODULES: Final = (
+    "virtio_pci",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_balloon",
+)  # in this order, each after its needs
 _INIT_SOURCE: Final = Path(__file__).with_name("guest_init.c")
 _RECIPE: Final = (_INIT_SOURCE, Path(__file__), Path(__file__).with_name("kernel.py"))
 _DOWNLOAD_S: Final = 300.0  # 27 MB (Linux 6.1) to 38 MB (7.2), on a slow line

@@ -113,7 +113,10 @@ def test_the_example_file_has_the_values_of_its_comments() -> None:
 )
 def test_broker_urls_have_their_usual_ports(written: str, url: BrokerUrl) -> None:
     assert read(f'[mqtt]\nurl = "{written}"').mqtt.url == (url,)
-    assert read(f'[mqtt]\nurl = "{url}"').mqtt.url == (url,)
+    assert read(f'[mqtt]\nurl = "{str(url).removesuffix("...")}"').mqtt.url == (
+        replace(url, path=url.path[:1]),
+    )
+    assert str(url).endswith("/..." if url.path else f":{url.port}")  # a path may hold a secret
     assert url.tls == (url.scheme in ("mqtts", "wss"))
     assert url.websocket == (url.scheme in ("ws", "wss"))
 
@@ -135,6 +138,7 @@ def test_integers_are_accepted_as_numbers_and_whole_decimals_as_integers() -> No
         ('"60%"', parse_amount("60%")),
         ('"6GiB"', parse_amount("6GiB")),
         ("6442450944", parse_amount(6442450944)),
+        ('"cgroup:"', CgroupBudget("")),
         ('"cgroup:/machine.slice"', CgroupBudget("/machine.slice")),
         ('"cgroup:/sys/fs/cgroup/a/machine.slice"', CgroupBudget("/a/machine.slice")),
     ],

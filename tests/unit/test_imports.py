@@ -37,13 +37,16 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
         guard host_level registry release
     """,
-    "qmp": ". commands discovery events monitor tcp repeated resizer wire intake client balloon process",
+    "qmp": """
+        . purpose commands discovery events monitor tcp asked repeated resizer wire intake client balloon
+        process
+    """,
     "doctor": ". facts findings vm_rules host_rules report vm host",
     "protocol": ". fields event_kinds objects payloads verbs schemas requests",
     "mqtt": """
         . announced dead_band limits turns answers outbox topics commands inbox packets home_assistant
-        asyncapi publisher request_reader window guesses connecting refusals connection subscribing
-        link replies connection_log sender bridge
+        asyncapi publisher request_reader said window guesses connecting refusals connection versions
+        subscribing link replies connection_log sender bridge
     """,
     "unix_listener": "",
     "fleet": "",
@@ -58,7 +61,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "agent": """
         . back_off boot run event_loop usable wakeup feed holds state_file store systemd wheel usual_poll
         vm_session
-        context host_monitor limits spec vm_polls vm actuator names registry arrival connector supervisor
+        context host_monitor limits spec vm_polls vm actuator names registry companion arrival connector
+        supervisor
         governor ending examination pulse service stop subscription control app
     """,
     "sim": """

@@ -223,8 +223,8 @@ class Connection:
         Without ``own``, of which 3.1.1 knows nothing, what this client publishes does not come back.
 
         Over MQTT 3.1.1 always with QoS 0: NATS makes a replicated consumer for each subscription of QoS 1,
-        and refuses it after 5 s while a dead node is to lead it. To ask for QoS 0 only then takes too
-        long: 5 s for each filter. Either loses messages only with the connection, as the session ends with it.
+        and refuses it after 5 s while a dead node is to lead it. To ask for QoS 0 only then takes too long:
+        5 s for each filter. Either loses messages only with the connection, as the session ends with it.
 
         Returns:
             The filters that the broker refused.

@@ -117,12 +117,14 @@ def parse_reclaimable(stat: str, prefix: str = "", unwritten: tuple[str, ...] = 
     return max(0, cache - stays) + sizes.get("slab_reclaimable", 0) // 2
 
 
-def read_cgroup(path: str, root: str = MOUNTED_AT) -> CgroupMemory | None:
-    """Read a group and those above it; None if no limit applies to it.
+def read_cgroup(path: str, root: str = MOUNTED_AT, proc: str = "/proc") -> CgroupMemory | None:
+    """Read a group and those above it; None if no limit applies to it. An empty path is `read_own_cgroup`.
 
     Raises:
         ValueError: it is not there, has no memory controller, or a file of it holds no size.
     """
+    if not path:
+        return read_own_cgroup(proc, root)
     version = _version(root)
     names = [name for name in path.split("/") if name]
     if not os.path.isdir(_directory(root, version, names)):

@@ -24,12 +24,14 @@ from qmpballoon.qmp.monitor import (
     was_accepted,
 )
 from qmpballoon.qmp.process import PRECONFIG, Machine, look_at_machine
+from qmpballoon.qmp.purpose import purpose_of
 from qmpballoon.qmp.tcp import HELD_OR_HANGS, is_tcp_held, open_tcp_monitor
 
 POLL_S: Final = 0.05
+_MONITOR: Final = "give QEMU a monitor: -qmp unix:PATH,server=on,wait=off"
 _SILENT: Final = (
     "a QMP monitor greets at once, so this is another socket, such as that of a guest agent, a serial "
-    "console or SPICE (or QEMU hangs); give QEMU a monitor: -qmp unix:PATH,server=on,wait=off"
+    "console or SPICE (or QEMU hangs)"
 )
 _REQUEST_TIMEOUT_S: Final = 5.0
 _ENDS_S: Final = 0.5  # between the end of a process's sockets and its own; milliseconds on an idle machine
@@ -86,8 +88,10 @@ async def open_session(
         if monitor.pid is not None and is_stopped(monitor.pid):
             raise _stopped(path, monitor.pid) from None
         if same is not None and was_accepted(same):
+            purpose = None if monitor.pid is None else purpose_of(monitor.pid, path)
+            what = _SILENT if purpose is None else f"this is {purpose}, not a QMP monitor"
             raise Unreachable(
-                f"{path}: accepted, and no greeting within {timeout_s:g} s: {_SILENT}"
+                f"{path}: accepted, and no greeting within {timeout_s:g} s: {what}; {_MONITOR}"
             ) from None
         if table.listening and not table.accepted:
             raise Unreachable(f"{path}: connected, but QEMU did not greet within {timeout_s:g} s") from None

@@ -31,7 +31,12 @@ class BalloonConnect(Protocol):
     """What the fixture `balloon_connect` is."""
 
     def __call__(
-        self, socket: str | os.PathLike[str], *, timeout_s: float = 5.0, process: Process | None = None
+        self,
+        socket: str | os.PathLike[str],
+        *,
+        timeout_s: float = 5.0,
+        process: Process | None = None,
+        allow_remote: bool = False,
     ) -> sync.Vm:
         """Open a monitor as `qmpballoon.sync.connect` does; it is closed at the end of the test."""
 
@@ -48,6 +53,8 @@ class StartQemuVm(Protocol):
         deflate_on_oom: bool = False,
         fresh: bool = False,
         arguments: Sequence[str] = (),
+        machine: str | None = None,
+        qemu: str | os.PathLike[str] | None = None,
     ) -> QemuVm:
         """Start a QEMU as `qmpballoon.lab.vms.QemuVms.start` does; it is killed at the end of the test."""
 
@@ -66,9 +73,14 @@ def balloon_connect() -> Iterator[BalloonConnect]:
     with ExitStack() as stack:
 
         def connect(
-            socket: str | os.PathLike[str], *, timeout_s: float = 5.0, process: Process | None = None
+            socket: str | os.PathLike[str],
+            *,
+            timeout_s: float = 5.0,
+            process: Process | None = None,
+            allow_remote: bool = False,
         ) -> sync.Vm:
-            return stack.enter_context(sync.connect(socket, timeout_s=timeout_s, process=process))
+            opening = sync.connect(socket, timeout_s=timeout_s, process=process, allow_remote=allow_remote)
+            return stack.enter_context(opening)
 
         yield connect
 

@@ -15,11 +15,12 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from qmpballoon import __version__, descriptors
 from qmpballoon.agent import systemd
 from qmpballoon.agent.actuator import Actuator
+from qmpballoon.agent.companion import until_qemu_ended
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.control import ControlSocket
 from qmpballoon.agent.ending import until_ended
@@ -36,10 +37,10 @@ from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpErr
 from qmpballoon.log import log_event, log_withheld
 from qmpballoon.metrics.tally import Tally
 from qmpballoon.model.names import VmId, safe_name
-from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
-from qmpballoon.mqtt.connection import Broker
-from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.protocol.objects import Agent as Publishes
+
+if TYPE_CHECKING:
+    from qmpballoon.mqtt.bridge import Bridge, BridgeSettings
 
 PART_ENDS_WITHIN_S: Final = 4.0  # MQTT needs 3 s for a broker that hangs; less than STOP_WITHIN_S in all
 RELEASE_WITHIN_S: Final = 4.0
@@ -47,9 +48,12 @@ RELEASE_WITHIN_S: Final = 4.0
 Reload = Callable[[], Configuration]
 
 
-async def run(configuration: Configuration, *, reload: Reload | None = None) -> int:
+async def run(
+    configuration: Configuration, *, reload: Reload | None = None, ends_with_qemu: bool = False
+) -> int:
     """Run the agent until SIGTERM or SIGINT; return its exit code: 0, or 130 if it was interrupted.
 
+    ``ends_with_qemu``: it serves one socket, and ends with 0 when the QEMU there has ended.
     ``reload`` re-reads the configuration on SIGHUP; a bad one is refused and the old one stays.
 
     Raises:
@@ -61,7 +65,7 @@ async def run(configuration: Configuration, *, reload: Reload | None = None) -> 
     descriptors.keep_reserve()
     store = Store(configuration.agent.state_dir, safe_name(configuration.agent.host))
     try:
-        return await Agent(configuration, store, files, reload).run()
+        return await Agent(configuration, store, files, reload, ends_with_qemu).run()
     finally:
         await store.close()
 
@@ -70,11 +74,17 @@ class Agent:
     """All parts of a running agent."""
 
     def __init__(
-        self, configuration: Configuration, store: Store, files: MqttFiles, reload: Reload | None
+        self,
+        configuration: Configuration,
+        store: Store,
+        files: MqttFiles,
+        reload: Reload | None,
+        ends_with_qemu: bool,
     ) -> None:
         self._context = context = Context(configuration, store)
         self._mqtt_files = files
         self._reload_from = reload
+        self._ends_with_qemu = ends_with_qemu
         self._host = safe_name(configuration.agent.host)
         self._mqtt_renewed = asyncio.Event()
         self._instance = secrets.token_hex(4)
@@ -119,6 +129,7 @@ class Agent:
                         "control": self._control(),
                         "http": self._http(),
                         "watchdog": systemd.feed_watchdog(),
+                        "companion": self._companion(stop),
                     }.items()
                 }
                 systemd.notify("READY=1", f"STATUS={self._host}: watching")
@@ -137,6 +148,12 @@ class Agent:
         log_withheld(now=True)
         log_event("agent-stopped", host=self._host)
         return stop.exit_code
+
+    async def _companion(self, stop: Stop) -> None:
+        """Ask for a stop when the one QEMU that this agent serves has ended."""
+        if self._ends_with_qemu:
+            await until_qemu_ended(self._registry)
+            stop.ask()
 
     async def _release(self) -> None:
         """Grow the automatic VMs by what the host can spare."""
@@ -231,6 +248,9 @@ class Agent:
         configuration = self.configuration
         if not configuration.mqtt.enabled:
             await asyncio.Event().wait()
+        from qmpballoon.mqtt.bridge import Bridge  # 3 MiB, which an agent without a broker does not need
+        from qmpballoon.mqtt.publisher import Publisher
+
         bridge = self._bridge = Bridge(
             self._bridge_settings(configuration),
             self._service.handle,
@@ -267,6 +287,9 @@ class Agent:
             self._bridge = None
 
     def _bridge_settings(self, configuration: Configuration) -> BridgeSettings:
+        from qmpballoon.mqtt.bridge import BridgeSettings
+        from qmpballoon.mqtt.connection import Broker
+
         mqtt = configuration.mqtt
         return BridgeSettings(
             brokers=tuple(Broker(url.scheme, url.host, url.port, url.path) for url in mqtt.url),

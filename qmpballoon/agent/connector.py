@@ -30,6 +30,7 @@ from qmpballoon.procfs import is_stopped, life_of
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor, SocketTable, open_monitor, was_accepted
+from qmpballoon.qmp.purpose import purpose_of
 from qmpballoon.qmp.tcp import open_tcp_monitor
 
 LOOK_AT_SILENCE_S: Final = 1.0
@@ -39,7 +40,7 @@ TCP_CONNECTS_S: Final = 5.0
 LATE_S: Final = 0.1
 AT_ONCE_S: Final = 0.005  # many sockets that appear at once share one reading of the kernel's table
 SECOND_WAITS_S: Final = 5.0  # where no process tells: for the monitor that served the VM to answer again
-_OTHER: Final = "it is a console, a guest agent or another protocol; keep it out of the globs of monitors"
+_OTHER: Final = "a console, a guest agent or another protocol"
 
 
 class Connector:
@@ -276,7 +277,9 @@ class Connector:
                         raise _NoMonitor(str(error)) from error
                     raise
             if is_stranger and life is not None and self._registry.is_served_by_another(self, life):
-                raise _NoMonitor(f"{self.path}: no greeting, and its QEMU has another monitor: {_OTHER}")
+                raise _NoMonitor(
+                    f"{self.path}: no greeting, and its QEMU has another monitor: {self._other(pid)}"
+                )
             if pid is not None and is_stopped(pid):
                 if (vm := self._registry.at(self.path)) is not stopped:
                     self._silent("unresponsive", pid)
@@ -286,11 +289,16 @@ class Connector:
                 stopped = None
                 why, is_mute = self._why_silent(monitor, before, max_age_s=LOOK_AT_SILENCE_S * looks)
                 if is_stranger and is_mute and opening.greeting is None:
-                    raise _NoMonitor(f"{self.path}: connected, and no greeting came: {_OTHER}")
+                    raise _NoMonitor(f"{self.path}: connected, and no greeting came: {self._other(pid)}")
                 self._silent(why, pid)
                 self._explain_silence(why, pid)
             looks = min(MOST_LOOKS, 2 * looks)
             wait_s = LOOK_AT_SILENCE_S * looks  # a greeting wakes at once; only the reason may change
+
+    def _other(self, pid: int | None) -> str:
+        """Return what a socket is that sends no greeting, and what to do about it."""
+        purpose = None if pid is None else purpose_of(pid, self.path)
+        return f"it is {purpose or _OTHER}; keep it out of the globs of monitors"
 
     def _explain_silence(self, why: Connection, pid: int | None) -> None:
         """Log once what an operator can do about a monitor that does not greet, and list it as the reason."""

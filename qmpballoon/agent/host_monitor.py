@@ -112,13 +112,13 @@ class HostMonitor:
     def _look_at_cgroup(self, source: CgroupBudget | None, charges: Charges) -> None:
         """Read the configured cgroup, or that of this process; if it cannot be read, the last values stay."""
         try:
-            configured = read_cgroup(source.path, self._cgroups) if source is not None else None
+            configured = read_cgroup(source.path, self._cgroups, self._proc) if source is not None else None
             memory = configured or self._own_cgroup(charges)
         except ValueError as error:
             self._remark_once("budget-unknown", f"the last value stays: {error}", level=logging.ERROR)
             return
         if source is not None and configured is None:
-            why = f"no limit applies to {source.path}: the VMs get the default share of the host"
+            why = f"no limit applies to {source.group}: the VMs get the default share of the host"
             self._remark_once("budget-unlimited", why, level=logging.WARNING)
         elif memory is None:
             self._remark = None

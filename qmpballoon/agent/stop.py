@@ -23,6 +23,8 @@ _LOGGED_WITHIN_S: Final = 0.2  # then the log is blocked, too
 class Stop:
     """Ends the agent cleanly on the first SIGTERM or Ctrl-C, and the process after STOP_WITHIN_S in any case.
 
+    `ask` does the same without a signal.
+
     A second of these signals has its default action: it ends the process at once, even if the loop hangs. The
     handlers are Python's and not the loop's, for the same reason: the bound holds while the loop is blocked.
     """
@@ -55,6 +57,10 @@ class Stop:
             if not self._is_asked:
                 for number, handler in before.items():
                     signal.signal(number, handler)
+
+    def ask(self) -> None:
+        """Ask for a clean stop, as SIGTERM does."""
+        self._ask(signal.SIGTERM, None)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._is_asked = True

@@ -48,7 +48,10 @@ _NOTHING: Final = Kept()
 
 
 class Store:
-    """The state on disk. Every change is written soon; ``saved()`` waits until it is."""
+    """The state on disk. Every change is written soon; ``saved()`` waits until it is.
+
+    With an empty ``state_dir`` it is in memory only, and ends with the agent.
+    """
 
     def __init__(self, state_dir: str | os.PathLike[str], host: str) -> None:
         """Lock and read the file of this host's name.
@@ -60,19 +63,13 @@ class Store:
         """
         self._directory = Path(state_dir)
         self._file = self._directory / f"{host}.json"
+        self._lock = self._locked_directory(host) if state_dir else None
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_is_ours(self._directory)
-            lock = _locked(self._file)
-        except OSError as error:
-            raise StateUnusable(os.fspath(state_dir), error) from error
-        if lock is None:
-            raise AnotherAgentRuns(host, os.fspath(state_dir))
-        self._lock = lock
-        try:
-            self._take_over_renamed()
-            self._contents = self._read()
+            if self._lock is not None:
+                self._take_over_renamed()
+            self._contents = Contents() if self._lock is None else self._read()
         except StateUnusable:
+            assert self._lock is not None
             os.close(self._lock)
             raise
         self._encoder = Encoder()
@@ -86,6 +83,19 @@ class Store:
         self._write_lock = threading.Lock()  # a write whose task was cancelled goes on in its thread
         if self._contents.unread:
             self._touch()  # rewrite the file, so that the invalid rows are logged once
+
+    def _locked_directory(self, host: str) -> int:
+        """Make the directory if it is not there, and hold the lock of this host's name."""
+        directory = os.fspath(self._directory)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_is_ours(self._directory)
+            lock = _locked(self._file)
+        except OSError as error:
+            raise StateUnusable(directory, error) from error
+        if lock is None:
+            raise AnotherAgentRuns(host, directory)
+        return lock
 
     # ── what is kept ─────────────────────────────────────────────────────────────────────────────
 
@@ -178,7 +188,8 @@ class Store:
         self._forget_later()
         if self._failed or self._is_drafted or self._written < self._wanted:
             await self._write_now(sync=True)
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
 
     async def _write_now(self, *, sync: bool) -> None:
         wanted, text = self._wanted, self._encoder.text_of(self._contents)
@@ -228,6 +239,8 @@ class Store:
             self._drafted_since_s = None
 
     def _touch(self, *, lazily: bool = False) -> None:
+        if self._lock is None:
+            return
         self._wanted += 1
         if not lazily:
             self._changed.set()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Final
 
+from qmpballoon.addresses import is_tcp
 from qmpballoon.agent.back_off import BackOffs
 from qmpballoon.agent.connector import Connector
 from qmpballoon.agent.context import Context
@@ -112,7 +113,9 @@ class Supervisor:
 
     def _is_there(self, vm: ManagedVm) -> bool:
         connector = self._connectors.get(vm.path)
-        if connector is not None and not connector.is_over:
+        # Of an address of TCP, which has no file, only a connection tells that nobody listens.
+        is_absent = is_tcp(vm.path) and vm.connection == "offline"
+        if connector is not None and not connector.is_over and not is_absent:
             return True
         life = vm.run.life
         return life is not None and life_of(life.pid) == life

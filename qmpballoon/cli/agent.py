@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import glob
+from functools import partial
 from typing import Final
 
 from qmpballoon import log
+from qmpballoon.addresses import is_tcp
 from qmpballoon.cli.program import DONE
-from qmpballoon.config import MODES, POLICIES, Configuration, default_text, defaults, load, override
+from qmpballoon.config import (
+    COMMAND_LINE,
+    MODES,
+    POLICIES,
+    Configuration,
+    default_text,
+    defaults,
+    load,
+    override,
+)
+from qmpballoon.errors import ConfigurationError, Problem
 
 EXAMPLES: Final = """\
 examples:
   qmpballoon agent '/run/qmpballoon/*.qmp'      control VMs without MQTT
   qmpballoon agent --mode observe               decide and publish, move nothing
   qmpballoon agent --broker mqtt://localhost
+  qmpballoon agent --vm vm.qmp --budget cgroup:  beside one QEMU
   qmpballoon agent -c /etc/qmpballoon.toml -v
   qmpballoon agent --print-default-config > qmpballoon.toml
 
@@ -39,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="let tcp:HOST:PORT be another machine: a monitor has no password and no encryption",
     )
+    parser.add_argument(
+        "--vm",
+        metavar="SOCKET",
+        help="serve this QEMU alone and end with it; no state is kept unless --state-dir is given",
+    )
     parser.add_argument("-c", "--config", metavar="FILE", help="configuration file (TOML)")
     parser.add_argument(
         "--print-default-config", action="store_true", help="print a complete, commented file and exit"
@@ -50,12 +69,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode", choices=MODES, help="observe decides and publishes, moves nothing (default: auto)"
     )
     policy.add_argument(
-        "--budget", metavar="SIZE", help="what all VMs together may hold: a size, 80%% or cgroup:PATH"
+        "--budget",
+        metavar="SIZE",
+        help="what all VMs together may hold: a size, 80%%, cgroup:PATH or "
+        "cgroup: (the one that the agent runs in)",
     )
     policy.add_argument("--reserve", metavar="SIZE", help="host memory that stays free (default: 512MiB)")
     policy.add_argument("--host", metavar="NAME", help="name of this host in topics (default: host name)")
     policy.add_argument(
-        "--state-dir", metavar="DIR", help="where names, limits and targets survive a restart"
+        "--state-dir",
+        metavar="DIR",
+        help="where names, limits and targets survive a restart; '' for nowhere",
     )
     policy.add_argument(
         "--control",
@@ -88,7 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
     log.set_up(verbose=arguments.verbose)
     collect_seldom()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(run_agent(configuration, reload=lambda: configured(arguments)))
+        run = partial(run_agent, ends_with_qemu=True) if arguments.vm is not None else run_agent
+        return runner.run(run(configuration, reload=lambda: configured(arguments)))
 
 
 def configured(arguments: argparse.Namespace) -> Configuration:
@@ -97,13 +122,20 @@ def configured(arguments: argparse.Namespace) -> Configuration:
     Raises:
         ConfigurationError: the file or an option is invalid; has all problems.
     """
+    sockets, state_dir = arguments.sockets, arguments.state_dir
+    if arguments.vm is not None:
+        if sockets:
+            problem = Problem(None, "--vm", "is the agent of one VM: name no other sockets")
+            raise ConfigurationError(COMMAND_LINE, [problem])
+        sockets = [arguments.vm if is_tcp(arguments.vm) else glob.escape(arguments.vm)]
+        state_dir = state_dir or ""
     configuration = load(arguments.config) if arguments.config else defaults()
     return override(
         configuration,
         host=arguments.host,
-        state_dir=arguments.state_dir,
+        state_dir=state_dir,
         control=arguments.control,
-        sockets=arguments.sockets,
+        sockets=sockets,
         allow_remote=arguments.allow_remote,
         broker=arguments.broker,
         username=arguments.username,

@@ -81,7 +81,7 @@ def _checked(configuration: Configuration) -> tuple[str, ...]:
 
 def _in_force(configuration: Configuration) -> Iterator[tuple[str, str]]:
     mqtt, policy, vm = configuration.mqtt, configuration.policy, configuration.vm
-    yield "host", f"{configuration.agent.host}, state in {configuration.agent.state_dir}"
+    yield "host", f"{configuration.agent.host}, state in {configuration.agent.state_dir or 'no file'}"
     yield "sockets", " ".join(configuration.discovery.sockets) or "none"
     if mqtt.enabled:
         brokers = ", then ".join(str(url) for url in mqtt.url)
@@ -105,7 +105,7 @@ def _in_force(configuration: Configuration) -> Iterator[tuple[str, str]]:
 def _budget(configuration: Configuration) -> str:
     budget, total = configuration.host.budget, read_host().mem_total
     if isinstance(budget, CgroupBudget):
-        return f"memory.max of {budget.path}, less what is not guest memory"
+        return f"memory.max of {budget.group}, less what is not guest memory"
     if budget.relative and total:
         return f"{budget} of this machine's {format_size(total)} = {format_size(budget.of(total))}"
     return str(budget)

@@ -171,14 +171,19 @@ def _mode_and_group(path: str) -> tuple[int, int]:
 
 
 def unusable_directory(path: str) -> StateUnusable | None:
-    """Return the error if a directory of state cannot be made or written by this process; None if it can."""
-    there = path
+    """Return the error if a directory of state cannot be made or written by this process; None if it can.
+
+    None for an empty path, too: nothing is kept.
+    """
+    there = path or "/"
     while not os.path.lexists(there) and there != os.path.dirname(there):
         there = os.path.dirname(there)
     cause: int | None = None
     if not os.path.isdir(there):
         cause = errno.ENOTDIR
-    elif not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+    elif path and not os.access(
+        there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
+    ):
         cause = errno.EACCES
     return None if cause is None else StateUnusable(path, OSError(cause, os.strerror(cause)))
 

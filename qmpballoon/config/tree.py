@@ -50,8 +50,8 @@ class AgentSettings:
 
     host: str = _machine_key(text(255), "Name of this host in topics. Default: the host name.")
     state_dir: str = _machine_key(
-        values.path,
-        "Where names, limits and targets survive a restart; locked, one agent of a name.\n"
+        values.path_or_none,
+        'Where names, limits and targets survive a restart; locked, one agent of a name. "": nowhere.\n'
         "Default: $STATE_DIRECTORY, else $XDG_STATE_HOME/qmpballoon, else ~/.local/state/qmpballoon.",
     )
     control: str | None = _key(
@@ -87,7 +87,8 @@ class DiscoverySettings:
     )
     forget_after_s: float = _key(
         number(1, 31_536_000),
-        "No socket and no process for so long: the VM's retained topics are cleared. 1 to 31536000.",
+        "No socket and no process for so long, or nobody at an address of TCP: the VM's retained topics are\n"
+        "cleared. 1 to 31536000.",
         86400.0,
     )
 
@@ -182,7 +183,7 @@ class HttpSettings:
     listen: HttpAddress | None = _key(
         values.http_address,
         "Serve /metrics (Prometheus), /healthz and /readyz here: an IP address and a port, or a unix socket\n"
-        "(mode 0660) as in \"unix:/run/qmpballoon/http.sock\". Needs: pip install 'qmpballoon[metrics]'.\n"
+        '(mode 0660) as in "unix:/run/qmpballoon/http.sock". Needs the extra [metrics].\n'
         "Default: none.",
         None,
         '"127.0.0.1:9188"',
@@ -202,7 +203,8 @@ class HostSettings:
     budget: Budget = _key(
         values.budget,
         "What all VMs together may hold: a share of MemTotal, a size, or a cgroup's memory.max less what is\n"
-        'not guest memory ("cgroup:/machine.slice"). No more than a limit on the agent and all VMs leaves.',
+        'not guest memory ("cgroup:/machine.slice"; "cgroup:" is that of the agent). No more than a limit\n'
+        "on the agent and all VMs leaves.",
         parse_amount("80%"),
     )
     reserve: Amount = _key(
@@ -316,7 +318,7 @@ class Configuration:
     def control_path(self) -> str:
         """The path of the control socket; empty: there is none."""
         if self.agent.control is None:
-            return f"{self.agent.state_dir}/{CONTROL_NAME}"
+            return self.agent.state_dir and f"{self.agent.state_dir}/{CONTROL_NAME}"
         return self.agent.control
 
     @property

@@ -65,12 +65,20 @@ class BrokerUrl:
 
 @dataclass(frozen=True, slots=True)
 class CgroupBudget:
-    """A budget that is a cgroup's memory.max; ``path`` is below /sys/fs/cgroup: ``/machine.slice``."""
+    """A budget that is a cgroup's memory.max.
+
+    ``path`` is below /sys/fs/cgroup: ``/machine.slice``; empty: the cgroup that the agent runs in.
+    """
 
     path: str
 
     def __str__(self) -> str:
         return f"cgroup:{self.path}"
+
+    @property
+    def group(self) -> str:
+        """What a person calls it."""
+        return self.path or "the agent's own cgroup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +120,14 @@ def path(value: object) -> str:
     return written
 
 
+def path_or_none(value: object) -> str:
+    """Read an absolute path; empty: none."""
+    return "" if value == "" else path(value)
+
+
 def control_socket(value: object) -> str:
     """Read the absolute path of a unix socket that we make; empty: none."""
-    written = "" if value == "" else path(value)
+    written = path_or_none(value)
     if len(os.fsencode(written)) > LONGEST_SOCKET_PATH:
         raise Wrong(f"is too long for a unix socket: at most {LONGEST_SOCKET_PATH} bytes")
     return written
@@ -182,9 +195,11 @@ def share_or_size(value: object) -> Amount:
 
 
 def budget(value: object) -> Amount | CgroupBudget:
-    """Read a size, a percentage or ``cgroup:PATH``."""
+    """Read a size, a percentage, ``cgroup:PATH`` or ``cgroup:``."""
     if not isinstance(value, str) or not value.startswith("cgroup:"):
         return share_or_size(value)
+    if value == "cgroup:":
+        return CgroupBudget("")
     cgroup = value.removeprefix("cgroup:").removeprefix("/sys/fs/cgroup")
     if not cgroup.startswith("/") or ".." in cgroup.split("/") or not cgroup.isprintable():
         raise Wrong('must name the cgroup by its absolute path, as in "cgroup:/machine.slice"')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shlex
 import signal
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from qmpballoon.lab.architecture import ARCHITECTURE
 from qmpballoon.lab.image import GuestImage, blank_disk
 from qmpballoon.lab.process import Program, tail
 from qmpballoon.lab.require import LabError
@@ -19,8 +21,12 @@ from qmpballoon.lab.serial import SerialPort
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
 
-QEMU: Final = "qemu-system-x86_64"
+QEMU: Final = ARCHITECTURE.qemu
+QEMU_VARIABLE: Final = "QMPBALLOON_QEMU"  # another QEMU for such guests, by its name or path
 
+_MICROVM: Final = "microvm"
+# The kernel finds no timer there that it could measure the processor's clock with; any value lets it boot.
+_MICROVM_WORD: Final = "tsc_early_khz=2000000"
 _START_S: Final = 60.0  # QEMU listens after 0.1 s on an idle machine
 _COMMAND_S: Final = 60.0
 _BOOT_S: Final = 180.0  # 2.6 s on an idle machine; the rest is for busy ones
@@ -48,6 +54,12 @@ class BalloonDevice:
 
 
 BALLOON: Final = BalloonDevice()
+
+
+def balloon_of(machine: str | None) -> str:
+    """Return the balloon device for a machine: microvm has no PCI bus unless it is asked for one."""
+    is_bare = machine is not None and machine.startswith(_MICROVM) and "pcie=on" not in machine
+    return "virtio-balloon-device" if is_bare else "virtio-balloon-pci"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +97,26 @@ class Machine:
     disk: int = 0  # bytes of a blank read-only disk, for `cache N` to read; 0: none
     paused: bool = False  # -S: runs no instruction
     arguments: tuple[str, ...] = ()  # appended to QEMU's
+    kind: str | None = None  # -machine: q35, microvm, ...; None: QEMU's default
+    qemu: str | None = None  # name or path; None: $QMPBALLOON_QEMU, else QEMU
     command: tuple[str, ...] = ()  # a QEMU and its options, instead of all of the above
+
+    @property
+    def program(self) -> str:
+        """The QEMU that runs it."""
+        return self.command[0] if self.command else self.qemu or os.environ.get(QEMU_VARIABLE) or QEMU
+
+    @property
+    def is_microvm(self) -> bool:
+        """Whether it is QEMU's minimal machine for x86."""
+        return self.kind is not None and self.kind.startswith(_MICROVM)
 
     def options(self) -> list[str]:
         """Return QEMU's options for this machine."""
         if self.command:
             return list(self.command[1:])
         options = [
+            *ARCHITECTURE.machine,
             "-accel",
             "tcg,tb-size=16",
             "-m",
@@ -100,10 +125,13 @@ class Machine:
             "-display",
             "none",
         ]
+        if self.kind is not None:
+            options += ["-machine", self.kind]
         if self.image is not None:
-            words = ["console=ttyS0", "panic=-1"]
+            words = [f"console={ARCHITECTURE.console}", "panic=-1"]
             words += [] if self.driver else ["qmpballoon.nodriver"]
             words += [f"qmpballoon.boot_delay={self.boot_delay_s}"] if self.boot_delay_s else []
+            words += [_MICROVM_WORD] if self.is_microvm else []
             options += ["-kernel", str(self.image.kernel), "-initrd", str(self.image.initramfs)]
             options += ["-append", " ".join(words)]
         if self.balloon is not None:
@@ -158,8 +186,7 @@ class LabGuest:
             MissingPrograms: QEMU is not installed.
         """
         try:
-            program = self.machine.command[0] if self.machine.command else QEMU
-            self._program = Program([program, *self._arguments()], log=self.log)
+            self._program = Program([self.machine.program, *self._arguments()], log=self.log)
             self._monitor = SecondMonitor(self._monitor_socket)
             await self._until_listening()
             if self.machine.image is not None:
@@ -188,7 +215,10 @@ class LabGuest:
         if self.machine.image is not None:
             arguments += ["-serial", f"file:{self.console}"]
             arguments += ["-chardev", f"socket,id=commands,path={self._serial_socket},server=on,wait=off"]
-            arguments += ["-serial", "chardev:commands"]
+            if self.machine.is_microvm:  # -serial gives it one line at most
+                arguments += ["-device", "isa-serial,chardev=commands,index=1"]
+            else:
+                arguments += ARCHITECTURE.second_line
         if self.snapshot is not None:
             arguments += ["-incoming", f"exec:cat {shlex.quote(str(self.snapshot))}"]
         return [*arguments, *self.machine.options()]

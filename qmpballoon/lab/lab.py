@@ -60,6 +60,8 @@ class Lab:
         qemu_name: str | None = "",
         fresh: bool = False,
         wait: bool = True,
+        kind: str | None = None,
+        qemu: str | None = None,
     ) -> LabGuest:
         """Start a Linux guest and return it.
 
@@ -72,7 +74,17 @@ class Lab:
             LabError: it cannot be built, started or booted.
         """
         image = await asyncio.to_thread(guest_image, self._progress)
-        machine = Machine(memory, image, balloon, driver, boot_delay_s, disk, arguments=tuple(arguments))
+        machine = Machine(
+            memory,
+            image,
+            balloon,
+            driver,
+            boot_delay_s,
+            disk,
+            arguments=tuple(arguments),
+            kind=kind,
+            qemu=qemu,
+        )
         saved = None if fresh or boot_delay_s else await snapshot_of(machine, self._progress)
         guest = await self._start(name, machine, qemu_name, saved)
         if wait:

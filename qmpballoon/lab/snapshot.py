@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from qmpballoon.lab.guest import QEMU, LabGuest, Machine
+from qmpballoon.lab.guest import LabGuest, Machine
 from qmpballoon.lab.require import LabError, find_program
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
@@ -37,7 +37,7 @@ async def snapshot_of(machine: Machine, progress: Callable[[str], None] = lambda
 
 
 def _key(machine: Machine) -> str:
-    qemu = Path(find_program(QEMU)).stat()
+    qemu = Path(find_program(machine.program)).stat()
     recipe = repr((machine.options(), qemu.st_size, qemu.st_mtime_ns))
     return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 

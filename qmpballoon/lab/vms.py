@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from qmpballoon.lab.guest import BalloonDevice, LabGuest
+from qmpballoon.lab.guest import BalloonDevice, LabGuest, balloon_of
 from qmpballoon.lab.lab import Lab
 from qmpballoon.lab.require import LabError
 from qmpballoon.loop_thread import LoopClosed, LoopThread
@@ -124,12 +124,16 @@ class QemuVms:
         deflate_on_oom: bool = False,
         fresh: bool = False,
         arguments: Sequence[str] = (),
+        machine: str | None = None,
+        qemu: str | os.PathLike[str] | None = None,
     ) -> QemuVm:
         """Start a QEMU and return it when it runs.
 
         Without a ``command`` it is the lab's guest, a small Linux under TCG, that has booted: with
         ``memory``, with or without its balloon ``driver`` and ``deflate_on_oom``, ``fresh`` (booted, in some
-        3 s) or resumed from a saved state (in 0.2 s), and with more ``arguments`` of QEMU.
+        3 s) or resumed from a saved state (in 0.2 s), and with more ``arguments`` of QEMU. ``machine`` is
+        that of ``-machine``: q35, microvm; ``qemu`` a name or path (None: $QMPBALLOON_QEMU, else
+        qemu-system-x86_64).
 
         With a ``command`` it is that QEMU and its options, as soon as it listens. Added are two monitors, and
         as far as the command says nothing about them ``-name``, ``-display none`` and ``-serial`` into the
@@ -146,9 +150,11 @@ class QemuVms:
             starting = self._lab.guest(
                 name,
                 memory=parse_size(memory),
-                balloon=BalloonDevice(deflate_on_oom=deflate_on_oom),
+                balloon=BalloonDevice(balloon_of(machine), deflate_on_oom=deflate_on_oom),
                 driver=driver,
                 fresh=fresh,
                 arguments=arguments,
+                kind=machine,
+                qemu=None if qemu is None else os.fspath(qemu),
             )
         return QemuVm(self._loop.call(starting), self._loop)

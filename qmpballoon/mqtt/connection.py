@@ -224,6 +224,10 @@ class Connection:
         With ``retained`` the broker sends the retained messages, also again, and only these have the flag.
         Without ``own``, of which 3.1.1 knows nothing, what this client publishes does not come back.
 
+        Over MQTT 3.1.1 always with QoS 0: NATS makes a replicated consumer for each subscription of QoS 1,
+        and refuses it after 5 s while a dead node is to lead it. To ask for QoS 0 only then takes too long:
+        5 s for each filter. Either loses messages only with the connection, as the session ends with it.
+
         Returns:
             The filters that the broker refused.
 
@@ -239,7 +243,7 @@ class Connection:
             )
             asked = self._aiomqtt.subscribe([(one, options) for one in filters])
         else:
-            asked = self._aiomqtt.subscribe([(one, qos) for one in filters])
+            asked = self._aiomqtt.subscribe([(one, 0) for one in filters])
         granted = await self._while_connected(asked)
         codes = [code if isinstance(code, int) else int(getattr(code, "value", 0)) for code in granted]
         return [one for one, code in zip(filters, codes, strict=False) if code >= 128]

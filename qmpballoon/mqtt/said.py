@@ -21,11 +21,14 @@ _MOST_ECHOES: Final = 16
 
 @dataclass(slots=True)
 class _Value:
-    """``digest`` is that of the payload, ``echoes`` those of payloads that have not come back yet."""
+    """``digest`` is that of the payload, ``echoes`` those of payloads that have not come back yet.
+
+    Without a broker that sends them back there is no deque, of which each takes 0.7 KB.
+    """
 
     digest: int
     said_at_s: float
-    echoes: deque[int] = field(default_factory=lambda: deque(maxlen=_MOST_ECHOES))
+    echoes: deque[int] | None = None
     corrected_at_s: float = float("-inf")
     pause_s: float = 0.0
 
@@ -53,7 +56,7 @@ class Said:
         self._echoes = echoes
         self._wrong.clear()
         for value in self._values.values():
-            value.echoes.clear()
+            value.echoes = None
 
     def said(self, topic: str, payload: bytes) -> None:
         """Note what was sent as a topic's retained value."""
@@ -63,6 +66,7 @@ class Said:
             value = _Value(digest, now_s)
         value.digest, value.said_at_s = digest, now_s
         if self._echoes:
+            value.echoes = value.echoes or deque(maxlen=_MOST_ECHOES)
             value.echoes.append(digest)
         self._values[topic] = value
         self._wrong.pop(topic, None)
@@ -78,7 +82,7 @@ class Said:
         if value is None:
             return False  # it was not sent yet
         digest = hash(payload)
-        if digest in value.echoes:
+        if value.echoes is not None and digest in value.echoes:
             while value.echoes.popleft() != digest:
                 pass
             return False

@@ -22,7 +22,7 @@ from qmpballoon.units import MIB
 
 Version = tuple[int, int, int]
 
-QEMU = "qemu-system-x86_64"
+QEMU = os.environ.get("QMPBALLOON_QEMU") or "qemu-system-x86_64"
 PATIENCE_S = 60.0  # for what takes less than a second on an idle machine
 SIZE = 256 * MIB
 

@@ -14,7 +14,7 @@ from recorded_commands import recorded_commands
 
 import qmpballoon
 from qmpballoon.agent.vm_session import VmSession
-from qmpballoon.lab.guest import BalloonDevice, LabGuest
+from qmpballoon.lab.guest import BalloonDevice, LabGuest, balloon_of
 from qmpballoon.lab.lab import Lab
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.commands import COMMANDS, DRIVER_STATUS, may_be_sent
@@ -130,13 +130,16 @@ async def sample_as_the_agent(socket: Path, guest: LabGuest) -> None:
         await session.close()
 
 
-@pytest.mark.parametrize("driver", [True, False])
+@pytest.mark.parametrize(
+    ("machine", "driver"), [(None, True), (None, False), ("q35", True), ("microvm", True), ("microvm", False)]
+)
 @pytest.mark.parametrize("use", [use_the_api, sample_as_the_agent])
 async def test_only_listed_commands_are_sent_and_unstable_ones_only_to_tried_versions(
-    sockets_dir: Path, use: Callable[[Path, LabGuest], Awaitable[None]], driver: bool
+    sockets_dir: Path, use: Callable[[Path, LabGuest], Awaitable[None]], driver: bool, machine: str | None
 ) -> None:
     async with Lab(sockets_dir) as lab:
-        guest = await lab.guest("linux", balloon=BalloonDevice(deflate_on_oom=True), driver=driver)
+        balloon = BalloonDevice(balloon_of(machine), deflate_on_oom=True)
+        guest = await lab.guest("linux", balloon=balloon, driver=driver, kind=machine)
         async with recorded_commands(guest.socket, sockets_dir / "proxy") as sent:
             await use(sockets_dir / "proxy", guest)
         assert sent[0] == "qmp_capabilities"

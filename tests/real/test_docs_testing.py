@@ -1,11 +1,14 @@
-"""The recipes of docs/testing.md, run word by word on real QEMUs."""
+"""The recipes of docs/testing.md and docs/one-vm.md, run word by word on real QEMUs."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,19 +16,24 @@ import pytest
 
 from qmpballoon.lab import image
 
-PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+DOCS = Path(__file__).parents[2] / "docs"
 RUN_S = 300.0
 
 
 @pytest.fixture
-def run(sockets_dir: Path, guest_image: image.GuestImage) -> Callable[..., str]:
-    """Run a program where the recipes find their guest; return what it prints."""
-    environment = {
+def environment(guest_image: image.GuestImage) -> dict[str, str]:
+    """Return the environment in which the recipes find their guest and the program."""
+    return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "KERNEL": str(guest_image.kernel),
         "INITRD": str(guest_image.initramfs),
     }
+
+
+@pytest.fixture
+def run(sockets_dir: Path, environment: dict[str, str]) -> Callable[..., str]:
+    """Run a program where the recipes find their guest; return what it prints."""
 
     def run(*command: str) -> str:
         done = subprocess.run(
@@ -37,9 +45,9 @@ def run(sockets_dir: Path, guest_image: image.GuestImage) -> Callable[..., str]:
     return run
 
 
-def recipe(heading: str) -> str:
+def recipe(heading: str, page: str = "testing.md") -> str:
     """Return the first block of code below a heading."""
-    section = PAGE.read_text().split(f"\n## {heading}\n")[1]
+    section = (DOCS / page).read_text().split(f"\n## {heading}\n")[1]
     found = re.search(r"```[a-z]+\n(.*?)```", section, re.DOTALL)
     assert found is not None
     return found[1]
@@ -64,3 +72,26 @@ def test_the_recipe_for_pytest(run: Callable[..., str], sockets_dir: Path) -> No
     assert "2 passed" in run(
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio"
     )
+
+
+def test_the_recipe_for_a_container(sockets_dir: Path, environment: dict[str, str]) -> None:
+    log = sockets_dir / "log"
+    with log.open("wb") as output:
+        words = ["sh", "-c", recipe("In a container", "one-vm.md")]
+        entry = subprocess.Popen(
+            words, cwd=sockets_dir, env=environment, stderr=output, start_new_session=True
+        )
+    try:
+        deadline_s = time.monotonic() + RUN_S
+        while "vm-online" not in log.read_text():
+            assert time.monotonic() < deadline_s, log.read_text()
+            assert entry.poll() is None, log.read_text()
+            time.sleep(0.01)
+        entry.terminate()
+        assert entry.wait(timeout=RUN_S) == 128 + signal.SIGTERM
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # all have ended, unless the test failed
+            os.killpg(entry.pid, signal.SIGKILL)
+        entry.wait()
+    ended = log.read_text().partition("qemu-ended vm=vm")[2]
+    assert "agent-stopped" in ended

@@ -14,8 +14,13 @@ from qmpballoon.lab.lab import Lab
     ("options", "error", "sentence"),
     [
         (["-monitor", "unix:{},server=on,wait=off"], qmpballoon.ConnectionLost, "QEMU's human monitor"),
-        (["-serial", "unix:{},server=on,wait=off"], qmpballoon.Unreachable, "a serial console"),
+        (["-serial", "unix:{},server=on,wait=off"], qmpballoon.Unreachable, "this is a serial console"),
         (["-vnc", "unix:{}"], qmpballoon.ConnectionLost, "a VNC server"),
+        (
+            ["-spice", "unix=on,addr={},disable-ticketing=on"],
+            qmpballoon.Unreachable,
+            "this is a SPICE server, not a QMP monitor",
+        ),
         (
             [
                 "-chardev",
@@ -26,10 +31,10 @@ from qmpballoon.lab.lab import Lab
                 "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
             ],
             qmpballoon.Unreachable,
-            "a guest agent",
+            "this is the channel of a guest agent",
         ),
     ],
-    ids=["human-monitor", "console", "vnc", "guest-agent"],
+    ids=["human-monitor", "console", "vnc", "spice", "guest-agent"],
 )
 async def test_a_socket_that_is_no_monitor_is_named(
     options: list[str],

@@ -92,9 +92,8 @@ class AgentHarness:
         self.kernel = kernel
         self.configuration = Configuration(
             agent=AgentSettings(host="edge-7", state_dir=os.fspath(directory / "state")),
-            discovery=DiscoverySettings(sockets=(f"{directory}/*.qmp",)),
             vm=settings,
-            **tables,
+            **{"discovery": DiscoverySettings(sockets=(f"{directory}/*.qmp",)), **tables},
         )
         self.records: dict[str, VmStatus] = {}
         self.healths: list[str] = []
@@ -156,6 +155,11 @@ class AgentHarness:
             raise AssertionError(
                 f"not within {PATIENCE_S:g} s; VMs: {vms}; last events: {self.events[-10:]}"
             ) from None
+
+    async def move(self, name: str, target: int) -> None:
+        """Set a target in bytes and wait until the guest has it exactly; the request allows 1 MiB less."""
+        await self.ask(name, "set-target", target=target, wait_s=PATIENCE_S)
+        await self.until(lambda: self.record(name).actual == target)
 
     async def until_health(self, name: str, *words: str) -> VmStatus:
         await self.until(lambda: self.health(name) in words)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, running_agent
 from scripted_peer import Line, peer, session_with
+from serving import relayed, serving
 
 from qmpballoon.agent import arrival as arrival_module
 from qmpballoon.agent import back_off as back_off_module
@@ -645,6 +646,35 @@ async def test_a_vm_is_forgotten_some_time_after_its_socket_and_process_ended(
         assert harness.gone == ["a"]
         assert os.fspath(qemus.path("a")) not in harness.store.sockets
         assert harness.store.kept(VmId("a")).shares is None
+
+
+async def test_a_vm_over_tcp_is_forgotten_some_time_after_nobody_listens_and_comes_again(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a", machine=named("far"))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        place = probe.getsockname()
+    settings = DiscoverySettings(sockets=(f"tcp:{place[0]}:{place[1]}",))
+    async with running_agent(sockets_dir, monkeypatch, discovery=settings) as harness:
+
+        async def through(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await relayed(reader, writer, await asyncio.open_unix_connection(qemus.path("a")))
+
+        def check_much_later() -> None:
+            harness.supervisor.forget_absent_vms()
+            harness.later_s += 86_401
+            harness.supervisor.forget_absent_vms()
+
+        async with serving(through, place):
+            await harness.until_health("far", "ok")
+            check_much_later()
+            assert "far" in harness.ids
+        await harness.until_health("far", "offline")
+        check_much_later()
+        assert harness.gone == ["far"]
+        assert harness.store.sockets == {}
+        async with serving(through, place):
+            await harness.until_health("far", "ok")
 
 
 # ── faults of one QEMU ───────────────────────────────────────────────────────────────

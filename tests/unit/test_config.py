@@ -138,6 +138,7 @@ def test_integers_are_accepted_as_numbers_and_whole_decimals_as_integers() -> No
         ('"60%"', parse_amount("60%")),
         ('"6GiB"', parse_amount("6GiB")),
         ("6442450944", parse_amount(6442450944)),
+        ('"cgroup:"', CgroupBudget("")),
         ('"cgroup:/machine.slice"', CgroupBudget("/machine.slice")),
         ('"cgroup:/sys/fs/cgroup/a/machine.slice"', CgroupBudget("/a/machine.slice")),
     ],

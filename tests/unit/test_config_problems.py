@@ -99,7 +99,11 @@ def test_unknown_names_are_reported_with_a_suggestion(text: str, key: str, reaso
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("value", ["true", "[true]", "{a = 1}", "1979-05-27", "nan", "-1", '""', '"\\u0000"'])
 def test_no_key_accepts_a_value_of_a_wrong_type_or_range(table: str, value: str) -> None:
-    valid = (('""', "control"), *(("true", flag) for flag in ("samples", "home_assistant", "allow_remote")))
+    valid = (
+        ('""', "control"),
+        ('""', "state_dir"),
+        *(("true", flag) for flag in ("samples", "home_assistant", "allow_remote")),
+    )
     record = [name for name in keys(TABLES[table]) if (value, name) not in valid]
     text = f"[{table}]\n" + "".join(f"{name} = {value}\n" for name in record)
     found = problems(text)
@@ -564,4 +568,4 @@ def test_without_prometheus_client_metrics_are_a_configuration_error(monkeypatch
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     (finding,) = (each for each in findings(found) if each.path == ("http", "listen"))
     assert finding.is_error
-    assert "pip install 'qmpballoon[metrics]'" in finding.reason
+    assert f"{sys.executable} -m pip install 'qmpballoon[metrics]'" in finding.reason

@@ -184,6 +184,16 @@ def test_the_budget_of_a_cgroup_is_what_is_left_for_guests(machine: _Machine) ->
     assert machine.logged == ["budget-limited"]
 
 
+def test_the_cgroup_of_the_agent_counts_wherever_its_vms_are(machine: _Machine) -> None:
+    machine.move("self", "/vms")
+    own = HostSettings(budget=CgroupBudget(""))
+    machine.monitor.look(own, lambda: {None: 2 * 118 * MIB})
+    assert machine.monitor.for_guests == (560 - (400 - 20 - 2 * 118)) * MIB
+    machine.limit(None, current=400)
+    machine.monitor.look(own, lambda: QEMUS)
+    assert machine.logged == ["budget-limited", "budget-unlimited"]
+
+
 def test_more_of_a_qemu_than_its_guest_may_have_is_not_the_guests(machine: _Machine) -> None:
     machine.rss = dict.fromkeys(QEMUS, 256 + 70)
     machine.limit(800, current=700)

@@ -37,7 +37,10 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
         guard host_level registry release
     """,
-    "qmp": ". commands discovery events monitor tcp repeated resizer wire intake client balloon process",
+    "qmp": """
+        . purpose commands discovery events monitor tcp asked repeated resizer wire intake client balloon
+        process
+    """,
     "doctor": ". facts findings vm_rules host_rules report vm host",
     "protocol": ". fields event_kinds objects payloads verbs schemas requests",
     "mqtt": """
@@ -58,7 +61,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "agent": """
         . back_off boot run event_loop usable wakeup feed holds state_file store systemd wheel usual_poll
         vm_session
-        context host_monitor limits spec vm_polls vm actuator names registry arrival connector supervisor
+        context host_monitor limits spec vm_polls vm actuator names registry companion arrival connector
+        supervisor
         governor ending examination pulse service stop subscription control app
     """,
     "sim": """
@@ -66,7 +70,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         qemu.process traces qemu.server qemu.fleet vm host qemu.command drawing qemu.__main__
     """,
     "lab": """
-        . demo demo.picture demo.workload require kernel process serial waiting broker nats image
+        . demo demo.picture demo.workload architecture require kernel process serial waiting broker nats image
         second_monitor guest snapshot lab vms demo.testbed demo.output demo.measurement demo.run
     """,
     "pytest_plugin": "",

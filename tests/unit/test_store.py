@@ -74,6 +74,7 @@ async def test_a_draft_of_the_last_name_is_taken_over(tmp_path: Path) -> None:
     store.keep(WEB1, target=5)
     write_draft(tmp_path / "last.json", store._encoder.text_of(store._contents))
     (tmp_path / "last.json").write_text("{}")
+    assert store._lock is not None
     os.close(store._lock)  # it was killed
     new = Store(tmp_path, "new")
     assert new.kept(WEB1).target == 5
@@ -513,3 +514,16 @@ async def test_changes_that_follow_one_another_at_once_do_not_wait_for_the_disk_
         async with asyncio.timeout(10):
             while not synced:
                 await asyncio.sleep(0)
+
+
+async def test_without_a_directory_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store, other = Store("", "edge-7"), Store("", "edge-7")
+    store.keep(WEB1, shares=7)
+    await store.saved()
+    assert (store.kept(WEB1).shares, other.kept(WEB1).shares) == (7, None)
+    await store.close()
+    await other.close()
+    assert list(tmp_path.iterdir()) == []

@@ -44,6 +44,11 @@ test-nats: ## agent, client and ctl on three NATS nodes, of which one is killed;
 	@scripts/setup dev lab
 	@QMPBALLOON_NATS=1 $(PYTHON_BIN)/pytest tests/real/test_nats_cluster.py $(PYTEST_ARGS)
 
+test-machines: ## guests of aarch64 and s390x, whose kernels and QEMUs are downloaded at first; half a minute
+	@scripts/setup dev lab
+	@directories=$$(scripts/fetch-guest aarch64 s390x) && \
+	    QMPBALLOON_GUESTS="$$directories" $(PYTHON_BIN)/pytest tests/real/test_machines.py $(PYTEST_ARGS)
+
 check: ## lint, types, unit and property tests: under 30 s, no guests
 	@scripts/setup dev
 	$(PYTHON_BIN)/ruff check

@@ -1,4 +1,4 @@
-"""One file descriptor in reserve, for what a long-running process must do even when none is left.
+"""The standard descriptors, and one in reserve for what a long-running process must do when none is left.
 
 Without a free descriptor, a read of /proc fails as if the process had ended, and the service manager kills
 a service that cannot notify it. An action that opens one descriptor and closes it again is run by
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, TypeVar
@@ -19,6 +20,21 @@ T = TypeVar("T")
 
 EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE)
 _reserve: Final[list[int]] = []  # empty, or one descriptor
+
+
+def open_standard() -> None:
+    """Open /dev/null in place of each standard descriptor that is closed, and make it the standard stream.
+
+    A socket would get its number otherwise. libuv aborts when it closes its own descriptor below 3 (seen with
+    uvloop 0.23).
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+            os.set_inheritable(number, True)  # as every standard descriptor
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def keep_reserve() -> None:

@@ -3,7 +3,8 @@
 A VM is there when its host's agent is online and its own availability is ``online``. An agent is online
 while its status says so, and its host object is not older than three heartbeats: a clustered broker may
 never send a will. The age is that of the object's time stamp, or the time since the object arrived as a new
-message, whichever is less: clocks of hosts differ.
+message, whichever is less: clocks of hosts differ. An object that arrives as a new message tells the same as
+these words, by its health that of a VM: a cluster that lost a node may have given old words, or none.
 
 What arrives is untrusted: a value of another type than expected counts as unknown.
 """
@@ -19,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from qmpballoon.errors import RequestRefused
-from qmpballoon.model.records import VmState, utc_now
+from qmpballoon.model.records import SILENT, VmState, utc_now
 from qmpballoon.mqtt.topics import FleetTopics, Published
 from qmpballoon.protocol.objects import state_of
 from qmpballoon.protocol.payloads import decode_object
@@ -196,7 +197,7 @@ class Fleet:
         elif published.vm is None:
             self._take_host(published, payload, document, is_new=not retained)
         else:
-            self._take_vm(published, published.vm, payload, document)
+            self._take_vm(published, published.vm, payload, document, is_new=not retained)
         return True
 
     def incomplete(self) -> list[str]:
@@ -229,11 +230,18 @@ class Fleet:
             host.document = document
             if payload and is_new:
                 host.heard_at_s = self._clock()
+                host.status = "online"
         if not host.status and not host.document:
             del self._hosts[name]
 
     def _take_vm(
-        self, published: Published, name: str, payload: bytes, document: Mapping[str, object]
+        self,
+        published: Published,
+        name: str,
+        payload: bytes,
+        document: Mapping[str, object],
+        *,
+        is_new: bool,
     ) -> None:
         key = f"{published.host}/{name}"
         vm = self._vms.get(key)
@@ -245,6 +253,8 @@ class Fleet:
             vm.availability = payload[:_LONGEST_STATUS].decode(errors="replace")
         else:
             vm.document = document
+            if is_new and isinstance(health := document.get("health"), str):
+                vm.availability = "offline" if health in SILENT else "online"
         if not vm.availability and not vm.document:
             del self._vms[key]
 

@@ -14,8 +14,9 @@ from qmpballoon.agent.registry import Answering, Registry
 from qmpballoon.agent.run import Identity
 from qmpballoon.log import log_event
 from qmpballoon.model.records import Life
+from qmpballoon.qmp.asked import Asked, returned
 from qmpballoon.qmp.balloon import query_run_state
-from qmpballoon.qmp.client import Asked, Session, name_in, returned
+from qmpballoon.qmp.client import Session, name_in
 from qmpballoon.qmp.process import PRECONFIG, Machine, is_same_qemu, look_at_machine, qemu_pid
 
 LOOK_AGAIN_S: Final = 1.0

@@ -2,6 +2,9 @@
 
 One JSON file per host name, written atomically, mode 0600, and locked, so that only one agent uses a
 name. If the disk is full, the agent keeps running, logs it once and tries again.
+
+A host may get its name late, at its first boots: a name without a file takes over that of the name that was
+used last, unless an agent uses it. What that name announced is then cleared like other leftovers.
 """
 
 from __future__ import annotations
@@ -60,8 +63,10 @@ class Store:
         """
         self._directory = Path(state_dir)
         self._file = self._directory / f"{host}.json"
-        self._lock = self._locked(host) if state_dir else None
+        self._lock = self._locked_directory(host) if state_dir else None
         try:
+            if self._lock is not None:
+                self._take_over_renamed()
             self._contents = Contents() if self._lock is None else self._read()
         except StateUnusable:
             assert self._lock is not None
@@ -79,21 +84,17 @@ class Store:
         if self._contents.unread:
             self._touch()  # rewrite the file, so that the invalid rows are logged once
 
-    def _locked(self, host: str) -> int:
+    def _locked_directory(self, host: str) -> int:
         """Make the directory if it is not there, and hold the lock of this host's name."""
         directory = os.fspath(self._directory)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_is_ours(self._directory)
-            flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-            lock = os.open(self._directory / f"{host}.lock", flags, 0o600)
+            lock = _locked(self._file)
         except OSError as error:
             raise StateUnusable(directory, error) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise AnotherAgentRuns(host, directory) from None
+        if lock is None:
+            raise AnotherAgentRuns(host, directory)
         return lock
 
     # ── what is kept ─────────────────────────────────────────────────────────────────────────────
@@ -254,6 +255,31 @@ class Store:
         for vm in nameless[: max(0, len(nameless) - _MOST_FORGOTTEN)]:
             del self._contents.vms[vm]
 
+    def _take_over_renamed(self) -> None:
+        """Take over the file of the host's last name, if this one has none."""
+        if self._file.exists() or draft_of(self._file).exists():
+            return
+        with suppress(OSError):
+            files = [each for each in self._directory.glob("*.json") if not each.name.startswith(".")]
+            for last in sorted(files, key=lambda each: each.stat().st_mtime, reverse=True):
+                lock = _locked(last)
+                if lock is None:
+                    continue  # another agent's
+                try:
+                    with suppress(FileNotFoundError):
+                        draft_of(last).rename(draft_of(self._file))
+                    last.rename(self._file)
+                finally:
+                    os.close(lock)
+                log_event(
+                    "host-renamed",
+                    "what was set is kept, and what it published under the last name is cleared",
+                    level=logging.WARNING,
+                    host=self._file.stem,
+                    last=last.stem,
+                )
+                return
+
     def _read(self) -> Contents:
         try:
             contents = self._read_from(draft_of(self._file))
@@ -302,6 +328,22 @@ class Store:
     def _check_descriptors(self, error: OSError | ValueError) -> None:
         if isinstance(error, OSError) and error.errno in EXHAUSTED:  # the file itself is intact
             raise StateUnusable(os.fspath(self._directory), error) from error
+
+
+def _locked(file: Path) -> int | None:
+    """Return the descriptor of the lock of a state file, None if another agent holds it.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    lock = os.open(file.with_suffix(".lock"), flags, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def _check_is_ours(directory: Path) -> None:

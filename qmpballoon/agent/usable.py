@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -88,7 +89,8 @@ def findings(configuration: Configuration) -> Iterator[Finding]:
         reason = 'the package msgpack is not installed here: use "json", or install msgpack'
         yield Finding(("mqtt", "payload"), reason)
     if configuration.http.listen is not None and find_spec("prometheus_client") is None:
-        reason = "the package prometheus-client is not installed here: pip install 'qmpballoon[metrics]'"
+        command = f"{sys.executable} -m pip install 'qmpballoon[metrics]'"
+        reason = f"the package prometheus-client is not installed here: {command}"
         yield Finding(("http", "listen"), reason)
     if not configuration.discovery.sockets:
         reason = 'no VM can be found: name globs, such as "/run/qmpballoon/*.qmp"'

@@ -14,7 +14,8 @@ from qmpballoon.model.records import Sample
 from qmpballoon.model.tolerance import is_steady
 from qmpballoon.procfs import ResidentMemory
 from qmpballoon.qmp import balloon
-from qmpballoon.qmp.client import Session, returned
+from qmpballoon.qmp.asked import returned
+from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.resizer import DriverState, Resizer
 from qmpballoon.units import MIB
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final, NoReturn, Protocol, cast
 
+from qmpballoon.descriptors import open_standard
 from qmpballoon.errors import (
     AnotherAgentRuns,
     ConfigurationError,
@@ -107,6 +108,7 @@ class Verb(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (None: that of this process) and return its exit code."""
     typed = sys.argv[1:] if argv is None else list(argv)
+    open_standard()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of VMs may have any characters
     try:

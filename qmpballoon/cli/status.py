@@ -26,7 +26,7 @@ from qmpballoon.errors import ConnectionLost, MonitorBusy, NoBalloon, QmpBalloon
 from qmpballoon.model.facts import BootFacts, Seen, VmFacts
 from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S, health_of
 from qmpballoon.model.names import VmId
-from qmpballoon.model.records import GuestStats, Sample, VmState
+from qmpballoon.model.records import SILENT, GuestStats, Sample, VmState
 from qmpballoon.procfs import age_of, life_of, rss_of
 from qmpballoon.protocol.objects import state_of
 from qmpballoon.qmp.monitor import HELD_HINT
@@ -46,7 +46,6 @@ another program holds is busy.
 """
 
 _FRESH_S: Final = 1.5  # statistics that do not change are seen as fresh only after the next whole second
-_NOT_REACHED: Final = ("offline", "unresponsive", "busy")
 _HEADER: Final = ("NAME", "SIZE", "ACTUAL", "AVAILABLE", "FREE", "CACHES", "RSS", "AGE", "HEALTH")
 
 
@@ -139,10 +138,10 @@ def run(arguments: argparse.Namespace) -> int:
         terminal.print_json([report.as_json() for report in reports])
     else:
         _print_table(reports)
-    if any(report.health in _NOT_REACHED for report in reports):
+    if any(report.health in SILENT for report in reports):
         for problem in problems:
             terminal.print_error(terminal.clean(problem))
-    unreached = [report for report in reports if report.health in _NOT_REACHED]
+    unreached = [report for report in reports if report.health in SILENT]
     named = any(report.found.is_named for report in unreached)
     return CANNOT_REACH if named or len(unreached) == len(reports) else DONE
 
@@ -253,4 +252,4 @@ def _print_table(reports: Sequence[Report]) -> None:
 
 
 def _colour(health: str) -> str:
-    return "green" if health == "ok" else "red" if health in _NOT_REACHED else "yellow"
+    return "green" if health == "ok" else "red" if health in SILENT else "yellow"

@@ -27,14 +27,16 @@ examples:
   qmpballoon top --local                     this machine, without a broker
 
 Keys: ? shows them. A target or a mode is set after a confirmation. It needs Textual:
-pip install 'qmpballoon[top]'.
+the extra [top].
 
 --local shows the VMs of the agents that run here, through their control sockets, and those at the default
 sockets that no agent holds; it holds these monitors meanwhile.
 
 {ABOUT}"""
 
-_NO_TEXTUAL: Final = "top needs Textual, which is not installed: pip install 'qmpballoon[top]'"
+_NO_TEXTUAL: Final = (
+    f"top needs Textual, which is not installed: {sys.executable} -m pip install 'qmpballoon[top]'"
+)
 _NO_TERMINAL: Final = "top needs a terminal; for a program: qmpballoon ctl '*/*' get --json, or status --json"
 
 

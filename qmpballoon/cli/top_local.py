@@ -17,6 +17,7 @@ from qmpballoon.cli.vms import DIRECT, Chosen, choose_from
 from qmpballoon.control import Agents, RunningAgent, connected_to, find_agents
 from qmpballoon.errors import QmpBalloonError, RequestRefused, Unreachable
 from qmpballoon.fleet import FleetHost, FleetVm, host_of, vm_of
+from qmpballoon.model.records import SILENT
 from qmpballoon.procfs import read_host, rss_of
 
 _STATES_S: Final = 1.0
@@ -97,7 +98,7 @@ class LocalSource:
 
     def take_vm(self, host: str, vm: str, document: Mapping[str, object]) -> None:
         """Take a VM object."""
-        is_online = document.get("health") not in ("offline", "unresponsive", "busy")
+        is_online = document.get("health") not in SILENT
         self.vms[f"{host}/{vm}"] = vm_of(host, vm, document, online=is_online)
         self.has_news = True
 

@@ -27,7 +27,7 @@ from qmpballoon.errors import (
     RequestRefused,
     Unreachable,
 )
-from qmpballoon.model.records import VmState
+from qmpballoon.model.records import SILENT, VmState
 from qmpballoon.model.tolerance import is_reached
 from qmpballoon.procfs import rss_of
 from qmpballoon.protocol.objects import state_of
@@ -65,8 +65,7 @@ _READY: Final = (
     "uncooperative",
     "stuck",
 )  # health of a VM whose guest sends fresh figures
-_AWAY: Final = ("offline", "unresponsive", "busy")
-_NOT_UP: Final = (*_AWAY, "no-balloon", "starting", "no-driver")  # then ``actual`` may be untrue
+_NOT_UP: Final = (*SILENT, "no-balloon", "starting", "no-driver")  # then ``actual`` may be untrue
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class _Seen:
     def meets(self, wanted: Condition) -> bool:
         """Tell whether the condition is true of a VM that an agent told of."""
         state = self.state
-        if state is None or self.health in _AWAY:
+        if state is None or self.health in SILENT:
             return False
         if wanted.text == "ready":
             return self.health in _READY
@@ -300,7 +299,7 @@ class _Wait:
                     received = await self._asked(client, vm.id)
                 if self._is_true_of(received):
                     return
-        if self._seen is None or self._seen.health in _AWAY:
+        if self._seen is None or self._seen.health in SILENT:
             health = vm.health if self._seen is None else self._seen.health
             raise ConnectionLost(f"{vm.name}: {agent} does not reach it: it is {health}")
         raise self._not_true()

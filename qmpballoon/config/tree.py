@@ -183,7 +183,7 @@ class HttpSettings:
     listen: HttpAddress | None = _key(
         values.http_address,
         "Serve /metrics (Prometheus), /healthz and /readyz here: an IP address and a port, or a unix socket\n"
-        "(mode 0660) as in \"unix:/run/qmpballoon/http.sock\". Needs: pip install 'qmpballoon[metrics]'.\n"
+        '(mode 0660) as in "unix:/run/qmpballoon/http.sock". Needs the extra [metrics].\n'
         "Default: none.",
         None,
         '"127.0.0.1:9188"',

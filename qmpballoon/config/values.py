@@ -34,6 +34,7 @@ LONGEST_TEXT: Final = 4096  # PATH_MAX; no other text of a configuration is long
 _URL: Final = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<host>\[[^\[\]/@]*\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[!-~]*)?"
 )
+_BARE_IPV6: Final = re.compile(r"[A-Za-z]+://[0-9A-Fa-f]*:[0-9A-Fa-f]*:")
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9]{1,5})")
 
 
@@ -57,8 +58,9 @@ class BrokerUrl:
         return self.scheme in ("ws", "wss")
 
     def __str__(self) -> str:
+        """Return it for messages: a path may hold a secret, and is left out."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.path}"
+        return f"{self.scheme}://{host}:{self.port}{'/...' if self.path else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,16 +267,20 @@ def several(read: Reader, what: str, *, least: int = 0, or_one: bool = False) ->
 
 
 def broker_url(value: object) -> BrokerUrl:
-    """Read ``mqtt://host``, ``mqtts://[::1]:8883``, ``wss://host/path`` and the like."""
+    """Read ``mqtt://host``, ``mqtts://[::1]:8883``, ``wss://host/path`` and the like.
+
+    A reason why it is refused does not repeat it: it may hold a password or a token.
+    """
     if not isinstance(value, str):
         raise Wrong(f'must be a URL in quotes like "mqtt://localhost", not {shown(value)}')
-    if "@" in value:  # the value is not in the reason: it may have a password
+    if "@" in value:
         raise Wrong("user and password do not belong in the URL: use username and password_file")
     found = _URL.fullmatch(value) if len(value) <= LONGEST_TEXT else None
     if found is None:
         if re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?", value):
             raise Wrong(f'the scheme is missing: write "mqtt://{value}" or "mqtts://{value}"')
-        raise Wrong(f'must be a URL like "mqtt://localhost" or "mqtts://[::1]:8883", not {shown(value)}')
+        brackets = "; an IPv6 address stands in brackets" if _BARE_IPV6.match(value) else ""
+        raise Wrong(f'must be a URL like "mqtt://localhost" or "mqtts://[::1]:8883"{brackets}')
     scheme, host, location = found["scheme"].lower(), found["host"], found["path"] or ""
     if scheme not in PORTS:
         guess = did_you_mean(scheme, PORTS, quote='"')

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from qmpballoon.lab.architecture import ARCHITECTURE
 from qmpballoon.lab.image import GuestImage, blank_disk
 from qmpballoon.lab.process import Program, tail
 from qmpballoon.lab.require import LabError
@@ -20,8 +21,8 @@ from qmpballoon.lab.serial import SerialPort
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
 
-QEMU: Final = "qemu-system-x86_64"
-QEMU_VARIABLE: Final = "QMPBALLOON_QEMU"  # another QEMU for x86-64 guests, by its name or path
+QEMU: Final = ARCHITECTURE.qemu
+QEMU_VARIABLE: Final = "QMPBALLOON_QEMU"  # another QEMU for such guests, by its name or path
 
 _MICROVM: Final = "microvm"
 # The kernel finds no timer there that it could measure the processor's clock with; any value lets it boot.
@@ -115,6 +116,7 @@ class Machine:
         if self.command:
             return list(self.command[1:])
         options = [
+            *ARCHITECTURE.machine,
             "-accel",
             "tcg,tb-size=16",
             "-m",
@@ -126,7 +128,7 @@ class Machine:
         if self.kind is not None:
             options += ["-machine", self.kind]
         if self.image is not None:
-            words = ["console=ttyS0", "panic=-1"]
+            words = [f"console={ARCHITECTURE.console}", "panic=-1"]
             words += [] if self.driver else ["qmpballoon.nodriver"]
             words += [f"qmpballoon.boot_delay={self.boot_delay_s}"] if self.boot_delay_s else []
             words += [_MICROVM_WORD] if self.is_microvm else []
@@ -216,7 +218,7 @@ class LabGuest:
             if self.machine.is_microvm:  # -serial gives it one line at most
                 arguments += ["-device", "isa-serial,chardev=commands,index=1"]
             else:
-                arguments += ["-serial", "chardev:commands"]
+                arguments += ARCHITECTURE.second_line
         if self.snapshot is not None:
             arguments += ["-incoming", f"exec:cat {shlex.quote(str(self.snapshot))}"]
         return [*arguments, *self.machine.options()]

@@ -1,5 +1,5 @@
 /*
- * The only program of a lab guest: PID 1, which loads the drivers and then executes lines from ttyS1.
+ * The only program of a lab guest: PID 1, which loads the drivers and then executes lines from a serial line.
  *
  * It is C without a C library, so that tcc alone compiles it, and one process that allocates nothing,
  * so that it still answers when the guest has no memory left. A child holds the memory of the workload;
@@ -23,6 +23,34 @@
 
 typedef unsigned long word;
 
+/* ---- the processor ---- */
+
+#ifdef __aarch64__
+
+/* As words: tcc has no assembler for this processor. They move the arguments down and do "svc 0; ret". */
+static const unsigned svc[] __attribute__((section(".text"))) = {
+    0xaa0003e8, 0xaa0103e0, 0xaa0203e1, 0xaa0303e2, 0xaa0403e3, 0xaa0503e4, 0xaa0603e5, 0xd4000001, 0xd65f03c0
+};
+#define syscall6 ((long (*)(long, long, long, long, long, long, long))svc)
+
+void run(void);
+void _start(void) { run(); }
+
+/* include/uapi/asm-generic/unistd.h; "at" is for the calls that have a directory or flags in addition */
+enum {
+    READ = 63, WRITE = 64, CLOSE = 57, LSEEK = 62, MMAP = 222, IOCTL = 29, MADVISE = 233, NANOSLEEP = 101,
+    EXIT = 93, WAIT4 = 260, SYNC = 81, MOUNT = 40, REBOOT = 142, DELETE_MODULE = 106, CLOCK_GETTIME = 113,
+    FINIT_MODULE = 273
+};
+enum { OPENAT = 56, PIPE2 = 59, PPOLL = 73, CLONE = 220 };
+#define open_file(path, flags) syscall6(OPENAT, -100, (long)(path), flags, 0, 0, 0)
+#define make_pipe(ends) syscall6(PIPE2, (long)(ends), 0, 0, 0, 0, 0)
+#define wait_for(ports, count) syscall6(PPOLL, (long)(ports), count, 0, 0, 0, 0)
+#define fork() syscall6(CLONE, 17, 0, 0, 0, 0, 0) /* SIGCHLD */
+#define LINE "/dev/ttyS0" /* a PCI card; the console is ttyAMA0 */
+
+#else
+
 __asm__(".text\n"
         ".globl _start\n"
         "_start:\n"
@@ -40,14 +68,23 @@ __asm__(".text\n"
         "  ret\n");
 
 long syscall6(long number, long a, long b, long c, long d, long e, long f);
-#define SYS(number, a, b, c) syscall6(number, (long)(a), (long)(b), (long)(c), 0, 0, 0)
 
-/* x86-64 numbers, arch/x86/entry/syscalls/syscall_64.tbl */
+/* arch/x86/entry/syscalls/syscall_64.tbl */
 enum {
     READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, POLL = 7, LSEEK = 8, MMAP = 9, IOCTL = 16, PIPE = 22,
-    MADVISE = 28, NANOSLEEP = 35, FORK = 57, EXIT = 60, WAIT4 = 61, MKDIR = 83, SYNC = 162, MOUNT = 165, REBOOT = 169,
+    MADVISE = 28, NANOSLEEP = 35, FORK = 57, EXIT = 60, WAIT4 = 61, SYNC = 162, MOUNT = 165, REBOOT = 169,
     DELETE_MODULE = 176, CLOCK_GETTIME = 228, FINIT_MODULE = 313
 };
+#define open_file(path, flags) syscall6(OPEN, (long)(path), flags, 0, 0, 0, 0)
+#define make_pipe(ends) syscall6(PIPE, (long)(ends), 0, 0, 0, 0, 0)
+#define wait_for(ports, count) syscall6(POLL, (long)(ports), count, -1, 0, 0, 0)
+#define fork() syscall6(FORK, 0, 0, 0, 0, 0, 0)
+#define LINE "/dev/ttyS1" /* the console is ttyS0 */
+
+#endif
+
+#define SYS(number, a, b, c) syscall6(number, (long)(a), (long)(b), (long)(c), 0, 0, 0)
+
 enum { PAGE = 4096, MIB = 1 << 20, PAGES_PER_MIB = MIB / PAGE, CHUNK_PAGES = 64 };
 
 static const word REGION = 1UL << 36; /* of addresses, not of memory: more than any lab guest has */
@@ -137,7 +174,7 @@ static void sleep_ms(word ms)
 static char *text_of(const char *path) /* a file's first 16 KiB; the text lives until the next call */
 {
     static char text[16384];
-    long size = 0, got = 1, file = SYS(OPEN, path, 0, 0);
+    long size = 0, got = 1, file = open_file(path, 0);
     while (file >= 0 && got > 0 && size < sizeof text - 1)
         if ((got = SYS(READ, file, text + size, sizeof text - 1 - size)) > 0) size += got;
     text[size] = 0;
@@ -153,7 +190,7 @@ static word number_in(const char *path, const char *key)
 
 static long write_file(const char *path, const char *text)
 {
-    long written, file = SYS(OPEN, path, 1, 0);
+    long written, file = open_file(path, 1);
     if (file < 0) return file;
     written = SYS(WRITE, file, text, length(text));
     SYS(CLOSE, file, 0, 0);
@@ -164,14 +201,14 @@ static void *map(word size, int flags) { return (void *)syscall6(MMAP, 0, size, 
 
 static int driver_is_loaded(void)
 {
-    long file = SYS(OPEN, "/sys/module/virtio_balloon/initstate", 0, 0);
+    long file = open_file("/sys/module/virtio_balloon/initstate", 0);
     if (file >= 0) SYS(CLOSE, file, 0, 0);
     return file >= 0;
 }
 
 static long load(const char *path)
 {
-    long result, file = SYS(OPEN, path, 0, 0);
+    long result, file = open_file(path, 0);
     if (file < 0) return file;
     result = SYS(FINIT_MODULE, file, "", 0);
     SYS(CLOSE, file, 0, 0);
@@ -217,9 +254,9 @@ static void close_pipe(int *ends) { SYS(CLOSE, ends[0], 0, 0); SYS(CLOSE, ends[1
 static int start_holder(void)
 {
     order->held = 0;
-    if (SYS(PIPE, order_pipe, 0, 0) < 0) return -1;
-    if (SYS(PIPE, done_pipe, 0, 0) < 0) return close_pipe(order_pipe), -1;
-    holder = SYS(FORK, 0, 0, 0);
+    if (make_pipe(order_pipe) < 0) return -1;
+    if (make_pipe(done_pipe) < 0) return close_pipe(order_pipe), -1;
+    holder = fork();
     if (holder < 0) return close_pipe(order_pipe), close_pipe(done_pipe), holder = 0, -1;
     if (!holder) {
         SYS(CLOSE, order_pipe[1], 0, 0);
@@ -297,7 +334,7 @@ static void read_disk(const char *tag, word mib)
     static char block[65536];
     static long disk = -1; /* stays open: the last close of a disk drops its cache */
     word left = mib * MIB;
-    if (disk < 0) disk = SYS(OPEN, "/dev/vda", 0, 0);
+    if (disk < 0) disk = open_file("/dev/vda", 0);
     if (disk < 0) return send_line(tag, "error no-disk");
     SYS(LSEEK, disk, 0, 0);
     while (left && SYS(READ, disk, block, sizeof block) == sizeof block) left -= sizeof block;
@@ -354,11 +391,11 @@ static void load_modules(int with_balloon)
 static void open_serial(void)
 {
     unsigned terminal[9]; /* struct termios of the kernel: four flag words, the line, 19 characters */
-    serial = SYS(OPEN, "/dev/ttyS1", 02 | 0400, 0); /* O_RDWR | O_NOCTTY */
-    SYS(IOCTL, serial, 0x5401, terminal);           /* TCGETS */
-    terminal[0] = terminal[1] = terminal[3] = 0;    /* raw: no translation, no echo, no lines */
-    terminal[2] = 010002 | 060 | 0200 | 04000;      /* B115200 CS8 CREAD CLOCAL */
-    SYS(IOCTL, serial, 0x5402, terminal);           /* TCSETS */
+    serial = open_file(LINE, 02 | 0400);         /* O_RDWR | O_NOCTTY */
+    SYS(IOCTL, serial, 0x5401, terminal);        /* TCGETS */
+    terminal[0] = terminal[1] = terminal[3] = 0; /* raw: no translation, no echo, no lines */
+    terminal[2] = 010002 | 060 | 0200 | 04000;   /* B115200 CS8 CREAD CLOCAL */
+    SYS(IOCTL, serial, 0x5402, terminal);        /* TCSETS */
 }
 
 void run(void)
@@ -381,7 +418,7 @@ void run(void)
         ports[1].fd = done_pipe[0];
         ports[0].events = ports[1].events = 1; /* POLLIN */
         ports[0].revents = ports[1].revents = 0;
-        SYS(POLL, ports, holder ? 2 : 1, -1);
+        wait_for(ports, holder ? 2 : 1);
         if (ports[1].revents) read_holder();
         if (ports[0].revents) {
             char byte;

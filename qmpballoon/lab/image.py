@@ -1,9 +1,11 @@
 """The guest image: a Debian kernel and an initramfs of one small program, built once and cached.
 
-The kernel is that of Debian's ``linux-image-cloud-amd64`` (see `qmpballoon.lab.kernel`), downloaded but not
+The kernel is that of Debian's ``linux-image-cloud-*`` (see `qmpballoon.lab.kernel`), downloaded but not
 installed; an installed one is the fall-back. ``guest_init.c`` is compiled by tcc, which is downloaded the
-same way (a compiler on the PATH is its fall-back). Neither needs root. The cache is ``$QMPBALLOON_CACHE``,
-else ``$XDG_CACHE_HOME/qmpballoon``, else ``~/.cache/qmpballoon``. It may be deleted at any time.
+same way (a compiler on the PATH is its fall-back). Neither needs root. For guests of another processor (see
+`qmpballoon.lab.architecture`) the cross compiler of gcc has to be installed. The cache is
+``$QMPBALLOON_CACHE``, else ``$XDG_CACHE_HOME/qmpballoon``, else ``~/.cache/qmpballoon``. It may be deleted at
+any time.
 
 ``python -m qmpballoon.lab.image`` builds the image and prints where it is.
 """
@@ -28,8 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TextIO
 
-from qmpballoon.lab.kernel import KERNEL_PACKAGE, Kernel, kernel_packages, kernel_under
-from qmpballoon.lab.require import LabError, require_programs
+from qmpballoon.lab.architecture import ARCHITECTURE
+from qmpballoon.lab.kernel import Kernel, kernel_packages, kernel_under
+from qmpballoon.lab.require import LabError, find_program, require_programs
 
 _MODULES: Final = (
     "virtio_pci",
@@ -83,7 +86,7 @@ def guest_image(progress: Callable[[str], None] = lambda line: None) -> GuestIma
     """
     recipe = hashlib.sha256(b"".join(source.read_bytes() for source in _RECIPE)).hexdigest()[:12]
     cache = cache_directory()
-    directory = cache / f"image-{recipe}"
+    directory = cache / f"image-{ARCHITECTURE.debian}-{recipe}"
     image = GuestImage.inside(directory)
     if directory.is_dir():
         os.utime(directory)
@@ -164,6 +167,9 @@ def _release_file(image: GuestImage) -> Path:
 
 def _materials(work: Path, progress: Callable[[str], None]) -> tuple[Kernel, str]:
     """Return the kernel and a C compiler."""
+    if not ARCHITECTURE.is_this_machine:
+        cross = find_program(f"{ARCHITECTURE.name}-linux-gnu-gcc")
+        return kernel_under(_download(work, progress)), cross
     try:
         root = _download(work, progress)
         return kernel_under(root), str(root / "usr/bin/tcc")
@@ -173,7 +179,7 @@ def _materials(work: Path, progress: Callable[[str], None]) -> tuple[Kernel, str
         except LabError:
             raise LabError(
                 f"no kernel for the guests: {error}. "
-                f"Run `apt-get update` as root, or install {KERNEL_PACKAGE} and tcc"
+                f"Run `apt-get update` as root, or install {ARCHITECTURE.kernel_package} and tcc"
             ) from error
         compiler = shutil.which("tcc") or shutil.which("gcc") or shutil.which("cc")
         if compiler is None:
@@ -186,14 +192,14 @@ def _download(work: Path, progress: Callable[[str], None]) -> Path:
     require_programs("apt-get", "apt-cache", "dpkg-deb")
     packages, root = work / "packages", work / "root"
     packages.mkdir()
-    progress(f"downloading {KERNEL_PACKAGE} and tcc (some 30 MB) for the guest image")
+    progress(f"downloading {ARCHITECTURE.kernel_package} and tcc (some 30 MB) for the guest image")
     try:
         _download_packages(packages)
     except LabError:
         if os.geteuid() != 0:
             raise
         progress("Debian's package lists are missing or too old: fetching them")
-        _run(["apt-get", "-qq", "update"], timeout_s=_DOWNLOAD_S)
+        _run(["apt-get", *_apt_options(), "-qq", "update"], timeout_s=_DOWNLOAD_S)
         _download_packages(packages)
     for package in packages.glob("*.deb"):
         _run(["dpkg-deb", "-x", str(package), str(root)])
@@ -201,8 +207,26 @@ def _download(work: Path, progress: Callable[[str], None]) -> Path:
 
 
 def _download_packages(directory: Path) -> None:
-    packages = kernel_packages(lambda package: _run(["apt-cache", "show", "--no-all-versions", package]))
-    _run(["apt-get", "-qq", "download", *packages, "tcc"], directory=directory, timeout_s=_DOWNLOAD_S)
+    options = _apt_options()
+
+    def describe(package: str) -> str:
+        return _run(["apt-cache", *options, "show", "--no-all-versions", package])
+
+    packages = [*kernel_packages(ARCHITECTURE.kernel_package, describe), "tcc"]
+    _run(["apt-get", *options, "-qq", "download", *packages], directory=directory, timeout_s=_DOWNLOAD_S)
+
+
+def _apt_options() -> list[str]:
+    """Return what makes apt take packages of the guests' architecture, and keep this machine's lists."""
+    if ARCHITECTURE.is_this_machine:
+        return []
+    here = _run(["dpkg", "--print-architecture"]).strip()
+    settings = (
+        f"APT::Architecture={ARCHITECTURE.debian}",
+        f"APT::Architectures::={ARCHITECTURE.debian}",
+        f"APT::Architectures::={here}",
+    )
+    return [word for setting in settings for word in ("-o", setting)]
 
 
 def _run(arguments: list[str], *, directory: Path | None = None, timeout_s: float = _COMMAND_S) -> str:

@@ -17,8 +17,6 @@ from typing import Final
 
 from qmpballoon.lab.require import LabError
 
-KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
-
 _FIELD: Final = re.compile(r"^(Version|Depends|Pre-Depends):\s*(.*)$", re.MULTILINE)
 _EXACTLY: Final = re.compile(r"([a-z0-9][a-z0-9+.-]+)(?::\w+)?\s*\(=\s*(\S+)\s*\)")
 
@@ -32,8 +30,8 @@ class Kernel:
     modules: Path
 
 
-def kernel_packages(describe: Callable[[str], str]) -> list[str]:
-    """Return the packages of one build of the kernel, each as ``name=version``.
+def kernel_packages(wanted: str, describe: Callable[[str], str]) -> list[str]:
+    """Return the packages of one build of the kernel of a package, each as ``name=version``.
 
     ``describe`` returns what ``apt-cache show --no-all-versions`` prints of a package, or of one version
     of it (``name=version``); it may be empty.
@@ -41,15 +39,15 @@ def kernel_packages(describe: Callable[[str], str]) -> list[str]:
     Raises:
         LabError: the package lists do not have the kernel, or not all of its packages.
     """
-    first = _fields(describe(KERNEL_PACKAGE))
+    first = _fields(describe(wanted))
     if "Version" not in first:
-        raise LabError(f"Debian's package lists do not know {KERNEL_PACKAGE}")
+        raise LabError(f"Debian's package lists do not know {wanted}")
     version = first["Version"]
-    found = [f"{KERNEL_PACKAGE}={version}"]
+    found = [f"{wanted}={version}"]
     for package in found:  # grows meanwhile
         fields = _fields(describe(package))
         if fields.get("Version") != version:
-            raise LabError(f"Debian's package lists lack {package}, which {KERNEL_PACKAGE} needs")
+            raise LabError(f"Debian's package lists lack {package}, which {wanted} needs")
         for depends in (fields.get("Pre-Depends", ""), fields.get("Depends", "")):
             for name, exactly in _EXACTLY.findall(depends):
                 if exactly == version and f"{name}={version}" not in found:

@@ -8,6 +8,9 @@ from typing import Final
 
 PACKAGES: Final = {
     "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "x86_64-linux-gnu-gcc": "gcc-x86-64-linux-gnu",
     "mosquitto": "mosquitto",
     "mosquitto_passwd": "mosquitto",
     "setpriv": "util-linux",

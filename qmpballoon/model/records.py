@@ -35,6 +35,8 @@ HEALTH_WORDS: Final = (
     "ok",
 )
 """In the order of precedence: a VM's health is the first that is true."""
+SILENT: Final = ("offline", "unresponsive", "busy")
+"""The health of a VM whose monitor does not answer."""
 
 
 def utc_now() -> datetime:
@@ -228,7 +230,7 @@ class VmStatus:
     @property
     def answers(self) -> bool:
         """Tell whether the VM's monitor answers; published on its availability topic."""
-        return self.health not in ("offline", "unresponsive", "busy")
+        return self.health not in SILENT
 
     @property
     def balloon(self) -> int | None:

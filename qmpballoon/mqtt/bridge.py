@@ -5,7 +5,8 @@ that this message comes back: a broker does not report a publish that its ACL de
 connected, publishing only fills slots (see ``outbox``): bounded memory, no waiting.
 
 What a broker does not take is not sent to it: see `limits`, `guesses` and `packets`. Where it retains
-nothing, all is published again every WITHOUT_RETAIN_S. What is logged, and how often: `connection_log`.
+nothing, all is published again every WITHOUT_RETAIN_S. What somebody else changed is corrected: see `said`.
+What is logged, and how often: `connection_log`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
@@ -25,21 +26,29 @@ from aiomqtt.exceptions import MqttConnectError
 from qmpballoon.mqtt.announced import Announced
 from qmpballoon.mqtt.answers import SETTLED_S
 from qmpballoon.mqtt.commands import Message
-from qmpballoon.mqtt.connection import Broker, ClosedEarly, Connection, Login, reason_code
+from qmpballoon.mqtt.connection import (
+    CONNECT_TIMEOUT_S,
+    Broker,
+    ClosedEarly,
+    Connection,
+    Login,
+    reason_code,
+)
 from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
 from qmpballoon.mqtt.guesses import Guesses
 from qmpballoon.mqtt.limits import (
     NO_MATCHING_SUBSCRIBERS,
     REFUSED,
     REFUSED_CREDENTIALS,
-    UNSUPPORTED_PROTOCOL,
 )
 from qmpballoon.mqtt.outbox import Make, Outbox, Publication
 from qmpballoon.mqtt.packets import Composer
 from qmpballoon.mqtt.request_reader import RequestReader
+from qmpballoon.mqtt.said import Said
 from qmpballoon.mqtt.sender import Sender
 from qmpballoon.mqtt.subscribing import subscribe_again
 from qmpballoon.mqtt.topics import DISCOVERY_PREFIX, Topics
+from qmpballoon.mqtt.versions import ANSWERS_5_WITHIN_S, Protocol, Versions
 from qmpballoon.protocol.payloads import Format
 from qmpballoon.protocol.requests import Handle, NoteAnswer, Requests
 
@@ -54,6 +63,7 @@ REFUSED_PAUSE_S: Final = (
 )
 BIRTH_WAIT_S: Final = (1.0, 10.0)
 WITHOUT_RETAIN_S: Final = 10.0
+LOOK_S: Final = 1.0  # for topics whose heartbeat is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,7 @@ class BridgeSettings:
     client_id: str
     host: str
     base_topic: str = "qmpballoon"
-    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    protocol: Protocol = "auto"
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     ca_file: str | None = None
@@ -122,13 +132,14 @@ class Bridge:
         self._outbox.retain(self.topics.status, lambda: "online")
         self._announced = Announced(announced_before, on_announced)
         self._announced.add(self.topics.status)
+        self._said = Said(clock)
         self._online = asyncio.Event()
         self._seen_status = asyncio.Event()
         self._birth = asyncio.Event()
         self._connection: Connection | None = None
-        self._only_311: set[Broker] = set()
         self._connected_at_s: float | None = None  # of the current or the last connection
         self._guesses: dict[Broker, Guesses] = {one: Guesses(clock) for one in settings.brokers}
+        self._versions = {one: Versions(settings.protocol, clock) for one in settings.brokers}
         self._log = ConnectionLog(self._login, self.topics, clock)
         self._requests = Requests(handle, vm_exists, clock, note_answer)
         self._reader = RequestReader(
@@ -225,15 +236,18 @@ class Bridge:
 
     def _is_worth_another_try(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
         """Tell whether to connect again at once, in another way; learn from a failed attempt."""
-        guesses = self._guesses[broker]
         if isinstance(error, _Again):
             return True
         if self._connected_at_s is not None:
             return False
-        if self._should_fall_back(broker, error):
-            self._only_311.add(broker)
-            self._log.only_311(broker)
+        versions = self._versions[broker]
+        if versions.refused(error) or self._learn_from_refusal(broker, error):
             return True
+        versions.given_up(error)
+        return False
+
+    def _learn_from_refusal(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
+        guesses = self._guesses[broker]
         if isinstance(error, MqttConnectError):
             return guesses.refused(reason_code(error))
         if isinstance(error, ClosedEarly):
@@ -243,15 +257,14 @@ class Bridge:
 
     async def _session(self, broker: Broker) -> aiomqtt.MqttError:
         """Connect to one broker and serve the connection until it ends; return the reason."""
-        mqtt5 = self._settings.protocol == "5" or (
-            self._settings.protocol == "auto" and broker not in self._only_311
-        )
-        guesses = self._guesses[broker]
+        versions, guesses = self._versions[broker], self._guesses[broker]
+        mqtt5 = versions.mqtt5
         limits, alone = guesses.limits, guesses.one_at_a_time
         connection = Connection(
             broker,
             self._login,
             mqtt5=mqtt5,
+            answers_within_s=ANSWERS_5_WITHIN_S if versions.is_doubtful else CONNECT_TIMEOUT_S,
             will=aiomqtt.Will(self.topics.status, "offline", qos=limits.qos, retain=limits.retain),
             received=self._received,
             confirmed=self._confirmed,
@@ -266,13 +279,16 @@ class Bridge:
                 raise _Again("the usual last will is tried again")
             limits = limits.within(connection.announced)
             connection.window.limit = limits.window
+            self._resume_answers(mqtt5=mqtt5)  # before the first request of this connection
             refused = await connection.subscribe((*self._filters, self.topics.birth))
             _raise_if_cancelled()  # aiomqtt uses asyncio.wait_for, which may lose it (CPython 3.11)
             if unreadable := [one for one in refused if one != self.topics.birth]:  # which is optional
                 self._log.subscription_refused(unreadable)
+            self._said.connected(echoes=not mqtt5)
             self._connection, self._connected_at_s = connection, self._clock()
+            if versions.established():
+                self._log.only_311(broker)
             self._log.limited(broker, limits)
-            self._resume_answers(mqtt5=mqtt5)
             self._outbox.connected()
             self._wake.set()
             composer = Composer(limits, self._settings.payload, mqtt5)
@@ -281,6 +297,7 @@ class Bridge:
                 composer,
                 self._outbox,
                 self._announced,
+                self._said,
                 guesses,
                 self._wake,
                 self._clock,
@@ -291,7 +308,9 @@ class Bridge:
                 group.create_task(sender.run(self._sent), name="mqtt send")
                 group.create_task(self._check_status(), name="mqtt self-check")
                 group.create_task(self._republish_on_birth(), name="mqtt birth")
-                if not limits.retain:
+                if limits.retain:
+                    group.create_task(self._repeat(connection), name="mqtt repeat")
+                else:
                     group.create_task(self._republish_at_intervals(), name="mqtt without retain")
                 if refused:
                     again = subscribe_again(connection, refused, self._log.subscription_granted)
@@ -352,8 +371,21 @@ class Bridge:
         elif message.topic == self.topics.birth:
             if message.payload == b"online" and not message.retain:
                 self._birth.set()
+        elif self.topics.is_retained(message.topic):
+            if not message.retain or (connection is not None and connection.mqtt5):
+                self._correct(message.topic, message.payload)
         else:
             self._reader.put(message)
+
+    def _correct(self, topic: str, payload: bytes) -> None:
+        """Publish again what somebody else changed, and clear what is nobody's."""
+        if self._outbox.has_value(topic):
+            if self._said.heard(topic, payload):
+                self._log.corrected(topic)
+                self._outbox.say_again(topic)
+        elif payload and topic not in self._outbox.topics and self._said.is_news(topic):
+            self._log.corrected(topic)
+            self._outbox.clear(topic)
 
     def _on_status(self, payload: bytes) -> None:
         if payload == b"online":
@@ -389,6 +421,15 @@ class Bridge:
             self._birth.clear()
             self._outbox.republish()
 
+    async def _repeat(self, connection: Connection) -> None:
+        """Publish what was not published for a heartbeat, and correct what somebody else changed."""
+        await connection.subscribe(self.topics.retained(), qos=0, own=False)  # refused: the heartbeat heals
+        heartbeat_s = self._settings.heartbeat_s
+        while True:
+            await asyncio.sleep(min(LOOK_S, heartbeat_s / 4))
+            for topic in self._said.due(heartbeat_s):
+                self._outbox.repeat(topic)
+
     async def _republish_at_intervals(self) -> None:
         """Publish everything again and again where the broker retains nothing for late subscribers."""
         while True:
@@ -416,16 +457,9 @@ class Bridge:
                 self._wake.set()
         elif self._outbox.confirmed(publication):
             self._announced.discard(publication.topic)
+            self._said.forget(publication.topic)
         elif publication.topic == self.topics.status and self._connection is not None:
             self._guesses[self._connection.broker].steady()
-
-    def _should_fall_back(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
-        return (
-            self._settings.protocol == "auto"
-            and broker not in self._only_311
-            and isinstance(error, MqttConnectError)
-            and reason_code(error) == UNSUPPORTED_PROTOCOL
-        )
 
 
 def _raise_if_cancelled() -> None:

@@ -7,7 +7,8 @@ paho-mqtt 2.2:
   open, and its thread may still establish the connection later, under our client id. Here the socket
   is closed, at once or when the thread ends. The thread is one that nothing waits for (see `connecting`),
   and a handshake in it ends with the socket.
-- A broker that closes before its CONNACK is noticed at once, not after the time-out.
+- A broker that closes before its CONNACK, or sends something else, is noticed at once, not after the
+  time-out. So is a connection that is lost while a SUBSCRIBE waits for its answer.
 - TCP_NODELAY is set, also below a websocket: Nagle's algorithm adds 40 ms to an answer. TCP_QUICKACK is
   set after each read, because the broker may use that algorithm, too (see `quick_ack`).
 - A socket that was closed before its writer is registered is skipped: aiomqtt reads its descriptor
@@ -28,10 +29,10 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiomqtt
 from aiomqtt.exceptions import MqttCodeError
@@ -56,6 +57,8 @@ from qmpballoon.mqtt.refusals import closed_early, handshake_refused, no_websock
 from qmpballoon.mqtt.window import Sent, Window
 from qmpballoon.quick_ack import set_after_reads
 from qmpballoon.tls import client_context
+
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 10.0
 KEEPALIVE_S: Final = 20
@@ -102,15 +105,20 @@ class Login:
     key_file: str | None = None
 
 
-class ClosedEarly(aiomqtt.MqttError):
-    """The broker closed before it answered with a CONNACK."""
+class NoConnack(aiomqtt.MqttError):
+    """The broker was reached, and did not answer with a CONNACK."""
+
+
+class ClosedEarly(NoConnack):
+    """It closed, or answered with something else."""
 
 
 class Connection:
     """A connection with a clean start and no session. Call `open`, then `close`, once each.
 
     ``received`` gets every message. ``confirmed`` gets each message that the broker took or, with a reason
-    code from 128 on, refused. ``announced`` is what the broker takes, by its CONNACK.
+    code from 128 on, refused. ``announced`` is what the broker takes, by its CONNACK, for which `open` waits
+    ``answers_within_s``.
     """
 
     def __init__(
@@ -119,6 +127,7 @@ class Connection:
         login: Login,
         *,
         mqtt5: bool,
+        answers_within_s: float = CONNECT_TIMEOUT_S,
         will: aiomqtt.Will | None,
         received: Callable[[Message], None],
         confirmed: Callable[[Publication, int], None],
@@ -127,6 +136,7 @@ class Connection:
         self.mqtt5: Final = mqtt5
         self.broker: Final = broker
         self._login = login
+        self._answers_within_s = answers_within_s
         self.announced = Limits()
         self.window: Final = Window()
         self._received = received
@@ -178,14 +188,20 @@ class Connection:
         Raises:
             aiomqtt.MqttError: the broker is unreachable, refuses (then an
                 `aiomqtt.exceptions.MqttConnectError` with ``rc``), closes (`ClosedEarly`) or does not answer
-                in time.
+                in time (`NoConnack`).
         """
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await in_own_thread(self._connect, name=f"connect to {self.broker.host}")
-                await asyncio.wait(
-                    {self._established}
-                )  # a bare await would cancel the future on cancellation
+            await asyncio.wait(  # a bare await would cancel the futures on cancellation
+                {self._established, self._ended},
+                timeout=self._answers_within_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not self._established.done():
+                if not self._ended.done():
+                    raise NoConnack(f"no answer within {self._answers_within_s:g} s")
+                raise ClosedEarly(f"no valid answer ({self._ended.exception()}): is it an MQTT broker?")
             self._established.result()
         except TimeoutError:
             raise aiomqtt.MqttError(f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
@@ -198,10 +214,16 @@ class Connection:
                 raise aiomqtt.MqttError(sentence) from None
             raise aiomqtt.MqttError(str(error) or type(error).__name__) from None
 
-    async def subscribe(self, filters: tuple[str, ...], *, retained: bool = False) -> list[str]:
+    async def subscribe(
+        self, filters: tuple[str, ...], *, qos: int = 1, retained: bool = False, own: bool = True
+    ) -> list[str]:
         """Subscribe; with MQTT 5 without retained messages, and with the retain flag as published.
 
         With ``retained`` the broker sends the retained messages, also again, and only these have the flag.
+        Without ``own``, of which 3.1.1 knows nothing, what this client publishes does not come back.
+
+        What a broker of MQTT 3.1.1 refuses is asked for with QoS 0: NATS makes a replicated consumer for each
+        subscription of QoS 1, and refuses it for up to minutes after a node died.
 
         Returns:
             The filters that the broker refused.
@@ -211,13 +233,35 @@ class Connection:
         """
         if self.mqtt5:
             options = SubscribeOptions(
-                qos=1, retainAsPublished=not retained, retainHandling=0 if retained else 2
+                qos=qos,
+                noLocal=not own,
+                retainAsPublished=not retained,
+                retainHandling=0 if retained else 2,
             )
-            granted = await self._aiomqtt.subscribe([(one, options) for one in filters])
+            asked = self._aiomqtt.subscribe([(one, options) for one in filters])
         else:
-            granted = await self._aiomqtt.subscribe([(one, 1) for one in filters])
+            asked = self._aiomqtt.subscribe([(one, qos) for one in filters])
+        granted = await self._while_connected(asked)
         codes = [code if isinstance(code, int) else int(getattr(code, "value", 0)) for code in granted]
-        return [one for one, code in zip(filters, codes, strict=False) if code >= 128]
+        refused = [one for one, code in zip(filters, codes, strict=False) if code >= 128]
+        if refused and qos and not self.mqtt5:
+            return await self.subscribe(tuple(refused), qos=0)
+        return refused
+
+    async def _while_connected(self, call: Coroutine[Any, Any, T]) -> T:
+        """Return what a call returns, or raise why the connection ended meanwhile."""
+        task = asyncio.create_task(call, name="mqtt call")
+        try:
+            either: set[asyncio.Future[Any]] = {task, self._ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if self._ended.done():
+                await self.wait_lost()
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()
 
     async def wait_lost(self) -> None:
         """Wait until the connection has ended, then raise the reason.

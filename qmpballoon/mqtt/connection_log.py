@@ -2,7 +2,7 @@
 
 Lines begin with a stable word: ``broker-connected``, ``broker-lost``, ``broker-unreachable``,
 ``broker-refused``, ``broker-protocol``, ``broker-acl``, ``broker-limits``, ``too-large``,
-``publish-refused``, ``requests-dropped``, ``answers-dropped``, ``client-id-taken``.
+``publish-refused``, ``retained-changed``, ``requests-dropped``, ``answers-dropped``, ``client-id-taken``.
 """
 
 from __future__ import annotations
@@ -140,6 +140,11 @@ class ConnectionLog:
                 level=logging.WARNING,
                 topic=publication.topic,
             )
+
+    def corrected(self, topic: str) -> None:
+        """Log that somebody else changed what is retained on a topic."""
+        sentence = "somebody else, or a bridge, changed what is retained there; it is corrected"
+        log_event("retained-changed", sentence, level=logging.WARNING, topic=topic)
 
     def request_dropped(self) -> None:
         """Log that a request was dropped: too many wait."""

@@ -43,11 +43,6 @@ def host_changed(published: HostStatus | None, current: HostStatus) -> bool:
     return published is None or _host_facts(published) != _host_facts(current)
 
 
-def due_at_s(changed: bool, published_at_s: float, *, min_interval_s: float, heartbeat_s: float) -> float:
-    """Return when the next message is due, on the clock of ``published_at_s``."""
-    return published_at_s + (min_interval_s if changed else heartbeat_s)
-
-
 def _guest_changed(published: Sample | None, current: Sample | None) -> bool:
     if published is current:
         return False

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import aiomqtt
-from aiomqtt.exceptions import MqttConnectError
 
 from qmpballoon.errors import ConnectionLost, Unreachable
 from qmpballoon.mqtt.commands import Message
-from qmpballoon.mqtt.connection import Broker, Connection, Login, reason_code
-from qmpballoon.mqtt.limits import UNSUPPORTED_PROTOCOL
+from qmpballoon.mqtt.connection import Broker, Connection, Login
 from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.mqtt.packets import Packet
 from qmpballoon.mqtt.subscribing import subscribe_in_time
+from qmpballoon.mqtt.versions import ANSWERS_5_WITHIN_S, may_refuse_5
 
 MQTT_5_FIRST: Final = (True, False)
 
@@ -47,22 +46,25 @@ class Link:
         for broker in brokers:
             for mqtt5 in MQTT_5_FIRST:
                 connection = Connection(
-                    broker, login, mqtt5=mqtt5, will=None, received=received, confirmed=confirmed
+                    broker,
+                    login,
+                    mqtt5=mqtt5,
+                    answers_within_s=min(ANSWERS_5_WITHIN_S, timeout_s / 2) if mqtt5 else timeout_s,
+                    will=None,
+                    received=received,
+                    confirmed=confirmed,
                 )
                 try:
                     await _opened(connection, timeout_s)
                 except aiomqtt.MqttError as error:
-                    is_old = (
-                        isinstance(error, MqttConnectError) and reason_code(error) == UNSUPPORTED_PROTOCOL
-                    )
-                    if mqtt5 and is_old:
-                        continue
-                    reasons.append(f"{broker}: {error}")
+                    reason = error
+                    if not (mqtt5 and may_refuse_5(error)):
+                        break
                 else:
                     self._connection = connection
                     self._lost = asyncio.create_task(connection.wait_lost(), name="client lost")
                     return
-                break
+            reasons.append(f"{broker}: {reason}")
         raise Unreachable(f"cannot reach the broker {'; '.join(reasons)}")
 
     async def close(self) -> None:

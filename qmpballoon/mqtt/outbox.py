@@ -101,6 +101,23 @@ class Outbox:
         self._slots[topic] = None
         self._mark(topic)
 
+    def say_again(self, topic: str) -> None:
+        """Publish a topic's current value as soon as a change."""
+        if topic in self._slots:
+            self._mark(topic)
+
+    def repeat(self, topic: str) -> None:
+        """Publish a topic's current value after all changes, and as paced as all repetitions."""
+        if topic == self.last:
+            self._last_due = True
+        elif topic in self._slots and topic not in self._due:
+            self._repeats[topic] = None
+        self.changed()
+
+    def has_value(self, topic: str) -> bool:
+        """Tell whether something is, or is to be, retained on a topic."""
+        return self._slots.get(topic) is not None
+
     def event(self, topic: str, make: Make) -> None:
         """Publish an event; without a connection it is dropped, and if too many wait, the oldest is."""
         if not self._connected:

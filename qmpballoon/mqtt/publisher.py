@@ -2,8 +2,8 @@
 
 A change is published at once, but not within ``min_interval_s`` of the previous message; the last value
 is always published. The list of VMs, whose size is that of the host, waits longer if there are many.
-Everything is published again every ``heartbeat_s``; many VMs that are due at once are spread over a short
-time. Home Assistant is told of a device when VMs have ceased to come, because states are wanted first.
+Home Assistant is told of a device when VMs have ceased to come, because states are wanted first. The bridge
+repeats what is retained.
 One task sleeps until the earliest of these times; a bounded number of topics is published in one
 turn of the loop.
 """
@@ -15,12 +15,13 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, VmStatus, utc_now
-from qmpballoon.mqtt.dead_band import due_at_s, host_changed, vm_changed
+from qmpballoon.mqtt.dead_band import host_changed, vm_changed
 from qmpballoon.mqtt.home_assistant import HomeAssistant, announced_facts
 from qmpballoon.mqtt.outbox import Make
 from qmpballoon.mqtt.topics import Topics
@@ -46,8 +47,6 @@ _NEVER: Final = float("-inf")
 _NO_END: Final = float("inf")
 _LISTED_PER_S: Final = 500  # rows of the list of VMs: of 1000 VMs it is published every 2 s at most
 _MOST_AT_ONCE: Final = 20  # topics
-_HEARTBEATS_AT_ONCE: Final = 20
-_HEARTBEAT_S: Final = 0.002  # for each one more: of 1000 VMs 2 s
 _CALM_S: Final = 1.0  # no VM has come for so long: the devices, 7 KB each, are announced
 _CALM_WITHIN_S: Final = 5.0  # or a VM waits for so long
 _SHORTEST_SLEEP_S: Final = 0.02  # the due times of many VMs lie close together
@@ -57,15 +56,12 @@ _SHORTEST_SLEEP_S: Final = 0.02  # the due times of many VMs lie close together
 class _Slot:
     """When a topic was published last, when it is due again, and the times of its heap entries.
 
-    ``heartbeat_at_s`` is when its heartbeat is to be sent, if that was postponed.
-
     A heap entry is never removed before its time. If it comes up before the topic is due, the topic is
     queued again. So changes at a high rate do not fill the heap.
     """
 
     published_at_s: float = _NEVER
     due_at_s: float = _NO_END
-    heartbeat_at_s: float | None = None
     heap_times_s: list[float] = field(default_factory=list)
 
 
@@ -104,7 +100,6 @@ class Publisher:
         self._due: list[tuple[float, _Key]] = []
         self._wake = asyncio.Event()
         self._sleeps_until_s = _NEVER
-        self._next_heartbeat_s = _NEVER
         self._schedule(_VMS, changed=True)  # an empty list is published, too
 
     def vm_changed(self, record: VmStatus) -> None:
@@ -182,12 +177,11 @@ class Publisher:
                 continue
             due_s = self._due[0][0] if self._due else _NO_END
             now_s = self._clock()
-            self._sleeps_until_s = max(now_s + _SHORTEST_SLEEP_S, min(due_s, now_s + self._agent.heartbeat_s))
-            try:
-                async with asyncio.timeout(max(0.0, self._sleeps_until_s - self._clock())):
+            self._sleeps_until_s = max(now_s + _SHORTEST_SLEEP_S, due_s)
+            left_s = max(0.0, self._sleeps_until_s - self._clock())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if left_s == _NO_END else left_s):
                     await self._wake.wait()
-            except TimeoutError:
-                continue
 
     def _publish_due(self) -> bool:
         """Publish a bounded number of due topics; return whether more are due."""
@@ -201,7 +195,7 @@ class Publisher:
                 continue  # the VM was removed, and perhaps added again
             slot.heap_times_s.remove(heap_time_s)
             if slot.due_at_s <= now_s:
-                if self._is_changed(key) or self._may_send_heartbeat(slot, now_s):
+                if self._is_changed(key):
                     self._publish(key, slot, now_s)
                 slot.due_at_s = self._due_at_s(key, slot, changed=False)
             self._queue(key, slot)
@@ -219,33 +213,15 @@ class Publisher:
             slot.due_at_s = self._due_at_s(key, slot, changed=False)
         self._queue(key, slot)
 
-    def _may_send_heartbeat(self, slot: _Slot, now_s: float) -> bool:
-        """Tell whether a heartbeat is due and may be sent now; else postpone it."""
-        heartbeat_s = self._agent.heartbeat_s
-        if now_s < slot.published_at_s + heartbeat_s:
-            return False
-        if slot.heartbeat_at_s is None:
-            step_s = min(_HEARTBEAT_S, heartbeat_s / 4 / len(self._slots))
-            self._next_heartbeat_s = (
-                max(self._next_heartbeat_s, now_s - _HEARTBEATS_AT_ONCE * step_s) + step_s
-            )
-            slot.heartbeat_at_s = self._next_heartbeat_s
-        return slot.heartbeat_at_s <= now_s
-
     def _due_at_s(self, key: _Key, slot: _Slot, *, changed: bool) -> float:
         if key == _DEVICES:
             return self._announce_at_s if self._unannounced else _NO_END
-        if not changed and slot.heartbeat_at_s is not None:
-            return slot.heartbeat_at_s
+        if not changed:
+            return _NO_END
         min_interval_s = self._min_interval_s
         if key == _VMS:
             min_interval_s = max(min_interval_s, len(self._vms) / _LISTED_PER_S)
-        return due_at_s(
-            changed,
-            slot.published_at_s,
-            min_interval_s=min_interval_s,
-            heartbeat_s=self._agent.heartbeat_s,
-        )
+        return slot.published_at_s + min_interval_s
 
     def _queue(self, key: _Key, slot: _Slot) -> None:
         """Add a heap entry at the time the slot is due, unless one is earlier."""
@@ -257,7 +233,6 @@ class Publisher:
 
     def _publish(self, key: _Key, slot: _Slot, now_s: float) -> None:
         slot.published_at_s = now_s
-        slot.heartbeat_at_s = None
         if key == _HOST:
             self._published_host = self._host
             self._bridge.retain(self._bridge.topics.host_object, self._make_host)

@@ -13,6 +13,7 @@ from qmpballoon.mqtt.connection import Connection
 from qmpballoon.mqtt.guesses import Guesses
 from qmpballoon.mqtt.outbox import Outbox, Pace, Publication
 from qmpballoon.mqtt.packets import Composer, Loss
+from qmpballoon.mqtt.said import Said
 
 _PACE_S: Final = 0.02  # between the repetitions that `Pace` allows
 
@@ -29,6 +30,7 @@ class Sender:
     composer: Composer
     outbox: Outbox
     announced: Announced
+    said: Said
     guesses: Guesses
     wake: asyncio.Event
     clock: Callable[[], float]
@@ -73,6 +75,8 @@ class Sender:
             self.made_smaller(publication, loss)
         if packet is not None:
             self.connection.send(packet)
+            if packet.publication.retain:
+                self.said.said(publication.topic, packet.payload)
 
     async def send_last(self, last: Publication, *, answers_within_s: float, within_s: float) -> None:
         """Send the answers and then ``last``; wait a bounded time for their PUBACKs.

@@ -138,6 +138,22 @@ class Topics:
             f"{self._host_requests}+",
         )
 
+    def retained(self) -> tuple[str, ...]:
+        """Return the filters of the retained topics, `status` and those for Home Assistant excepted."""
+        return (
+            self.host_object,
+            self.vms,
+            f"{self._vm_prefix}+/availability",
+            f"{self._vm_prefix}+/state",
+        )
+
+    def is_retained(self, topic: str) -> bool:
+        """Tell whether a topic matches a filter of `retained`."""
+        if topic in (self.host_object, self.vms):
+            return True
+        _, _, kind = topic.removeprefix(self._vm_prefix).partition("/")
+        return topic.startswith(self._vm_prefix) and kind in ("availability", "state")
+
     def parse(self, topic: str) -> Command | None:
         """Return the command of ``topic``, or None if it is no command topic of this agent."""
         if topic.startswith(self._host_requests):

@@ -44,8 +44,8 @@ class Past:
     life: str
     booted_at_s: float
     seen_at_s: float
-    held: int
-    actual: int  # at seen_at_s
+    held: int  # by the newest sample, as is ``actual``
+    actual: int
     average: float
     trend: float  # bytes per second, at seen_at_s
     peak: float  # at seen_at_s
@@ -56,6 +56,7 @@ class Past:
     emergency: bool = False  # as of the last tick, until it has eased
     acute: bool = False  # as of the last tick: it began or goes on
     claims: Claims = Claims()
+    rated: tuple[int, int] | None = None  # held and actual at seen_at_s; None: those above
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +105,21 @@ def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: 
             oom_kills=guest.oom_kills,
         )
     passed_s = sample.seen_at_s - past.seen_at_s
-    if passed_s < _LEAST_STEP_S:
-        return past
     actual = past.actual if sample.actual is None else sample.actual
-    returned = max(0, actual - past.actual) if rules.discount_returned_memory else 0
-    rise = (held - past.held - returned) / passed_s
+    held_before, actual_before = past.rated or (past.held, past.actual)
+    if passed_s < _LEAST_STEP_S:
+        if (held, actual) == (past.held, past.actual):
+            return past
+        # What it holds counts at once: there may be no other sample for some time.
+        return replace(
+            past,
+            held=held,
+            actual=actual,
+            peak=max(float(held), past.peak),
+            rated=(held_before, actual_before),
+        )
+    returned = max(0, actual - actual_before) if rules.discount_returned_memory else 0
+    rise = (held - held_before - returned) / passed_s
     faded = past.trend * (TREND_KEEPS if returned else TREND_OVER_KEEPS) ** passed_s
     trend = max(faded, rise if rise > TREND_FROM * max(held, MIB) else 0.0)
     weight = min(1.0, passed_s / AVERAGE_OVER_S)
@@ -121,9 +132,10 @@ def _with_reading(past: Past | None, guest: GuestSnapshot, now_s: float, rules: 
         trend=trend if rules.look_ahead else 0.0,
         peak=max(float(held), past.peak * (1 - PEAK_FADES * min(1.0, passed_s / 60))),
         oom_kills=guest.oom_kills,
+        rated=None,
     )
-    if held < past.held * (1 - COLLAPSE) and passed_s < COLLAPSE_WITHIN_S:
-        after = replace(after, collapsed_at_s=now_s, before_collapse=past.held, trend=0.0)
+    if held < held_before * (1 - COLLAPSE) and passed_s < COLLAPSE_WITHIN_S:
+        after = replace(after, collapsed_at_s=now_s, before_collapse=held_before, trend=0.0)
     if guest.oom_kills is not None and past.oom_kills is not None and guest.oom_kills > past.oom_kills:
         after = replace(after, killed_at_s=now_s)
     return after

@@ -121,7 +121,7 @@ def decode_object(payload: bytes, content_type: str | None = None) -> Mapping[st
 
 def _from_json(payload: bytes) -> object:
     try:
-        text = payload.decode("utf-8")
+        text = payload.decode("utf-8-sig")  # with or without a byte order mark
     except UnicodeDecodeError:
         hint = "" if HAS_MSGPACK else "; msgpack is not installed where the agent runs: send JSON"
         raise _malformed(f"the payload is neither UTF-8 nor msgpack{hint}") from None

@@ -24,6 +24,8 @@ from qmpballoon.readers import (
     did_you_mean,
     dotted,
     number,
+    schema_of,
+    shown,
     text,
     unknown_key,
     whole,
@@ -74,6 +76,15 @@ def _hold(value: object) -> str:
         raise Wrong("must be the hold that reclaim returned") from None
 
 
+def _target(value: object) -> Amount:
+    mode = value.strip().lower() if isinstance(value, str) else ""
+    if mode not in MODES:
+        return amount(value)
+    also = "; on target/set the word is auto, in small letters" if mode == "auto" else ""
+    raise Wrong(f"{shown(value)} is a mode and no size: request set-mode with {mode}{also}")
+
+
+described(_target, **schema_of(amount))
 described(_hold, type=["string", "integer"], minLength=1, maxLength=64)
 
 _wait: Final = number(0, LONGEST_WAIT_S, "seconds")
@@ -91,7 +102,7 @@ class SetTarget(_Verb):
     """Set a manual target; answered at once, or with ``wait_s`` when the target is reached."""
 
     VERB = "set-target"
-    target: Amount = _required(amount, bare=True)
+    target: Amount = _required(_target, bare=True)
     wait_s: float | None = _optional(_wait)
 
 

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model.records import GuestStats, Sample
-from qmpballoon.qmp.client import Asked, Session, returned
+from qmpballoon.qmp.asked import Asked, returned
+from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
 from qmpballoon.qmp.resizer import DriverState
 from qmpballoon.units import MAX_SIZE, MIB, PAGE

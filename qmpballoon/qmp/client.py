@@ -24,7 +24,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from time import thread_time
-from typing import Final, NamedTuple, Self, TypeVar, cast
+from typing import Final, Self, TypeVar, cast
 
 from qemu.qmp import QMPClient, QMPError, Runstate
 from qemu.qmp.events import EventListener
@@ -33,9 +33,10 @@ from qemu.qmp.models import Greeting
 
 from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError
 from qmpballoon.qmp import commands
+from qmpballoon.qmp.asked import MOST_ABANDONED, Asked, Waiting, refusal, returned
 from qmpballoon.qmp.intake import Intake
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor
-from qmpballoon.qmp.repeated import Outstanding, Repeated, Sink, refusal
+from qmpballoon.qmp.repeated import Outstanding, Repeated, Sink
 from qmpballoon.qmp.wire import (
     LONGEST_EVENT,
     LONGEST_GREETING,
@@ -50,7 +51,6 @@ from qmpballoon.qmp.wire import (
 )
 
 MOST_UNASKED_PER_S: Final = 2000  # events; QEMU itself limits the frequent ones to one per second
-MOST_ABANDONED: Final = 256  # outstanding replies to cancelled requests
 
 _QUIET: Final = logging.getLogger("qmpballoon.qmp.wire")  # qemu.qmp logs each loss several times
 _QUIET.addHandler(logging.NullHandler())
@@ -61,31 +61,22 @@ _UNUSED: Final = EventListener()  # 4 KB, and nobody listens
 _NOTHING: Final[asyncio.Queue[Message]] = asyncio.Queue()  # to be sent by qemu.qmp's writer: 4 KB
 
 PRIVATE_NAMES: Final = (
-    "_bh_close_stream(self, error_pathway: bool = False) -> None",
+    "_bh_close_stream(self, error_pathway: bool=False) -> None",
     "_bh_flush_writer(self) -> None",
-    "_bh_loop_forever(self, async_fn: Callable[[], Awaitable[NoneType]], name: str) -> None",
+    "_bh_loop_forever(self, async_fn: _TaskFN, name: str) -> None",
     "_bh_recv_message(self) -> None",
-    "_do_connect(self, address: Union[str, Tuple[str, int], socket.socket], "
-    "ssl: Optional[ssl.SSLContext] = None) -> None",
-    "_do_recv(self) -> qemu.qmp.message.Message",
-    "_get_greeting(self) -> qemu.qmp.models.Greeting",
+    "_do_connect(self, address: Union[SocketAddrT, socket.socket], ssl: Optional[SSLContext]=None) -> None",
+    "_do_recv(self) -> Message",
+    "_get_greeting(self) -> Greeting",
     "_negotiate(self) -> None",
     "_outgoing",
     "_reader",
-    "_set_state(self, state: qemu.qmp.protocol.Runstate) -> None",
+    "_set_state(self, state: Runstate) -> None",
     "_writer",
 )
 """The private names of qemu.qmp that are used; a test compares them with the installed release."""
 
 T = TypeVar("T")
-
-
-class Asked(NamedTuple):
-    """A command and its arguments."""
-
-    command: str
-    arguments: Mapping[str, object] | None = None
-
 
 EventSink = Callable[[str, Mapping[str, object]], None]
 """Called with an event's name and data, in order, from the loop; must not raise."""
@@ -109,9 +100,7 @@ class Session(QMPClient):
         self._loop = asyncio.get_running_loop()
         self._connection = monitor.connection
         self._on_event = on_event
-        self._serial = 0
-        self._replies: dict[object, asyncio.Future[Mapping[str, object] | None]] = {}
-        self._abandoned: set[object] = set()
+        self._waiting = Waiting()
         self._reason: ConnectionLost | None = None
         self._calls: list[Callable[[], None]] = []  # to be done at the end
         self._intake = Intake(monitor.path, self._take_early)
@@ -204,27 +193,19 @@ class Session(QMPClient):
             raise self.reason
         for command, arguments in asked:
             commands.check(command, arguments, self.version)
-        lines: list[bytes] = []
-        named: dict[int, str] = {}
-        for command, arguments in asked:
+        for _ in asked:
             self._intake.share.asked()
-            self._serial += 1
-            named[self._serial] = command
-            given = "" if arguments is None else f', "arguments": {json.dumps(arguments)}'
-            message = f'{{"execute": "{command}", "id": {self._serial}{given}}}\n'
-            lines.append(message.encode())  # with a line end for multiplexers that read lines
-            self._replies[self._serial] = self._loop.create_future()
-        replies = [self._replies[key] for key in named]
+        sent, named, replies = self._waiting.add(asked)
         allowed_s = self.request_timeout_s if timeout_s is None else timeout_s
         hangs = self._loop.call_later(allowed_s, self._hangs, named, allowed_s)
         try:
-            self._write(b"".join(lines))
+            self._write(sent)
             await replies[-1]
             return [self._result(name, await it) for name, it in zip(named.values(), replies, strict=True)]
         finally:
             hangs.cancel()
-            for key in named:
-                self._abandon(key)
+            if self._waiting.abandon(named):
+                self._end(ConnectionLost(f"{self.path}: {MOST_ABANDONED} replies are missing"))
 
     def _result(self, command: str, answer: Mapping[str, object] | None) -> object | QmpError:
         """Return what a command returned, or why QEMU refused it."""
@@ -237,13 +218,6 @@ class Session(QMPClient):
         except TypeError as error:
             self._end(ConnectionLost(f"{self.path}: {error}"))
             raise self.reason from None
-
-    def _abandon(self, key: int) -> None:
-        """Drop the reply to a request when it comes; does nothing if it is there."""
-        if self._replies.pop(key, None) is not None:
-            self._abandoned.add(key)
-            if len(self._abandoned) > MOST_ABANDONED:
-                self._end(ConnectionLost(f"{self.path}: {MOST_ABANDONED} replies are missing"))
 
     def repeated(
         self,
@@ -259,8 +233,7 @@ class Session(QMPClient):
             NeverSent: the table of commands does not allow it for this QEMU; a bug of the caller.
         """
         commands.check(command, arguments, self.version)
-        self._serial += 1
-        return Repeated(f"r{self._serial}", command, arguments, sink, volatile=volatile)
+        return Repeated(f"r{self._waiting.new_id()}", command, arguments, sink, volatile=volatile)
 
     def repeat(self, *requests: Repeated) -> None:
         """Send requests whose replies go to their sinks; nothing is sent once the session is over."""
@@ -462,9 +435,7 @@ class Session(QMPClient):
 
     def _take_new(self, raw: bytes) -> None:
         """Take a message that has to be decoded."""
-        longest = (
-            LONGEST_MESSAGE if self._replies or self._abandoned or self.awaits_replies else LONGEST_EVENT
-        )
+        longest = LONGEST_MESSAGE if self._waiting or self.awaits_replies else LONGEST_EVENT
         if len(raw) > longest:
             raise self._intake.too_much(f"a message of more than {longest} bytes")
         message = decoded(self.path, raw)
@@ -477,8 +448,8 @@ class Session(QMPClient):
             is_repeated = self._repeated.takes(raw, message)
         except TypeError as error:
             raise ConnectionLost(f"{self.path}: {error}") from None
-        if not is_repeated:
-            self._take_reply(message)
+        if not is_repeated and not self._waiting.takes(message):
+            raise ConnectionLost(f"{self.path}: an unexpected reply: {shortened(message)}")
 
     def _take_event(self, message: Mapping[str, object]) -> None:
         name, details = message["event"], message.get("data", {})
@@ -492,26 +463,13 @@ class Session(QMPClient):
             raise self._intake.too_much(f"more than {MOST_UNASKED_PER_S} events in a second")
         self._on_event(name, details)
 
-    def _take_reply(self, message: Mapping[str, object]) -> None:
-        key = message.get("id")
-        waiting = self._replies.pop(key, None) if type(key) is int else None
-        if waiting is not None:
-            if not waiting.done():
-                waiting.set_result(message)
-        elif type(key) is int and key in self._abandoned:
-            self._abandoned.remove(key)
-        else:
-            raise ConnectionLost(f"{self.path}: an unexpected reply: {shortened(message)}")
-
     def _hangs(self, asked: Mapping[int, str], allowed_s: float) -> None:
         """Look once more at what was received: perhaps it was us who were late."""
         self._loop.call_later(ONE_MORE_LOOK_S, self._hangs_still, asked, allowed_s)
 
     def _hangs_still(self, asked: Mapping[int, str], allowed_s: float) -> None:
-        for key, command in asked.items():
-            if key in self._replies:
-                self._is_hung(command, allowed_s)
-                return
+        if (command := self._waiting.first_missing(asked)) is not None:
+            self._is_hung(command, allowed_s)
 
     def _hangs_repeated(self, since_s: float) -> None:
         if self._repeated.command is not None and self._repeated.since_s == since_s:
@@ -533,10 +491,7 @@ class Session(QMPClient):
         for call in self._calls:
             call()
         self._calls.clear()
-        for waiting in self._replies.values():
-            if not waiting.done():
-                waiting.set_result(None)
-        self._replies.clear()
+        self._waiting.end()
         self._repeated.clear()
         if self._writer is not None:
             self._writer.transport.abort()
@@ -546,17 +501,6 @@ def name_in(answer: object) -> str | None:
     """Return the name that query-name told; None if QEMU has none."""
     name = answer.get("name") if isinstance(answer, dict) else None
     return name if isinstance(name, str) and name else None
-
-
-def returned(answer: object) -> object:
-    """Return an answer of `Session.request_all`.
-
-    Raises:
-        QmpError: QEMU refused the command.
-    """
-    if isinstance(answer, QmpError):
-        raise answer
-    return answer
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Final, Protocol, TypeAlias
 
 from qmpballoon.errors import QmpError
+from qmpballoon.qmp.asked import refusal
 
 Numbers: TypeAlias = tuple[int | None, ...]
 """One for each volatile key, in their order; None: it is absent, not unique, or no usual number."""
@@ -160,15 +161,3 @@ def _end_of_number(line: bytes, start: int) -> int:
     while line[end : end + 1].isdigit():
         end += 1
     return end
-
-
-def refusal(command: str, reply: Mapping[str, object]) -> QmpError:
-    """Return the error that a reply without ``return`` is.
-
-    Raises:
-        TypeError: it has no error either.
-    """
-    error = reply.get("error")
-    if not isinstance(error, Mapping):
-        raise TypeError(f"the reply to {command} has neither return nor error")
-    return QmpError(command, str(error.get("class"))[:64], str(error.get("desc"))[:500])

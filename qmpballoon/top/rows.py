@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from qmpballoon.fleet import FleetHost, FleetVm
-from qmpballoon.model.records import HEALTH_WORDS
+from qmpballoon.model.records import HEALTH_WORDS, SILENT
 from qmpballoon.policy.reasons import MAY_NEED_A_PERSON
 from qmpballoon.terminal import clean
 
@@ -21,7 +21,6 @@ Tone: TypeAlias = Literal["good", "warning", "bad", "quiet", "plain"]
 View: TypeAlias = Literal["tree", "vms", "hosts"]
 """Hosts with their VMs below, all VMs in one order, or hosts alone."""
 
-NOT_REACHED: Final = ("offline", "unresponsive", "busy")
 UNKNOWN: Final = "-"
 _LONGEST_TEXT: Final = 64
 _PASSING: Final = ("starting", "migrating", "paused")
@@ -55,7 +54,7 @@ class VmRow:
         """What the colour of its health says."""
         if self.health == "ok":
             return "good"
-        if self.health in NOT_REACHED:
+        if self.health in SILENT:
             return "bad"
         return "quiet" if self.health in _PASSING else "warning"
 
@@ -99,7 +98,7 @@ def vm_row(vm: FleetVm) -> VmRow:
     guest = vm.state.guest if vm.state is not None and vm.online else None
     available = None if guest is None else guest.free if guest.available is None else guest.available
     health = _text(vm.health)
-    if not vm.online and health not in NOT_REACHED:
+    if not vm.online and health not in SILENT:
         health = "offline"
     return VmRow(
         id=vm.id,

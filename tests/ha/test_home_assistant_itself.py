@@ -91,7 +91,7 @@ class House:
             what=f"all is available after {what}",
             interval_s=0.05,
         )
-        print(f"available {asyncio.get_running_loop().time() - began_s:.1f} s after {what}")
+        print(f"available {asyncio.get_running_loop().time() - began_s:.2f} s after {what}")
 
     async def until_unavailable(self) -> None:
         """Wait until no entity is available."""

@@ -17,7 +17,8 @@ from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model.records import STATISTICS
 from qmpballoon.procfs import parse_meminfo, parse_pressure, parse_process_stat
 from qmpballoon.qmp import balloon
-from qmpballoon.qmp.client import Asked, Session
+from qmpballoon.qmp.asked import Asked
+from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.events import translated
 from qmpballoon.qmp.monitor import OpenMonitor
 
@@ -57,8 +58,8 @@ def test_any_bytes_are_messages_or_end_the_session(messages: list[bytes]) -> Non
     async def read() -> None:
         events: list[tuple[str, Mapping[str, object]]] = []
         session = session_reading(events)
-        session._replies[1] = asyncio.get_running_loop().create_future()
-        session._abandoned.add(2)
+        session._waiting.add([Asked("query-name"), Asked("query-uuid")])
+        session._waiting.abandon([2])
         with suppress(ConnectionLost, EOFError):
             session._intake.received(b"\r\n".join([*messages, b""]))
             await session._bh_recv_message()

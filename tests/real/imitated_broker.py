@@ -6,9 +6,12 @@ It announces nothing, confirms what it takes, and sends back what is published o
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from serving import serving
 
@@ -27,6 +30,17 @@ class Published:
     unconfirmed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer to a CONNECT of MQTT 5, and what follows: it closes, resets the connection, or waits.
+
+    ``closes-later``: at the packet that follows the CONNECT.
+    """
+
+    answer: bytes
+    then: Literal["closes", "resets", "waits", "closes-later"] = "closes"
+
+
 @dataclass(slots=True)
 class ImitatedBroker:
     """``takes`` tells whether a message is taken; else ``reason`` is sent in a DISCONNECT, if there is one.
@@ -34,7 +48,8 @@ class ImitatedBroker:
     ``stops_at`` tells at which message the broker stops as after SIGSTOP: it neither answers nor closes.
     ``takes_will`` gets the will's QoS and retain flag; if it is not taken, the connection ends before its
     CONNACK. ``grants`` gets the number of a SUBSCRIBE, from 1 on; what is not granted is refused without a
-    reason. What arrived is in ``connects`` (the flags of each CONNECT) and ``published``.
+    reason. ``refuses_5`` is how a CONNECT of MQTT 5 is refused. What arrived is in ``connects`` (the flags of
+    each CONNECT), ``versions`` (its protocol level) and ``published``.
     """
 
     takes: Callable[[Published], bool]
@@ -42,8 +57,11 @@ class ImitatedBroker:
     takes_will: Callable[[int, bool], bool] = lambda qos, retain: True
     stops_at: Callable[[Published], bool] = lambda message: False
     grants: Callable[[int], bool] = lambda number: True
+    refuses_5: Refusal | None = None
+    refuses_311: bool = False
     port: int = 0
     connects: list[int] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
     subscribes: int = 0
 
@@ -61,6 +79,13 @@ class ImitatedBroker:
             if kind == 1:
                 is_5, flags = body[6] == 5, body[7]
                 self.connects.append(flags)
+                self.versions.append(body[6])
+                if is_5 and self.refuses_5 is not None:
+                    await _refuse(self.refuses_5, reader, writer)
+                    return
+                if not is_5 and self.refuses_311:
+                    writer.write(b"\x20\x02\0\x01")
+                    return
                 if not self.takes_will(flags >> 3 & 3, bool(flags & 0x20)):
                     return
                 writer.write(b"\x20\x03\0\0\0" if is_5 else b"\x20\x02\0\0")
@@ -93,6 +118,17 @@ class ImitatedBroker:
                 writer.write(b"\xd0\0")
             elif kind == 14:
                 return
+
+
+async def _refuse(refusal: Refusal, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(refusal.answer)
+    if refusal.then == "waits":
+        await reader.read(-1)  # until the client closes
+    elif refusal.then == "closes-later":
+        await reader.read(1)
+    elif refusal.then == "resets":
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 def _published(first: int, body: bytes, size: int, unconfirmed: int, *, is_5: bool) -> Published:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from agent_process import PATIENCE_S, AgentWatch, StartAgent, until, watching
+from mqtt_listener import listening
 
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.lab import Lab
+from qmpballoon.lab.waiting import eventually
 from qmpballoon.units import MIB
 
 
@@ -115,3 +117,29 @@ async def test_a_vm_that_has_ended_is_forgotten_in_time_and_topics_of_an_earlier
     )
     await watch.until_health("stays", "ok")
     assert await stays.monitor.actual() == stays.memory
+
+
+async def test_a_host_that_is_renamed_leaves_nothing_behind_and_keeps_what_was_set(
+    lab: Lab, broker: LabBroker, start_agent: StartAgent
+) -> None:
+    guest = await lab.guest("web")
+    first = {"host": "localhost", "state_dir": str(lab.directory / "state")}
+    async with watching(broker, root="qmpballoon/localhost") as old, watching(broker) as watch:
+        agent = start_agent(broker, agent=first, mqtt={"home_assistant": True})
+        await old.until_health("web", "ok")
+        await old.moved("web", guest, 112 * MIB)
+        await old.do("web", "set-mode", mode="manual")
+        agent.kill()
+        agent.configure(mqtt={"home_assistant": True})
+        agent.start()
+        state = await watch.until_health("web", "ok")
+        assert (state["mode"], state["target"]) == ("manual", 112 * MIB)
+        assert await guest.monitor.actual() == 112 * MIB
+        await agent.until_logged("host-renamed host=edge-7 last=localhost")
+
+    async def left() -> list[str]:
+        async with listening(broker.port) as late:
+            await late.wait_for_pending()
+            return [one.topic.value for one in late.messages if one.retain and "localhost" in one.topic.value]
+
+    await eventually(left, lambda topics: not topics, timeout_s=PATIENCE_S, what="all old topics are cleared")

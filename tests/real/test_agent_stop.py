@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from agent_process import PATIENCE_S, ROOT, AgentProcess, StartAgent, until
+from agent_process import PATIENCE_S, ROOT, AgentProcess, AgentWatch, StartAgent, until
 from mqtt_listener import listening
 from serving import serving
 
@@ -184,6 +184,16 @@ async def test_a_look_up_of_a_name_that_never_returns_does_not_hold_a_stop(
     await agent.until_logged("resolver-asked")
     agent.program.signal(signal.SIGTERM)
     await ended(agent, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+async def test_a_standard_descriptor_that_is_closed_does_not_disturb_the_end(
+    closed: str, start_agent: StartAgent, broker: LabBroker, watch: AgentWatch
+) -> None:
+    agent = start_agent(broker, before=("sh", "-c", f'exec "$@" {closed}', "sh"))
+    await watch.until_published("status", b"online")
+    assert await agent.terminate() == 0
+    await watch.until_offline()
 
 
 @pytest.mark.parametrize(("second", "status"), [(signal.SIGTERM, -15), (signal.SIGINT, -2)])

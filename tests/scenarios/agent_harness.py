@@ -156,6 +156,11 @@ class AgentHarness:
                 f"not within {PATIENCE_S:g} s; VMs: {vms}; last events: {self.events[-10:]}"
             ) from None
 
+    async def move(self, name: str, target: int) -> None:
+        """Set a target in bytes and wait until the guest has it exactly; the request allows 1 MiB less."""
+        await self.ask(name, "set-target", target=target, wait_s=PATIENCE_S)
+        await self.until(lambda: self.record(name).actual == target)
+
     async def until_health(self, name: str, *words: str) -> VmStatus:
         await self.until(lambda: self.health(name) in words)
         return self.record(name)

@@ -31,7 +31,8 @@ def test_without_textual_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["top", "--broker", NOBODY]) == 2
     assert capsys.readouterr().err == (
-        "qmpballoon: top needs Textual, which is not installed: pip install 'qmpballoon[top]'\n"
+        "qmpballoon: top needs Textual, which is not installed: "
+        f"{sys.executable} -m pip install 'qmpballoon[top]'\n"
     )
 
 

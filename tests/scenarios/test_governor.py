@@ -321,6 +321,7 @@ async def test_an_emergency_is_the_reason_only_while_it_lasts(
     qemu = await qemus.start("a")
     async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
         await harness.until_health("a", "ok")
+        harness.later_s += STANDS_S  # for the word from before the first figures
         await harness.until(lambda: harness.record("a").why == "at-ease")
         rested = harness.record("a").why_since
         assert rested is not None

@@ -93,7 +93,7 @@ async def test_it_is_charged_what_it_had_and_no_policy_moves_it_meanwhile(harnes
 
 
 async def test_a_manual_vm_returns_to_its_manual_target(harness: AgentHarness) -> None:
-    await harness.ask("a", "set-target", target="200MiB", wait_s=30)
+    await harness.move("a", 200 * MIB)
     await harness.ask("a", "pulse")
     record = harness.record("a")
     assert (record.mode, record.actual, record.target) == ("manual", 200 * MIB, 200 * MIB)
@@ -102,7 +102,7 @@ async def test_a_manual_vm_returns_to_its_manual_target(harness: AgentHarness) -
 
 
 async def test_the_manual_target_is_not_sent_before_the_end(harness: AgentHarness) -> None:
-    await harness.ask("slow", "set-target", target="250MiB", wait_s=30)
+    await harness.move("slow", 250 * MIB)
     pulse = pulsed(harness)
     await harness.until(lambda: (harness.record("slow").actual or 0) < 240 * MIB)
     for _ in range(2):
@@ -118,7 +118,7 @@ async def test_the_manual_target_is_not_sent_before_the_end(harness: AgentHarnes
 async def test_a_target_of_a_person_ends_it_and_stays(harness: AgentHarness) -> None:
     pulse = pulsed(harness)
     await under_way(harness)
-    await harness.ask("slow", "set-target", target="240MiB", wait_s=30)
+    await harness.move("slow", 240 * MIB)
     with pytest.raises(QmpBalloonError) as ended:
         await pulse
     assert ended.value.code == "superseded"
@@ -265,7 +265,7 @@ async def test_it_ends_when_the_vm_begins_to_migrate(harness: AgentHarness, slow
 async def test_what_another_controller_gave_is_given_back_as_well(
     harness: AgentHarness, slow: SimulatedQemu
 ) -> None:
-    await harness.ask("slow", "set-target", target="240MiB", wait_s=30)
+    await harness.move("slow", 240 * MIB)
     await harness.ask("slow", "set-mode", mode="auto")
     slow.execute("balloon", {"value": 250 * MIB})
     await harness.until(lambda: harness.record("slow").actual == 250 * MIB)

@@ -23,7 +23,7 @@ Capture = pytest.CaptureFixture[str]
 
 async def test_a_target_by_hand_is_remembered_with_its_figures(harness: AgentHarness) -> None:
     assert (await harness.ask("a", "why"))["decisions"] == []
-    await harness.ask("a", "set-target", target="200MiB", wait_s=30)
+    await harness.move("a", 200 * MIB)
     why = await harness.ask("a", "why")
     assert (why["vm"], why["mode"], why["why"], why["target"]) == ("a", "manual", "manual", 200 * MIB)
     (decision,) = why["decisions"]
@@ -96,8 +96,8 @@ async def test_what_the_policy_decides_is_told_with_the_budget(
 async def test_the_command_tells_decisions_and_what_is_in_force(
     harness: AgentHarness, capsys: Capture
 ) -> None:
-    await harness.ask("a", "set-target", target="200MiB", wait_s=30)
-    await harness.ask("a", "set-target", target="220MiB", wait_s=30)
+    await harness.move("a", 200 * MIB)
+    await harness.move("a", 220 * MIB)
     async with served(harness) as path:
         control = f"--control={path}"
         assert await command("why", control, "a") == 0

@@ -257,6 +257,24 @@ async def test_figures_from_before_the_connection_are_not_a_sample(sockets_dir: 
         assert device.set_to == [2]
 
 
+async def test_the_first_sample_is_awaited_for_a_second_after_the_guest_was_asked(sockets_dir: Path) -> None:
+    now_s = 10.0
+    device = ScriptedStats()
+    async with sampling(sockets_dir / "a.qmp", device, lambda: now_s) as sampler:
+        assert not sampler.is_first_awaited
+        await sampler.start(2)
+        now_s = 10.9
+        assert sampler.is_first_awaited
+        now_s = 11.0
+        assert not sampler.is_first_awaited
+        await sampler.rearm()
+        assert sampler.is_first_awaited
+        device.report(1000, 5)
+        await sampler.poll()
+        assert sampler.sample is not None
+        assert not sampler.is_first_awaited
+
+
 async def test_a_guest_that_never_reported_is_known_as_such(sockets_dir: Path) -> None:
     async with sampling(sockets_dir / "a.qmp", ScriptedStats()) as sampler:
         assert not sampler.ever_reported

@@ -14,7 +14,8 @@ from scripted_peer import GREETING, NEGOTIATED, PATIENCE_S, Line, answering, ign
 
 from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError
 from qmpballoon.qmp import client as client_module
-from qmpballoon.qmp.client import Asked, Session, returned
+from qmpballoon.qmp.asked import Asked, returned
+from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.monitor import open_monitor
 from qmpballoon.qmp.repeated import Numbers
 from qmpballoon.sim.qemu.server import SimulatedQemu
@@ -161,8 +162,7 @@ def test_a_cancelled_request_leaves_the_session_usable(run: Run, sockets_dir: Pa
                 await given_up
             let_go.set()
             assert await session.request("next") == "next"
-            assert not session._abandoned
-            assert not session._replies
+            assert not session._waiting
 
     run(scene())
 
@@ -214,8 +214,7 @@ def test_requests_that_are_sent_together_and_cancelled_leave_the_session_usable(
                 await given_up
             let_go.set()
             assert await session.request("query-status") == "next"
-            assert not session._abandoned
-            assert not session._replies
+            assert not session._waiting
 
     run(scene())
 
@@ -289,7 +288,7 @@ def test_twenty_thousand_events_leak_nothing(
             assert await session.request("wait") == "done"
             assert session.events.empty()
             assert not session.events.history
-            assert not session._replies
+            assert not session._waiting
 
     run(scene())
     assert len(seen) == count

@@ -11,7 +11,8 @@ import pytest
 from scripted_peer import GREETING, NEGOTIATED, PATIENCE_S, Line, answering, ignored, peer, session_with
 
 from qmpballoon.errors import ConnectionLost
-from qmpballoon.qmp.client import MOST_ABANDONED, MOST_UNASKED_PER_S, Session
+from qmpballoon.qmp.asked import MOST_ABANDONED
+from qmpballoon.qmp.client import MOST_UNASKED_PER_S, Session
 from qmpballoon.qmp.monitor import OpenMonitor, open_monitor
 
 pytestmark = pytest.mark.usefixtures("any_command")
@@ -251,7 +252,7 @@ async def test_abandoned_replies_are_bounded(sockets_dir: Path) -> None:
     async with peer(sockets_dir / "a.qmp", serve), session_with(sockets_dir / "a.qmp") as session:
         waiting = [asyncio.create_task(session.request("never")) for _ in range(MOST_ABANDONED + 1)]
         await asyncio.sleep(0)  # all are under way
-        assert len(session._replies) == MOST_ABANDONED + 1
+        assert len(session._waiting) == MOST_ABANDONED + 1
         for request in waiting:
             request.cancel()
         await asyncio.wait(waiting)

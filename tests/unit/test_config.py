@@ -113,7 +113,10 @@ def test_the_example_file_has_the_values_of_its_comments() -> None:
 )
 def test_broker_urls_have_their_usual_ports(written: str, url: BrokerUrl) -> None:
     assert read(f'[mqtt]\nurl = "{written}"').mqtt.url == (url,)
-    assert read(f'[mqtt]\nurl = "{url}"').mqtt.url == (url,)
+    assert read(f'[mqtt]\nurl = "{str(url).removesuffix("...")}"').mqtt.url == (
+        replace(url, path=url.path[:1]),
+    )
+    assert str(url).endswith("/..." if url.path else f":{url.port}")  # a path may hold a secret
     assert url.tls == (url.scheme in ("mqtts", "wss"))
     assert url.websocket == (url.scheme in ("ws", "wss"))
 

@@ -250,10 +250,42 @@ def test_text_that_is_no_url_is_reported_with_an_example(url: str) -> None:
     assert only_problem(f'[mqtt]\nurl = "{url}"').reason.startswith('must be a URL like "mqtt://localhost"')
 
 
-def test_a_password_in_the_url_is_refused_and_not_printed() -> None:
-    problem = only_problem('[mqtt]\nurl = "mqtt://user:sesame@broker"')
-    assert "password_file" in problem.reason
-    assert "sesame" not in str(problem)
+@pytest.mark.parametrize("url", ["mqtt://::1:1883", "mqtt://::1", "wss://2001:db8::7:9001/mqtt"])
+def test_an_ipv6_address_without_brackets_is_explained(url: str) -> None:
+    assert only_problem(f'[mqtt]\nurl = "{url}"').reason.endswith("; an IPv6 address stands in brackets")
+
+
+def test_a_password_in_the_url_is_refused_with_where_it_belongs() -> None:
+    assert "password_file" in only_problem('[mqtt]\nurl = "mqtt://user:sesame@broker"').reason
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mqtt://user:sesame@broker",
+        "mqtt:/user:sesame@broker",
+        "user:sesame@broker",
+        "mqtt://user:sesame",
+        "mqtt://user:sesame%40broker",
+        "mqtt://broker?sesame",
+        "mqtt://broker#sesame",
+        "mqtt://broker/sesame",
+        "http://broker/sesame",
+        "ws://broker?token=sesame",
+        "ws://broker/mqtt#sesame",
+        "ws://broker:port/sesame",
+        "ws://broker:99999/sesame",
+        "ws://[::1]x/sesame",
+        "ws//broker/sesame",
+        "ws:broker/sesame",
+        " ws://broker/sesame",
+        "ws://broker/sesame\u00e9",
+        "ws://broker/sesame sesame",
+        "ws://broker/" + "sesame" * 1000,
+    ],
+)
+def test_a_secret_in_a_url_that_is_refused_is_not_printed(url: str) -> None:
+    assert "sesame" not in str(only_problem(f'[mqtt]\nurl = "{url}"'))
 
 
 @pytest.mark.parametrize(
@@ -536,4 +568,4 @@ def test_without_prometheus_client_metrics_are_a_configuration_error(monkeypatch
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     (finding,) = (each for each in findings(found) if each.path == ("http", "listen"))
     assert finding.is_error
-    assert "pip install 'qmpballoon[metrics]'" in finding.reason
+    assert f"{sys.executable} -m pip install 'qmpballoon[metrics]'" in finding.reason

@@ -83,6 +83,23 @@ def test_a_trend_that_uses_up_available_memory_within_three_seconds_is_an_emerge
     assert calm.trend == 0
 
 
+def test_held_memory_counts_at_once_and_a_trend_takes_samples_that_are_far_enough_apart() -> None:
+    guest = a_guest(size=4096, actual=2048)
+    past = observe(None, grown(guest, 1000, 0.0), 0.0, RULES)
+    past = observe(past, grown(guest, 2030, 0.02), 0.02, RULES)
+    assert past is not None
+    assert (past.held, past.trend, past.emergency) == (2030 * MIB, 0.0, True)
+    again = observe(past, grown(guest, 2030, 0.03), 0.03, RULES)
+    assert again is not None
+    assert replace(again, claims=past.claims) == past
+    after = observe(past, grown(guest, 2040, 1.0), 1.0, RULES)
+    assert after is not None
+    assert after.trend == pytest.approx(1040 * MIB)  # over the whole second
+    calm = observe(past, grown(guest, 1000, 0.04), 0.04, RULES)
+    assert calm is not None
+    assert (calm.held, calm.emergency, calm.peak) == (1000 * MIB, False, 2030 * MIB)
+
+
 def test_held_memory_is_capped_by_rss() -> None:
     refuted = a_guest(size=1024, available=0, rss=200 * MIB)
     past = observe(None, refuted, 100.0, RULES)

@@ -118,6 +118,27 @@ def test_a_host_object_without_an_age_does_not_end_a_host(fleet: Fleet, payload:
     assert fleet.hosts["edge-7"].online
 
 
+@pytest.mark.parametrize("old", [b"", b"offline"])
+def test_new_objects_tell_what_is_online_when_the_retained_words_are_missing_or_old(
+    fleet: Fleet, old: bytes
+) -> None:
+    take(fleet, "status", old)
+    take(fleet, "vm/web1/availability", old)
+    take(fleet, "host", host_object())
+    take(fleet, "vm/web1/state", b'{"health": "ok"}')
+    assert not fleet.hosts["edge-7"].online
+    assert not fleet.vms["edge-7/web1"].online
+    take(fleet, "host", host_object(), retained=False)
+    take(fleet, "vm/web1/state", b'{"health": "ok"}', retained=False)
+    assert fleet.hosts["edge-7"].online
+    assert fleet.vms["edge-7/web1"].online
+    take(fleet, "vm/web1/state", b'{"health": "busy"}', retained=False)
+    assert not fleet.vms["edge-7/web1"].online
+    take(fleet, "vm/web1/state", b'{"health": "ok"}', retained=False)
+    take(fleet, "status", b"offline", retained=False)
+    assert not fleet.vms["edge-7/web1"].online
+
+
 def test_what_is_cleared_is_gone(fleet: Fleet) -> None:
     take(fleet, "status", b"online")
     take(fleet, "host", host_object())

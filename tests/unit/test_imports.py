@@ -38,14 +38,15 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         guard host_level registry release
     """,
     "qmp": """
-        . purpose commands events monitor discovery tcp repeated resizer wire intake client balloon process
+        . purpose commands events monitor discovery tcp asked repeated resizer wire intake client balloon
+        process
     """,
     "doctor": ". facts findings vm_rules host_rules report vm host",
     "protocol": ". fields event_kinds objects payloads verbs schemas requests",
     "mqtt": """
         . announced dead_band limits turns answers outbox topics commands inbox packets home_assistant
-        asyncapi publisher request_reader window guesses connecting refusals connection subscribing
-        link replies connection_log sender bridge
+        asyncapi publisher request_reader said window guesses connecting refusals connection versions
+        subscribing link replies connection_log sender bridge
     """,
     "unix_listener": "",
     "fleet": "",
@@ -69,7 +70,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         qemu.process traces qemu.server qemu.fleet vm host qemu.command drawing qemu.__main__
     """,
     "lab": """
-        . demo demo.picture demo.workload require kernel process serial waiting broker nats image
+        . demo demo.picture demo.workload architecture require kernel process serial waiting broker nats image
         second_monitor guest snapshot lab vms demo.testbed demo.output demo.measurement demo.run
     """,
     "pytest_plugin": "",

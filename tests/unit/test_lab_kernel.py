@@ -10,6 +10,7 @@ import pytest
 from qmpballoon.lab.kernel import kernel_packages, kernel_under
 from qmpballoon.lab.require import LabError
 
+CLOUD = "linux-image-cloud-amd64"
 ONE_PACKAGE = {
     "linux-image-cloud-amd64": "Version: 6.1.9-1\nDepends: linux-image-6.1.0-50-cloud-amd64 (= 6.1.9-1)\n",
     "linux-image-6.1.0-50-cloud-amd64": "Version: 6.1.9-1\nDepends: kmod, linux-base (>= 4), dracut | tiny\n",
@@ -39,14 +40,16 @@ def lists(packages: dict[str, str]) -> Callable[[str], str]:
 
 
 def test_a_kernel_in_one_package() -> None:
-    assert kernel_packages(lists(ONE_PACKAGE)) == [
+    assert kernel_packages(CLOUD, lists(ONE_PACKAGE)) == [
         "linux-image-cloud-amd64=6.1.9-1",
         "linux-image-6.1.0-50-cloud-amd64=6.1.9-1",
     ]
 
 
 def test_a_kernel_in_packages_of_any_name_and_nothing_that_is_not_of_its_build() -> None:
-    names = [package.removesuffix("=7.3.4-1~bpo13+1") for package in kernel_packages(lists(MANY_PACKAGES))]
+    names = [
+        package.removesuffix("=7.3.4-1~bpo13+1") for package in kernel_packages(CLOUD, lists(MANY_PACKAGES))
+    ]
     assert sorted(names) == sorted(MANY_PACKAGES)
 
 
@@ -64,7 +67,7 @@ def test_a_kernel_in_packages_of_any_name_and_nothing_that_is_not_of_its_build()
 )
 def test_lists_that_lack_a_package_are_told(packages: dict[str, str], sentence: str) -> None:
     with pytest.raises(LabError, match=sentence):
-        kernel_packages(lists(packages))
+        kernel_packages(CLOUD, lists(packages))
 
 
 def a_kernel(root: Path, release: str, file: str, modules: str = "lib/modules") -> Path:

@@ -10,7 +10,7 @@ import pytest
 
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import GuestStats, HostStatus, Life, Limits, Sample, VmStatus
-from qmpballoon.mqtt.dead_band import due_at_s, host_changed, leaves_dead_band, vm_changed
+from qmpballoon.mqtt.dead_band import host_changed, leaves_dead_band, vm_changed
 from qmpballoon.units import GIB, MIB
 
 FIGURES = GuestStats(total=200 * MIB, free=60 * MIB, available=70 * MIB, caches=2 * MIB, minor_faults=5)
@@ -87,8 +87,3 @@ def test_only_a_changed_fact_publishes_the_host_before_its_heartbeat() -> None:
     assert host_changed(HOST, dataclasses.replace(HOST, alarms=("too much is held",)))
     assert host_changed(HOST, dataclasses.replace(HOST, unidentified=(("/x", "no answer yet"),)))
     assert not host_changed(HOST, dataclasses.replace(HOST, mem_available=1, psi_some_avg10=9.0, room=0))
-
-
-def test_a_change_waits_for_the_interval_and_the_rest_for_the_heartbeat() -> None:
-    assert due_at_s(True, 10.0, min_interval_s=1.0, heartbeat_s=60.0) == 11.0
-    assert due_at_s(False, 10.0, min_interval_s=1.0, heartbeat_s=60.0) == 70.0

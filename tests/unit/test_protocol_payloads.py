@@ -62,6 +62,7 @@ def test_the_format_comes_from_the_content_type_else_from_the_first_byte(
 def test_the_transaction_is_separated_from_the_arguments() -> None:
     content = decode_request(b'{"transaction": [1, {"a": null}], "target": "1GiB"}')
     assert content == Content([1, {"a": None}], {"target": "1GiB"})
+    assert decode_request(b'\xef\xbb\xbf{"transaction": 1}') == Content(1, {})
     packed = decode_request(msgpack.packb({"transaction": 7, "target": 5}))
     assert packed == Content(7, {"target": 5})
 
@@ -70,6 +71,7 @@ def test_the_transaction_is_separated_from_the_arguments() -> None:
     ("payload", "bare"),
     [
         (b"256MiB", "256MiB"),
+        (b"\xef\xbb\xbf256MiB", "256MiB"),  # a byte order mark
         (b" auto\n", "auto"),
         (b'"256MiB"', "256MiB"),
         (b"268435456", 268435456),

@@ -48,6 +48,52 @@ async def saved(store: Store) -> None:
         await store.saved()
 
 
+async def test_a_new_host_name_takes_over_what_the_last_one_had(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path, "last")
+    store.keep(WEB1, target=4)
+    store.announce(["qmpballoon/last/status"])
+    await store.close()
+    older = tmp_path / "old.json"
+    older.write_text("{}")
+    os.utime(older, (1e9, 1e9))
+    new = Store(tmp_path, "new")
+    assert (new.kept(WEB1).target, new.announced) == (4, ["qmpballoon/last/status"])
+    await new.close()
+    assert "host-renamed host=new last=last" in caplog.text
+    assert sorted(each.name for each in tmp_path.glob("*.json")) == ["new.json", "old.json"]
+    again = Store(tmp_path, "new")
+    assert again.kept(WEB1).target == 4
+    await again.close()
+
+
+async def test_a_draft_of_the_last_name_is_taken_over(tmp_path: Path) -> None:
+    await Store(tmp_path, "last").close()
+    store = Store(tmp_path, "last")
+    store.keep(WEB1, target=5)
+    write_draft(tmp_path / "last.json", store._encoder.text_of(store._contents))
+    (tmp_path / "last.json").write_text("{}")
+    assert store._lock is not None
+    os.close(store._lock)  # it was killed
+    new = Store(tmp_path, "new")
+    assert new.kept(WEB1).target == 5
+    await new.close()
+
+
+async def test_neither_a_name_in_use_nor_one_beside_its_own_file_is_taken_over(tmp_path: Path) -> None:
+    async with running(tmp_path) as store:
+        store.keep(WEB1, target=5)
+        await saved(store)
+        other = Store(tmp_path, "edge-8")
+        assert other.kept(WEB1) == Kept()
+        other.keep(WEB1, target=6)
+        await other.close()
+    own = Store(tmp_path, "edge-8")
+    assert own.kept(WEB1).target == 6
+    await own.close()
+
+
 async def test_saved_state_is_read_again(tmp_path: Path) -> None:
     async with running(tmp_path) as store:
         store.know("/run/a\udce9.qmp", KNOWN)

@@ -24,7 +24,7 @@ test: check ## everything that check does, then scenarios, real guests and a rea
 	@scripts/setup dev lab
 	$(PYTHON_BIN)/pytest -n 3 --dist worksteal tests --ignore=tests/unit --ignore=tests/property $(PYTEST_ARGS)
 
-test-python: ## unit and property tests under Python 3.11, 3.12 and 3.13, as far as they are installed
+test-python: ## unit and property tests under Python 3.11 to 3.14, as far as they are installed
 	@scripts/test-python
 
 test-qemu: ## contract, health, API and targets with QEMU 5.2, 10.0 and 11.1, which scripts/fetch-qemu downloads

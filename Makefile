@@ -10,7 +10,7 @@ SOAK_ARGS ?=
 # Without compiled bytecode the checks take a third longer, and each start of the agent 0.1 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-python test-qemu test-ha test-nats check docs deb test-install bench bench-compare bench-fleet bench-libvirt bench-policy soak stress clean
+.PHONY: help demo test test-python test-qemu test-ha test-machines check docs deb test-install bench bench-compare bench-fleet bench-libvirt bench-policy soak stress clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -39,10 +39,6 @@ test-ha: ## Home Assistant itself, in an environment of its own, a real broker a
 	@scripts/setup dev lab
 	@set -e; python=$$(scripts/home-assistant); \
 	    QMPBALLOON_HOME_ASSISTANT=$$python QMPBALLOON_PICTURES=$(PICTURES) $(PYTHON_BIN)/pytest tests/ha $(PYTEST_ARGS)
-
-test-nats: ## agent, client and ctl on three NATS nodes, of which one is killed; a minute
-	@scripts/setup dev lab
-	@QMPBALLOON_NATS=1 $(PYTHON_BIN)/pytest tests/real/test_nats_cluster.py $(PYTEST_ARGS)
 
 test-machines: ## guests of aarch64 and s390x, whose kernels and QEMUs are downloaded at first; half a minute
 	@scripts/setup dev lab

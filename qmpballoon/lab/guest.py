@@ -98,7 +98,7 @@ class Machine:
     paused: bool = False  # -S: runs no instruction
     arguments: tuple[str, ...] = ()  # appended to QEMU's
     kind: str | None = None  # -machine: q35, microvm, ...; None: QEMU's default
-    qemu: str | None = None  # name or path; None: $QMPBALLOON_QEMU, else qemu-system-x86_64
+    qemu: str | None = None  # name or path; None: $QMPBALLOON_QEMU, else QEMU
     command: tuple[str, ...] = ()  # a QEMU and its options, instead of all of the above
 
     @property

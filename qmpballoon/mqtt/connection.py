@@ -222,8 +222,9 @@ class Connection:
         With ``retained`` the broker sends the retained messages, also again, and only these have the flag.
         Without ``own``, of which 3.1.1 knows nothing, what this client publishes does not come back.
 
-        What a broker of MQTT 3.1.1 refuses is asked for with QoS 0: NATS makes a replicated consumer for each
-        subscription of QoS 1, and refuses it for up to minutes after a node died.
+        Over MQTT 3.1.1 always with QoS 0: NATS makes a replicated consumer for each subscription of QoS 1,
+        and refuses it after 5 s while a dead node is to lead it. To ask for QoS 0 only then takes too long:
+        5 s for each filter. Either loses messages only with the connection, as the session ends with it.
 
         Returns:
             The filters that the broker refused.
@@ -240,13 +241,10 @@ class Connection:
             )
             asked = self._aiomqtt.subscribe([(one, options) for one in filters])
         else:
-            asked = self._aiomqtt.subscribe([(one, qos) for one in filters])
+            asked = self._aiomqtt.subscribe([(one, 0) for one in filters])
         granted = await self._while_connected(asked)
         codes = [code if isinstance(code, int) else int(getattr(code, "value", 0)) for code in granted]
-        refused = [one for one, code in zip(filters, codes, strict=False) if code >= 128]
-        if refused and qos and not self.mqtt5:
-            return await self.subscribe(tuple(refused), qos=0)
-        return refused
+        return [one for one, code in zip(filters, codes, strict=False) if code >= 128]
 
     async def _while_connected(self, call: Coroutine[Any, Any, T]) -> T:
         """Return what a call returns, or raise why the connection ended meanwhile."""

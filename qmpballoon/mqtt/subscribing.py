@@ -1,7 +1,7 @@
 """Subscriptions that a broker refused are asked for again.
 
-A SUBACK of MQTT 3.1.1 has one code for every failure. A cluster answers with it while it elects a leader
-(NATS for some seconds after a node died), a broker with an ACL as long as the ACL stands.
+A SUBACK of MQTT 3.1.1 has one code for every failure: a cluster may answer with it while it elects a leader,
+a broker with an ACL does as long as the ACL stands.
 """
 
 from __future__ import annotations

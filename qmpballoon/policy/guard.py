@@ -156,9 +156,10 @@ class Guard(Generic[S]):
         The target is slightly below the size: a driver without work never writes ``actual``, and QEMU would
         report the old value indefinitely. Seen with QEMU 7.2 and Linux 6.1.
         """
-        if guest.target == guest.size != guest.actual:  # of before a reset; the ceiling awaits figures
-            return SetTarget(guest.size - BOOT_BALLOON, "booting")
-        target = min(guest.ceiling, guest.size - BOOT_BALLOON)
+        most = guest.size - BOOT_BALLOON
+        target = min(guest.ceiling, most)
+        if guest.target == guest.size != guest.actual:  # ``actual`` is of before a reset; not shrunk either
+            return SetTarget(max(target, min(guest.actual, most)), "booting")
         if guest.target is None or guest.target >= target:
             return Hold("booting")
         return SetTarget(target, "booting")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import ClassVar, Final
 
 from rich.segment import Segment
@@ -64,7 +65,8 @@ def segments(widget: Widget, cells: list[Cell], *, is_cursor: bool = False) -> l
         has_shades = widget.app.console.color_system in ("256", "truecolor")
         cursor = Style(bgcolor=colour) if has_shades else Style(reverse=True)
         styles = {name: style + cursor for name, style in styles.items()}
-    return [Segment(text, styles[name]) for text, name in cells]
+    runs = groupby(cells, key=lambda cell: cell[1])  # a style is sent to the terminal once for its run
+    return [Segment("".join(text for text, _ in run), styles[name]) for name, run in runs]
 
 
 class Titles(Widget):

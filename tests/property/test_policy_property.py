@@ -143,6 +143,7 @@ def test_decisions_do_not_depend_on_the_order_of_vms(host: Snapshot, random: obj
 
 @settings(max_examples=60)
 @given(hosts())
+@example(a_host(RESET_ABOVE_ITS_CEILING, budget=64))
 def test_no_guest_gets_more_than_its_ceiling(host: Snapshot) -> None:
     for guest, decision in moved(host).values():
         assert decision.target <= max(guest.ceiling, guest.actual)

@@ -10,7 +10,7 @@ SOAK_ARGS ?=
 # Without compiled bytecode the checks take a third longer, and each start of the agent 0.1 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-python test-qemu test-ha check docs deb test-install bench bench-compare bench-fleet bench-libvirt bench-policy soak stress clean
+.PHONY: help demo test test-python test-qemu test-ha test-machines check docs deb test-install bench bench-compare bench-fleet bench-libvirt bench-policy soak stress clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -24,7 +24,7 @@ test: check ## everything that check does, then scenarios, real guests and a rea
 	@scripts/setup dev lab
 	$(PYTHON_BIN)/pytest -n 3 --dist worksteal tests --ignore=tests/unit --ignore=tests/property $(PYTEST_ARGS)
 
-test-python: ## unit and property tests under Python 3.11, 3.12 and 3.13, as far as they are installed
+test-python: ## unit and property tests under Python 3.11 to 3.14, as far as they are installed
 	@scripts/test-python
 
 test-qemu: ## contract, health, API and targets with QEMU 5.2, 10.0 and 11.1, which scripts/fetch-qemu downloads
@@ -39,6 +39,11 @@ test-ha: ## Home Assistant itself, in an environment of its own, a real broker a
 	@scripts/setup dev lab
 	@set -e; python=$$(scripts/home-assistant); \
 	    QMPBALLOON_HOME_ASSISTANT=$$python QMPBALLOON_PICTURES=$(PICTURES) $(PYTHON_BIN)/pytest tests/ha $(PYTEST_ARGS)
+
+test-machines: ## guests of aarch64 and s390x, whose kernels and QEMUs are downloaded at first; half a minute
+	@scripts/setup dev lab
+	@directories=$$(scripts/fetch-guest aarch64 s390x) && \
+	    QMPBALLOON_GUESTS="$$directories" $(PYTHON_BIN)/pytest tests/real/test_machines.py $(PYTEST_ARGS)
 
 check: ## lint, types, unit and property tests: under 30 s, no guests
 	@scripts/setup dev

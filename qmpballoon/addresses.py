@@ -1,4 +1,4 @@
-"""Where a monitor listens: the path of a unix socket, or ``tcp:HOST:PORT``. Pure."""
+"""Where a monitor listens: a unix socket's path, an abstract one's ``@NAME``, ``tcp:HOST:PORT``. Pure."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _OTHER: Final = re.compile(
 )
 _MORE: Final = "give QEMU a unix socket as well: -qmp unix:/run/qmpballoon/NAME.qmp,server=on,wait=off"
 _PREFIX: Final = "tcp:"
+_ABSTRACT: Final = re.compile(r"@[^\0,*?\[\]]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,21 @@ class TcpAddress:
 def is_tcp(text: str) -> bool:
     """Tell whether a typed text is meant as an address of TCP; a file of such a name is ``./tcp:…``."""
     return text.startswith(_PREFIX)
+
+
+def is_abstract(text: str) -> bool:
+    """Tell whether a typed text is an abstract unix socket (Linux), which has no file; a file is ``./@…``."""
+    return text.startswith("@")
+
+
+def is_file(text: str) -> bool:
+    """Tell whether a typed text is a path or a glob of paths."""
+    return not (is_tcp(text) or is_abstract(text))
+
+
+def unix_address(path: str) -> str:
+    """Return what the kernel takes for the path of a unix socket or for ``@NAME``: unix(7)."""
+    return f"\0{path[1:]}" if is_abstract(path) else path
 
 
 def tcp_address(text: str) -> TcpAddress:
@@ -74,8 +90,10 @@ def refused_address(text: str, *, allow_remote: bool = False) -> str | None:
         )
     if text.startswith("unix:"):
         return f"must be the path alone: {text[5:].partition(',')[0][:200]}"
-    if text.startswith("@"):
-        return f"must be a path; abstract sockets cannot be watched: {_MORE}"
+    if is_abstract(text):
+        if _ABSTRACT.fullmatch(text):
+            return None
+        return f"must be @ and the name of an abstract socket, without options and wildcards: {text[:200]!a}"
     if _OTHER.fullmatch(text):
         address_alone = f"{_PREFIX}{text.partition(',')[0]}"
         if _TCP.fullmatch(address_alone):
@@ -86,4 +104,6 @@ def refused_address(text: str, *, allow_remote: bool = False) -> str | None:
 
 def name_from(text: str) -> str:
     """Return what a VM is called whose QEMU has no ``-name``: the socket's file stem, or HOST:PORT."""
-    return text.removeprefix(_PREFIX) if is_tcp(text) else PurePath(text).stem
+    if is_tcp(text):
+        return text.removeprefix(_PREFIX)
+    return PurePath(text.removeprefix("@")).stem

@@ -9,7 +9,7 @@ import time
 from asyncio.subprocess import Process as AsyncioProcess
 from typing import Any, Final, TypeAlias
 
-from qmpballoon.addresses import is_tcp, refused_address
+from qmpballoon.addresses import is_file, is_tcp, refused_address
 from qmpballoon.doctor.vm import processes_with
 from qmpballoon.errors import ConnectionLost, MonitorBusy, Unreachable
 from qmpballoon.procfs import is_stopped
@@ -55,7 +55,7 @@ async def open_session(
         MonitorBusy: another client holds the monitor.
         ConnectionLost: the peer does not speak QMP.
     """
-    if is_tcp(path) and (refused := refused_address(path, allow_remote=allow_remote)) is not None:
+    if not is_file(path) and (refused := refused_address(path, allow_remote=allow_remote)) is not None:
         raise Unreachable(f"{path}: {refused}")
     deadline_s = time.monotonic() + timeout_s
     while True:

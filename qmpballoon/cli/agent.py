@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from qmpballoon import log
-from qmpballoon.addresses import is_tcp
+from qmpballoon.addresses import is_file
 from qmpballoon.cli.program import DONE
 from qmpballoon.config import (
     COMMAND_LINE,
@@ -127,7 +127,7 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         if sockets:
             problem = Problem(None, "--vm", "is the agent of one VM: name no other sockets")
             raise ConfigurationError(COMMAND_LINE, [problem])
-        sockets = [arguments.vm if is_tcp(arguments.vm) else glob.escape(arguments.vm)]
+        sockets = [glob.escape(arguments.vm) if is_file(arguments.vm) else arguments.vm]
         state_dir = state_dir or ""
     configuration = load(arguments.config) if arguments.config else defaults()
     return override(

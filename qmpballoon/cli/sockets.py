@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from qmpballoon.addresses import is_tcp
+from qmpballoon.addresses import is_file, is_tcp, unix_address
 from qmpballoon.api import Vm, connect
 from qmpballoon.config import COMMAND_LINE, refused_path, surroundings_here
 from qmpballoon.errors import ConfigurationError, Problem, Unreachable
+from qmpballoon.qmp.monitor import socket_table
 from qmpballoon.qmp.tcp import is_tcp_listening
 
 ARGUMENT_HELP: Final = (
@@ -48,7 +49,7 @@ def find_sockets(typed: Sequence[str], *, allow_remote: bool = False) -> list[Fo
         raise ConfigurationError(COMMAND_LINE, problems)
     found: dict[str, bool] = {}
     for pattern in patterns:
-        if typed and (is_tcp(pattern) or os.path.lexists(pattern) or not glob.has_magic(pattern)):
+        if typed and (not is_file(pattern) or os.path.lexists(pattern) or not glob.has_magic(pattern)):
             found[pattern] = True
         else:
             for path in glob.glob(pattern):
@@ -70,9 +71,11 @@ def is_listening(path: str) -> bool:
     """
     if is_tcp(path):
         return is_tcp_listening(path)
+    if not is_file(path):
+        return bool(socket_table(path).listening)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
-            return probe.connect_ex(os.fspath(path)) == errno.EPROTOTYPE
+            return probe.connect_ex(unix_address(path)) == errno.EPROTOTYPE
         except OSError:  # too long for a unix socket
             return False
 

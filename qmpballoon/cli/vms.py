@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from typing import Final, TypeVar
 
 from qmpballoon import terminal
-from qmpballoon.addresses import is_tcp
+from qmpballoon.addresses import is_file
 from qmpballoon.cli.sockets import find_sockets
 from qmpballoon.control import Agents, AgentVm, RunningAgent, find_agents
 from qmpballoon.errors import RequestRefused, Unreachable
@@ -104,7 +104,7 @@ def choose_from(agents: Agents, typed: Sequence[str], *, allow_remote: bool = Fa
                 raise Unreachable("; ".join((str(error), *agents.problems))) from None
         chosen = {each.path: each for each in found}
     for word in typed:
-        is_there = is_tcp(word) or os.path.lexists(word)
+        is_there = not is_file(word) or os.path.lexists(word)
         found = [] if is_there else list(_by_name(word, agents))
         if not (found or is_there or "/" in word or glob.glob(word)) and agents.running:
             raise Unreachable(_no_such(word, agents))

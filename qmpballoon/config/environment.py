@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from qmpballoon.addresses import is_tcp, refused_address
+from qmpballoon.addresses import is_file, refused_address
 from qmpballoon.config.tree import CONTROL_NAME, MqttSettings
 from qmpballoon.errors import ConfigurationError, Problem, StateUnusable
 from qmpballoon.tls import client_context, unreadable
@@ -189,8 +189,8 @@ def unusable_directory(path: str) -> StateUnusable | None:
 
 
 def refused_path(typed: str, *, allow_remote: bool = False) -> str | None:
-    """Return why a typed text is no socket, no glob and no address of TCP; None if it may be one."""
-    if is_tcp(typed):
+    """Return why a typed text is no socket, no glob and no address; None if it may be one."""
+    if not is_file(typed):
         return refused_address(typed, allow_remote=allow_remote)
     if os.path.isdir(typed):
         return f"{typed} is a directory; name its sockets: '{os.path.join(typed, '*.qmp')}'"

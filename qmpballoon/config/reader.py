@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from qmpballoon.addresses import is_tcp, refused_address
+from qmpballoon.addresses import is_file, refused_address
 from qmpballoon.config.cross_checks import contradictions
 from qmpballoon.config.environment import Surroundings, absolute, read_text, surroundings_here
 from qmpballoon.config.toml_lines import LONGEST_KEY, KeyTooLong, key_line, key_lines
@@ -175,7 +175,7 @@ def override(
 def _absolute(pattern: str) -> str:
     """Return a typed glob as an absolute one; an address that is no path is unchanged, to be refused."""
     is_path = os.path.lexists(pattern) or refused_address(pattern) is None
-    return absolute(pattern) if is_path and not is_tcp(pattern) else pattern
+    return absolute(pattern) if is_path and is_file(pattern) else pattern
 
 
 class _Reading(Reading):

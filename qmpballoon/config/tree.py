@@ -77,7 +77,7 @@ class DiscoverySettings:
     sockets: tuple[str, ...] = _machine_key(
         values.several(values.socket_glob, "globs of absolute paths"),
         "Globs of QMP sockets, watched: a VM appears and vanishes without a restart. Also tcp:HOST:PORT,\n"
-        "where nothing is known of the QEMU's process: neither pid nor RSS.\n"
+        "where nothing is known of the QEMU's process: neither pid nor RSS. Also @NAME, an abstract socket.\n"
         "To open a monitor is to take it from its owner: never name sockets that libvirt or Proxmox holds.",
     )
     allow_remote: bool = _key(

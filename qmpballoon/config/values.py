@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qmpballoon import readers
-from qmpballoon.addresses import is_tcp, refused_address
+from qmpballoon.addresses import is_file, refused_address
 from qmpballoon.readers import (
     LONGEST_SOCKET_PATH,
     Reader,
@@ -221,11 +221,11 @@ def glob(value: object) -> str:
 
 
 def socket_glob(value: object) -> str:
-    """Read a shell pattern of absolute socket paths, or an address of TCP."""
+    """Read a shell pattern of absolute socket paths, an abstract socket, or an address of TCP."""
     pattern = glob(value)
     if (refused := refused_address(pattern, allow_remote=True)) is not None:
         raise Wrong(refused)
-    if not (pattern.startswith("/") or is_tcp(pattern)):
+    if is_file(pattern) and not pattern.startswith("/"):
         raise Wrong(f"must be an absolute path that starts with /, not {shown(value)}")
     return pattern
 
@@ -233,7 +233,7 @@ def socket_glob(value: object) -> str:
 def match_socket_glob(value: object) -> str:
     """Read a shell pattern that is compared with absolute socket paths and addresses of TCP."""
     pattern = glob(value)
-    if pattern[0] not in "/*?[" and not is_tcp(pattern):
+    if pattern[0] not in "/*?[" and is_file(pattern):
         raise Wrong(f'is held against absolute paths: start with / or write "*/{pattern}"')
     return pattern
 

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TextIO
@@ -134,17 +134,28 @@ def _build(image: GuestImage, work: Path, progress: Callable[[str], None]) -> No
         _run([compiler, "-nostdlib", "-static", "-fno-builtin", "-o", str(init), str(_INIT_SOURCE)])
     except LabError as error:
         raise LabError(f"cannot compile the guest's init program: {error}") from error
+    image.initramfs.write_bytes(initramfs_of(kernel, _MODULES, {"init": init.read_bytes()}))
+    shutil.copyfile(kernel.file, image.kernel)
+    _release_file(image).write_text(f"{kernel.release}\n")
+
+
+def initramfs_of(kernel: Kernel, modules: Sequence[str], programs: Mapping[str, bytes]) -> bytes:
+    """Return an archive of programs, and of modules in ``/modules``, whose order ``/modules/order`` has.
+
+    Raises:
+        LabError: the kernel has no such module.
+    """
     files = _module_files(kernel.modules)
-    order = _load_order(files, kernel.modules)
-    entries = [_Entry(name, stat.S_IFDIR | 0o755) for name in ("proc", "sys", "dev", "modules")]
+    order = _load_order(modules, files, kernel.modules)
+    directories = dict.fromkeys(("proc", "sys", "dev", "modules"))
+    directories |= {os.path.dirname(name): None for name in programs if "/" in name}
+    entries = [_Entry(name, stat.S_IFDIR | 0o755) for name in directories]
     entries.append(_Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
-    entries.append(_Entry("init", stat.S_IFREG | 0o755, init.read_bytes()))
+    entries += [_Entry(name, stat.S_IFREG | 0o755, content) for name, content in programs.items()]
     entries += [_Entry(f"modules/{name}.ko", stat.S_IFREG | 0o644, _contents(files[name])) for name in order]
     listing = "".join(f"/modules/{name}.ko\n" for name in order)
     entries.append(_Entry("modules/order", stat.S_IFREG | 0o644, listing.encode()))
-    image.initramfs.write_bytes(_newc(entries))
-    shutil.copyfile(kernel.file, image.kernel)
-    _release_file(image).write_text(f"{kernel.release}\n")
+    return _newc(entries)
 
 
 def _release_file(image: GuestImage) -> Path:
@@ -250,7 +261,7 @@ def _contents(module: Path) -> bytes:
     return openers.get(module.suffix, bytes)(module.read_bytes())
 
 
-def _load_order(files: dict[str, Path], modules: Path) -> list[str]:
+def _load_order(wanted: Sequence[str], files: dict[str, Path], modules: Path) -> list[str]:
     """Return the wanted modules, each after those that its own ``depends=`` names."""
     listing = modules / "modules.builtin"
     paths = listing.read_text().split() if listing.exists() else []
@@ -267,7 +278,7 @@ def _load_order(files: dict[str, Path], modules: Path) -> list[str]:
             add(needed.replace("-", "_"))
         order.append(name)
 
-    for name in _MODULES:
+    for name in wanted:
         add(name)
     return order
 

@@ -17,7 +17,7 @@ from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model.records import GuestStats, Sample
 from qmpballoon.qmp.asked import Asked, returned
 from qmpballoon.qmp.client import Session
-from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
+from qmpballoon.qmp.commands import DRIVER_STATUS, QUEUE_STATUS, may_be_sent
 from qmpballoon.qmp.resizer import DriverState
 from qmpballoon.units import MAX_SIZE, MIB, PAGE
 
@@ -38,6 +38,7 @@ FREE_PAGE_REPORTING: Final = "VIRTIO_BALLOON_F_REPORTING"
 
 INTERVAL: Final = "guest-stats-polling-interval"
 _LEAST_MEMORY: Final = MIB
+_STATISTICS_QUEUE: Final = 2  # after those to inflate and to deflate: virtio 1.2, 5.5.2
 
 _FIRST_LOOK_AFTER_S: Final = 0.003  # fresh figures come after 3 ms, 9 at worst
 _FIRST_WITHIN_S: Final = 1.0  # on a slow host
@@ -321,6 +322,9 @@ class Sampler:
         self._session = session
         self._device = device
         self._statistics = _property(device, "guest-stats")
+        is_tried = may_be_sent(QUEUE_STATUS, session.version)
+        where = {"path": device.backend, "queue": _STATISTICS_QUEUE}
+        self._queue = (Asked(QUEUE_STATUS, where),) if is_tried else ()
         self._clock = clock
         self._last: tuple[int, GuestStats] | None = None
         self.generation = 0  # how often samples were discarded; reads from before that are not compared
@@ -375,12 +379,15 @@ class Sampler:
         asked_at = self.generation
         self.take(*await self._read(), asked_at=asked_at)
 
-    def take(self, last_update: int, stats: GuestStats, *, asked_at: int) -> None:
-        """Take statistics that were asked for when ``generation`` was ``asked_at``."""
+    def take(self, last_update: int, stats: GuestStats, *, asked_at: int, is_known_new: bool = False) -> None:
+        """Take statistics that were asked for when ``generation`` was ``asked_at``.
+
+        ``is_known_new``: the guest has sent them since, whether or not they differ from the last.
+        """
         if asked_at != self.generation:
             return  # requested before the guest was reset
         found = last_update, stats
-        if found != self._last:
+        if found != self._last or is_known_new:
             self._last = found
             if asked_at == self._known_since:
                 if self.sample is not None and self.sample.stats.has_sizes_of(stats):
@@ -392,17 +399,23 @@ class Sampler:
     async def refresh(self, *, timeout_s: float) -> bool:
         """Ask the guest for figures at once and wait for them; return whether they arrived.
 
-        Setting the interval to 0 and back makes QEMU ask now; the answer mostly takes 3 ms. If the
-        figures of an idle guest did not change, new ones are detected only at the next whole second.
+        Setting the interval to 0 and back makes QEMU ask now; the answer mostly takes 3 ms. If the figures of
+        an idle guest do not change, the second time it is looked whether the guest has handed over a sample
+        since. Where QEMU may not be asked that, they are known to be new at the next whole second only.
         """
+        counted: int | None = None
         before_s = self.sample.seen_at_s if self.sample else None
         deadline_s = self._clock() + timeout_s
-        for ask_again_after_s in chain(_ASK_AGAIN_AFTER_S, repeat(_ASK_AGAIN_AFTER_S[-1])):
+        for attempt, ask_again_after_s in enumerate(
+            chain(_ASK_AGAIN_AFTER_S, repeat(_ASK_AGAIN_AFTER_S[-1]))
+        ):
+            if attempt == 1 and self._queue:
+                counted = _handed_over((await self._session.request_all(*self._queue))[0])
             await self.rearm()
             again_s = min(self._clock() + ask_again_after_s, deadline_s)
             while True:
                 await asyncio.sleep(max(_FIRST_LOOK_AFTER_S, ask_again_after_s / 5))
-                await self.poll()
+                await (self.poll() if counted is None else self._poll_with_queue(counted))
                 if self.sample is not None and self.sample.seen_at_s != before_s:  # perhaps by another poll
                     return True
                 if self._clock() >= again_s:
@@ -410,6 +423,16 @@ class Sampler:
             if self._clock() >= deadline_s:
                 break
         return False
+
+    async def _poll_with_queue(self, counted: int) -> None:
+        """Read the statistics once; they are new, too, if QEMU has taken more samples than ``counted``."""
+        asked_at = self.generation
+        queue, statistics = await self._session.request_all(*self._queue, self._statistics)
+        self.take(
+            *parse_statistics(self._session, returned(statistics)),
+            asked_at=asked_at,
+            is_known_new=_handed_over(queue) not in (counted, None),
+        )
 
     async def rearm(self) -> None:
         """Set the interval, by way of 0: QEMU asks the guest now."""
@@ -427,6 +450,12 @@ class Sampler:
 
     async def _read(self) -> tuple[int, GuestStats]:
         return parse_statistics(self._session, await self._session.request(*self._statistics))
+
+
+def _handed_over(answer: object) -> int | None:
+    """Return how many samples QEMU has taken from the guest's queue, modulo 2**16; None if not told."""
+    count = answer.get("last-avail-idx") if isinstance(answer, dict) else None
+    return count if isinstance(count, int) else None
 
 
 def parse_statistics(session: Session, answer: object) -> tuple[int, GuestStats]:

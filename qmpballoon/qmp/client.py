@@ -61,18 +61,17 @@ _UNUSED: Final = EventListener()  # 4 KB, and nobody listens
 _NOTHING: Final[asyncio.Queue[Message]] = asyncio.Queue()  # to be sent by qemu.qmp's writer: 4 KB
 
 PRIVATE_NAMES: Final = (
-    "_bh_close_stream(self, error_pathway: bool = False) -> None",
+    "_bh_close_stream(self, error_pathway: bool=False) -> None",
     "_bh_flush_writer(self) -> None",
-    "_bh_loop_forever(self, async_fn: Callable[[], Awaitable[NoneType]], name: str) -> None",
+    "_bh_loop_forever(self, async_fn: _TaskFN, name: str) -> None",
     "_bh_recv_message(self) -> None",
-    "_do_connect(self, address: Union[str, Tuple[str, int], socket.socket], "
-    "ssl: Optional[ssl.SSLContext] = None) -> None",
-    "_do_recv(self) -> qemu.qmp.message.Message",
-    "_get_greeting(self) -> qemu.qmp.models.Greeting",
+    "_do_connect(self, address: Union[SocketAddrT, socket.socket], ssl: Optional[SSLContext]=None) -> None",
+    "_do_recv(self) -> Message",
+    "_get_greeting(self) -> Greeting",
     "_negotiate(self) -> None",
     "_outgoing",
     "_reader",
-    "_set_state(self, state: qemu.qmp.protocol.Runstate) -> None",
+    "_set_state(self, state: Runstate) -> None",
     "_writer",
 )
 """The private names of qemu.qmp that are used; a test compares them with the installed release."""

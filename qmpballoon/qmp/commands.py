@@ -31,6 +31,7 @@ class Sent:
 
 
 DRIVER_STATUS: Final = "x-query-virtio-status"
+QUEUE_STATUS: Final = "x-query-virtio-queue-status"
 _PROPERTY_COMMANDS: Final = ("qom-get", "qom-set")
 
 _TABLE: Final = (
@@ -57,6 +58,12 @@ _TABLE: Final = (
         "whether the guest's driver is up, and the features that it negotiated",
         "7.2",
         tried=frozenset({"7.2.22", "10.0.2", "10.0.13"}),
+    ),
+    Sent(
+        QUEUE_STATUS,
+        "how many samples a calm guest has sent: whether new ones have the figures of the last",
+        "7.2",
+        tried=frozenset({"7.2.22", "10.0.13", "11.1.3"}),
     ),
 )
 

@@ -19,7 +19,8 @@ from typing import Final
 
 from asyncinotify import Inotify, Mask, Watch
 
-from qmpballoon.addresses import is_tcp
+from qmpballoon.addresses import is_abstract, is_file, is_tcp
+from qmpballoon.qmp.monitor import SocketTables
 
 SCAN_EVERY_S: Final = 2.0
 _SETTLE_S: Final = 0.02  # a directory that fills with sockets is scanned once, not once per socket
@@ -46,7 +47,7 @@ _ALWAYS: Final[SocketMark] = (0, 0, 0)  # of an address of TCP, where nothing bu
 def scan(globs: Iterable[str]) -> dict[str, SocketMark]:
     """Return the sockets that the globs match now, sorted by path, and every address of TCP."""
     globs = tuple(globs)
-    found = {pattern: _ALWAYS for pattern in globs if is_tcp(pattern)}
+    found = {pattern: _ALWAYS for pattern in globs if is_tcp(pattern)} | _abstract(globs)
     for path in sorted({match for pattern in globs for match in _matches(pattern)}):
         mark = _mark_of(path)
         if mark is not None:
@@ -54,8 +55,17 @@ def scan(globs: Iterable[str]) -> dict[str, SocketMark]:
     return dict(sorted(found.items()))
 
 
+def _abstract(globs: Iterable[str]) -> dict[str, SocketMark]:
+    """Return the abstract sockets on which a process listens; the mark is the listening socket's inode."""
+    tables, found = SocketTables(), {}
+    for pattern in filter(is_abstract, globs):
+        for inode in tables.lately(pattern).listening:
+            found[pattern] = (0, int(inode), 0)
+    return found
+
+
 def _matches(pattern: str) -> Iterable[str]:
-    return () if is_tcp(pattern) else glob.iglob(os.path.abspath(pattern))
+    return () if not is_file(pattern) else glob.iglob(os.path.abspath(pattern))
 
 
 def _mark_of(path: str) -> SocketMark | None:
@@ -132,7 +142,7 @@ class SocketWatch:
         self._wakeup.set()
 
     def _watch_directories(self, inotify: Inotify) -> None:
-        parents = {os.path.dirname(pattern) for pattern in self.globs if not is_tcp(pattern)}
+        parents = {os.path.dirname(pattern) for pattern in self.globs if is_file(pattern)}
         wanted = {directory for parent in parents for directory in glob.iglob(parent)}
         for directory in self._watches.keys() - wanted:
             with suppress(OSError):  # the directory was removed, and the watch with it
@@ -145,7 +155,7 @@ class SocketWatch:
 
 
 def _absolute(globs: Iterable[str]) -> frozenset[str]:
-    return frozenset(pattern if is_tcp(pattern) else os.path.abspath(pattern) for pattern in globs)
+    return frozenset(os.path.abspath(pattern) if is_file(pattern) else pattern for pattern in globs)
 
 
 def _opened(stack: ExitStack) -> Inotify | None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from qmpballoon.addresses import is_abstract, unix_address
 from qmpballoon.descriptors import with_reserve
 from qmpballoon.errors import MonitorBusy, Unreachable
 from qmpballoon.readers import LONGEST_SOCKET_PATH
@@ -75,7 +76,7 @@ def open_monitor(path: str | os.PathLike[str]) -> OpenMonitor:
         raise Unreachable(f"{name}: {_reason(error)}") from error
     try:
         connection.setblocking(False)
-        connection.connect(name)
+        connection.connect(unix_address(name))
         pid, uid = peer_of(connection)
         owner = _owner_of(name, uid)
     except BlockingIOError:
@@ -105,9 +106,11 @@ def listening_paths(name: str) -> list[str]:
 
 
 def _owner_of(path: str, uid: int) -> int | None:
-    """Return whose process listens; of one in another user namespace, whose the socket file is."""
+    """Return whose process listens; of one in another user namespace, whose the socket file is, if any."""
     if uid != _OVERFLOW_UID:
         return uid
+    if is_abstract(path):
+        return None
     owner = os.stat(path).st_uid
     return None if owner == _OVERFLOW_UID else owner
 
@@ -138,12 +141,10 @@ def holders_of(path: str) -> frozenset[int]:
     kernel does not tell, as of a server in another network namespace. Source: sock_diag(7).
     """
     header = (_DIAG_REQUEST.size, _BY_FAMILY, _REQUEST | _DUMP, 0, 0)
-    flags, name = _SHOW_NAMES | _SHOW_PEER, os.fsencode(path)
+    flags, name = _SHOW_NAMES | _SHOW_PEER, os.fsencode(unix_address(path))
     found: set[int] = set()
     try:
-        place = os.stat(path)
-        device = os.major(place.st_dev) << _KERNEL_DEVICE_MINOR_BITS | os.minor(place.st_dev)
-        file = struct.pack("=II", place.st_ino & _ANY, device & _ANY)
+        file = None if is_abstract(path) else _file_of(path)
         with _socket_diagnosis() as kernel:
             kernel.send(_DIAG_REQUEST.pack(*header, socket.AF_UNIX, _ALL_STATES, 0, flags, _ANY, _ANY))
             while rows := list(_messages(kernel.recv(_LARGEST_PART))):
@@ -151,12 +152,20 @@ def holders_of(path: str) -> frozenset[int]:
                     if kind != _BY_FAMILY:  # the end, or an error
                         return frozenset(found)
                     known = _attributes(row[_DIAG_ATTRIBUTES - _MESSAGE.size :])
-                    is_it = known.get(_FILE) == file or known.get(_NAME, b"").rstrip(b"\0") == name
+                    bound = known.get(_NAME, b"").rstrip(b"\0")
+                    is_it = bound == name or (file is not None and known.get(_FILE) == file)
                     if is_it and (peer := _inode(known.get(_PEER, b""))):
                         found.add(peer)
     except OSError:
         pass
     return frozenset(found)
+
+
+def _file_of(path: str) -> bytes:
+    """Return how the kernel names the file of a socket in UNIX_DIAG_VFS."""
+    place = os.stat(path)
+    device = os.major(place.st_dev) << _KERNEL_DEVICE_MINOR_BITS | os.minor(place.st_dev)
+    return struct.pack("=II", place.st_ino & _ANY, device & _ANY)
 
 
 def _socket_diagnosis() -> socket.socket:

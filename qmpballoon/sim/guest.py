@@ -114,6 +114,7 @@ class SimulatedGuest:
         self.wanted_balloon = 0
         self.polling_interval_s = 0
         self.last_update = 0
+        self.reports = 0  # samples since the guest's boot
         self.figures: GuestStats | None = None  # what the driver last reported
         self.oom_kills = 0  # since power-on, resets included
         self._kills_before_boot = 0
@@ -259,7 +260,7 @@ class SimulatedGuest:
     def reset(self) -> None:
         """Reboot: the balloon is empty at once, and ``actual`` is wrong until the driver moves."""
         self.driver_loaded = False
-        self.balloon = self._steps_from = self._in_use = 0
+        self.balloon = self._steps_from = self._in_use = self.reports = 0
         self._listed = self._list_capacity = 0.0
         self._sample_at_s = _NEVER
         self._workload_at_s = _NEVER
@@ -440,4 +441,5 @@ class SimulatedGuest:
                 direct_reclaims=0,
             )
         self.figures = figures if self.spec.service else GuestStats()
+        self.reports += 1
         self.last_update = int(self.epoch_s + self._clock_s + self._lag_s)

@@ -17,7 +17,7 @@ from qmpballoon.agent.vm_session import VmSession
 from qmpballoon.lab.guest import BalloonDevice, LabGuest, balloon_of
 from qmpballoon.lab.lab import Lab
 from qmpballoon.qmp.client import Session
-from qmpballoon.qmp.commands import COMMANDS, DRIVER_STATUS, may_be_sent
+from qmpballoon.qmp.commands import COMMANDS, DRIVER_STATUS, QUEUE_STATUS, may_be_sent
 from qmpballoon.qmp.monitor import open_monitor
 from qmpballoon.units import MIB
 
@@ -39,6 +39,7 @@ ARGUMENTS: dict[str, dict[str, object]] = {
     "qom-get hugetlb": {"path": MEMORY, "property": "hugetlb"},
     "qom-get mem-path": {"path": MEMORY, "property": "mem-path"},
     DRIVER_STATUS: {"path": BACKEND},
+    QUEUE_STATUS: {"path": BACKEND, "queue": 2},
 }
 OF_OTHER_MEMORY = {"qom-get hugetlb": "GenericError", "qom-get mem-path": "GenericError"}  # of memfd and file
 WITHOUT_BALLOON = {  # the class of the error; all others are answered
@@ -51,6 +52,7 @@ WITHOUT_BALLOON = {  # the class of the error; all others are answered
     f"qom-set {INTERVAL}": "DeviceNotFound",
     "qom-get deflate-on-oom": "DeviceNotFound",
     DRIVER_STATUS: "GenericError",
+    QUEUE_STATUS: "GenericError",
 }
 
 

@@ -59,7 +59,7 @@ async def logged(directory: Path, word: str) -> None:
 @pytest.mark.parametrize("how", ["killed", "terminated", "powered off"])
 async def test_it_ends_with_its_qemu(how: str, lab: Lab, companion: Start, sockets_dir: Path) -> None:
     other = await lab.empty_qemu("other")
-    guest = await lab.guest("web", fresh=how == "powered off")
+    guest = await (lab.guest("web", fresh=True) if how == "powered off" else lab.empty_qemu("web"))
     agent = await companion("--vm", guest.socket)
     await logged(sockets_dir, "vm-online")
     if how == "killed":

@@ -1,10 +1,12 @@
-"""Guests on other machines than QEMU's default: microvm, and q35 behind a root port and hot-plugged."""
+"""Guests on microvm, on q35 behind a root port and hot-plugged, on aarch64 and s390x."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
+import foreign
 import pytest
 from agent_process import PATIENCE_S, AgentProcess
 
@@ -55,6 +57,31 @@ async def test_a_balloon_moves_and_reports_on_other_machines(
     control = ("--control", str(agent.state_dir / "agent.sock"))
     await agent.until_logged("now=ok")
     assert await asyncio.to_thread(main, ["set", "web", "112MiB", "--wait", *control]) == 0
+    assert await agent.terminate() == 0
+
+
+@pytest.mark.parametrize("processor", list(foreign.MACHINES))
+@pytest.mark.parametrize("deflates", [False, True])
+async def test_a_balloon_moves_and_reports_on_another_processor(
+    processor: str, deflates: bool, lab: Lab, sockets_dir: Path, start_agent: Callable[..., AgentProcess]
+) -> None:
+    directory = foreign.fetched(processor)
+    if directory is None:
+        pytest.skip("not downloaded: make test-machines")
+    balloon = ("-device", "virtio-balloon,id=balloon0" + ",deflate-on-oom=on" * deflates)
+    await lab.own_qemu([*foreign.command(processor, directory, sockets_dir), *balloon], "far")
+    async with qmpballoon.connect(lab.guests[0].socket) as vm:
+        state = await vm.ready(timeout_s=2 * PATIENCE_S)
+        assert (state.size, state.actual) == (256 * MIB, 256 * MIB)
+        assert await vm.driver_up() is not False
+        async with vm.squeeze("160MiB", wait_s=PATIENCE_S):
+            assert await lab.guests[0].monitor.actual() <= 161 * MIB
+    agent = start_agent(None)
+    await agent.until_logged("vm-online")
+    await agent.until_logged("now=ok")
+    control = ("--control", str(agent.state_dir / "agent.sock"))
+    assert await asyncio.to_thread(main, ["set", "far", "192MiB", "--wait", *control]) == 0
+    assert await asyncio.to_thread(main, ["doctor", "far", *control]) in (0, 1)
     assert await agent.terminate() == 0
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from qmpballoon.addresses import TcpAddress, is_tcp, name_from, refused_address, tcp_address
+from qmpballoon.addresses import (
+    TcpAddress,
+    is_file,
+    is_tcp,
+    name_from,
+    refused_address,
+    tcp_address,
+    unix_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +64,23 @@ def test_a_remote_monitor_is_refused_with_what_permits_it() -> None:
     assert "allow_remote = true" in reason
 
 
+@pytest.mark.parametrize("text", ["@web", "@/run/web.qmp", "@web 1"])
+def test_an_abstract_socket_has_no_file(text: str) -> None:
+    assert refused_address(text) is None
+    assert not is_file(text)
+    assert is_file(f"./{text}")
+    assert unix_address(text) == f"\0{text[1:]}"
+    assert unix_address(f"./{text}") == f"./{text}"
+
+
+@pytest.mark.parametrize("text", ["@", "@web,server=on", "@web*", "@a\0"])
+def test_the_name_of_an_abstract_socket_is_alone(text: str) -> None:
+    assert "must be @ and the name of an abstract socket" in (refused_address(text) or "")
+
+
 def test_a_vm_is_named_after_its_file_or_its_address() -> None:
     assert name_from("/run/vms/web1.qmp") == "web1"
     assert name_from("tcp:127.0.0.1:4444") == "127.0.0.1:4444"
+    assert name_from("@web1.qmp") == "web1"
     assert not is_tcp("./tcp:127.0.0.1:4444")
     assert name_from("./tcp:127.0.0.1:4444") == "tcp:127.0.0"

@@ -26,7 +26,7 @@ from qmpballoon.qmp.balloon import (
     query_run_state,
 )
 from qmpballoon.qmp.client import Session
-from qmpballoon.qmp.commands import DRIVER_STATUS
+from qmpballoon.qmp.commands import DRIVER_STATUS, QUEUE_STATUS
 from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.faults import Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
@@ -217,6 +217,8 @@ class ScriptedStats:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.fresh: list[int] = []  # figures of "available" that come, one each time it is armed
+        self.is_calm = False  # figures that are the same come as well; otherwise they stand for none
+        self.queue: dict[str, object] = {"last-avail-idx": 1}
 
     def report(self, last_update: int, available: int) -> None:
         self.answer = {"last-update": last_update, "stats": {"stat-available-memory": available}}
@@ -232,8 +234,14 @@ class ScriptedStats:
                 self.interval_s = arguments["value"]
                 self.set_to.append(arguments["value"])
                 if arguments["value"] and self.fresh:
+                    before = self.answer
                     self.report(100, self.fresh.pop(0))
+                    taken = self.queue["last-avail-idx"]
+                    if isinstance(taken, int) and (self.is_calm or self.answer != before):
+                        self.queue = {"last-avail-idx": (taken + 1) % 2**16}
                 await line.answer(request, {})
+            elif request["execute"] == QUEUE_STATUS:
+                await line.answer(request, self.queue)
             elif arguments["property"] == "guest-stats":
                 await line.answer(request, self.answer)
             else:
@@ -392,6 +400,34 @@ async def test_fresh_figures_are_asked_for_again_when_none_came(sockets_dir: Pat
         assert sampler.sample.stats.available == 7
         assert device.set_to[:5] == [2, 0, 2, 0, 2]
         assert device.interval_s == 2
+
+
+@pytest.mark.parametrize("taken", [1, 2**16 - 3])
+async def test_figures_of_a_calm_guest_that_come_again_are_known_by_the_count_of_samples(
+    taken: int, sockets_dir: Path
+) -> None:
+    device = ScriptedStats()
+    device.fresh, device.is_calm, device.queue = [5] * 9, True, {"last-avail-idx": taken}
+    async with sampling(sockets_dir / "a.qmp", device) as sampler:
+        await sampler.start(2)
+        await sampler.poll()
+        assert sampler.sample is not None
+        before_s = sampler.sample.seen_at_s
+        assert await sampler.refresh(timeout_s=PATIENCE_S)
+        assert sampler.sample.seen_at_s > before_s
+        assert (sampler.sample.stats.available, len(device.fresh)) == (5, 6)
+
+
+@pytest.mark.parametrize("told", [{}, {"last-avail-idx": "7"}, {"last-avail-idx": None}])
+async def test_where_the_count_of_samples_is_not_told_the_same_figures_are_no_new_ones(
+    told: dict[str, object], sockets_dir: Path
+) -> None:
+    device = ScriptedStats()
+    device.fresh, device.queue = [5] * 9, {"last-avail-idx": None, **told}
+    async with sampling(sockets_dir / "a.qmp", device) as sampler:
+        await sampler.start(2)
+        await sampler.poll()
+        assert not await sampler.refresh(timeout_s=0.1)
 
 
 async def test_a_silent_guest_is_waited_for_until_the_timeout(sockets_dir: Path) -> None:

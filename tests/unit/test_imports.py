@@ -38,7 +38,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         guard host_level registry release
     """,
     "qmp": """
-        . purpose commands discovery events monitor tcp asked repeated resizer wire intake client balloon
+        . purpose commands events monitor discovery tcp asked repeated resizer wire intake client balloon
         process
     """,
     "doctor": ". facts findings vm_rules host_rules report vm host",

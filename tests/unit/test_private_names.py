@@ -6,6 +6,7 @@ import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 
 import aiomqtt.client
@@ -30,9 +31,14 @@ def private_names(module: ModuleType) -> Iterator[str]:
 
 
 def as_installed(name: str) -> str:
-    """Return a name of qemu.qmp, with its signature if it is a method."""
+    """Return a name of qemu.qmp, with its signature if it is a method, as its source has it."""
     method = getattr(QMPClient, name, None)
-    return f"{name}{inspect.signature(method)}" if callable(method) else name
+    if not callable(method):
+        return name
+    [defined] = ast.parse(dedent(inspect.getsource(method))).body
+    assert isinstance(defined, ast.FunctionDef | ast.AsyncFunctionDef)
+    returned = "" if defined.returns is None else f" -> {ast.unparse(defined.returns)}"
+    return f"{name}({ast.unparse(defined.args)}){returned}"
 
 
 def test_private_names_of_qemu_qmp_are_listed_and_unchanged() -> None:

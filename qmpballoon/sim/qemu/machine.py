@@ -111,6 +111,7 @@ class SimulatedMachine:
             self._commands = {
                 **self._commands,
                 "x-query-virtio-status": (self._virtio_status, {"path": str}),
+                "x-query-virtio-queue-status": (self._queue_status, {"path": str, "queue": int}),
             }
         if self.spec.stopped:
             guest.pause()
@@ -336,13 +337,28 @@ class SimulatedMachine:
             " after it was realized"
         )
 
-    def _virtio_status(self, arguments: Arguments) -> Json:
-        path = arguments["path"]
+    def _check_backend(self, path: object) -> None:
         backend = self.device_path
         if backend is not None and self.spec.device != "virtio-balloon-device":
             backend += "/virtio-backend"  # a child of the bus's proxy device
         if backend is None or path != backend:
             raise _refused(f"Path {path} is not a {self.dialect.virtio_device}")
+
+    def _queue_status(self, arguments: Arguments) -> Json:
+        """Answer for the queue of statistics, the only one that is asked about."""
+        self._check_backend(arguments["path"])
+        taken = self.guest.reports % 2**16
+        return {
+            "name": "virtio-balloon",
+            "queue-index": arguments["queue"],
+            "inuse": 1 if taken else 0,
+            "last-avail-idx": taken,
+            "shadow-avail-idx": taken,
+            "used-idx": max(0, taken - 1),
+        }
+
+    def _virtio_status(self, arguments: Arguments) -> Json:
+        self._check_backend(arguments["path"])
         if self.dialect.virtio_status is VirtioStatus.ABORTS:
             self.exited = True
             raise Aborted

@@ -79,7 +79,7 @@ async def test_it_waits_for_its_qemu_and_ends_where_no_process_tells(
 ) -> None:
     if (await run_in(ALL, "true"))[0] != 0:
         pytest.skip("no namespaces here")
-    agent = await companion("--vm", sockets_dir / "web.qmp", before=ALL)
+    agent = await companion("--vm", sockets_dir / "web.qmp", before=(*ALL, "--kill-child"))
     await logged(sockets_dir, "agent-started")
     guest: LabGuest = await lab.empty_qemu("web")
     await logged(sockets_dir, "vm-online")

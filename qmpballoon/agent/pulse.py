@@ -52,7 +52,8 @@ class Pulses:
         deadline_s = time.monotonic() + (DEADLINE_S if asked.deadline_s is None else asked.deadline_s)
         if "observe" in (self._context.mode, vm.mode):
             raise RequestRefused("not-allowed", f"{vm.id}'s mode is observe: nothing is moved")
-        status = await vm.refreshed(timeout_s=_FRESH_S)
+        async with vm.steered:  # what was asked for before comes first
+            status = await vm.refreshed(timeout_s=_FRESH_S)
         if status.health == "no-balloon" or status.actual is None or status.size is None:
             raise NoBalloon(f"{vm.id} has no balloon device")
         if status.health in ("migrating", "starting", "no-driver", "stale", "stuck", "uncooperative"):

@@ -118,6 +118,17 @@ class Service:
         return vm
 
     async def _set_target(self, vm: ManagedVm, asked: SetTarget, request: Request) -> Mapping[str, object]:
+        async with vm.steered:
+            target, serial = await self._send_by_hand(vm, asked, request)
+        await self._context.store.saved()
+        if asked.wait_s is not None:
+            status = await self._actuator.reached(vm, serial, target, wait_s=asked.wait_s)
+            return {"target": target, "actual": status.actual, "reached": True}
+        status = vm.status
+        return {"target": target, "actual": status.actual, "reached": status.is_at(target)}
+
+    async def _send_by_hand(self, vm: ManagedVm, asked: SetTarget, request: Request) -> tuple[int, int]:
+        """Send a target that somebody asked for; return it in bytes, and its serial number."""
         if self._context.mode == "observe":
             raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
         status = vm.status
@@ -152,20 +163,23 @@ class Service:
             raise
         if vm.serial == serial and vm.spec.kept.mode == "manual":
             vm.spec.set_manual_target(target)
-        await self._context.store.saved()
-        if asked.wait_s is not None:
-            status = await self._actuator.reached(vm, serial, target, wait_s=asked.wait_s)
-            return {"target": target, "actual": status.actual, "reached": True}
-        status = vm.status
-        return {"target": target, "actual": status.actual, "reached": status.is_at(target)}
+        return target, serial
 
     async def _set_mode(self, vm: ManagedVm, asked: SetMode) -> Mapping[str, object]:
-        vm.spec.set_mode(asked.mode, for_s=asked.for_s)
-        vm.touch()
+        async with vm.steered:
+            vm.spec.set_mode(asked.mode, for_s=asked.for_s)
+            vm.touch()
         await self._context.store.saved()
         return {"mode": asked.mode, "for_s": asked.for_s}
 
     async def _set_limits(self, vm: ManagedVm, asked: SetLimits) -> Mapping[str, object]:
+        async with vm.steered:
+            self._narrow(vm, asked)
+        await self._context.store.saved()
+        limits = vm.limits
+        return {"floor": limits.floor, "ceiling": limits.ceiling, "shares": limits.shares}
+
+    def _narrow(self, vm: ManagedVm, asked: SetLimits) -> None:
         size = vm.status.size
         if size is None:
             raise ConnectionLost(f"{vm.id} has not answered yet: its size, and so its limits, are not known")
@@ -185,9 +199,6 @@ class Service:
             raise OutOfRange(f"the floor {floor} would be above the ceiling {ceiling}")
         vm.spec.set_limits(**changes)
         vm.touch()
-        await self._context.store.saved()
-        limits = vm.limits
-        return {"floor": limits.floor, "ceiling": limits.ceiling, "shares": limits.shares}
 
     def _why(self, vm: ManagedVm, asked: Why) -> Mapping[str, object]:
         decided = vm.history.last(LAST_DECISIONS if asked.last is None else asked.last)

@@ -75,6 +75,7 @@ class ManagedVm:
         self.path = path
         self.spec = VmSpec(vm, settings, context)
         self.history = History()  # of what was decided about it
+        self.steered = asyncio.Lock()  # held by one request after the other, in the order in which they came
         self.retired = False  # it was dropped, or the agent stops: nothing more is published
         self._changed: asyncio.Event | None = None  # set, and forgotten, whenever the facts may have changed
         self._context = context

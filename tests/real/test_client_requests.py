@@ -79,6 +79,7 @@ async def test_a_program_sees_the_fleet_moves_a_balloon_and_is_told(
                 if event.event == "decision":
                     break
         assert (event.host, event.vm, event.data["to"]) == ("edge-7", "web1", target)
+        await guest.monitor.execute("stop")  # its balloon does not move
         with pytest.raises(NotReached) as late:
             await client.request("edge-7/web1", "set-target", target=vm.size, wait_s=0)
         assert late.value.target == vm.size

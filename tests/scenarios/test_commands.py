@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, running_agent
@@ -163,6 +164,43 @@ async def test_of_two_targets_at_once_one_is_superseded_and_one_is_reached(harne
     assert not isinstance(newer, BaseException)
     assert (newer["target"], newer["reached"]) == (200 * MIB, True)
     assert harness.store.kept(A).target == 200 * MIB
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "mode", "target"),
+    [
+        ("set-target", {"target": "220MiB"}, "manual", 220 * MIB),
+        ("set-mode", {"mode": "observe"}, "observe", 210 * MIB),
+        ("set-limits", {"ceiling": "205MiB"}, "manual", 210 * MIB),
+    ],
+)
+async def test_what_is_asked_for_later_is_done_later(
+    harness: AgentHarness,
+    qemu: SimulatedQemu,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    arguments: dict[str, Any],
+    mode: str,
+    target: int,
+) -> None:
+    await harness.move("a", 200 * MIB)
+    at_the_disk, written = asyncio.Event(), asyncio.Event()
+
+    async def slowly_saved() -> None:
+        if not at_the_disk.is_set():  # the first of them waits, and no later one
+            at_the_disk.set()
+            await written.wait()
+
+    monkeypatch.setattr(harness.context.store, "saved", slowly_saved)
+    first = asyncio.create_task(harness.ask("a", "set-target", target="210MiB"))
+    await at_the_disk.wait()
+    second = asyncio.create_task(harness.ask("a", verb, **arguments))
+    await asyncio.sleep(0)  # it has begun
+    assert not second.done()
+    written.set()
+    await first
+    await second
+    assert (harness.record("a").mode, harness.record("a").target) == (mode, target)
 
 
 async def test_the_same_target_sent_again_supersedes_nothing(harness: AgentHarness) -> None:

@@ -15,6 +15,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from qmpballoon import __version__, descriptors
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 PART_ENDS_WITHIN_S: Final = 4.0  # MQTT needs 3 s for a broker that hangs; less than STOP_WITHIN_S in all
 RELEASE_WITHIN_S: Final = 4.0
+DISK_WITHIN_S: Final = 1.0
 
 Reload = Callable[[], Configuration]
 
@@ -244,6 +246,12 @@ class Agent:
                 if not side.cancelled():
                     side.result()
 
+    async def _keep_announced(self, topics: frozenset[str]) -> None:
+        self._context.store.announce(sorted(topics))
+        with suppress(TimeoutError):  # state is published also where the disk hangs
+            async with asyncio.timeout(DISK_WITHIN_S):
+                await self._context.store.saved()
+
     async def _mqtt_side(self) -> None:
         configuration = self.configuration
         if not configuration.mqtt.enabled:
@@ -256,7 +264,7 @@ class Agent:
             self._service.handle,
             vm_exists=lambda vm: self._registry.get(VmId(vm)) is not None,
             announced_before=self._context.store.announced,
-            on_announced=lambda topics: self._context.store.announce(sorted(topics)),
+            on_announced=self._keep_announced,
             note_answer=self._tally.note_answer,
         )
         agent = Publishes(

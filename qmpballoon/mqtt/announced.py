@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Set
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Set
+from typing import Final, TypeAlias
 
 INTERVAL_S: Final = 0.2
+
+Report: TypeAlias = Callable[[frozenset[str]], Awaitable[None]]
+"""Keeps the topics, so that a run after a crash knows them; returns when they are kept."""
 
 
 class Announced:
     """Topics that have, or had, a retained value.
 
-    ``before`` are those of the last run. ``report`` is called with all of them before the first message to a
-    new one; it must not wait. All that is new within INTERVAL_S is reported in one call.
+    ``before`` are those of the last run. ``report`` is awaited with all of them before the first message to
+    a new one. All that is new within INTERVAL_S is reported in one call.
     """
 
-    def __init__(self, before: Iterable[str], report: Callable[[frozenset[str]], None] | None) -> None:
+    def __init__(self, before: Iterable[str], report: Report | None) -> None:
         self._topics = set(before)
         self._report = report
         self._changed = asyncio.Event()
@@ -51,7 +54,8 @@ class Announced:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            self._has_new = False
-            self._report(frozenset(self._topics))
+            topics = frozenset(self._topics)
+            await self._report(topics)
+            self._has_new = not self._topics <= topics
             reported()
             await asyncio.sleep(INTERVAL_S)

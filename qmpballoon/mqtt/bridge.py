@@ -23,7 +23,7 @@ from typing import Final
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
-from qmpballoon.mqtt.announced import Announced
+from qmpballoon.mqtt.announced import Announced, Report
 from qmpballoon.mqtt.answers import SETTLED_S
 from qmpballoon.mqtt.commands import Message
 from qmpballoon.mqtt.connection import (
@@ -99,8 +99,8 @@ class Bridge:
 
     ``handle`` carries out a request (see `Handle`). ``vm_exists`` returns whether there is a VM of that
     name in topics. ``announced_before`` are the retained topics of the last run. ``on_announced`` is
-    called with all topics that a later run may have to clear, before the first message to a new one;
-    it must not wait (see `Announced`). ``note_answer`` counts answers (see `NoteAnswer`).
+    awaited with all topics that a later run may have to clear, before the first message to a new one
+    (see `Announced`). ``note_answer`` counts answers (see `NoteAnswer`).
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Bridge:
         *,
         vm_exists: Callable[[str], bool],
         announced_before: Iterable[str] = (),
-        on_announced: Callable[[frozenset[str]], None] | None = None,
+        on_announced: Report | None = None,
         note_answer: NoteAnswer = lambda verb, outcome: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

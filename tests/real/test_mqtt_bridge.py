@@ -40,6 +40,7 @@ from qmpballoon.mqtt import connection as connection_module
 from qmpballoon.mqtt import link as link_module
 from qmpballoon.mqtt import subscribing
 from qmpballoon.mqtt import window as window_module
+from qmpballoon.mqtt.announced import Report
 from qmpballoon.mqtt.bridge import Bridge
 from qmpballoon.mqtt.connection import Broker, Connection, Login
 from qmpballoon.mqtt.limits import WINDOW
@@ -83,6 +84,17 @@ def a_bridge(
         announced_before=announced,
         on_announced=on_announced,
     )
+
+
+def kept(announced_sets: list[frozenset[str]]) -> Report:
+    """Return what keeps the announced topics in a list; they are kept only when it returns."""
+
+    async def keep(topics: frozenset[str]) -> None:
+        for _ in range(5):  # turns of the loop in which a message could be sent too early
+            await asyncio.sleep(0)
+        announced_sets.append(topics)
+
+    return keep
 
 
 def logged(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
@@ -452,7 +464,7 @@ async def test_leftovers_of_an_earlier_run_are_cleared_and_new_topics_are_announ
         for topic in (gone, STATE):
             await listener.send(topic, b"{}", retain=True)
             await listener.on(topic)
-        bridge = a_bridge(mosquitto, announced={gone, STATE}, on_announced=announced_sets.append)
+        bridge = a_bridge(mosquitto, announced={gone, STATE}, on_announced=kept(announced_sets))
         bridge.retain(STATE, lambda: {"actual": 1})
         bridge.clear_leftovers()
         assert announced_sets == []
@@ -474,7 +486,7 @@ async def test_many_new_topics_are_announced_together_each_before_its_first_mess
 ) -> None:
     announced_sets: list[frozenset[str]] = []
     sent_topics: list[str] = []
-    bridge = a_bridge(mosquitto, on_announced=announced_sets.append)
+    bridge = a_bridge(mosquitto, on_announced=kept(announced_sets))
     loop = asyncio.get_running_loop()
     async with running(bridge):
         connection = bridge.connection

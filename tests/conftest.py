@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,19 @@ import pytest
 os.environ["PYTHONASYNCIODEBUG"] = "1"  # read by asyncio whenever it makes a loop
 os.environ["QMPBALLOON_CONTROL"] = ""  # no verb asks an agent that happens to run on this machine
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Undo what a command did to the log: it writes to the stream that was stderr at that time."""
+    loggers = [logging.getLogger(name) for name in ("qmpballoon", "asyncio")]
+    before = [(one.handlers[:], one.propagate, one.level) for one in loggers]
+    hook = sys.excepthook
+    yield
+    sys.excepthook = hook
+    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        one.handlers[:], one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 @pytest.fixture

@@ -67,6 +67,8 @@ async def test_it_ends_with_its_qemu(how: str, lab: Lab, companion: Start, socke
     elif how == "terminated":
         await guest.terminate()
     else:
+        # QEMU 7.2 was seen to hang in its shutdown when requests came one after the other at that moment.
+        await logged(sockets_dir, "now=ok")
         guest.power_off()
     assert await agent.ended(timeout_s=PATIENCE_S) == 0
     log = (sockets_dir / "companion.log").read_text()

@@ -178,7 +178,7 @@ async def test_starting_until_the_driver_and_its_samples_are_there(
 ) -> None:
     kernel = Kernel()
     kernel.age_s = 1.0
-    await qemus.start("a", guest=GuestSpec(boot_s=0.1), booted=False)
+    await qemus.start("a", guest=GuestSpec(boot_s=1.0), booted=False)
     async with running_agent(sockets_dir, monkeypatch, kernel, replace(QUICK, grace_s=600.0)) as harness:
         record = await harness.until_health("a", "starting")
         assert not record.driver_up

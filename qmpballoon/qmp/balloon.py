@@ -166,11 +166,6 @@ def parse_run_state(session: Session, answer: object) -> str:
     return str(_fields(session, answer).get("status"))[:64]
 
 
-async def is_migrating(session: Session) -> bool:
-    """Tell whether an outgoing migration is under way."""
-    return parse_migrating(session, await session.request(*MIGRATION))
-
-
 def parse_migrating(session: Session, answer: object) -> bool:
     """Tell whether query-migrate reports a migration under way; the errors of `parse_statistics`."""
     return str(_fields(session, answer).get("status")) in _MIGRATION_UNDER_WAY

@@ -114,12 +114,16 @@ async def judged(session: Session) -> object:
     return json.loads(json.dumps(vm_result(examined)))
 
 
+async def is_migrating(session: Session) -> object:
+    return balloon.parse_migrating(session, await session.request(*balloon.MIGRATION))
+
+
 ASKED: list[tuple[Callable[[Session], Coroutine[Any, Any, object]], object]] = [
     (balloon.find_balloon, balloon.BalloonDevice),
     (balloon.memory_size, int),
     (balloon.query_actual, int),
     (balloon.query_run_state, str),
-    (balloon.is_migrating, bool),
+    (is_migrating, bool),
     (lambda session: balloon.query_driver(session, DEVICE), (balloon.DriverStatus, type(None))),
     (sample, object),
     (lambda session: judged(session), dict),

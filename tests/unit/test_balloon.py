@@ -15,11 +15,12 @@ from scripted_peer import PATIENCE_S, Line, peer, session_with
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model.records import STATISTICS, GuestStats
 from qmpballoon.qmp.balloon import (
+    MIGRATION,
     BalloonDevice,
     Sampler,
     find_balloon,
-    is_migrating,
     memory_size,
+    parse_migrating,
     parse_stats,
     query_actual,
     query_driver,
@@ -99,10 +100,10 @@ async def test_a_size_that_no_vm_has_is_a_loss(base: int, dimm: int | None, sock
 async def test_run_state_and_migration_are_qmp_words(sockets_dir: Path) -> None:
     async with attached(sockets_dir / "a.qmp") as (qemu, session):
         assert await query_run_state(session) == "running"
-        assert not await is_migrating(session)
+        assert not parse_migrating(session, await session.request(*MIGRATION))
         for status, expected in (("active", True), ("postcopy-paused", True), ("completed", False)):
             qemu.set_migration(status)
-            assert await is_migrating(session) is expected
+            assert parse_migrating(session, await session.request(*MIGRATION)) is expected
         qemu.execute("stop", {})
         assert await query_run_state(session) == "paused"
 

@@ -181,12 +181,13 @@ class ResidentMemory:
             return None
         if self._has_huge_pages is False:
             return _resident(self._read_statm())
-        sizes = self._read_status()
-        return sizes["VmRSS"] + sizes.get("HugetlbPages", 0) if "VmRSS" in sizes else None
+        return self.look_closely()[0]
 
-    def look_closely(self) -> int:
-        """Look whether the process has huge pages by now; return how much of it is swapped out, in bytes."""
-        return 0 if self._closed else self._read_status().get("VmSwap", 0)
+    def look_closely(self) -> tuple[int | None, int]:
+        """Look whether the process has huge pages by now; return what `read` does, and the swapped bytes."""
+        sizes = {} if self._closed else self._read_status()
+        resident = sizes["VmRSS"] + sizes.get("HugetlbPages", 0) if "VmRSS" in sizes else None
+        return resident, sizes.get("VmSwap", 0)
 
     def close(self) -> None:
         """Close the file; nothing is read any more."""

@@ -7,7 +7,7 @@ to be over, and no other monitor may serve the same QEMU.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from qmpballoon.agent.registry import Answering, Registry
@@ -15,7 +15,7 @@ from qmpballoon.agent.run import Identity
 from qmpballoon.log import log_event
 from qmpballoon.model.records import Life
 from qmpballoon.qmp.asked import Asked, returned
-from qmpballoon.qmp.balloon import query_run_state
+from qmpballoon.qmp.balloon import MEMORY, query_run_state
 from qmpballoon.qmp.client import Session, name_in
 from qmpballoon.qmp.process import PRECONFIG, Machine, is_same_qemu, look_at_machine, qemu_pid
 
@@ -32,6 +32,9 @@ _NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 Report = Callable[[str | None], None]
 """Takes the reason why the monitor is not served yet; None: there is none any more."""
 
+Reported = Sequence[object]
+"""The answers to query-name and query-uuid."""
+
 
 class SecondMonitor(Exception):
     """Another monitor of the same QEMU, at ``path``, serves the VM."""
@@ -41,17 +44,21 @@ class SecondMonitor(Exception):
         self.path = path
 
 
-async def until_machine_is_there(session: Session, report: Report) -> Machine:
-    """Wait while QEMU is in ``-preconfig``."""
+async def until_machine_is_there(session: Session, report: Report) -> tuple[Machine, Reported]:
+    """Wait while QEMU is in ``-preconfig``; return its machine, and who it reports to be, for `identify`."""
     waits = False
-    while not (machine := await look_at_machine(session)).is_there:
+    while True:
+        summary, *reported = await session.request_all(MEMORY, Asked("query-name"), Asked("query-uuid"))
+        machine = await look_at_machine(session, summary)
+        if machine.is_there:
+            break
         report(PRECONFIG)
         if not waits:
             log_event("qemu-preconfig", PRECONFIG, socket=session.path)
         waits = True
         await asyncio.sleep(LOOK_AGAIN_S)
     report(None)
-    return machine
+    return machine, reported
 
 
 def life_behind(session: Session, machine: Machine, life: Life | None) -> Life | None:
@@ -68,11 +75,13 @@ def life_behind(session: Session, machine: Machine, life: Life | None) -> Life |
     return None
 
 
-async def identify(session: Session, *, stem: str, owner: int | None) -> Identity:
-    """Return the name and UUID that QEMU reports; without ``-name`` its name is ``stem``."""
-    named, uuid = (
-        returned(answer) for answer in await session.request_all(Asked("query-name"), Asked("query-uuid"))
-    )
+def identify(reported: Reported, *, stem: str, owner: int | None) -> Identity:
+    """Return the name and UUID that QEMU reports; without ``-name`` its name is ``stem``.
+
+    Raises:
+        QmpError: QEMU refused to tell.
+    """
+    named, uuid = map(returned, reported)
     given, number = name_in(named), uuid.get("UUID") if isinstance(uuid, dict) else None
     return Identity(
         name=(given or stem)[:_LONGEST_NAME],

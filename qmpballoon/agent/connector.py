@@ -180,12 +180,12 @@ class Connector:
             self._back_off.greeted()
             self._problem = None
             began_s = time.monotonic()
-            machine = await arrival.until_machine_is_there(session, self._report)
+            machine, reported = await arrival.until_machine_is_there(session, self._report)
             life = arrival.life_behind(session, machine, life)
             if life is not None and not self._registry.may_serve(self, life):
                 return  # the socket that comes first has greeted meanwhile
             stem = self._registry.stem_of(self.path, life)
-            identity = await arrival.identify(session, stem=stem, owner=monitor.owner)
+            identity = arrival.identify(reported, stem=stem, owner=monitor.owner)
             await arrival.until_arrived(session, identity, self._registry, self._report)
             self._take_up_second(identity)
             monitor_here = Answering(self, session, identity.reported, has_life=life is not None)

@@ -309,7 +309,7 @@ class Registry:
         life = self._context.store.kept(vm_id).life
         if life is not None and life not in self._by_life:
             self._belongs(life, vm)
-        vm.touch()
+        self._context.feed.vm_changed(vm.status)
         return vm
 
     def _move(self, life: Life, path: str) -> None:

@@ -62,6 +62,7 @@ class UsualPoll:
         self._done: Done = _ignore
         self._actual_before: int | None = None  # at the poll before this one, or when the guest was asked
         self._looks_left = 0  # at what the guest answers, which was asked
+        self._has_asked = False  # the sampler has asked for the first sample before
         self._has_changed = False
         self._rest = [
             session.repeated(name, arguments, _Rest(self, read, partial(vm.known, name)))
@@ -99,15 +100,18 @@ class UsualPoll:
         """Send the requests; ``done`` is called when the replies are there.
 
         With ``ask`` the guest is asked for figures first, and False is returned: call again in
-        ``REPORTS_WITHIN_S``. The sample gets ``actual`` if that is the same as at the poll before. With
-        ``closely`` it is compared with ``actual`` when the guest was asked, because the balloon may move.
+        ``REPORTS_WITHIN_S``. That is left out if the sampler has just asked for the first ones. The sample
+        gets ``actual`` if that is the same as at the poll before. With ``closely`` it is compared with
+        ``actual`` when the guest was asked, because the balloon may move.
         """
         vm = self._vm
         if ask and not self._looks_left:
             self._looks_left = MOST_LOOKS if closely else 1
-            arming = self._arming(vm.stats_interval_s)
-            self._session.repeat(*((self._actual, *arming) if closely else arming))
-            return False
+            was_asked, self._has_asked = self._sampler.is_first_awaited and not self._has_asked, True
+            if not was_asked:
+                arming = self._arming(vm.stats_interval_s)
+                self._session.repeat(*((self._actual, *arming) if closely else arming))
+                return False
         self._looks_left = max(0, self._looks_left - 1)
         self._has_changed = False
         self._done, self._actual_before = done, vm.actual

@@ -153,31 +153,41 @@ class VmSession:
         self.run_state = balloon.parse_run_state(session, run_state)
         self.size = await balloon.memory_size(session, memory)
         self.migrating = balloon.parse_migrating(session, migration)
-        if not is_device_known:
-            await self._find_device(listed[0])
-        if self._device is not None:
-            try:
-                actual, driver = await self._device.resizer.look()
-            except QmpError:  # unplugged
-                self._forget_device()
-                return
-            self.take_actual(actual)
-            self._take_driver(driver)
+        try:
+            if not is_device_known:
+                await self._find_device(listed[0])
+            elif self._device is not None:
+                self._looked(*await self._device.resizer.look())
+        except QmpError:  # unplugged
+            self._forget_device()
+            return
         self.look_at_process(closely=True)
 
     async def _find_device(self, listed: object) -> None:
-        """Look for the balloon, which may also be plugged later, and arm its statistics."""
+        """Look for the balloon, which may also be plugged later, ask it everything, and arm its statistics.
+
+        Raises:
+            QmpError: it was unplugged meanwhile.
+        """
         try:
             found = await balloon.find_balloon(self.session, listed)
         except NoBalloon:
             return
         resizer = balloon.VirtioBalloon(self.session, found)
-        self._device = _Device(found.path, resizer, await resizer.offers_deflate_on_oom())
         sampler = balloon.Sampler(self.session, found, clock=self._clock)
+        offers, statistics, interval, *looked = await self.session.request_all(
+            balloon.deflate_on_oom(found), *sampler.asked_to_start(), *resizer.asked_to_look()
+        )
+        self._device = _Device(found.path, resizer, offers is True)
+        self._looked(*resizer.looked(looked))
         with suppress(QmpError):  # a device without statistics
-            await sampler.start(self.stats_interval_s)
+            await sampler.started((statistics, interval), self.stats_interval_s)
             self._device.sampler = sampler
             self._device.usual_poll = UsualPoll(self.session, found, sampler, self)
+
+    def _looked(self, actual: int, driver: DriverState | None) -> None:
+        self.take_actual(actual)
+        self._take_driver(driver)
 
     async def look_at_actual(self) -> None:
         """Ask for ``actual``: events are throttled to one a second."""
@@ -206,9 +216,13 @@ class VmSession:
 
     def look_at_process(self, *, closely: bool = False) -> None:
         """Read the resident memory of the QEMU process; ``closely``: also how much of it is swapped out."""
-        if closely and self._resident is not None:
-            self._rss_is_complete = self._resident.look_closely() <= _LITTLE
-        self.rss = self._resident.read() if self._resident else None
+        if self._resident is None:
+            return
+        if closely:
+            self.rss, swapped = self._resident.look_closely()
+            self._rss_is_complete = swapped <= _LITTLE
+        else:
+            self.rss = self._resident.read()
 
     async def rearm(self) -> None:
         """Set the polling interval again, which another client may have changed."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
 from qmpballoon.errors import QmpError
@@ -48,8 +50,7 @@ class Waiting:
         for command, arguments in asked:
             key = self.new_id()
             named[key] = command
-            given = "" if arguments is None else f', "arguments": {json.dumps(arguments)}'
-            lines.append(f'{{"execute": "{command}", "id": {key}{given}}}\n')  # for those who read lines
+            lines.append(f'{{"id": {key}, {body_of(command, arguments)}}}\n')  # for those who read lines
             self._replies[key] = self._loop.create_future()
         return "".join(lines).encode(), named, [self._replies[key] for key in named]
 
@@ -84,6 +85,17 @@ class Waiting:
             if not reply.done():
                 reply.set_result(None)
         self._replies.clear()
+
+
+def body_of(command: str, arguments: Mapping[str, object] | None) -> str:
+    """Return a request as JSON, without its id and the brackets; values of arguments are hashable."""
+    return _body_of(command, arguments is None, *chain.from_iterable((arguments or {}).items()))
+
+
+@lru_cache(maxsize=256, typed=True)  # the requests to many VMs are the same
+def _body_of(command: str, is_alone: bool, *arguments: object) -> str:
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    return f'"execute": {json.dumps(command)}' + ("" if is_alone else f', "arguments": {json.dumps(given)}')
 
 
 def returned(answer: object | QmpError) -> object:

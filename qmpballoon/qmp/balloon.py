@@ -216,10 +216,13 @@ def parse_driver(answer: object) -> DriverStatus:
 
 async def offers_deflate_on_oom(session: Session, device: BalloonDevice) -> bool:
     """Tell whether QEMU offers deflate-on-oom to the guest; every Linux since 3.19 takes it."""
-    try:
-        return await session.request(*_property(device, "deflate-on-oom")) is True
-    except QmpError:
-        return False  # QEMU before 2.4
+    (answer,) = await session.request_all(deflate_on_oom(device))
+    return answer is True  # QEMU before 2.4 refuses it
+
+
+def deflate_on_oom(device: BalloonDevice) -> Asked:
+    """Return what tells, by True, whether QEMU offers deflate-on-oom to the guest."""
+    return _property(device, "deflate-on-oom")
 
 
 async def polling_interval(session: Session, device: BalloonDevice) -> int:
@@ -275,17 +278,19 @@ class VirtioBalloon:
 
     async def look(self) -> tuple[int, DriverState | None]:
         """Return `actual` and `driver`, asked for together; the errors of `actual`."""
-        asked = driver_is_asked(self._session, self.device)
-        answers = await self._session.request_all(_ACTUAL, *asked)
+        return self.looked(await self._session.request_all(*self.asked_to_look()))
+
+    def asked_to_look(self) -> tuple[Asked, ...]:
+        """Return what `look` asks."""
+        return (_ACTUAL, *driver_is_asked(self._session, self.device))
+
+    def looked(self, answers: Sequence[object]) -> tuple[int, DriverState | None]:
+        """Return what the answers to `asked_to_look` tell; the errors of `actual`."""
         status = driver_status(answers[1:])
         return (
             parse_actual(self._session, returned(answers[0])),
             None if status is None else status.state,
         )
-
-    async def offers_deflate_on_oom(self) -> bool:
-        """Tell whether QEMU offers deflate-on-oom to the guest."""
-        return await offers_deflate_on_oom(self._session, self.device)
 
     async def ask(self, target: int) -> None:
         """Set the target in bytes; QEMU takes it also where no driver is there to follow.
@@ -342,11 +347,17 @@ class Sampler:
             QmpError: the device has no statistics (QEMU before 1.5).
             ConnectionLost: the session ended meanwhile.
         """
-        statistics, interval = await self._session.request_all(
-            self._statistics, _property(self._device, INTERVAL)
-        )
-        self._last = parse_statistics(self._session, returned(statistics))
-        self.found_s = _bytes(self._session, returned(interval))
+        await self.started(await self._session.request_all(*self.asked_to_start()), interval_s)
+
+    def asked_to_start(self) -> tuple[Asked, Asked]:
+        """Return what `start` asks first."""
+        return self._statistics, _property(self._device, INTERVAL)
+
+    async def started(self, answers: Sequence[object], interval_s: int) -> None:
+        """Do what `start` does after the answers to `asked_to_start` came; the same errors."""
+        statistics, interval = map(returned, answers)
+        self._last = parse_statistics(self._session, statistics)
+        self.found_s = _bytes(self._session, interval)
         self._armed_s, self._interval_s = self.found_s, interval_s
         await self.rearm()
 

@@ -334,10 +334,10 @@ class Session(QMPClient):
 
     async def _get_greeting(self) -> Greeting:
         # Observed with a real QEMU that had just been resumed.
-        while "event" in (message := await self._do_recv()):
+        while "event" in (message := decoded(self.path, raw := await self._received())):
             self._take_event(message)
         try:
-            return _shared_greeting(json.dumps(message))
+            return _shared_greeting(raw)
         except (KeyError, TypeError):
             raise ConnectionLost(f"{self.path}: this is no greeting: {shortened(message)}") from None
 
@@ -358,13 +358,17 @@ class Session(QMPClient):
             ) from None
 
     async def _do_recv(self) -> Message:
+        return cast(Message, decoded(self.path, await self._received()))  # Message would serialise it again
+
+    async def _received(self) -> bytes:
+        """Wait for a message of the negotiation."""
         assert self._reader is not None
         while not self._early:
             if self._reader.at_eof() or self._reader.exception() is not None:
                 await self._until_end()
             self._early_came = self._loop.create_future()
             await self._early_came
-        return cast(Message, decoded(self.path, self._early.pop(0)))  # Message would serialise it again
+        return self._early.pop(0)
 
     async def _bh_recv_message(self) -> None:
         """Wait for the end of the input; from now on messages are taken as they are received."""
@@ -509,6 +513,6 @@ def _finish(future: asyncio.Future[None]) -> None:
 
 
 @lru_cache(maxsize=16)
-def _shared_greeting(text: str) -> Greeting:
+def _shared_greeting(raw: bytes) -> Greeting:
     """Return the greeting, one for all QEMUs that send the same: 2 KB each."""
-    return Greeting(json.loads(text))
+    return Greeting(json.loads(raw))

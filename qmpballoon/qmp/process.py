@@ -9,6 +9,7 @@ from typing import Final
 
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.procfs import can_hold
+from qmpballoon.qmp.asked import returned
 from qmpballoon.qmp.balloon import find_balloon, memory_size, polling_interval, set_polling_interval
 from qmpballoon.qmp.client import Session
 
@@ -27,8 +28,10 @@ class Machine:
     size: int | None = None
 
 
-async def look_at_machine(session: Session) -> Machine:
+async def look_at_machine(session: Session, summary: object | QmpError = None) -> Machine:
     """Tell whether QEMU has made its machine; with ``-preconfig`` it waits for x-exit-preconfig before that.
+
+    ``summary`` is the answer to query-memory-size-summary, where the caller has it.
 
     Until then most commands are refused, with an error class of no name: QEMU 5.2 says that the command
     "isn't permitted in 'preconfig' state", 7.2 to 11.1 "only after machine initialization has completed".
@@ -37,7 +40,7 @@ async def look_at_machine(session: Session) -> Machine:
         ConnectionLost: the session ended meanwhile, or QEMU reports an impossible size.
     """
     try:
-        return Machine(True, await memory_size(session))
+        return Machine(True, await memory_size(session, returned(summary)))
     except QmpError as error:
         return Machine(not any(words in error.description for words in _BEFORE_MACHINE))
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final, Protocol, TypeAlias
 
 from qmpballoon.errors import QmpError
-from qmpballoon.qmp.asked import refusal
+from qmpballoon.qmp.asked import body_of, refusal
 
 Numbers: TypeAlias = tuple[int | None, ...]
 """One for each volatile key, in their order; None: it is absent, not unique, or no usual number."""
@@ -47,12 +47,9 @@ class Repeated:
         *,
         volatile: Sequence[str] = (),
     ) -> None:
-        message: dict[str, object] = {"execute": command, "id": key}
-        if arguments is not None:
-            message["arguments"] = arguments
         self.key = key
         self.command = command
-        self.request = _line(json.dumps(message))
+        self.request = _line(key, body_of(command, arguments))
         self._sink = sink
         self._volatile = _keys(tuple(volatile))
         self._last: int | None = None  # the hash of the last reply: some are kilobytes
@@ -146,9 +143,9 @@ _MOST_DIGITS: Final = 15  # what is larger is decoded, and checked
 
 
 @lru_cache(maxsize=256)
-def _line(text: str) -> bytes:
-    """Return a line, one for all sessions: their requests are mostly the same."""
-    return text.encode() + b"\n"
+def _line(key: str, body: str) -> bytes:
+    """Return a request's line, one for all sessions: they are mostly the same."""
+    return f'{{"id": {json.dumps(key)}, {body}}}\n'.encode()
 
 
 @lru_cache(maxsize=16)

@@ -51,10 +51,6 @@ class Resizer(Protocol):
         """Return `actual` and `driver`, asked for together; the errors of `actual`."""
         ...
 
-    async def offers_deflate_on_oom(self) -> bool:
-        """Tell whether the guest may be set up to take memory back by itself."""
-        ...
-
     async def ask(self, target: int) -> None:
         """Set the target in bytes. It returns when QEMU accepted it; the guest follows later or not at all.
 

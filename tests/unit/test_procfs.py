@@ -213,11 +213,11 @@ def test_huge_pages_are_resident_memory_too(monkeypatch: pytest.MonkeyPatch) -> 
     small = resident.read()  # none existed: the cheaper file is read until the next closer look
     assert small is not None
     assert small != (90000 + 4096) * 1024
-    assert resident.look_closely() == 12 * 1024  # swapped out
+    assert resident.look_closely() == ((90000 + 4096) * 1024, 12 * 1024)
     assert resident.read() == (90000 + 4096) * 1024
     resident.close()
     assert resident.read() is None
-    assert resident.look_closely() == 0
+    assert resident.look_closely() == (None, 0)
 
 
 def test_a_kernel_without_huge_pages_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_a_kernel_without_huge_pages_has_none(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(procfs, "text_of", status)
     resident = ResidentMemory(os.getpid())
-    assert resident.look_closely() == 0
+    assert resident.look_closely() == (90000 * 1024, 0)
     assert resident.read() not in (None, 90000 * 1024)  # of the real process, by the cheaper file
     assert read == [f"/proc/{os.getpid()}/status"]
     resident.close()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scripted_peer import PATIENCE_S, Line, peer, session_with
 
 from qmpballoon.errors import QmpError
+from qmpballoon.qmp.asked import body_of
 from qmpballoon.qmp.commands import NeverSent
 from qmpballoon.qmp.repeated import Numbers, Outstanding, Repeated
 
@@ -254,3 +255,15 @@ async def test_what_the_table_does_not_name_is_not_repeated(sockets_dir: Path) -
     ):
         with pytest.raises(NeverSent):
             session.repeated("quit", None, Recorded())
+
+
+@given(st.lists(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()), max_size=4))
+def test_a_request_says_what_it_was_given_whatever_was_said_before(
+    arguments: list[dict[str, object]],
+) -> None:
+    alike: list[dict[str, object]] = [{"value": 1}, {"value": True}, {"value": "1"}, {}]
+    for given_now in arguments + alike:
+        said = json.loads(f"{{{body_of('qom-set', given_now)}}}")
+        assert said == {"execute": "qom-set", "arguments": given_now}
+        assert str(said["arguments"]) == str(given_now)  # 1 is not True
+    assert body_of("query-name", None) == '"execute": "query-name"'

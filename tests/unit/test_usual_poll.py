@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -10,6 +11,7 @@ import pytest
 
 from qmpballoon.agent.usual_poll import MOST_LOOKS, UsualPoll
 from qmpballoon.model.records import Sample
+from qmpballoon.qmp.asked import Asked
 from qmpballoon.qmp.balloon import MINOR_FAULTS, BalloonDevice, Sampler
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.repeated import Outstanding, Repeated, Sink
@@ -51,6 +53,14 @@ class Monitor:
             value = request.get("arguments", {}).get("value", "")
             self.sent.append(f"{request['execute']} {value}".strip())
 
+    async def request_all(self, *asked: Asked) -> list[object]:
+        return [{} for _ in asked]
+
+    @property
+    def statistics(self) -> dict[str, object]:
+        stats = {"stat-available-memory": self.available, MINOR_FAULTS: self.minor_faults}
+        return {"last-update": 7, "stats": stats}
+
     def reply(self) -> list[str]:
         """Reply to everything; return what was asked since the last time."""
         for request in self._unanswered:
@@ -59,8 +69,7 @@ class Monitor:
                 case "query-balloon":
                     result = {"actual": self.actual}
                 case "qom-get":
-                    stats = {"stat-available-memory": self.available, MINOR_FAULTS: self.minor_faults}
-                    result = {"last-update": 7, "stats": stats}
+                    result = self.statistics
             reply = {"return": result, "id": request["id"]}
             line = json.dumps(reply).encode()
             assert self._outstanding.takes_same(line) or self._outstanding.takes(line, reply)
@@ -100,9 +109,9 @@ class Setup:
     def __init__(self) -> None:
         self.monitor = Monitor()
         session = cast(Session, self.monitor)
-        sampler = Sampler(session, DEVICE, clock=lambda: 100.0)
-        self.vm = Vm(sampler)
-        self.usual = UsualPoll(session, DEVICE, sampler, self.vm)
+        self.sampler = Sampler(session, DEVICE, clock=lambda: 100.0)
+        self.vm = Vm(self.sampler)
+        self.usual = UsualPoll(session, DEVICE, self.sampler, self.vm)
         self.done: list[bool] = []
 
     def poll(self, *, ask: bool, closely: bool = False) -> bool:
@@ -186,3 +195,15 @@ def test_a_guest_that_does_not_answer_is_asked_again_after_a_few_looks(setup: Se
         unanswered.append(setup.usual.is_unanswered)
     assert unanswered == [True] * (MOST_LOOKS - 1) + [False]
     assert not setup.poll(ask=True, closely=True)
+
+
+def test_a_guest_that_was_just_asked_for_its_first_figures_is_read_before_it_is_asked_again(
+    setup: Setup,
+) -> None:
+    asyncio.run(setup.sampler.started([setup.monitor.statistics, 0], 1))
+    for _ in range(MOST_LOOKS):
+        assert setup.poll(ask=True, closely=True)
+        assert setup.monitor.reply() == READ
+    assert not setup.poll(ask=True, closely=True)
+    assert setup.monitor.reply() == ["query-balloon", *ASKED]
+    assert setup.done == [False] * MOST_LOOKS

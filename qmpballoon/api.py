@@ -21,6 +21,7 @@ from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.events import EventLog
 from qmpballoon.qmp.process import qemu_pid
+from qmpballoon.qmp.statistics import Sampler
 from qmpballoon.units import Size, format_size, parse_size, round_up_to_page
 
 _POLL_S: Final = 0.05  # of query-balloon while waiting: events are up to a second late
@@ -87,7 +88,7 @@ class Vm:
         self._session = session
         self._events = events
         self._resizer: balloon.VirtioBalloon | None = None
-        self._sampler: balloon.Sampler | None = None
+        self._sampler: Sampler | None = None
         self._starting = asyncio.Lock()
         self._held: tuple[float, int] | None = None  # when it was seen, and what the guest held
 
@@ -249,11 +250,11 @@ class Vm:
             f"and a margin of {format_size(SAFE_MARGIN)}: it may swap, stall or kill"
         )
 
-    async def _started_sampler(self) -> balloon.Sampler:
+    async def _started_sampler(self) -> Sampler:
         device = (await self._find_balloon()).device
         async with self._starting:
             if self._sampler is None:
-                self._sampler = balloon.Sampler(self._session, device)
+                self._sampler = Sampler(self._session, device)
             if self._sampler.found_s is None:  # true, too, if the first call was cancelled
                 await self._sampler.start(1)
         return self._sampler

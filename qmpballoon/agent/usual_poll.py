@@ -15,6 +15,7 @@ from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.commands import DRIVER_STATUS, may_be_sent
 from qmpballoon.qmp.repeated import Numbers, Repeated
+from qmpballoon.qmp.statistics import INTERVAL, MINOR_FAULTS, Sampler, parse_statistics
 
 REPORTS_WITHIN_S: Final = 0.01  # a guest that was asked mostly takes 3 ms, 9 at worst
 MOST_LOOKS: Final = 3  # at the figures of a guest that was asked, if it is sampled at the short interval
@@ -53,9 +54,7 @@ _Other = tuple[str, Mapping[str, object] | None, Callable[[object], object]]
 class UsualPoll:
     """The poll of one VM over one session: its requests, and what is made of their replies."""
 
-    def __init__(
-        self, session: Session, device: balloon.BalloonDevice, sampler: balloon.Sampler, vm: Polled
-    ) -> None:
+    def __init__(self, session: Session, device: balloon.BalloonDevice, sampler: Sampler, vm: Polled) -> None:
         self._session = session
         self._sampler = sampler
         self._vm = vm
@@ -76,7 +75,7 @@ class UsualPoll:
             "qom-get",
             {"path": device.path, "property": "guest-stats"},
             self._statistics_sink,
-            volatile=("last-update", balloon.MINOR_FAULTS),
+            volatile=("last-update", MINOR_FAULTS),
         )
         self._actual = session.repeated("query-balloon", None, _Actual(session, self))
         self._requests = {False: (statistics,), True: (self._actual, statistics)}  # by whether actual is read
@@ -158,7 +157,7 @@ class UsualPoll:
         return self._arm
 
     def _setting(self, interval_s: int) -> Repeated:
-        arguments = {"path": self._device.path, "property": balloon.INTERVAL, "value": interval_s}
+        arguments = {"path": self._device.path, "property": INTERVAL, "value": interval_s}
         return self._session.repeated("qom-set", arguments, _Set(self))
 
 
@@ -256,7 +255,7 @@ class _Statistics:
 
     def changed(self, result: object) -> None:
         """Other figures."""
-        self._last_update, self._stats = balloon.parse_statistics(self._session, result)
+        self._last_update, self._stats = parse_statistics(self._session, result)
         self._poll.statistics_polled(self._last_update, self._stats, asked_at=self.asked_at)
 
     def refused(self, error: QmpError) -> None:

@@ -17,6 +17,7 @@ from qmpballoon.qmp import balloon
 from qmpballoon.qmp.asked import returned
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.resizer import DriverState, Resizer
+from qmpballoon.qmp.statistics import Sampler
 from qmpballoon.units import MIB
 
 FRESH_WITHIN_S: Final = 0.06  # how long a turn waits for its sample
@@ -34,7 +35,7 @@ class _Device:
     path: str  # in QEMU's object tree
     resizer: Resizer
     offers_deflate_on_oom: bool
-    sampler: balloon.Sampler | None = None  # None: a device without statistics
+    sampler: Sampler | None = None  # None: a device without statistics
     usual_poll: UsualPoll | None = None
 
 
@@ -174,7 +175,7 @@ class VmSession:
         except NoBalloon:
             return
         resizer = balloon.VirtioBalloon(self.session, found)
-        sampler = balloon.Sampler(self.session, found, clock=self._clock)
+        sampler = Sampler(self.session, found, clock=self._clock)
         offers, statistics, interval, *looked = await self.session.request_all(
             balloon.deflate_on_oom(found), *sampler.asked_to_start(), *resizer.asked_to_look()
         )

@@ -18,6 +18,7 @@ from qmpballoon.procfs import age_of, life_of, parse_meminfo, text_of
 from qmpballoon.qmp import balloon
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.monitor import holders_of
+from qmpballoon.qmp.statistics import parse_statistics
 from qmpballoon.units import MAX_SIZE
 
 _PERIPHERALS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
@@ -94,7 +95,7 @@ async def _balloon(session: Session, *, is_fresh: bool) -> Balloon | None:
     last_update, stats = 0, GuestStats()
     try:
         answer = await session.request("qom-get", {"path": device.path, "property": "guest-stats"})
-        last_update, stats = balloon.parse_statistics(session, answer)
+        last_update, stats = parse_statistics(session, answer)
     except QmpError:  # QEMU before 1.5
         pass
     return Balloon(

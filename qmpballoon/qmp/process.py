@@ -10,8 +10,9 @@ from typing import Final
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.procfs import can_hold
 from qmpballoon.qmp.asked import returned
-from qmpballoon.qmp.balloon import find_balloon, memory_size, polling_interval, set_polling_interval
+from qmpballoon.qmp.balloon import find_balloon, memory_size
 from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.statistics import polling_interval, set_polling_interval
 
 _BEFORE_MACHINE: Final = ("'preconfig'", "machine initialization")
 PRECONFIG: Final = "QEMU waits for x-exit-preconfig; nothing is known of the VM before that"

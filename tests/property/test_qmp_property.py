@@ -16,7 +16,7 @@ from qmpballoon.doctor.vm import examine
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
 from qmpballoon.model.records import STATISTICS
 from qmpballoon.procfs import parse_meminfo, parse_pressure, parse_process_stat
-from qmpballoon.qmp import balloon
+from qmpballoon.qmp import balloon, statistics
 from qmpballoon.qmp.asked import Asked
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.events import translated
@@ -103,7 +103,7 @@ DEVICE = balloon.BalloonDevice("/machine/peripheral/balloon0", "virtio-balloon-p
 
 
 async def sample(session: Session) -> object:
-    sampler = balloon.Sampler(session, DEVICE)
+    sampler = statistics.Sampler(session, DEVICE)
     await sampler.start(1)
     await sampler.poll()
     return sampler.sample
@@ -157,9 +157,9 @@ def test_any_answers_are_a_result_or_a_documented_error(
 
 
 @settings(max_examples=30)
-@given(st.dictionaries(st.sampled_from(list(balloon._STATISTICS.values())) | st.text(), JSON))
+@given(st.dictionaries(st.sampled_from(list(statistics._STATISTICS.values())) | st.text(), JSON))
 def test_any_statistics_are_figures_that_json_represents_exactly(stats: Mapping[str, object]) -> None:
-    figures = balloon.parse_stats(stats)
+    figures = statistics.parse_stats(stats)
     for name in STATISTICS:
         value = getattr(figures, name)
         assert value is None or (type(value) is int and 0 <= value <= 2**53)

@@ -18,8 +18,8 @@ from qmpballoon.cli import main, status, watch
 from qmpballoon.cli import set as cli_set
 from qmpballoon.cli.vms import Chosen
 from qmpballoon.qmp import balloon
-from qmpballoon.qmp.balloon import Sampler
 from qmpballoon.qmp.client import Session
+from qmpballoon.qmp.statistics import Sampler
 from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.faults import Babble, Faults
 from qmpballoon.sim.qemu.machine import MachineSpec

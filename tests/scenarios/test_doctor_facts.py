@@ -22,8 +22,9 @@ from qmpballoon.doctor.host_rules import host_findings
 from qmpballoon.doctor.vm import examine, file_system_of, holding_processes, processes_with
 from qmpballoon.doctor.vm_rules import vm_findings
 from qmpballoon.errors import ConnectionLost, NoBalloon
-from qmpballoon.qmp.balloon import Sampler, find_balloon
+from qmpballoon.qmp.balloon import find_balloon
 from qmpballoon.qmp.monitor import holders_of
+from qmpballoon.qmp.statistics import Sampler
 from qmpballoon.sim.guest import GuestSpec
 from qmpballoon.sim.qemu.machine import MachineSpec
 from qmpballoon.sim.qemu.server import SimulatedQemu

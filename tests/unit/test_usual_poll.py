@@ -12,9 +12,10 @@ import pytest
 from qmpballoon.agent.usual_poll import MOST_LOOKS, UsualPoll
 from qmpballoon.model.records import Sample
 from qmpballoon.qmp.asked import Asked
-from qmpballoon.qmp.balloon import MINOR_FAULTS, BalloonDevice, Sampler
+from qmpballoon.qmp.balloon import BalloonDevice
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.repeated import Outstanding, Repeated, Sink
+from qmpballoon.qmp.statistics import MINOR_FAULTS, Sampler
 from qmpballoon.units import MIB
 
 DEVICE = BalloonDevice("/machine/peripheral/balloon0", "virtio-balloon-pci")

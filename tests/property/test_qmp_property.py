@@ -48,7 +48,7 @@ def session_reading(events: list[tuple[str, Mapping[str, object]]]) -> Session:
     session = Session(monitor, lambda name, details: events.append((name, details)), request_timeout_s=1)
     session._reader = asyncio.StreamReader(limit=1000)
     session._reader.feed_eof()
-    session._intake.greeted(session._take)
+    session._intake.greeted(session.take)
     return session
 
 

@@ -147,6 +147,3 @@ async def test_an_answer_of_another_shape_is_a_loss(answer: object, sockets_dir:
     async with peer(sockets_dir / "a.qmp", talk), session_with(sockets_dir / "a.qmp") as session:
         with pytest.raises(ConnectionLost, match=r"where an? (object|number|list) belongs"):
             await query_actual(session)
-
-
-# ── the sampler ──────────────────────────────────────────────────────────────────────────────────

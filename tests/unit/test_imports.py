@@ -38,8 +38,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
         guard host_level registry release
     """,
     "qmp": """
-        . purpose commands events monitor discovery tcp asked repeated resizer wire intake client checked
-        balloon statistics process
+        . purpose commands events monitor discovery tcp asked repeated resizer wire intake lean_client client
+        checked balloon statistics process
     """,
     "doctor": ". facts findings vm_rules host_rules report vm host",
     "protocol": ". fields event_kinds objects payloads verbs schemas requests",

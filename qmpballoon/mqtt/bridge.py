@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import aiomqtt
-from aiomqtt.exceptions import MqttConnectError
 
 from qmpballoon.mqtt.announced import Announced, Report
 from qmpballoon.mqtt.answers import SETTLED_S
@@ -29,31 +28,27 @@ from qmpballoon.mqtt.commands import Message
 from qmpballoon.mqtt.connection import (
     CONNECT_TIMEOUT_S,
     Broker,
-    ClosedEarly,
     Connection,
     Login,
-    reason_code,
 )
 from qmpballoon.mqtt.connection_log import STEADY_S, ConnectionLog
-from qmpballoon.mqtt.guesses import Guesses
+from qmpballoon.mqtt.known_broker import KnownBroker, refuses_login
 from qmpballoon.mqtt.limits import (
     NO_MATCHING_SUBSCRIBERS,
     REFUSED,
-    REFUSED_CREDENTIALS,
 )
 from qmpballoon.mqtt.outbox import Make, Outbox, Publication
+from qmpballoon.mqtt.own_status import OwnStatus
 from qmpballoon.mqtt.packets import Composer
 from qmpballoon.mqtt.request_reader import RequestReader
 from qmpballoon.mqtt.said import Said
 from qmpballoon.mqtt.sender import Sender
 from qmpballoon.mqtt.subscribing import subscribe_again
 from qmpballoon.mqtt.topics import DISCOVERY_PREFIX, Topics
-from qmpballoon.mqtt.versions import ANSWERS_5_WITHIN_S, Protocol, Versions
+from qmpballoon.mqtt.versions import ANSWERS_5_WITHIN_S, Protocol
 from qmpballoon.protocol.payloads import Format
 from qmpballoon.protocol.requests import Handle, NoteAnswer, Requests
 
-ECHO_TIMEOUT_S: Final = 5.0
-_PARTS: Final = 5  # of that time-out: a delay of our own loop ends one of them only
 OFFLINE_TIMEOUT_S: Final = 2.0
 _ANSWERS_TIMEOUT_S: Final = 1.5  # of that time: ``offline`` is sent also if answers are not confirmed
 SHORTEST_PAUSE_S: Final = 0.5
@@ -129,18 +124,17 @@ class Bridge:
         )
         self._wake = asyncio.Event()
         self._outbox = Outbox(self._wake.set, self.topics.status)
-        self._outbox.retain(self.topics.status, lambda: "online")
+        self._publish_status()
         self._announced = Announced(announced_before, on_announced)
         self._announced.add(self.topics.status)
         self._said = Said(clock)
         self._online = asyncio.Event()
-        self._seen_status = asyncio.Event()
         self._birth = asyncio.Event()
         self._connection: Connection | None = None
         self._connected_at_s: float | None = None  # of the current or the last connection
-        self._guesses: dict[Broker, Guesses] = {one: Guesses(clock) for one in settings.brokers}
-        self._versions = {one: Versions(settings.protocol, clock) for one in settings.brokers}
+        self._known = {one: KnownBroker(one, settings.protocol, clock) for one in settings.brokers}
         self._log = ConnectionLog(self._login, self.topics, clock)
+        self._status = OwnStatus(self._log, self._publish_status)
         self._requests = Requests(handle, vm_exists, clock, note_answer)
         self._reader = RequestReader(
             self._requests, vm_exists, self.topics, self._outbox, clock, self._log.request_dropped
@@ -209,15 +203,15 @@ class Bridge:
             self._requests.stop()
 
     async def _keep_connected(self) -> None:
-        brokers = deque(self._settings.brokers)
+        brokers = deque(self._known.values())
         pause_s, failures = SHORTEST_PAUSE_S, 0
         while True:
-            broker = brokers[0]
-            limits = self._guesses[broker].limits
-            error = await self._session(broker)
-            if self._guesses[broker].limits != limits:
+            known = brokers[0]
+            limits = known.guesses.limits
+            error = await self._session(known)
+            if known.guesses.limits != limits:
                 pause_s = SHORTEST_PAUSE_S
-            if self._is_worth_another_try(broker, error):
+            if isinstance(error, _Again) or (self._connected_at_s is None and known.refused(error)):
                 continue
             if self._connected_at_s is not None:
                 held_s = self._clock() - self._connected_at_s
@@ -225,39 +219,18 @@ class Bridge:
                 if held_s >= STEADY_S:
                     pause_s = SHORTEST_PAUSE_S
             else:
-                self._log.failed(broker, error)
+                self._log.failed(known.broker, error)
                 failures += 1
                 brokers.rotate(-1)
                 if failures % len(brokers):
                     continue
-            refused = isinstance(error, MqttConnectError) and reason_code(error) in REFUSED_CREDENTIALS
-            await asyncio.sleep((REFUSED_PAUSE_S if refused else pause_s) * random.uniform(0.5, 1.0))
+            longest_s = REFUSED_PAUSE_S if refuses_login(error) else pause_s
+            await asyncio.sleep(longest_s * random.uniform(0.5, 1.0))
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 
-    def _is_worth_another_try(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
-        """Tell whether to connect again at once, in another way; learn from a failed attempt."""
-        if isinstance(error, _Again):
-            return True
-        if self._connected_at_s is not None:
-            return False
-        versions = self._versions[broker]
-        if versions.refused(error) or self._learn_from_refusal(broker, error):
-            return True
-        versions.given_up(error)
-        return False
-
-    def _learn_from_refusal(self, broker: Broker, error: aiomqtt.MqttError) -> bool:
-        guesses = self._guesses[broker]
-        if isinstance(error, MqttConnectError):
-            return guesses.refused(reason_code(error))
-        if isinstance(error, ClosedEarly):
-            return guesses.closed_early()
-        guesses.unreachable()
-        return False
-
-    async def _session(self, broker: Broker) -> aiomqtt.MqttError:
+    async def _session(self, known: KnownBroker) -> aiomqtt.MqttError:
         """Connect to one broker and serve the connection until it ends; return the reason."""
-        versions, guesses = self._versions[broker], self._guesses[broker]
+        broker, versions, guesses = known.broker, known.versions, known.guesses
         mqtt5 = versions.mqtt5
         limits, alone = guesses.limits, guesses.one_at_a_time
         connection = Connection(
@@ -271,7 +244,7 @@ class Bridge:
         )
         lost: aiomqtt.MqttError | None = None
         sender: Sender | None = None
-        self._seen_status.clear()
+        self._status.seen.clear()
         self._connected_at_s = None
         try:
             await connection.open()
@@ -324,7 +297,7 @@ class Bridge:
             finally:
                 if self._connection is not None:
                     self._online.clear()
-                    self._learn_from_end(connection, broker, lost, alone=alone)
+                    self._take_end(connection, known, lost, was_alone=alone)
                     self._connection = None
                 await connection.close()
         # If a loss and a cancellation coincide, the group raises the loss alone (CPython 3.11). The count
@@ -336,18 +309,16 @@ class Bridge:
     def _filters(self) -> tuple[str, ...]:
         return (*self.topics.subscriptions(), self.topics.status)
 
-    def _learn_from_end(
-        self, connection: Connection, broker: Broker, error: aiomqtt.MqttError | None, *, alone: bool
+    def _take_end(
+        self, connection: Connection, known: KnownBroker, error: aiomqtt.MqttError | None, *, was_alone: bool
     ) -> None:
-        """Queue again what was not confirmed, and find out whether a message was the cause of the end."""
-        sent, guesses = connection.window.unconfirmed, self._guesses[broker]
+        """Queue again what was not confirmed, and learn from the end of the connection."""
+        sent = connection.window.unconfirmed
         self._outbox.disconnected([one.publication for one in sent])
-        if error is None or self._connected_at_s is None:
-            return
-        code = reason_code(error)
-        self._log.lost(broker, error, self._clock() - self._connected_at_s, is_idle=not sent)
-        is_alone = len(sent) == 1 and ((alone and guesses.one_at_a_time) or sent[0].publication.is_uncertain)
-        guesses.lost(code, sent, connection.window.largest_confirmed, alone=is_alone)
+        if error is not None and self._connected_at_s is not None:
+            held_s = self._clock() - self._connected_at_s
+            self._log.lost(known.broker, error, held_s, is_idle=not sent)
+            known.lost(error, sent, connection.window.largest_confirmed, was_alone=was_alone)
 
     def _resume_answers(self, *, mqtt5: bool) -> None:
         """Decide what becomes of answers that were made, or not confirmed, before this connection."""
@@ -366,7 +337,7 @@ class Bridge:
         connection = self._connection
         if message.topic == self.topics.status:
             if not message.retain or (connection is not None and connection.mqtt5):
-                self._on_status(message.payload)  # on 3.1.1 a retained one is the value before
+                self._status.received(message.payload)  # on 3.1.1 a retained one is the value before
         elif message.topic == self.topics.birth:
             if message.payload == b"online" and not message.retain:
                 self._birth.set()
@@ -386,26 +357,12 @@ class Bridge:
             self._log.corrected(topic)
             self._outbox.clear(topic)
 
-    def _on_status(self, payload: bytes) -> None:
-        if payload == b"online":
-            self._seen_status.set()
-        elif self._seen_status.is_set():
-            # The will of our previous connection, which the broker closed only now.
-            self._seen_status.clear()
-            self._outbox.retain(self.topics.status, lambda: "online")
+    def _publish_status(self) -> None:
+        self._outbox.retain(self.topics.status, lambda: "online")
 
     async def _check_status(self) -> None:
         await self._online.wait()
-        while True:
-            for _ in range(_PARTS):
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(ECHO_TIMEOUT_S / _PARTS):
-                        await self._seen_status.wait()
-                    self._log.status_received()
-                    return
-            if not self._is_status_unconfirmed():  # else the broker has stopped; the window has a time-out
-                self._log.status_missing(ECHO_TIMEOUT_S)
-                return
+        await self._status.check(self._is_status_unconfirmed)
 
     def _is_status_unconfirmed(self) -> bool:
         connection = self._connection
@@ -461,7 +418,7 @@ class Bridge:
             self._announced.discard(publication.topic)
             self._said.forget(publication.topic)
         elif publication.topic == self.topics.status and self._connection is not None:
-            self._guesses[self._connection.broker].steady()
+            self._known[self._connection.broker].guesses.steady()
 
 
 def _raise_if_cancelled() -> None:

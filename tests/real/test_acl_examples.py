@@ -18,8 +18,8 @@ from qmpballoon.errors import NoAnswer, RequestRefused, Unreachable
 from qmpballoon.lab.broker import LabBroker
 from qmpballoon.lab.waiting import eventually
 from qmpballoon.model.records import rfc3339
-from qmpballoon.mqtt import bridge as bridge_module
 from qmpballoon.mqtt import link as link_module
+from qmpballoon.mqtt import own_status
 from qmpballoon.mqtt.bridge import Bridge
 from qmpballoon.protocol.requests import Request
 
@@ -123,7 +123,7 @@ async def test_ctl_and_forget_say_that_the_acl_forbids_it(
 async def test_an_agent_reads_and_writes_nothing_of_another_host(
     guarded: Guarded, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bridge_module, "ECHO_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(own_status, "ECHO_TIMEOUT_S", 0.2)
     caplog.set_level(logging.INFO, "qmpballoon")
 
     async def errors() -> list[str]:

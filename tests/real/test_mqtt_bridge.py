@@ -38,11 +38,12 @@ from qmpballoon.mqtt import announced as announced_module
 from qmpballoon.mqtt import bridge as bridge_module
 from qmpballoon.mqtt import connection as connection_module
 from qmpballoon.mqtt import link as link_module
-from qmpballoon.mqtt import subscribing
+from qmpballoon.mqtt import own_status, subscribing
 from qmpballoon.mqtt import window as window_module
 from qmpballoon.mqtt.announced import Report
 from qmpballoon.mqtt.bridge import Bridge
 from qmpballoon.mqtt.connection import Broker, Connection, Login
+from qmpballoon.mqtt.known_broker import KnownBroker
 from qmpballoon.mqtt.limits import WINDOW
 from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.mqtt.packets import Packet
@@ -167,7 +168,7 @@ async def test_received_data_is_acknowledged_at_once(
     async with LabBroker(sockets_dir, websockets=scheme == "ws", options=options) as broker:
         bridge = a_bridge(brokers=(Broker(scheme, HOST, broker.port),))
         async with running(bridge):
-            await until(bridge._seen_status.is_set, "our own status comes back")
+            await until(bridge._status.seen.is_set, "our own status comes back")
             assert bridge.connection is not None
             before = acknowledged.count(sock := bridge.connection._raw)
             bridge.event(f"{ROOT}/event", {"number": 1})
@@ -227,7 +228,7 @@ async def test_after_an_outage_the_current_state_is_published(
         assert (len(outbox._events), len(outbox._slots), len(outbox._samples)) == (0, 3, 0)
         await mosquitto.start()
         assert await bridge.wait_connected(WAIT_S)
-        await until(bridge._seen_status.is_set, "the broker has received everything")
+        await until(bridge._status.seen.is_set, "the broker has received everything")
         async with listening(mosquitto.port) as listener:
             assert (await listener.on(STATE)).payload == b'{"actual":19999}'
             await listener.send("marker", b"x")
@@ -247,10 +248,10 @@ async def test_a_long_broker_outage_is_logged_once(caplog: pytest.LogCaptureFixt
         attempts = 0
         session = bridge._session
 
-        async def counted(broker: Broker) -> Any:
+        async def counted(known: KnownBroker) -> Any:
             nonlocal attempts
             attempts += 1
-            return await session(broker)
+            return await session(known)
 
         bridge._session = counted  # type: ignore[method-assign]
         async with running(bridge, until_connected=False):
@@ -323,13 +324,13 @@ async def test_msgpack_payloads_have_their_content_type_and_status_stays_text(mo
 async def test_an_acl_that_blocks_our_status_is_logged_once(
     sockets_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
-    monkeypatch.setattr(bridge_module, "ECHO_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(own_status, "ECHO_TIMEOUT_S", 0.2)
     acl = ["user agent", "topic read qmpballoon/#", "topic write qmpballoon/edge-7/vm/#"]
     async with LabBroker(sockets_dir, passwords={"agent": "secret"}, acl=acl) as broker:
         bridge = a_bridge(broker, protocol=protocol, username="agent", password="secret")
         async with running(bridge):
             await until(lambda: logged(caplog, "broker-acl"), "the error that names the ACL")
-            assert bridge._seen_status.is_set() is False
+            assert bridge._status.seen.is_set() is False
     (line,) = logged(caplog, "broker-acl")
     assert "ACL" in line
     assert "user agent" in line
@@ -341,7 +342,7 @@ async def test_with_all_rights_the_self_check_logs_nothing(
 ) -> None:
     bridge = a_bridge(mosquitto)
     async with running(bridge):
-        await until(bridge._seen_status.is_set, "our own status comes back")
+        await until(bridge._status.seen.is_set, "our own status comes back")
     assert not logged(caplog, "broker-acl")
 
 
@@ -378,7 +379,7 @@ async def test_a_client_of_3_1_1_asks_again_for_what_was_refused_without_a_reaso
 async def test_a_broker_that_stopped_is_not_taken_for_one_whose_acl_forbids(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bridge_module, "ECHO_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(own_status, "ECHO_TIMEOUT_S", 0.1)
     broker = ImitatedBroker(lambda message: True, stops_at=lambda message: message.topic.endswith("/status"))
     async with broker.running():
         bridge = a_bridge(broker.port)
@@ -429,7 +430,7 @@ async def test_a_second_agent_with_the_same_client_id_is_reported(
 async def test_an_offline_that_arrives_late_is_corrected(mosquitto: LabBroker) -> None:
     bridge = a_bridge(mosquitto)
     async with listening(mosquitto.port) as listener, running(bridge):
-        await until(bridge._seen_status.is_set, "our own status comes back")
+        await until(bridge._status.seen.is_set, "our own status comes back")
         await listener.on(bridge.topics.status, b"online")
         start = len(listener.messages)
         await listener.send(bridge.topics.status, b"offline", retain=True)
@@ -446,7 +447,7 @@ async def test_home_assistants_birth_message_republishes_everything(
     bridge = a_bridge(mosquitto)
     bridge.retain(STATE, lambda: {"actual": 5})
     async with running(bridge), listening(mosquitto.port) as listener:
-        await until(bridge._seen_status.is_set, "the broker has received everything")
+        await until(bridge._status.seen.is_set, "the broker has received everything")
         start = await listener.wait_for_pending()
         await listener.send("homeassistant/status", b"offline")
         await listener.send("homeassistant/status", b"online")
@@ -681,7 +682,7 @@ async def test_an_end_that_the_loop_does_not_report_is_noticed(
     async with LabBroker(sockets_dir, websockets=scheme == "ws", options=options) as broker:
         bridge = a_bridge(brokers=(Broker(scheme, HOST, broker.port),), **changed)
         async with running(bridge):
-            await until(bridge._seen_status.is_set, "our own status comes back")
+            await until(bridge._status.seen.is_set, "our own status comes back")
             connection = bridge.connection
             assert connection is not None
             assert connection._raw is not None

@@ -74,7 +74,7 @@ async def calm(broker: LabBroker, bridge: Bridge) -> AsyncIterator[Listener]:
 
 def is_calm(bridge: Bridge) -> bool:
     connection = bridge.connection
-    return bridge._seen_status.is_set() and connection is not None and not connection.window.unconfirmed
+    return bridge._status.seen.is_set() and connection is not None and not connection.window.unconfirmed
 
 
 async def retained(broker: LabBroker) -> dict[str, bytes]:

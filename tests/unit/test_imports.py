@@ -46,7 +46,7 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "mqtt": """
         . announced dead_band limits turns answers outbox topics commands inbox packets home_assistant
         asyncapi publisher request_reader said window guesses connecting refusals connection versions
-        subscribing link replies connection_log sender bridge
+        known_broker subscribing link replies connection_log own_status sender bridge
     """,
     "unix_listener": "",
     "fleet": "",

@@ -204,9 +204,26 @@ class Connector:
                 if session.exceeded:
                     self._sends_too_much(session, monitor)
                 elif session.hung:
+                    self._explain_end(vm, monitor.pid)
                     self._unclosed |= self._table(LOOK_AT_SILENCE_S).accepted
                     self._silent("unresponsive", monitor.pid)
                 await session.close()
+
+    def _explain_end(self, vm: ManagedVm | None, pid: int | None) -> None:
+        """Log what may be the matter with a QEMU that announced its end, and then did not answer any more.
+
+        QEMU 7.2.22 hangs for ever if a request arrives at the moment of its end; 5.2, 10.0 and 11.1 do not.
+        """
+        if vm is None or not vm.run.is_ending:
+            return
+        log_event(
+            "qemu-end-hangs",
+            "QEMU has announced its end and does not answer: it still writes, or hangs there, as 7.2 may; "
+            f"end it by SIGTERM{f': kill {pid}' if pid else ''}",
+            level=logging.WARNING,
+            vm=vm.id,
+            socket=self.path,
+        )
 
     def _sends_too_much(self, session: Session, monitor: OpenMonitor) -> None:
         """Report a QEMU whose session ended because of what it sent; it is left alone for some time."""

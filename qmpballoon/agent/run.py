@@ -52,4 +52,5 @@ class Run:
     judged: str | None = None  # untrusted, uncooperative or stuck: the guard's word
     serial: int = field(default_factory=new_serial)  # changes with each target that is asked for
     seen: Seen | None = None  # by its last session
+    is_ending: bool = False  # QEMU has announced its end; with -no-shutdown it stays, and stops the guest
     gone: bool = False  # it has ended, or is silent for long and no process tells

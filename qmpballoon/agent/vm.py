@@ -53,6 +53,7 @@ _PUBLISHED: Final = frozenset(
     }
 )
 _ALTERS: Final = _PUBLISHED | {"MIGRATION", "DEVICE_DELETED", "MEMORY_DEVICE_SIZE_CHANGE", "ACPI_DEVICE_OST"}
+_STAYS: Final = ("STOP", "RESUME", "RESET")  # no QEMU that ends sends them
 _JUDGED: Final = ("stuck", "uncooperative", "untrusted")  # by the guard, after seconds: never frequent
 ENDED_AFTER_S: Final = 30.0  # of silence, where no process tells whether the QEMU has ended
 
@@ -343,6 +344,7 @@ class ManagedVm:
         if name not in _ALTERS:
             return
         polls = self._polls
+        self.run.is_ending = self.run.is_ending and name not in _STAYS
         if name == "RESET":
             is_news = self.run.boot.was_reset(self._context.clock())
             self.run.halted_at = None
@@ -357,6 +359,8 @@ class ManagedVm:
                 return
             if polls is not None:
                 polls.balloon_changed(actual)
+        elif name == "SHUTDOWN":
+            self.run.is_ending = True  # it answers nothing more; if it stays, STOP follows
         elif polls is not None and name == "STOP":
             polls.halted()
         elif polls is not None:

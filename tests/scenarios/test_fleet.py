@@ -680,6 +680,31 @@ async def test_a_vm_over_tcp_is_forgotten_some_time_after_nobody_listens_and_com
 # ── faults of one QEMU ───────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("stays", [False, True])
+async def test_a_qemu_that_announced_its_end_and_does_not_answer_is_logged_with_what_to_do(
+    stays: bool,
+    qemus: Qemus,
+    sockets_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    qemu = await qemus.start("web1")
+    settings = replace(QUICK, qmp_timeout_s=0.3)
+    async with running_agent(sockets_dir, monkeypatch, settings=settings) as harness:
+        await harness.until_health("web1", "ok")
+        qemu.machine.shut_down("host-signal")
+        qemu.machine.exited = False
+        if stays:  # -no-shutdown: the guest is stopped, and QEMU answers
+            qemu.machine.load_state(qemu.machine.guest.actual)  # STOP and RESUME
+        qemu.settle()
+        await harness.until(lambda: ("resumed" if stays else "shutdown") in harness.events_of("web1"))
+        qemu.faults = Faults(silent_to=frozenset({"*"}))
+        await harness.until_health("web1", "unresponsive")
+        pid = harness.record("web1").pid
+        assert (f"end it by SIGTERM: kill {pid}" in caplog.text) is not stays
+        assert "qemu-end-hangs vm=web1" in caplog.text or stays
+
+
 @pytest.mark.parametrize(
     "fault",
     [

@@ -13,7 +13,7 @@ from bench_processes import Memory
 
 from qmpballoon.units import MIB
 
-MOST_TIMES_BARE: Final = {"quiet": 1.5, "busy": 5.0}
+MOST_TIMES_BARE: Final = {"quiet": (1.5, 100), "busy": (5.0, 500)}  # with that many VMs, or more
 MOST_ONLINE_S: Final = {500: 1.0, 1000: 3.0}
 MOST_MEMORY: Final = {500: 60 * MIB, 1000: 90 * MIB}
 MOST_TIMES_ALONE: Final = 1.2
@@ -93,14 +93,14 @@ def _load(seen: Scene, load: str, turns: Turns) -> str:
     start = f"  {seen.vms:>5}  {load:5}  {_us(bare):>10} ±{spread(turns.bare) / 2:>5.0%}"
     if agent is None or bare is None:
         return f"{start}  {_not_online(seen.attach)}"
-    most = MOST_TIMES_BARE[load]
+    most, least_vms = MOST_TIMES_BARE[load]
+    verdict = f"   {_verdict(agent / bare <= most, f'{most:g} x')}" if seen.vms >= least_vms else ""
     simulation = median(window.simulation for window in turns.agent)
     burst = seen.burst.cost_us
     at_once = f"{_us(burst)} {agent / burst:>4.1f} x" if burst and turns is seen.quiet else ""
     return (
         f"{start}  {_us(agent):>10}  {agent / bare:>5.1f} x  {at_once:>16}"
-        f"  {_late(turns.agent)}  {simulation:>9.0%}"
-        f"   {_verdict(agent / bare <= most, f'{most:g} x')}"
+        f"  {_late(turns.agent)}  {simulation:>9.0%}{verdict}"
     )
 
 

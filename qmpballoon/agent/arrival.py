@@ -32,7 +32,7 @@ _NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 Report = Callable[[str | None], None]
 """Takes the reason why the monitor is not served yet; None: there is none any more."""
 
-Reported = Sequence[object]
+Answers = Sequence[object]
 """The answers to query-name and query-uuid."""
 
 
@@ -44,11 +44,11 @@ class SecondMonitor(Exception):
         self.path = path
 
 
-async def until_machine_is_there(session: Session, report: Report) -> tuple[Machine, Reported]:
+async def until_machine_is_there(session: Session, report: Report) -> tuple[Machine, Answers]:
     """Wait while QEMU is in ``-preconfig``; return its machine, and who it reports to be, for `identify`."""
     waits = False
     while True:
-        summary, *reported = await session.request_all(MEMORY, Asked("query-name"), Asked("query-uuid"))
+        summary, *who = await session.request_all(MEMORY, Asked("query-name"), Asked("query-uuid"))
         machine = await look_at_machine(session, summary)
         if machine.is_there:
             break
@@ -58,7 +58,7 @@ async def until_machine_is_there(session: Session, report: Report) -> tuple[Mach
         waits = True
         await asyncio.sleep(LOOK_AGAIN_S)
     report(None)
-    return machine, reported
+    return machine, who
 
 
 def life_behind(session: Session, machine: Machine, life: Life | None) -> Life | None:
@@ -75,13 +75,13 @@ def life_behind(session: Session, machine: Machine, life: Life | None) -> Life |
     return None
 
 
-def identify(reported: Reported, *, stem: str, owner: int | None) -> Identity:
+def identify(who: Answers, *, stem: str, owner: int | None) -> Identity:
     """Return the name and UUID that QEMU reports; without ``-name`` its name is ``stem``.
 
     Raises:
         QmpError: QEMU refused to tell.
     """
-    named, uuid = map(returned, reported)
+    named, uuid = map(returned, who)
     given, number = name_in(named), uuid.get("UUID") if isinstance(uuid, dict) else None
     return Identity(
         name=(given or stem)[:_LONGEST_NAME],

@@ -180,12 +180,12 @@ class Connector:
             self._back_off.greeted()
             self._problem = None
             began_s = time.monotonic()
-            machine, reported = await arrival.until_machine_is_there(session, self._report)
+            machine, who = await arrival.until_machine_is_there(session, self._report)
             life = arrival.life_behind(session, machine, life)
             if life is not None and not self._registry.may_serve(self, life):
                 return  # the socket that comes first has greeted meanwhile
             stem = self._registry.stem_of(self.path, life)
-            identity = arrival.identify(reported, stem=stem, owner=monitor.owner)
+            identity = arrival.identify(who, stem=stem, owner=monitor.owner)
             await arrival.until_arrived(session, identity, self._registry, self._report)
             self._take_up_second(identity)
             monitor_here = Answering(self, session, identity.reported, has_life=life is not None)
@@ -204,12 +204,12 @@ class Connector:
                 if session.exceeded:
                     self._sends_too_much(session, monitor)
                 elif session.hung:
-                    self._explain_end(vm, monitor.pid)
+                    self._explain_end(vm, life)
                     self._unclosed |= self._table(LOOK_AT_SILENCE_S).accepted
                     self._silent("unresponsive", monitor.pid)
                 await session.close()
 
-    def _explain_end(self, vm: ManagedVm | None, pid: int | None) -> None:
+    def _explain_end(self, vm: ManagedVm | None, life: Life | None) -> None:
         """Log what may be the matter with a QEMU that announced its end, and then did not answer any more.
 
         QEMU 7.2.22 hangs for ever if a request arrives at the moment of its end; 5.2, 10.0 and 11.1 do not.
@@ -219,7 +219,7 @@ class Connector:
         log_event(
             "qemu-end-hangs",
             "QEMU has announced its end and does not answer: it still writes, or hangs there, as 7.2 may; "
-            f"end it by SIGTERM{f': kill {pid}' if pid else ''}",
+            f"end it by SIGTERM{f': kill {life.pid}' if life else ''}",
             level=logging.WARNING,
             vm=vm.id,
             socket=self.path,

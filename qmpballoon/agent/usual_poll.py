@@ -59,9 +59,9 @@ class UsualPoll:
         self._sampler = sampler
         self._vm = vm
         self._done: Done = _ignore
-        self._actual_before: int | None = None  # at the poll before this one, or when the guest was asked
+        self._actual_before = vm.actual  # at the poll before this one, or when the guest was asked
         self._looks_left = 0  # at what the guest answers, which was asked
-        self._has_asked = False  # the sampler has asked for the first sample before
+        self._is_first_ask = True  # the sampler has just asked for the first sample
         self._has_changed = False
         self._rest = [
             session.repeated(name, arguments, _Rest(self, read, partial(vm.known, name)))
@@ -103,17 +103,19 @@ class UsualPoll:
         gets ``actual`` if that is the same as at the poll before. With ``closely`` it is compared with
         ``actual`` when the guest was asked, because the balloon may move.
         """
-        vm = self._vm
+        vm, was_asked = self._vm, False
         if ask and not self._looks_left:
             self._looks_left = MOST_LOOKS if closely else 1
-            was_asked, self._has_asked = self._sampler.is_first_awaited and not self._has_asked, True
+            was_asked, self._is_first_ask = self._is_first_ask and self._sampler.is_first_awaited, False
             if not was_asked:
                 arming = self._arming(vm.stats_interval_s)
                 self._session.repeat(*((self._actual, *arming) if closely else arming))
                 return False
         self._looks_left = max(0, self._looks_left - 1)
         self._has_changed = False
-        self._done, self._actual_before = done, vm.actual
+        self._done = done
+        if not was_asked:  # else `actual` may have moved since
+            self._actual_before = vm.actual
         self._statistics_sink.asked_at = self._sampler.generation
         if everything:
             self._session.repeat(*self._rest, *self._requests[True])

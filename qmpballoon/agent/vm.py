@@ -300,13 +300,13 @@ class ManagedVm:
             ConnectionLost, NoBalloon, QmpError: the target was not sent, or QEMU did not confirm it.
         """
         polls, run = self._serving(), self.run
-        session = polls.session
-        if session.resizer is None:
+        session, resizer = polls.session, polls.session.resizer
+        if resizer is None:
             raise NoBalloon(f"{self.id} has no balloon device")
         await session.look_at_actual()  # a waiter must not take an old value for reached
         serial = run.serial = new_serial()
         try:
-            await session.resizer.ask(target)
+            await resizer.ask(target)  # QEMU refuses it if the balloon was unplugged meanwhile
         except (ConnectionLost, asyncio.CancelledError):  # QEMU may execute it all the same
             run.target = None
             self._context.store.keep(self.id, sent=None)
@@ -360,7 +360,7 @@ class ManagedVm:
             if polls is not None:
                 polls.balloon_changed(actual)
         elif name == "SHUTDOWN":
-            self.run.is_ending = True  # it answers nothing more; if it stays, STOP follows
+            self.run.is_ending = True  # it is not asked about it: if it stays, STOP follows
         elif polls is not None and name == "STOP":
             polls.halted()
         elif polls is not None:

@@ -177,14 +177,15 @@ class VmSession:
         resizer = balloon.VirtioBalloon(self.session, found)
         sampler = Sampler(self.session, found, clock=self._clock)
         offers, statistics, interval, *looked = await self.session.request_all(
-            balloon.deflate_on_oom(found), *sampler.asked_to_start(), *resizer.asked_to_look()
+            balloon.asked_deflate_on_oom(found), *sampler.asked_to_start(), *resizer.asked_to_look()
         )
-        self._device = _Device(found.path, resizer, offers is True)
         self._looked(*resizer.looked(looked))
+        device = _Device(found.path, resizer, offers is True)
         with suppress(QmpError):  # a device without statistics
             await sampler.started((statistics, interval), self.stats_interval_s)
-            self._device.sampler = sampler
-            self._device.usual_poll = UsualPoll(self.session, found, sampler, self)
+            device.sampler = sampler
+            device.usual_poll = UsualPoll(self.session, found, sampler, self)
+        self._device = device  # complete, or not at all: events come meanwhile, and a look may be cancelled
 
     def _looked(self, actual: int, driver: DriverState | None) -> None:
         self.take_actual(actual)

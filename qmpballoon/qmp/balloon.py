@@ -34,6 +34,7 @@ STATS_QUEUE: Final = "VIRTIO_BALLOON_F_STATS_VQ"
 FREE_PAGE_REPORTING: Final = "VIRTIO_BALLOON_F_REPORTING"
 
 _LEAST_MEMORY: Final = MIB
+_LONGEST_NAME: Final = 255  # of a device: requests with it are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,9 @@ async def find_balloon(session: Session, listed: object = None) -> BalloonDevice
             listed = await session.request("qom-list", {"path": container})
         rows, listed = rows_of(session, listed), None
         for child in rows:
-            found = _BALLOON_TYPE.fullmatch(str(child.get("type")))
-            if found:
-                return BalloonDevice(f"{container}/{child.get('name')}", found[1])
+            found, name = _BALLOON_TYPE.fullmatch(str(child.get("type"))), str(child.get("name"))
+            if found and len(name) <= _LONGEST_NAME:
+                return BalloonDevice(f"{container}/{name}", found[1])
     raise NoBalloon(
         f"{session.path}: this VM has no balloon; start QEMU with "
         "-device virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on"
@@ -111,7 +112,7 @@ async def memory_size(session: Session, summary: object = None) -> int:
 
 
 def parse_memory_summary(session: Session, answer: object) -> tuple[int, bool]:
-    """Return the base memory in bytes, and whether any may be plugged; the errors of `parse_statistics`."""
+    """Return the base memory in bytes, and whether any may be plugged; the errors of `qmp.checked`."""
     summary = fields_of(session, answer)
     # DIMMs among others; a machine that takes none has no key.
     return size_of(session, summary.get("base-memory")), summary.get("plugged-memory") != 0
@@ -133,12 +134,12 @@ async def query_run_state(session: Session) -> str:
 
 
 def parse_run_state(session: Session, answer: object) -> str:
-    """Return the run state of query-status; the errors of `parse_statistics`."""
+    """Return the run state of query-status; the errors of `qmp.checked`."""
     return str(fields_of(session, answer).get("status"))[:64]
 
 
 def parse_migrating(session: Session, answer: object) -> bool:
-    """Tell whether query-migrate reports a migration under way; the errors of `parse_statistics`."""
+    """Tell whether query-migrate reports a migration under way; the errors of `qmp.checked`."""
     return str(fields_of(session, answer).get("status")) in _MIGRATION_UNDER_WAY
 
 
@@ -187,11 +188,11 @@ def parse_driver(answer: object) -> DriverStatus:
 
 async def offers_deflate_on_oom(session: Session, device: BalloonDevice) -> bool:
     """Tell whether QEMU offers deflate-on-oom to the guest; every Linux since 3.19 takes it."""
-    (answer,) = await session.request_all(deflate_on_oom(device))
+    (answer,) = await session.request_all(asked_deflate_on_oom(device))
     return answer is True  # QEMU before 2.4 refuses it
 
 
-def deflate_on_oom(device: BalloonDevice) -> Asked:
+def asked_deflate_on_oom(device: BalloonDevice) -> Asked:
     """Return what tells, by True, whether QEMU offers deflate-on-oom to the guest."""
     return property_of(device, "deflate-on-oom")
 
@@ -253,7 +254,7 @@ class VirtioBalloon:
 
 
 def parse_actual(session: Session, answer: object) -> int:
-    """Return ``actual`` of query-balloon in bytes; the errors of `parse_statistics`."""
+    """Return ``actual`` of query-balloon in bytes; the errors of `qmp.checked`."""
     return size_of(session, fields_of(session, answer).get("actual"))
 
 

@@ -46,7 +46,11 @@ _TABLE: Final = (
     Sent("query-balloon", "actual: what the guest has left", "0.14"),
     Sent("balloon", "sets the target; the only command that changes a guest", "0.14"),
     Sent("qom-get guest-stats", "the guest's memory statistics", "1.5"),
-    Sent("qom-get guest-stats-polling-interval", "the interval as found, to restore it on leaving", "1.5"),
+    Sent(
+        "qom-get guest-stats-polling-interval",
+        "the interval as found; the library restores it",
+        "1.5",
+    ),
     Sent("qom-set guest-stats-polling-interval", "how often QEMU asks the guest; 0 and back asks now", "1.5"),
     Sent("qom-get deflate-on-oom", "whether the guest may take memory back by itself", "2.4"),
     Sent("qom-get free-page-reporting", "whether the guest may report free pages; for doctor", "5.1"),
@@ -68,7 +72,7 @@ _TABLE: Final = (
 )
 
 COMMANDS: Final[Mapping[str, Sent]] = MappingProxyType({sent.name: sent for sent in _TABLE})
-"""By name, in the order in which a session first needs them."""
+"""By name."""
 
 
 class NeverSent(LookupError):

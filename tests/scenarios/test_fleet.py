@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from qmpballoon.agent import arrival as arrival_module
 from qmpballoon.agent import back_off as back_off_module
 from qmpballoon.agent import connector as connector_module
 from qmpballoon.config import DiscoverySettings, VmMatch
-from qmpballoon.errors import Unreachable
+from qmpballoon.errors import QmpBalloonError, Unreachable
 from qmpballoon.model.names import VmId
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor, SocketTables
 from qmpballoon.sim.qemu.faults import Babble, Faults
@@ -680,6 +681,39 @@ async def test_a_vm_over_tcp_is_forgotten_some_time_after_nobody_listens_and_com
 # ── faults of one QEMU ───────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "qom-list",
+        "qom-get",
+        "qom-set",
+        "query-balloon",
+        "x-query-virtio-status",
+        "query-status",
+        "balloon",
+        "*",
+    ],
+)
+async def test_a_balloon_that_goes_between_two_requests_ends_nothing(
+    command: str, qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("web1", faults=Faults(unplugged_after=frozenset({command})))
+    await qemus.start("web2")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("web2", "ok")
+        await harness.until(lambda: "web1" in harness.ids)
+        for faults in (Faults(), Faults(unplugged_after=frozenset({command}))):
+            qemu.faults = faults
+            with suppress(QmpBalloonError):  # it may be gone just now
+                await harness.ask("web1", "set-target", target=200 * MIB)
+            with suppress(QmpBalloonError):
+                await harness.ask("web1", "get")
+        qemu.faults = Faults()
+        qemu.settle()
+        await harness.until_health("web1", "ok")
+        assert harness.health("web2") == "ok"
+
+
 @pytest.mark.parametrize("stays", [False, True])
 async def test_a_qemu_that_announced_its_end_and_does_not_answer_is_logged_with_what_to_do(
     stays: bool,
@@ -701,8 +735,11 @@ async def test_a_qemu_that_announced_its_end_and_does_not_answer_is_logged_with_
         qemu.faults = Faults(silent_to=frozenset({"*"}))
         await harness.until_health("web1", "unresponsive")
         pid = harness.record("web1").pid
-        assert (f"end it by SIGTERM: kill {pid}" in caplog.text) is not stays
-        assert "qemu-end-hangs vm=web1" in caplog.text or stays
+        said = f"qemu-end-hangs vm=web1 socket={qemu.path}: QEMU has announced its end"
+        assert (said in caplog.text, f"end it by SIGTERM: kill {pid}" in caplog.text) == (
+            not stays,
+            not stays,
+        )
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ class Faults:
     silent_to: frozenset[str] = frozenset()
     refuse: frozenset[str] = frozenset()  # answers these with a GenericError
     half_reply_to: frozenset[str] = frozenset()  # sends half of the reply, then closes
+    unplugged_after: frozenset[str] = frozenset()  # says that the balloon went, in one piece with the reply
     babble: Babble | None = None
     event_flood: int = 0  # number of events before each reply
     reply_padding: int = 0  # number of blanks inside each reply

@@ -43,9 +43,18 @@ def error_message(error_class: str, description: str) -> dict[str, Json]:
 
 def flood_event(number: int) -> dict[str, Json]:
     """Return one of many events; ``number`` makes it unique."""
+    return _event("BALLOON_CHANGE", {"actual": 4096 * (number + 1)})
+
+
+def unplug_event(path: str | None) -> dict[str, Json]:
+    """Return the event that a device went; ``path`` is that in QEMU's object tree."""
+    return _event("DEVICE_DELETED", {"path": path})
+
+
+def _event(name: str, details: dict[str, Json]) -> dict[str, Json]:
     seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
     stamp = {"seconds": seconds, "microseconds": microseconds}
-    return {"timestamp": stamp, "event": "BALLOON_CHANGE", "data": {"actual": 4096 * (number + 1)}}
+    return {"timestamp": stamp, "event": name, "data": details}
 
 
 def encode(message: Mapping[str, Json]) -> bytes:

@@ -22,7 +22,7 @@ from qmpballoon.sim.guest import Behaviour, GuestSpec, SimulatedGuest
 from qmpballoon.sim.qemu.dialect import Dialect
 from qmpballoon.sim.qemu.faults import Babble, Faults, concerns
 from qmpballoon.sim.qemu.machine import Aborted, CommandError, Json, MachineSpec, SimulatedMachine
-from qmpballoon.sim.qemu.messages import encode, error_message, flood_event, parse_request
+from qmpballoon.sim.qemu.messages import encode, error_message, flood_event, parse_request, unplug_event
 from qmpballoon.sim.qemu.process import BACKLOG, bind, map_memory
 from qmpballoon.sim.qemu.stream import Broken, RequestStream
 
@@ -372,6 +372,8 @@ class _Connection(asyncio.Protocol):
             self._write(line[: len(line) // 2])
             self._hang_up()
             return
+        if concerns(faults.unplugged_after, command):
+            line += encode(unplug_event(self.qemu.machine.device_path))
         self.send(line)
 
     def _write(self, line: bytes) -> None:

@@ -11,14 +11,17 @@ from qmpballoon.model.records import Event, utc_now
 
 _MOST_EVENTS: Final = 1000
 _WORDS: Final = {"STOP": "stopped", "RESUME": "resumed"}
+_DOCUMENTED: Final[Mapping[str, type]] = {"actual": int, "guest": bool, "reason": str, "action": str}
 
 
 def translated(name: str, details: Mapping[str, object]) -> Event:
     """Return the event of a QMP event: ``BALLOON_CHANGE`` is ``balloon-change``, ``STOP`` ``stopped``.
 
-    The details are QMP's. The time stamp is the agent's, because QEMU's may be of another clock.
+    The details are QMP's; one that is not of the documented type is left out. The time stamp is the agent's,
+    because QEMU's may be of another clock.
     """
-    return Event(_WORDS.get(name, name.lower().replace("_", "-")), utc_now(), details)
+    sound = {key: value for key, value in details.items() if type(value) is _DOCUMENTED.get(key, type(value))}
+    return Event(_WORDS.get(name, name.lower().replace("_", "-")), utc_now(), sound)
 
 
 class EventLog:

@@ -10,12 +10,16 @@ from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schema_checks import check_event
 
 from qmpballoon.doctor.report import vm_result
 from qmpballoon.doctor.vm import examine
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
+from qmpballoon.model.names import VmId
 from qmpballoon.model.records import STATISTICS
 from qmpballoon.procfs import parse_meminfo, parse_pressure, parse_process_stat
+from qmpballoon.protocol.event_kinds import VM_EVENTS
+from qmpballoon.protocol.objects import event_object
 from qmpballoon.qmp import balloon, statistics
 from qmpballoon.qmp.asked import Asked
 from qmpballoon.qmp.client import Session
@@ -69,6 +73,21 @@ def test_any_bytes_are_messages_or_end_the_session(messages: list[bytes]) -> Non
             assert isinstance(translated(name, details).event, str)
 
     asyncio.run(read())
+
+
+QMP_EVENTS = {"stopped": "STOP", "resumed": "RESUME"}
+DETAILS = shaped(guest=JSON, reason=JSON, action=JSON, actual=JSON) | st.dictionaries(st.text(), JSON)
+
+
+@given(st.sampled_from([kind.word for kind in VM_EVENTS if kind.is_open]), DETAILS, st.integers(0, 2**53))
+def test_an_event_of_any_details_is_published_as_documented(
+    word: str, details: dict[str, object], actual: int
+) -> None:
+    if word == "balloon-change":
+        details["actual"] = actual  # the agent takes it from no other event
+    event = translated(QMP_EVENTS.get(word, word.upper().replace("-", "_")), details)
+    check_event(event_object(VmId("a"), event))
+    assert {key: details[key] for key in event.data} == event.data
 
 
 # ── the answers of a monitor ─────────────────────────────────────────────────────────────────────

@@ -40,7 +40,7 @@ from qmpballoon.fleet import Fleet, FleetEvent, FleetHost, FleetVm
 from qmpballoon.model.names import safe_name
 from qmpballoon.model.records import VmState
 from qmpballoon.mqtt.commands import Message
-from qmpballoon.mqtt.connection import Broker, Connection, Login
+from qmpballoon.mqtt.connection import Broker, Login
 from qmpballoon.mqtt.limits import NOT_AUTHORIZED, REFUSED, packet_size
 from qmpballoon.mqtt.link import Link
 from qmpballoon.mqtt.outbox import Publication
@@ -198,11 +198,11 @@ class Client:
         """Send a request and return its response object."""
         host, vm = _host_and_vm(target)
         topics = Topics(self._topics.base, host)
-        connection, waits_s = self._link.connection, allowed_s + takes_s
-        await self._listen_for_answers(connection, topics.host, vm, verb)
+        waits_s = allowed_s + takes_s
+        await self._listen_for_answers(topics.host, vm, verb)
         waiting = self._replies.expect(topics.request(vm, verb))
         try:
-            await self._send(connection, waiting, arguments, expiry_s=math.ceil(allowed_s))
+            await self._send(waiting, arguments, expiry_s=math.ceil(allowed_s))
             is_done = await self._link.wait(waiting.answer, waits_s)
         finally:
             self._replies.forget(waiting)
@@ -224,12 +224,10 @@ class Client:
         document = response.get("result")
         return state_of(document) if isinstance(document, Mapping) else None
 
-    async def _send(
-        self, connection: Connection, waiting: Waiting, arguments: Mapping[str, object], *, expiry_s: int
-    ) -> None:
+    async def _send(self, waiting: Waiting, arguments: Mapping[str, object], *, expiry_s: int) -> None:
         payload = encode({"transaction": waiting.transaction, **arguments}, "json")
         topic, properties = waiting.publication.topic, None
-        if connection.mqtt5:
+        if self._link.connection.mqtt5:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.ContentType = CONTENT_TYPES["json"]
             properties.CorrelationData = waiting.transaction.encode()
@@ -238,7 +236,7 @@ class Client:
                 properties.ResponseTopic = self._reply_topic
         await self._link.send(Packet(waiting.publication, payload, properties, packet_size(topic, payload)))
 
-    async def _listen_for_answers(self, connection: Connection, host: str, vm: str | None, verb: str) -> None:
+    async def _listen_for_answers(self, host: str, vm: str | None, verb: str) -> None:
         """Subscribe to where the agent answers: our own topic over MQTT 5, and the verb's.
 
         An agent of MQTT 3.1.1 knows no response topic, and the broker may not let it write to ours.
@@ -247,8 +245,8 @@ class Client:
         if answers in self._answers_on:
             return
         async with self._asks_first:
-            if connection.mqtt5 and not self._probed:
-                await self._synchronise(connection, ())
+            if self._link.connection.mqtt5 and not self._probed:
+                await self._synchronise(())
             if answers not in self._answers_on:
                 await self._subscribe((answers,))
                 self._answers_on.add(answers)
@@ -261,17 +259,17 @@ class Client:
 
     async def _follow(self) -> None:
         try:
-            await self._synchronise(self._link.connection, self._topics.filters)
+            await self._synchronise(self._topics.filters)
             # mosquitto drops what waits for a client beyond 1000 messages: read the rest host by host.
             deadline_s = time.monotonic() + self._timeout_s
             for host in self._fleet.incomplete():
                 if time.monotonic() < deadline_s:
-                    await self._synchronise(self._link.connection, self._topics.of_vms(host))
+                    await self._synchronise(self._topics.of_vms(host))
         except BaseException:
             await self._link.close()
             raise
 
-    async def _synchronise(self, connection: Connection, filters: tuple[str, ...]) -> None:
+    async def _synchronise(self, filters: tuple[str, ...]) -> None:
         """Subscribe, and wait until what the broker retains has come: until a message of our own follows it.
 
         If that does not come back, because the broker does not let us write or read there, wait until it is
@@ -282,7 +280,7 @@ class Client:
         probe = self._replies.expect(reply)
         deadline_s = time.monotonic() + self._timeout_s
         try:
-            await self._send(connection, probe, {"status": "probe"}, expiry_s=1)
+            await self._send(probe, {"status": "probe"}, expiry_s=1)
             while (left_s := deadline_s - time.monotonic()) > 0:
                 if probe.answer.done() and (probe.answer.result() is not None or not filters):
                     break

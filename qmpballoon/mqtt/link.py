@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import aiomqtt
@@ -17,6 +19,7 @@ from qmpballoon.mqtt.subscribing import subscribe_in_time
 from qmpballoon.mqtt.versions import ANSWERS_5_WITHIN_S, may_refuse_5
 
 MQTT_5_FIRST: Final = (True, False)
+ONLY_311: Final = (False,)
 
 
 class Link:
@@ -27,6 +30,7 @@ class Link:
         self._connection: Connection | None = None
         self._lost: asyncio.Task[None] | None = None
         self._sends = asyncio.Lock()  # a window has one waiter
+        self._open_311: Callable[[], Awaitable[None]] | None = None  # until MQTT 5 is proved
 
     async def open(
         self,
@@ -36,15 +40,18 @@ class Link:
         *,
         received: Callable[[Message], None],
         confirmed: Callable[[Publication, int], None],
+        versions: Sequence[bool] = MQTT_5_FIRST,
     ) -> None:
         """Connect to the first broker that can be reached, with MQTT 5, and 3.1.1 where it refuses that.
+
+        ``versions`` are tried in turn; True is MQTT 5.
 
         Raises:
             Unreachable: none can be reached, or all refuse the connection.
         """
         reasons: list[str] = []
         for broker in brokers:
-            for mqtt5 in MQTT_5_FIRST:
+            for mqtt5 in versions:
                 connection = Connection(
                     broker,
                     login,
@@ -64,6 +71,10 @@ class Link:
                     connection.window.limit = connection.announced.window
                     self._connection = connection
                     self._lost = asyncio.create_task(connection.wait_lost(), name="client lost")
+                    self._open_311 = None
+                    if mqtt5:
+                        again = partial(self.open, received=received, confirmed=confirmed, versions=ONLY_311)
+                        self._open_311 = partial(again, (broker,), login, timeout_s)
                     return
             reasons.append(f"{broker}: {reason}")
         raise Unreachable(f"cannot reach the broker {'; '.join(reasons)}")
@@ -113,11 +124,25 @@ class Link:
     async def subscribe(self, filters: tuple[str, ...], timeout_s: float) -> list[str]:
         """Subscribe, with what is retained; return the filters that the broker refused.
 
-        Over MQTT 3.1.1 it is asked again for ``timeout_s`` (see `subscribing`).
+        Over MQTT 3.1.1 it is asked again for ``timeout_s`` (see `subscribing`). Some brokers refuse MQTT 5
+        only here; if the connection ends with the first SUBSCRIBE, a new one uses 3.1.1.
 
         Raises:
             ConnectionLost: the connection ended, or no answer in time.
         """
+        open_311, self._open_311 = self._open_311, None
+        try:
+            return await self._subscribe(filters, timeout_s)
+        except ConnectionLost:
+            if open_311 is None:
+                raise
+            await self.close()
+            with suppress(Unreachable):
+                await open_311()
+                return await self._subscribe(filters, timeout_s)
+            raise
+
+    async def _subscribe(self, filters: tuple[str, ...], timeout_s: float) -> list[str]:
         asked = asyncio.create_task(
             subscribe_in_time(self.connection, filters, timeout_s), name="client subscribe"
         )

@@ -115,7 +115,7 @@ async def test_3_1_1_is_used_at_once_and_kept_for_a_while(
         assert not logged(caplog, word)
 
 
-@pytest.mark.parametrize("name", [name for name in REFUSALS if "SUBSCRIBE" not in name])
+@pytest.mark.parametrize("name", REFUSALS)
 async def test_a_client_uses_3_1_1_where_5_is_refused(old: ImitatedBroker, name: str) -> None:
     old.refuses_5 = REFUSALS[name]
     async with Client(f"mqtt://{HOST}:{old.port}"):

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -92,7 +93,8 @@ def obey(meter: Meter, write: Callable[[str], object]) -> None:
             else:
                 meter.busy = word == "busy"
 
-    loop.add_reader(0, read)
+    with suppress(PermissionError):  # a file, or /dev/null: nobody writes words
+        loop.add_reader(0, read)
 
 
 def event_loop() -> asyncio.AbstractEventLoop:

@@ -40,18 +40,18 @@ class Link:
         *,
         received: Callable[[Message], None],
         confirmed: Callable[[Publication, int], None],
-        versions: Sequence[bool] = MQTT_5_FIRST,
+        versions: Sequence[bool] | None = None,
     ) -> None:
         """Connect to the first broker that can be reached, with MQTT 5, and 3.1.1 where it refuses that.
 
-        ``versions`` are tried in turn; True is MQTT 5.
+        ``versions`` are tried in turn, True is MQTT 5; None: MQTT_5_FIRST.
 
         Raises:
             Unreachable: none can be reached, or all refuse the connection.
         """
         reasons: list[str] = []
         for broker in brokers:
-            for mqtt5 in versions:
+            for mqtt5 in versions or MQTT_5_FIRST:
                 connection = Connection(
                     broker,
                     login,

@@ -73,8 +73,15 @@ class Link:
                     self._lost = asyncio.create_task(connection.wait_lost(), name="client lost")
                     self._open_311 = None
                     if mqtt5:
-                        again = partial(self.open, received=received, confirmed=confirmed, versions=ONLY_311)
-                        self._open_311 = partial(again, (broker,), login, timeout_s)
+                        self._open_311 = partial(
+                            self.open,
+                            (broker,),
+                            login,
+                            timeout_s,
+                            received=received,
+                            confirmed=confirmed,
+                            versions=ONLY_311,
+                        )
                     return
             reasons.append(f"{broker}: {reason}")
         raise Unreachable(f"cannot reach the broker {'; '.join(reasons)}")

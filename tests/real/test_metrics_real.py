@@ -51,14 +51,14 @@ async def test_a_guests_figures_are_served_on_a_unix_socket(
     lab: Lab, broker: LabBroker, watch: AgentWatch, start_agent: StartAgent
 ) -> None:
     path = lab.directory / "http.sock"
-    await lab.guest("web")
+    guest = await lab.guest("web")
     agent = start_agent(broker, http={"listen": f"unix:{path}"})
     await watch.until_all_ok("web")
-    moved = await watch.do("web", "set-target", target="112MiB", wait_s=MOVED_S)
+    await watch.moved("web", guest, 112 * MIB)
 
     def asked() -> bool:
         found = figures(_UnixConnection(path))  # at most one text is made in a second
-        return found["qmpballoon_vm_actual_bytes", "web"] == float(moved["actual"])
+        return found["qmpballoon_vm_actual_bytes", "web"] == 112 * MIB
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     async with asyncio.timeout(MOVED_S):

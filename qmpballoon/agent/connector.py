@@ -158,10 +158,12 @@ class Connector:
 
     async def _with(self, monitor: OpenMonitor, before: SocketTable) -> None:
         life = life_of(monitor.pid) if monitor.pid else None
-        if life is not None and self._registry.is_served_before(self, life):
-            monitor.connection.close()
-            await self._park(partial(self._registry.served_at, self, life))
-            return
+        if life is not None:
+            self._registry.connected(self.path, life)
+            if self._registry.is_served_before(self, life):
+                monitor.connection.close()
+                await self._park(partial(self._registry.served_at, self, life))
+                return
         self._bound = before.bound
         vm: ManagedVm | None = None
 

@@ -71,7 +71,8 @@ class Registry:
         self._given_up: dict[str, asyncio.Event] = {}  # by path, where somebody waits for it
         self._answering: dict[str, Answering] = {}  # by path
         self._alike: dict[tuple[str | None, str | None], _Alike] = {}  # the same, by what they report
-        self._stems: dict[Life, str] = {}  # the names of QEMUs without -name: from their first socket
+        self._first_paths: dict[Life, str] = {}  # of the sockets connected so far, the one that sorts first
+        self._stems: dict[Life, str] = {}  # the names of QEMUs without -name: from that path
 
     def __iter__(self) -> Iterator[ManagedVm]:
         """Iterate over the VMs as they are now; they may come and go meanwhile."""
@@ -229,10 +230,18 @@ class Registry:
 
     # ── lives ────────────────────────────────────────────────────────────────────────────────────
 
+    def connected(self, path: str, life: Life) -> None:
+        """Note a socket of a process before its monitor answers: which answers first is chance."""
+        self._first_paths[life] = min(path, self._first_paths.get(life, path))
+
     def stem_of(self, path: str, life: Life | None) -> str:
-        """Return the name of a QEMU without ``-name``: the file stem of the first of its sockets seen."""
-        stem = name_from(path)
-        return stem if life is None else self._stems.setdefault(life, stem)
+        """Return the name of a QEMU without ``-name``: the file stem of that of its sockets which sorts first.
+
+        It stays for the QEMU's life, whichever sockets come later.
+        """
+        if life is None:
+            return name_from(path)
+        return self._stems.setdefault(life, name_from(self._first_paths.get(life, path)))
 
     def may_serve(self, connector: Serving, life: Life) -> bool:
         """Tell whether this connector serves the life: the one whose path sorts first does."""
@@ -294,9 +303,10 @@ class Registry:
 
     def forget_ended_lives(self) -> None:
         """Drop the entries of processes that have ended."""
-        ended = [life for life in self._stems if life not in self._serving and life_of(life.pid) != life]
+        ended = [life for life in self._first_paths if life not in self._serving and life_of(life.pid) != life]
         for life in ended:
-            del self._stems[life]
+            del self._first_paths[life]
+            self._stems.pop(life, None)
             if (vm := self._by_life.pop(str(life), None)) is not None:
                 self._lives[vm].discard(str(life))
 

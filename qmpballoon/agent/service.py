@@ -75,7 +75,7 @@ class Service:
         asked = request.asked
         match asked:
             case List():
-                return [_listed(vm.status) for vm in self._registry]
+                return [_listed(vm.status) for vm in sorted(self._registry, key=lambda vm: vm.id)]
             case Reload():
                 return self._reload()
             case Room():

@@ -182,6 +182,18 @@ async def test_two_sockets_of_one_life_are_one_vm(
         await harness.until(lambda: len(qemu._connections) == 1)
 
 
+async def test_a_qemu_without_a_name_is_called_after_its_first_socket_whichever_answers(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    kernel.new_life(qemus.path("a"), qemus.path("b"))
+    qemu = await qemus.start("a", "b")
+    async with session_with(qemu.path), running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("a", "ok")
+        assert harness.vm("a").path == os.fspath(qemus.path("b"))
+        assert harness.ids == {"a"}
+
+
 async def test_the_second_socket_takes_over_and_the_vm_keeps_its_name(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,8 +299,9 @@ async def test_a_monitor_whose_process_is_known_is_preferred_to_one_behind_a_pro
     qemu = await qemus.start("a", "b", machine=named("web"))
     async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
         await harness.until(lambda: len(qemu._connections) == 1 and harness.ids == {"web"})
-        await harness.until(lambda: harness.vm("web").path == os.fspath(qemus.path("b")))
-        assert (await harness.until_health("web", "ok")).life == life
+        await harness.until(lambda: harness.record("web").life == life)
+        assert harness.vm("web").path == os.fspath(qemus.path("b"))
+        await harness.until_health("web", "ok")
 
 
 async def test_a_killed_qemu_is_offline_and_a_new_one_is_a_new_life(

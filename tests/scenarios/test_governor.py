@@ -325,10 +325,11 @@ async def test_an_emergency_is_the_reason_only_while_it_lasts(
         await harness.until(lambda: harness.record("a").why == "at-ease")
         rested = harness.record("a").why_since
         assert rested is not None
-        qemu.execute("balloon", {"value": 128 * MIB})
+        await harness.ask("a", "set-target", target=128 * MIB, wait_s=PATIENCE_S)
         await harness.until(lambda: harness.record("a").actual == 128 * MIB)
         _, available, _ = qemu.guest.memory()
         qemu.set_demand(available - 10 * MIB)
+        await harness.ask("a", "set-mode", mode="auto")
         await harness.until(lambda: harness.record("a").why == "emergency")
         began = harness.record("a").why_since
         assert began is not None

@@ -31,7 +31,7 @@ from qmpballoon.model.records import Event, HostStatus, utc_now
 from qmpballoon.policy.cooperation import LATE_TICK_S
 from qmpballoon.policy.decided import Decided, Figures, figures_of
 from qmpballoon.policy.guard import Guard, GuardState, as_charged
-from qmpballoon.policy.in_force import is_over
+from qmpballoon.policy.in_force import STANDS_S, is_over
 from qmpballoon.policy.reasons import KEPT_HOLDS, MAY_NEED_A_PERSON, WORDS
 from qmpballoon.policy.registry import guarded
 from qmpballoon.policy.release import released
@@ -58,18 +58,20 @@ class _Step:
     """The host as the last step saw it, which decided to move no guest."""
 
     snapshot: Snapshot
+    healths: tuple[str, ...]  # of all VMs; time alone changes some: a grace is over, a guest is stale
 
-    def holds_for(self, now: Snapshot) -> bool:
+    def holds_for(self, now: Snapshot, healths: tuple[str, ...]) -> bool:
         """Tell whether a step would decide the same now: nothing moved, and little time has passed.
 
-        A guest whose facts are the same is the same object. What depends on time alone (back-offs, the decay
-        of a trend) waits until the next full step.
+        A guest whose facts are the same is the same object. What else depends on time alone (back-offs, the
+        decay of a trend) waits until the next full step.
         """
         before = self.snapshot
         moved = (before.mem_available or 0) - (now.mem_available or 0)
         return (
             now.now_s - before.now_s < STEP_EVERY_S
             and now.elapsed_s <= LATE_TICK_S
+            and healths == self.healths
             and len(now.guests) == len(before.guests)
             and all(map(is_, now.guests, before.guests))
             and (now.budget, now.reserve, now.held_back, now.overload, now.mem_total)
@@ -98,6 +100,7 @@ class Governor:
         self._state: GuardState[Any] = self._guard.start()
         self._seen_last = Snapshot(now_s=time.monotonic(), guests=(), budget=0, mem_total=0)
         self._last_step: _Step | None = None  # None: it decided something, or what it depends on changed
+        self._reason_due_s = float("inf")  # by the context's clock: when a reason that was decided may follow
         self._host_at_s = float("-inf")
         self._monitor = HostMonitor(context.feed)
         self._monitor.note_in_force(context.policy, context.mode)
@@ -142,10 +145,10 @@ class Governor:
         if whole:
             self._monitor.look(self._context.configuration.host, self._charges)
         snapshot = self._seen_last = self._seen(now_s, elapsed_s)
-        if self._last_step is None or not self._last_step.holds_for(snapshot) or self._sending:
+        if self._must_step(snapshot):
             self._state, decisions = self._guard.step(self._state, snapshot)
             is_calm = all(isinstance(decision, Hold) for decision in decisions.values())
-            self._last_step = _Step(snapshot) if is_calm else None
+            self._last_step = _Step(snapshot, self._healths()) if is_calm else None
             self._context.ticks.rests(is_at_rest=is_at_rest(snapshot, decisions))
             self._carry_out(decisions, sends)
         if whole:
@@ -159,7 +162,17 @@ class Governor:
             self._context.feed.sampled()
             log_withheld()
 
+    def _must_step(self, snapshot: Snapshot) -> bool:
+        """Tell whether a step may decide or explain something else than the last one."""
+        if self._last_step is None or self._sending or self._context.clock() >= self._reason_due_s:
+            return True
+        return not self._last_step.holds_for(snapshot, self._healths())
+
+    def _healths(self) -> tuple[str, ...]:
+        return tuple(vm.status.health for vm in self._registry)
+
     def _carry_out(self, decisions: Decisions, sends: asyncio.TaskGroup) -> None:
+        self._reason_due_s = float("inf")
         self._note_judgements()
         self._published = {
             vm.id: published for vm in self._registry if (published := self._published.get(vm.id)) is not None
@@ -256,9 +269,10 @@ class Governor:
         is_problem = judgement is not None and why == judgement.why
         actual, target = vm.status.actual or 0, vm.run.target
         is_needed = past is not None and (past.emergency or (mode == "manual" and 2 * past.held > actual))
+        now_s = self._context.clock()
         if is_problem or is_over(
             reason,
-            self._context.clock(),
+            now_s,
             is_relieved=not is_needed,
             is_at_target=target is None or vm.status.is_at(target),
         ):
@@ -267,6 +281,8 @@ class Governor:
             vm.explain(why)
             if why in KEPT_HOLDS:
                 vm.history.note(Decided(time.time(), why, "held", self.figures(vm), policy=vm.facts.policy))
+        elif reason is not None and (due_s := reason.given_at_s + STANDS_S) > now_s:
+            self._reason_due_s = min(self._reason_due_s, due_s)
 
     def figures(self, vm: ManagedVm) -> Figures:
         """Return the figures from which the last tick decided about a VM."""

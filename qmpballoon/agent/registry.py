@@ -235,7 +235,7 @@ class Registry:
         self._first_paths[life] = min(path, self._first_paths.get(life, path))
 
     def stem_of(self, path: str, life: Life | None) -> str:
-        """Return the name of a QEMU without ``-name``: the file stem of that of its sockets which sorts first.
+        """Return the name of a QEMU without ``-name``: the file stem of that of its sockets that sorts first.
 
         It stays for the QEMU's life, whichever sockets come later.
         """
@@ -303,9 +303,10 @@ class Registry:
 
     def forget_ended_lives(self) -> None:
         """Drop the entries of processes that have ended."""
-        ended = [life for life in self._first_paths if life not in self._serving and life_of(life.pid) != life]
+        known = self._first_paths
+        ended = [life for life in known if life not in self._serving and life_of(life.pid) != life]
         for life in ended:
-            del self._first_paths[life]
+            del known[life]
             self._stems.pop(life, None)
             if (vm := self._by_life.pop(str(life), None)) is not None:
                 self._lives[vm].discard(str(life))

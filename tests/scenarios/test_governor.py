@@ -64,6 +64,7 @@ async def test_mode_observe_of_the_host_wins_then_the_request_then_the_vm_then_t
 async def test_a_new_life_gets_its_manual_target_when_its_driver_is_up_and_the_grace_is_over(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(governor_module, "STEP_EVERY_S", float("inf"))  # a grace that ends changes no figure
     kernel = Kernel()
     first = await qemus.start("a")
     settings = replace(QUICK, grace_s=100.0)
@@ -216,6 +217,7 @@ async def test_an_agent_that_restarts_decides_nothing_before_a_guests_first_fres
             assert [harness.record(vm).why for vm in ("a", "b")] == ["awaits-figures"] * 2
             assert targets(guests) == before
             guests[0].set_behaviour(Behaviour.IDEAL)
+            harness.later_s += STANDS_S  # a reason stands for some time
             await harness.until(lambda: harness.record("a").why != "awaits-figures")
             await ticked(harness)
             assert targets(guests)[1] == before[1]
@@ -371,6 +373,7 @@ async def test_without_a_decision_there_is_no_reason(
 async def test_the_reason_of_a_vm_that_ended_does_not_stay(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(governor_module, "STEP_EVERY_S", float("inf"))  # a reason that ends changes no figure
     qemu = await qemus.start("a")
     async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
         await harness.until_health("a", "ok")
@@ -383,6 +386,7 @@ async def test_the_reason_of_a_vm_that_ended_does_not_stay(
 async def test_a_reason_that_stays_is_published_once(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(governor_module, "STEP_EVERY_S", float("inf"))
     await qemus.start("a")
     async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
         await harness.until_health("a", "ok")

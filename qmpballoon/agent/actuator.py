@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from qmpballoon.agent.feed import Feed
 from qmpballoon.agent.vm import ManagedVm
@@ -22,14 +23,25 @@ class Actuator:
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
 
-    async def send(self, vm: ManagedVm, target: int, *, why: str, figures: Figures | None = None) -> int:
+    async def send(
+        self,
+        vm: ManagedVm,
+        target: int,
+        *,
+        why: str,
+        figures: Figures | None = None,
+        still: Callable[[], bool] = lambda: True,
+    ) -> int:
         """Send a target in bytes; return its serial number for ``reached``.
 
-        ``figures`` are those from which it was decided; None: what is known of the VM alone.
+        ``figures`` are those from which it was decided; None: what is known of the VM alone. ``still`` tells,
+        right before it is sent, whether what it was decided for still holds.
 
         Raises:
             ConnectionLost, NoBalloon, QmpError: the target was not sent, or QEMU did not confirm it.
+            RequestRefused: ``superseded``: another life has begun, or ``still`` said no.
         """
+        run = vm.run
         before = vm.status.actual
         policy = vm.facts.policy if vm.mode == "auto" and vm.run.returns_to is None else None
         figures = figures or figures_of(vm.guest())
@@ -38,7 +50,7 @@ class Actuator:
             vm.history.note(Decided(time.time(), why, outcome, figures, target=target, policy=policy))
 
         try:
-            serial = await vm.send_target(target, why)
+            serial = await vm.send_target(target, why, still=lambda: vm.run is run and still())
         except (ConnectionLost, NoBalloon, QmpError):
             note("failed")
             raise

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -190,22 +189,10 @@ class Agent:
             self._context.feed,
             host=self._host,
             vm_exists=lambda vm: self._registry.get(VmId(vm)) is not None,
-            describe=self._describe,
             statuses=lambda: (vm.status for vm in self._registry),
             clock=time.monotonic,
             note_answer=self._tally.note_answer,
         ).run()
-
-    def _describe(self) -> Mapping[str, object]:
-        statuses = (vm.status for vm in self._registry)
-        return {
-            "host": self._host,
-            "version": __version__,
-            "pid": os.getpid(),
-            "vms": [
-                {"vm": vm.id, "name": vm.name, "socket": vm.socket, "health": vm.health} for vm in statuses
-            ],
-        }
 
     async def _http(self) -> None:
         """Serve metrics and health, if they are configured."""

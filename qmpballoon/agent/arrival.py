@@ -96,6 +96,8 @@ async def until_arrived(session: Session, identity: Identity, registry: Registry
     looks_left = 0  # at a twin that runs as well, after this one was seen to arrive
     while (twin := registry.twin(session.path, identity)) is not None:
         state = await query_run_state(session)
+        if registry.get(twin.id) is not twin:
+            continue  # it was dropped meanwhile
         if state in _NOT_THE_VM:
             looks_left = LOOKS_AT_TWIN
             report(f"{_NOT_THE_VM[state]} {twin.id}")
@@ -133,14 +135,11 @@ async def check_it_is_first(monitor: Answering, registry: Registry) -> None:
         if not is_same:
             continue
         there = other.connector.path
-        vm = registry.at(there)
         if other.rank < monitor.rank:
-            registry.is_no_vm(path)
-            if vm is not None:
+            registry.are_one(serving=there, second=path)
+            if (vm := registry.at(there)) is not None:
                 await vm.rearm()
             raise SecondMonitor(there)
         log_event("socket-second", "another socket of the same QEMU comes first", socket=there)
-        if vm is not None:
-            registry.take_over(vm, path)
-        else:
-            other.connector.kick()
+        registry.are_one(serving=path, second=there)
+        other.connector.kick()

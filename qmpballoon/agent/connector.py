@@ -7,7 +7,6 @@ listen backlog; QEMU greets it as soon as the other client disconnects.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,17 +19,17 @@ from qmpballoon.agent.back_off import BackOff
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.registry import Answering, Registry
 from qmpballoon.agent.run import Identity
+from qmpballoon.agent.trouble import Trouble
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.config import Claim, vm_settings
 from qmpballoon.errors import ConnectionLost, MonitorBusy, QmpError, Unreachable
 from qmpballoon.log import log_event
 from qmpballoon.model.facts import Connection
-from qmpballoon.model.records import Event, Life, utc_now
+from qmpballoon.model.records import Life
 from qmpballoon.procfs import is_stopped, life_of
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.discovery import SocketMark
-from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor, SocketTable, open_monitor, was_accepted
-from qmpballoon.qmp.purpose import purpose_of
+from qmpballoon.qmp.monitor import OpenMonitor, SocketTable, open_monitor, was_accepted
 from qmpballoon.qmp.tcp import open_tcp_monitor
 
 LOOK_AT_SILENCE_S: Final = 1.0
@@ -40,7 +39,6 @@ TCP_CONNECTS_S: Final = 5.0
 LATE_S: Final = 0.1
 AT_ONCE_S: Final = 0.005  # many sockets that appear at once share one reading of the kernel's table
 SECOND_WAITS_S: Final = 5.0  # where no process tells: for the monitor that served the VM to answer again
-_OTHER: Final = "a console, a guest agent or another protocol"
 
 
 class Connector:
@@ -60,18 +58,17 @@ class Connector:
         self._bound: frozenset[bytes] = frozenset()
         self._unclosed: frozenset[bytes] = frozenset()  # of hung sessions: QEMU has not seen their end yet
         self._parked = False
-        self._second_of: str | None = (
-            None  # the path of the first one, by an earlier session; only where no process tells
-        )
+        # The path of the first one, by an earlier session; only where no process tells.
+        self._second_of: str | None = None
         self._back_off = back_off
-        self._problem: str | None = None  # why the last attempt failed; logged once
+        self._trouble = Trouble(path, context, registry)
 
     @property
     def unidentified(self) -> str | None:
         """Why no VM is known here; None if one is, or if it is a second socket of one."""
         if self._parked or self.is_over or self._registry.at(self.path) is not None:
             return None
-        return self._problem or "no answer yet"
+        return self._trouble.problem or "no answer yet"
 
     def socket_is(self, mark: SocketMark | None) -> None:
         """Note which socket is at the path now: the same, another one, or none (None)."""
@@ -80,7 +77,8 @@ class Connector:
         before, self._mark = self._mark, mark
         if mark is not None:
             self._back_off.renewed()
-        self._problem = self._second_of = None
+        self._second_of = None
+        self._trouble.note(None)
         if mark is not None and self._connection is not None:
             another_file = before is None or before[:2] != mark[:2]
             # The file may exist before its QEMU listens, and it is checked only when it changes.
@@ -120,7 +118,7 @@ class Connector:
                 await self._pause()
         finally:
             self.is_over = True
-            self._silent("offline")
+            self._trouble.is_silent("offline")
 
     async def _connect_once(self) -> None:
         tables = self._context.socket_tables
@@ -129,21 +127,19 @@ class Connector:
         try:
             monitor = await self._opened()
         except Unreachable as error:
-            self._silent("offline")
-            if isinstance(error.__cause__, PermissionError) and self._problem != str(error):
-                log_event("socket-refused", str(error), level=logging.WARNING, socket=self.path)
-            self._problem = str(error)
+            self._trouble.is_refused(error)
             return
         except MonitorBusy:
-            self._silent("busy")
-            self._explain_silence("busy", None)
+            self._trouble.is_silent("busy")
+            self._trouble.no_greeting("busy", None)
             return
         try:
             await self._with(monitor, before)
         except _NoMonitor as reason:
-            self._is_no_monitor(str(reason))
+            self._trouble.is_no_monitor(str(reason))
+            self._back_off.foreign()  # it is not ours to hold
         except (ConnectionLost, QmpError) as reason:
-            self._lost(str(reason))
+            self._trouble.lost(str(reason))
         except arrival.SecondMonitor as second:
             self._second_of = second.path
         finally:
@@ -160,8 +156,9 @@ class Connector:
         life = life_of(monitor.pid) if monitor.pid else None
         if life is not None:
             self._registry.connected(self.path, life)
-            if self._registry.is_served_before(self, life):
+            if (first := self._registry.served_before(self, life)) is not None:
                 monitor.connection.close()
+                self._registry.are_one(serving=first, second=self.path)
                 await self._park(partial(self._registry.served_at, self, life))
                 return
         self._bound = before.bound
@@ -180,15 +177,15 @@ class Connector:
             wait_s = settings.qmp_timeout_s
             session = await self._wait_for_greeting(opening, greeting, monitor, life, before, wait_s)
             self._back_off.greeted()
-            self._problem = None
+            self._trouble.note(None)
             began_s = time.monotonic()
-            machine, who = await arrival.until_machine_is_there(session, self._report)
+            machine, who = await arrival.until_machine_is_there(session, self._trouble.note)
             life = arrival.life_behind(session, machine, life)
             if life is not None and not self._registry.may_serve(self, life):
                 return  # the socket that comes first has greeted meanwhile
             stem = self._registry.stem_of(self.path, life)
             identity = arrival.identify(who, stem=stem, owner=monitor.owner)
-            await arrival.until_arrived(session, identity, self._registry, self._report)
+            await arrival.until_arrived(session, identity, self._registry, self._trouble.note)
             self._take_up_second(identity)
             monitor_here = Answering(self, session, identity.reported, has_life=life is not None)
             await arrival.check_it_is_first(monitor_here, self._registry)
@@ -204,54 +201,11 @@ class Connector:
             if session is not None:
                 self._back_off.lasted(time.monotonic() - began_s, exceeded=session.exceeded)
                 if session.exceeded:
-                    self._sends_too_much(session, monitor)
+                    self._trouble.sent_too_much(session, monitor)
                 elif session.hung:
-                    self._explain_end(vm, life)
                     self._unclosed |= self._table(LOOK_AT_SILENCE_S).accepted
-                    self._silent("unresponsive", monitor.pid)
+                    self._trouble.hung(vm, life, monitor.pid)
                 await session.close()
-
-    def _explain_end(self, vm: ManagedVm | None, life: Life | None) -> None:
-        """Log what may be the matter with a QEMU that announced its end, and then did not answer any more.
-
-        QEMU 7.2.22 hangs for ever if a request arrives at the moment of its end; 5.2, 10.0 and 11.1 do not.
-        """
-        if vm is None or not vm.run.is_ending:
-            return
-        log_event(
-            "qemu-end-hangs",
-            "QEMU has announced its end and does not answer: it still writes, or hangs there, as 7.2 may; "
-            f"end it by SIGTERM{f': kill {life.pid}' if life else ''}",
-            level=logging.WARNING,
-            vm=vm.id,
-            socket=self.path,
-        )
-
-    def _sends_too_much(self, session: Session, monitor: OpenMonitor) -> None:
-        """Report a QEMU whose session ended because of what it sent; it is left alone for some time."""
-        reason, vm = str(session.reason), self._registry.at(self.path)
-        log_event(
-            "session-excess",
-            reason,
-            level=logging.WARNING,
-            vm=vm.id if vm else None,
-            socket=self.path,
-            pid=monitor.pid,
-            owner=monitor.owner,
-        )
-        data = {
-            "vm": vm.id if vm else None,
-            "socket": self.path,
-            "pid": monitor.pid,
-            "owner": monitor.owner,
-            "reason": reason,
-        }
-        self._context.feed.host_event(Event("session-excess", utc_now(), data))
-        self._problem = reason
-        self._silent("unresponsive", monitor.pid)
-
-    def _report(self, problem: str | None) -> None:
-        self._problem = problem
 
     def _take_up_second(self, identity: Identity) -> None:
         """Serve the VM whose second monitor this was, if its first one does not answer any more."""
@@ -296,48 +250,22 @@ class Connector:
                         raise _NoMonitor(str(error)) from error
                     raise
             if is_stranger and life is not None and self._registry.is_served_by_another(self, life):
-                raise _NoMonitor(
-                    f"{self.path}: no greeting, and its QEMU has another monitor: {self._other(pid)}"
-                )
+                no_greeting = "no greeting, and its QEMU has another monitor"
+                raise _NoMonitor(self._trouble.what_it_is(no_greeting, pid))
             if pid is not None and is_stopped(pid):
                 if (vm := self._registry.at(self.path)) is not stopped:
-                    self._silent("unresponsive", pid)
+                    self._trouble.is_silent("unresponsive", pid)
                 stopped = vm
-                self._explain_silence("unresponsive", pid)
+                self._trouble.no_greeting("unresponsive", pid)
             else:
                 stopped = None
                 why, is_mute = self._why_silent(monitor, before, max_age_s=LOOK_AT_SILENCE_S * looks)
                 if is_stranger and is_mute and opening.greeting is None:
-                    raise _NoMonitor(f"{self.path}: connected, and no greeting came: {self._other(pid)}")
-                self._silent(why, pid)
-                self._explain_silence(why, pid)
+                    raise _NoMonitor(self._trouble.what_it_is("connected, and no greeting came", pid))
+                self._trouble.is_silent(why, pid)
+                self._trouble.no_greeting(why, pid)
             looks = min(MOST_LOOKS, 2 * looks)
             wait_s = LOOK_AT_SILENCE_S * looks  # a greeting wakes at once; only the reason may change
-
-    def _other(self, pid: int | None) -> str:
-        """Return what a socket is that sends no greeting, and what to do about it."""
-        purpose = None if pid is None else purpose_of(pid, self.path)
-        return f"it is {purpose or _OTHER}; keep it out of the globs of monitors"
-
-    def _explain_silence(self, why: Connection, pid: int | None) -> None:
-        """Log once what an operator can do about a monitor that does not greet, and list it as the reason."""
-        if why == "busy":
-            word, problem = "monitor-busy", HELD_HINT
-        elif self._problem is None and pid is not None and is_stopped(pid):
-            word, problem = "qemu-stopped", f"QEMU (pid {pid}) is stopped; continue it: kill -CONT"
-        else:
-            return
-        if self._problem != problem:
-            self._problem = problem
-            vm = self._registry.at(self.path)
-            log_event(word, problem, level=logging.WARNING, vm=vm.id if vm else None, socket=self.path)
-
-    def _is_no_monitor(self, problem: str) -> None:
-        """Leave the socket alone for some time, each time longer: it is not ours to hold."""
-        if self._problem != problem:
-            self._problem = problem
-            log_event("socket-not-qmp", problem, level=logging.WARNING, socket=self.path)
-        self._back_off.foreign()
 
     def _why_silent(
         self, monitor: OpenMonitor, before: SocketTable, *, max_age_s: float
@@ -390,15 +318,6 @@ class Connector:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._back_off.pause_s()):
                 await self._wakeup.wait()
-
-    def _silent(self, how: Connection, pid: int | None = None) -> None:
-        vm = self._registry.at(self.path)
-        if vm is not None and (vm.connection != how or pid is not None):
-            vm.mark_unreachable(how, pid)
-
-    def _lost(self, reason: str) -> None:
-        vm = self._registry.at(self.path)
-        log_event("session-lost", reason, level=logging.WARNING, vm=vm.id if vm else None, socket=self.path)
 
 
 class _NoMonitor(Exception):

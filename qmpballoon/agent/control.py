@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Final
 
+from qmpballoon import __version__
 from qmpballoon.agent.feed import Feed
 from qmpballoon.agent.subscription import Subscription
 from qmpballoon.errors import RequestRefused
@@ -43,8 +44,7 @@ class ControlSocket:
     """Serves the control socket at ``path``; `run` it in a task.
 
     ``handle`` carries out a request (see `Handle`); ``vm_exists`` returns whether there is a VM of that name;
-    ``describe`` returns the result of the verb ``agent``; ``statuses`` all VMs; ``clock`` is monotonic;
-    ``note_answer`` counts answers.
+    ``statuses`` returns all VMs; ``clock`` is monotonic; ``note_answer`` counts answers.
     """
 
     def __init__(
@@ -55,7 +55,6 @@ class ControlSocket:
         *,
         host: str,
         vm_exists: Callable[[str], bool],
-        describe: Callable[[], Mapping[str, object]],
         statuses: Callable[[], Iterable[VmStatus]],
         clock: Callable[[], float],
         note_answer: NoteAnswer = lambda verb, outcome: None,
@@ -64,11 +63,25 @@ class ControlSocket:
         self._feed = feed
         self._host = host
         self._vm_exists = vm_exists
-        self._describe = describe
         self._statuses = statuses
         self._requests = Requests(handle, vm_exists, clock, note_answer)
         self.clients: set[asyncio.StreamWriter] = set()  # that are connected
         self._numbers = count(1)
+
+    def _agent(self) -> Mapping[str, object]:
+        """Return the result of the verb ``agent``."""
+        return {
+            "host": self._host,
+            "version": __version__,
+            "pid": os.getpid(),
+            "vms": [
+                {"vm": vm.id, "name": vm.name, "socket": vm.socket, "health": vm.health}
+                for vm in self._sorted_statuses()
+            ],
+        }
+
+    def _sorted_statuses(self) -> list[VmStatus]:
+        return sorted(self._statuses(), key=lambda vm: vm.id)
 
     async def run(self) -> None:
         """Serve until cancelled; then answer pending requests, close all connections, remove the socket.
@@ -155,7 +168,7 @@ class ControlSocket:
         if not isinstance(verb, str) or not (vm is None or isinstance(vm, str)):
             reply(_refusal("", 'a request is an object such as {"verb": "get", "vm": "web1"}', content))
         elif verb == "agent":
-            reply(response_object(content.transaction, None, verb, utc_now(), result=self._describe()))
+            reply(response_object(content.transaction, None, verb, utc_now(), result=self._agent()))
         elif verb == "subscribe":
             try:
                 new = self._subscribe(vm, arguments, writer)
@@ -165,7 +178,7 @@ class ControlSocket:
             if subscription is not None:
                 subscription.end()
             reply(response_object(content.transaction, vm, verb, utc_now(), result={}))
-            new.begin(self._statuses())
+            new.begin(self._sorted_statuses())
             return new
         else:
             asked = Content(content.transaction, arguments)

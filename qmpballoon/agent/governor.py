@@ -24,7 +24,7 @@ from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.spec import boot_time_s
 from qmpballoon.agent.supervisor import Supervisor
 from qmpballoon.agent.vm import ManagedVm
-from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpError
+from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpError, RequestRefused
 from qmpballoon.log import log_always, log_event, log_withheld
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, utc_now
@@ -36,7 +36,7 @@ from qmpballoon.policy.reasons import KEPT_HOLDS, MAY_NEED_A_PERSON, WORDS
 from qmpballoon.policy.registry import guarded
 from qmpballoon.policy.release import released
 from qmpballoon.policy.schedule import is_at_rest
-from qmpballoon.policy.snapshot import Decision, Decisions, Hold, SetTarget, Snapshot
+from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold, SetTarget, Snapshot
 from qmpballoon.units import MIB, round_up_to_page
 
 _FIT_FOR_A_TARGET: Final = ("ok", "stale", "no-stats")  # its driver is up and the grace time is over
@@ -100,6 +100,7 @@ class Governor:
         self._state: GuardState[Any] = self._guard.start()
         self._seen_last = Snapshot(now_s=time.monotonic(), guests=(), budget=0, mem_total=0)
         self._last_step: _Step | None = None  # None: it decided something, or what it depends on changed
+        self._as_automatic: dict[int, tuple[GuestSnapshot, GuestSnapshot]] = {}  # by id() of the guest seen
         self._reason_due_s = float("inf")  # by the context's clock: when a reason that was decided may follow
         self._host_at_s = float("-inf")
         self._monitor = HostMonitor(context.feed)
@@ -193,7 +194,10 @@ class Governor:
         """Return what the guard sees of the host; while the host only observes, all VMs as automatic."""
         guests = [guest for vm in self._registry if (guest := vm.guest()) is not None]
         if self._context.mode == "observe":
-            guests = [replace(guest, mode="auto") for guest in guests]
+            before = self._as_automatic
+            pairs = [before.get(id(guest)) or (guest, replace(guest, mode="auto")) for guest in guests]
+            self._as_automatic = {id(guest): (guest, automatic) for guest, automatic in pairs}
+            guests = [automatic for _, automatic in pairs]
         sample, budget = self._monitor.sample, self._monitor.budget
         return Snapshot(
             now_s=now_s,
@@ -235,6 +239,8 @@ class Governor:
         )
 
     def _act(self, vm: ManagedVm, decision: Decision, sends: asyncio.TaskGroup) -> None:
+        if vm.is_taken_over:
+            return
         published = self._published.setdefault(vm.id, _Published())
         if vm.facts.mode != "observe":
             published.observed = None  # when it is observed again, the first decision is news
@@ -291,12 +297,17 @@ class Governor:
     def _send(self, vm: ManagedVm, target: int, why: str, sends: asyncio.TaskGroup) -> None:
         mode, figures = vm.mode, self.figures(vm)
 
+        def still() -> bool:
+            """Tell whether no request came first that forbids it."""
+            is_below = mode == "auto" and target < (vm.limits.floor or 0)
+            return vm.mode == mode and not is_below and vm.status.health != "migrating"
+
         async def send() -> None:
-            if vm.mode != mode:  # a request came first, so the tick's target is obsolete
-                self._sending.pop(vm.id, None)
-                return
             try:
-                await self._actuator.send(vm, target, why=why, figures=figures)
+                if still():
+                    await self._actuator.send(vm, target, why=why, figures=figures, still=still)
+            except RequestRefused:
+                pass  # the next tick decides anew
             except (ConnectionLost, NoBalloon, QmpError) as error:
                 log_event("target-not-sent", str(error), level=logging.WARNING, vm=vm.id)
             finally:
@@ -357,7 +368,7 @@ class Governor:
         Else a manual target, once its driver can follow it.
         """
         run, status = vm.run, vm.status
-        if vm.id in self._sending or run.is_pulsed:
+        if vm.id in self._sending or run.is_pulsed or vm.is_taken_over:
             return
         if run.returns_to is not None:
             if status.answers and status.health not in ("no-balloon", "migrating"):

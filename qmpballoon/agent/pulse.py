@@ -91,7 +91,13 @@ class Pulses:
         began_s = time.monotonic()
         try:
             await self._context.store.saved()  # from now on an agent that starts anew gives it back
-            serial = await self._actuator.send(vm, least, why="pulse", figures=self._governor.figures(vm))
+            serial = await self._actuator.send(
+                vm,
+                least,
+                why="pulse",
+                figures=self._governor.figures(vm),
+                still=lambda: vm.run is run and run.returns_to is not None,
+            )
             await _until_taken(vm, run, serial, least, began_s + SHRINKS_FOR * (deadline_s - began_s))
         finally:
             giving = asyncio.create_task(self._give_back(vm, run), name=f"end of the pulse of {vm.id}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -71,8 +71,8 @@ class Registry:
         self._given_up: dict[str, asyncio.Event] = {}  # by path, where somebody waits for it
         self._answering: dict[str, Answering] = {}  # by path
         self._alike: dict[tuple[str | None, str | None], _Alike] = {}  # the same, by what they report
-        self._first_paths: dict[Life, str] = {}  # of the sockets connected so far, the one that sorts first
-        self._stems: dict[Life, str] = {}  # the names of QEMUs without -name: from that path
+        self._paths: dict[Life, set[str]] = {}  # of its sockets that were connected so far
+        self._stems: dict[Life, str] = {}  # the names of QEMUs without -name: from the first of these
 
     def __iter__(self) -> Iterator[ManagedVm]:
         """Iterate over the VMs as they are now; they may come and go meanwhile."""
@@ -101,7 +101,7 @@ class Registry:
 
     def answered(self, path: str, identity: Identity, life: Life | None) -> ManagedVm:
         """Return the VM that answered at this socket, under its name; a new or renamed one is set up."""
-        vm = self.named(path, identity)
+        vm = self.named(path, identity, life)
         if life is not None:
             self._belongs(str(life), vm)
         self._forget_identity(vm)
@@ -122,14 +122,17 @@ class Registry:
             if not self._by_identity[identity]:
                 del self._by_identity[identity]
 
-    def named(self, path: str, identity: Identity) -> ManagedVm:
-        """Return the VM at this socket under the name that the configuration in force gives it."""
+    def named(self, path: str, identity: Identity, life: Life | None = None) -> ManagedVm:
+        """Return the VM at this socket under the name that the configuration in force gives it.
+
+        ``life`` is that of a QEMU which has just answered.
+        """
         configuration, store = self._context.configuration, self._context.store
         claim = Claim(self._names.accepted(path, identity.name), path, identity.owner)
         name = rename_for(configuration, claim) or claim.name
         base = safe_name(name)
         vm, known = self.at(path), store.sockets.get(path)
-        if vm is None and (moved := self._moved(VmId(base), claim)) is not None:
+        if vm is None and (moved := self._moved(VmId(base), claim, life)) is not None:
             self._move_to(moved, path)
             vm, known = moved, store.sockets.get(path)
         if vm is not None and known is not None and known.base == base and self._may_stay(vm, base, claim):
@@ -166,13 +169,19 @@ class Registry:
             return right is not False
         return right is not True or VmId(base) in self._by_id
 
-    def _moved(self, vm_id: VmId, claim: Claim) -> ManagedVm | None:
-        """Return the VM of this name if this is its new socket: its old one and its process are gone."""
+    def _moved(self, vm_id: VmId, claim: Claim, life: Life | None) -> ManagedVm | None:
+        """Return the VM of this name if this is its new socket.
+
+        Its old socket is gone, or is another one of this life; its process is gone, or is this life's.
+        """
         vm = self._by_id.get(vm_id)
-        if vm is None or vm.connection == "up" or claim.owner is None or os.path.lexists(vm.path):
+        if vm is None or vm.connection == "up" or claim.owner is None:
+            return None
+        if vm.path not in self._sockets_of(life) and os.path.lexists(vm.path):
             return None
         known = self._context.store.sockets.get(vm.path)
-        if known is None or known.owner != claim.owner or any(map(_runs, self._lives.get(vm, ()))):
+        others = self._lives.get(vm, set()) - {str(life)}
+        if known is None or known.owner != claim.owner or any(map(_runs, others)):
             return None
         is_reserved = right_to(self._context.configuration, claim, vm_id) is False
         return None if is_reserved else vm
@@ -190,6 +199,30 @@ class Registry:
         if path in self._by_path:
             return None
         return next(iter(self._by_identity.get(identity, ())), None)
+
+    def are_one(self, *, serving: str, second: str) -> None:
+        """Make one VM of those known at two sockets of one QEMU, at ``serving``.
+
+        Of two the one that has the QEMU's name stays, with what was set for it: two of one QEMU are known if
+        the socket that answers first was not its socket before. A session that feeds another VM is ended.
+        """
+        found = [vm for vm in (self.at(serving), self.at(second)) if vm is not None]
+        if not found:
+            return
+        answers = next((vm for vm in found if vm.connection == "up"), found[0])
+        known = self._context.store.sockets
+        here = known.get(answers.path)
+        stays = answers
+        for vm in found:
+            there = known.get(vm.path)
+            if here and there and vm.id == here.base and there.owner == here.owner:
+                stays = vm
+        feeds_another = self._answering.get(serving) if answers.path == serving else None
+        if stays.path != serving:
+            self.take_over(stays, serving)
+            if feeds_another is not None:
+                feeds_another.connector.kick()
+        self.is_no_vm(second)
 
     def take_over(self, vm: ManagedVm, path: str) -> None:
         """Move a VM to the monitor at another path: its QEMU was migrated there, or it is a better one.
@@ -232,7 +265,7 @@ class Registry:
 
     def connected(self, path: str, life: Life) -> None:
         """Note a socket of a process before its monitor answers: which answers first is chance."""
-        self._first_paths[life] = min(path, self._first_paths.get(life, path))
+        self._paths.setdefault(life, set()).add(path)
 
     def stem_of(self, path: str, life: Life | None) -> str:
         """Return the name of a QEMU without ``-name``: the file stem of that of its sockets that sorts first.
@@ -241,7 +274,10 @@ class Registry:
         """
         if life is None:
             return name_from(path)
-        return self._stems.setdefault(life, name_from(self._first_paths.get(life, path)))
+        return self._stems.setdefault(life, name_from(min(self._paths.get(life, ()), default=path)))
+
+    def _sockets_of(self, life: Life | None) -> Collection[str]:
+        return () if life is None else self._paths.get(life, ())
 
     def may_serve(self, connector: Serving, life: Life) -> bool:
         """Tell whether this connector serves the life: the one whose path sorts first does."""
@@ -258,10 +294,10 @@ class Registry:
         self._move(life, connector.path)
         return True
 
-    def is_served_before(self, connector: Serving, life: Life) -> bool:
-        """Tell whether a socket that sorts before this one serves the life."""
-        holder = self._serving.get(life)
-        return holder is not None and holder is not connector and holder.path < connector.path
+    def served_before(self, connector: Serving, life: Life) -> str | None:
+        """Return the path that sorts before this one and serves the life, if one does."""
+        first = self.served_at(connector, life)
+        return first if first is not None and first < connector.path else None
 
     def is_served_by_another(self, connector: Serving, life: Life) -> bool:
         """Tell whether another socket of the same QEMU serves this life."""
@@ -303,7 +339,7 @@ class Registry:
 
     def forget_ended_lives(self) -> None:
         """Drop the entries of processes that have ended."""
-        known = self._first_paths
+        known = self._paths
         ended = [life for life in known if life not in self._serving and life_of(life.pid) != life]
         for life in ended:
             del known[life]
@@ -326,11 +362,11 @@ class Registry:
     def _move(self, life: Life, path: str) -> None:
         """Move the VM of a life to another socket of the same QEMU."""
         vm = self._by_life.get(str(life))
-        if vm is None or vm.path == path or path in self._by_path:
+        if vm is None or vm.path == path:
             return
         if vm.run.life is not None and vm.run.life != life:
             return  # the VM has started another life since then
-        self._move_to(vm, path)
+        self.are_one(serving=path, second=vm.path)
 
     def _move_to(self, vm: ManagedVm, path: str) -> None:
         store = self._context.store

@@ -131,7 +131,7 @@ class Service:
         """Send a target that somebody asked for; return it in bytes, and its serial number."""
         if self._context.mode == "observe":
             raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
-        status = vm.status
+        run, status = vm.run, vm.status
         if not status.answers:
             raise ConnectionLost(f"{vm.id} is {status.health}: its monitor does not answer")
         if status.health == "no-balloon":
@@ -146,12 +146,14 @@ class Service:
             await self._context.store.saved()
         # Set the mode first, otherwise the policy would send its own target. Store the target only after
         # QEMU has it, otherwise the governor would send it as well.
-        run, returns_to = vm.run, vm.run.returns_to
+        returns_to = run.returns_to
         undo = vm.spec.take_by_hand()
         vm.owe(None)  # a pulse that is under way ends, and gives nothing back
         try:
             figures = self._governor.figures(vm)
-            serial = await self._actuator.send(vm, target, why="manual", figures=figures)
+            serial = await self._actuator.send(
+                vm, target, why="manual", figures=figures, still=lambda: vm.run is run
+            )
         except (QmpBalloonError, asyncio.CancelledError):
             undo()  # a request that is answered with an error must have no later effect
             if vm.run is run:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -20,7 +20,7 @@ from qmpballoon.agent.run import Identity, Run, new_serial
 from qmpballoon.agent.spec import VmSpec
 from qmpballoon.agent.vm_polls import VmPolls
 from qmpballoon.config import VmSettings
-from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError
+from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError, RequestRefused
 from qmpballoon.log import log_always, log_event
 from qmpballoon.model.facts import Connection, VmFacts, settings_changed, status_of
 from qmpballoon.model.health import BOOT_S, health_of
@@ -130,7 +130,13 @@ class ManagedVm:
     @property
     def session(self) -> Session | None:
         """Its session with QEMU; None while no session serves it."""
-        return self._polls.session.session if self._polls is not None and self.connection == "up" else None
+        polls = self._polls
+        return polls.session.session if polls and polls.has_looked and self.connection == "up" else None
+
+    @property
+    def is_taken_over(self) -> bool:
+        """Tell whether another monitor serves it from this moment, and has not looked at everything yet."""
+        return self._silence is None and self._polls is not None and not self._polls.has_looked
 
     @property
     def has_left(self) -> bool:
@@ -189,6 +195,10 @@ class ManagedVm:
         return self._changed
 
     def _freeze(self) -> VmFacts:
+        if self.is_taken_over:  # what was known holds until the new session knows anything
+            return self.facts._replace(
+                name=self.name, socket=self.path, mode=self.mode, policy=self._context.policy
+            )
         run, silence = self.run, self._silence
         session = self._polls.session if self._polls else None
         if session is not None and silence is None:
@@ -293,17 +303,24 @@ class ManagedVm:
         self._silence = None
         self.touch()
 
-    async def send_target(self, target: int, why: str) -> int:
+    async def send_target(self, target: int, why: str, *, still: Callable[[], bool] = lambda: True) -> int:
         """Send a target in bytes to QEMU and return its serial; the actuator's alone.
+
+        ``still`` tells, right before it is sent, whether it is to be sent.
 
         Raises:
             ConnectionLost, NoBalloon, QmpError: the target was not sent, or QEMU did not confirm it.
+            RequestRefused: ``superseded``: it is not to be sent any more.
         """
-        polls, run = self._serving(), self.run
+        polls, run = await self._serving(), self.run
         session, resizer = polls.session, polls.session.resizer
         if resizer is None:
             raise NoBalloon(f"{self.id} has no balloon device")
         await session.look_at_actual()  # a waiter must not take an old value for reached
+        if not still():
+            raise RequestRefused(
+                "superseded", f"{self.id}: another request or another QEMU came first; ask again"
+            )
         serial = run.serial = new_serial()
         try:
             await resizer.ask(target)  # QEMU refuses it if the balloon was unplugged meanwhile
@@ -336,7 +353,7 @@ class ManagedVm:
 
     async def refreshed(self, *, timeout_s: float) -> VmStatus:
         """Query everything again and return it; figures that do not arrive in time keep their old values."""
-        await self._serving().look(wait_s=timeout_s)
+        await (await self._serving()).look(wait_s=timeout_s)
         return self.status
 
     def on_qmp_event(self, name: str, details: Mapping[str, object]) -> None:
@@ -391,7 +408,15 @@ class ManagedVm:
         else:
             self._context.store.keep(self.id, life=str(life) if life else None, sent=None, returns_to=None)
 
-    def _serving(self) -> VmPolls:
-        if self._polls is None or self.connection != "up":
+    async def _serving(self) -> VmPolls:
+        """Return the polls of the session that serves it.
+
+        Another monitor of its QEMU may have taken over a moment ago, and not know of the balloon yet.
+        """
+        run, polls = self.run, self._polls
+        if polls is None or self.connection != "up":
             raise ConnectionLost(f"{self.id} is {self.connection}: its monitor does not answer")
-        return self._polls
+        await polls.until_looked()
+        if self.run is not run or self._polls is not polls:
+            raise ConnectionLost(f"{self.id}: its monitor was connected again meanwhile; ask again")
+        return polls

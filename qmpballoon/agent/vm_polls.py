@@ -7,6 +7,7 @@ silent, a request.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Final, Protocol
 
@@ -67,6 +68,7 @@ class VmPolls:
         self._vm = vm
         self._schedule = schedule
         self._context = context
+        self._looked = asyncio.Event()
         self._wake = Wakeup()
         session.on_end(self._wake.set)
 
@@ -78,6 +80,7 @@ class VmPolls:
         """
         self._schedule.defer_full_poll()
         await self._look()
+        self._looked.set()
         self._vm.is_up()
         self._context.ticks.soon()  # it is charged from now on
         self._context.wheel.put(self, random.random() * self._pause_s())  # not all VMs at the same moment
@@ -88,8 +91,18 @@ class VmPolls:
             await self._turn()
             self._context.wheel.put(self, self._pause_s())
 
+    @property
+    def has_looked(self) -> bool:
+        """Tell whether it has looked at everything; until then it knows nothing."""
+        return self._looked.is_set()
+
+    async def until_looked(self) -> None:
+        """Wait until it has looked at everything, or its session is over."""
+        await self._looked.wait()
+
     def close(self) -> None:
         """End the polls; the session is over."""
+        self._looked.set()
         self._context.wheel.remove(self)
         self.session.close()
 

@@ -157,8 +157,10 @@ class VmSession:
         try:
             if not is_device_known:
                 await self._find_device(listed[0])
-            elif self._device is not None:
-                self._looked(*await self._device.resizer.look())
+            elif (device := self._device) is not None:
+                looked = await device.resizer.look()
+                if device is self._device:  # else it was unplugged meanwhile
+                    self._looked(*looked)
         except QmpError:  # unplugged
             self._forget_device()
             return
@@ -193,8 +195,10 @@ class VmSession:
 
     async def look_at_actual(self) -> None:
         """Ask for ``actual``: events are throttled to one a second."""
-        if self._device is not None:
-            self.take_actual(await self._device.resizer.actual())
+        if (device := self._device) is not None:
+            actual = await device.resizer.actual()
+            if device is self._device:
+                self.take_actual(actual)
 
     def take_actual(self, actual: int) -> None:
         """Take ``actual`` as QEMU told it; where it changed and no memory was plugged, a driver is up."""
@@ -205,8 +209,10 @@ class VmSession:
 
     async def look_at_driver(self) -> None:
         """Ask whether the guest's driver is up."""
-        if self._device is not None:
-            self._take_driver(await self._device.resizer.driver())
+        if (device := self._device) is not None:
+            state = await device.resizer.driver()
+            if device is self._device:
+                self._take_driver(state)
 
     def _take_driver(self, state: DriverState | None) -> None:
         was_up = self.driver_up

@@ -82,11 +82,13 @@ class SocketWatch:
     def __init__(self, globs: Iterable[str]) -> None:
         self.globs = _absolute(globs)
         self._wakeup = asyncio.Event()
+        self._is_replaced = False  # the globs: what was found before may have been let go
         self._watches: dict[str, Watch] = {}
 
     def watch(self, globs: Iterable[str]) -> None:
         """Replace the globs."""
         self.globs = _absolute(globs)
+        self._is_replaced = True
         self._wakeup.set()
 
     def covers(self, path: str) -> bool:
@@ -94,7 +96,7 @@ class SocketWatch:
         return path in self.globs or any(_fits(path, pattern) for pattern in self.globs)
 
     async def changes(self) -> AsyncGenerator[Mapping[str, SocketMark], None]:
-        """Yield the sockets that exist: first at once, then after every change."""
+        """Yield the sockets that exist: first at once, then after every change and new globs."""
         known: dict[str, SocketMark] | None = None
         with ExitStack() as stack:
             inotify = _opened(stack)
@@ -109,8 +111,8 @@ class SocketWatch:
                 began_s = time.thread_time()
                 found = self.scan(known or {})
                 cost_s = time.thread_time() - began_s
-                if found != known:
-                    known = found
+                if found != known or self._is_replaced:
+                    known, self._is_replaced = found, False
                     yield found
                 try:
                     async with asyncio.timeout(

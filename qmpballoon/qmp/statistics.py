@@ -129,8 +129,11 @@ class Sampler:
         await self.rearm()
 
     async def change_interval(self, interval_s: int) -> None:
-        """Set the polling interval in whole seconds; nothing is sent if it is set already."""
-        if interval_s != self._interval_s:
+        """Set the polling interval in whole seconds; nothing is sent if it is set already.
+
+        A change that was cut off is made again.
+        """
+        if interval_s != self._interval_s or self._armed_s is None:
             self._interval_s = interval_s
             await self.rearm()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,15 +22,6 @@ def control_of(harness: AgentHarness, path: Path) -> ControlSocket:
         harness.context.feed,
         host="edge-7",
         vm_exists=lambda vm: harness.registry.get(VmId(vm)) is not None,
-        describe=lambda: {
-            "host": "edge-7",
-            "version": "1",
-            "pid": os.getpid(),
-            "vms": [
-                {"vm": vm.id, "name": vm.name, "socket": vm.socket, "health": vm.health}
-                for vm in (vm.status for vm in harness.registry)
-            ],
-        },
         statuses=lambda: [vm.status for vm in harness.registry],
         clock=time.monotonic,
     )

@@ -304,7 +304,6 @@ def test_a_client_that_does_not_wait_for_its_answer_harms_no_one(
             Feed(),
             host="edge-7",
             vm_exists=lambda vm: True,
-            describe=dict,
             statuses=list,
             clock=time.monotonic,
         )

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agent_harness import PATIENCE_S, QUICK, AgentHarness, Kernel, Qemus, running_agent
@@ -19,11 +20,12 @@ from qmpballoon.agent import arrival as arrival_module
 from qmpballoon.agent import back_off as back_off_module
 from qmpballoon.agent import connector as connector_module
 from qmpballoon.config import DiscoverySettings, VmMatch
-from qmpballoon.errors import QmpBalloonError, Unreachable
+from qmpballoon.errors import ConnectionLost, QmpBalloonError, Unreachable
 from qmpballoon.model.names import VmId
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor, SocketTables
 from qmpballoon.sim.qemu.faults import Babble, Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
+from qmpballoon.sim.qemu.server import SimulatedQemu
 from qmpballoon.units import MIB
 
 
@@ -175,9 +177,8 @@ async def test_two_sockets_of_one_life_are_one_vm(
     qemu = await qemus.start("a", "b", machine=named("web"))
     async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
         await harness.until_health("web", "ok")
-        assert harness.ids == {"web"}
-        assert harness.vm("web").path == os.fspath(qemus.path("a"))
-        await harness.until(lambda: harness.supervisor.unidentified == ())  # the second socket is known, too
+        await harness.until(lambda: harness.vm("web").path == os.fspath(qemus.path("a")))  # b may be first
+        await harness.until(lambda: harness.supervisor.unidentified == ())
         assert harness.ids == {"web"}
         await harness.until(lambda: len(qemu._connections) == 1)
 
@@ -192,6 +193,46 @@ async def test_a_qemu_without_a_name_is_called_after_its_first_socket_whichever_
         await harness.until_health("a", "ok")
         assert harness.vm("a").path == os.fspath(qemus.path("b"))
         assert harness.ids == {"a"}
+
+
+async def test_while_a_better_monitor_takes_over_the_vm_stays_as_it_was_and_a_request_is_carried_out(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    kernel.new_life(qemus.path("a"), qemus.path("b"))
+    qemu, path = await qemus.start("a", "b"), os.fspath(qemus.path("a"))
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        async with session_with(qemus.path("a")):
+            await harness.until_health("a", "ok")
+            before, healths = harness.record("a"), len(harness.healths)
+            qemu.faults.reply_delay_s = 0.2  # of each reply to a new session, which knows nothing yet
+        await harness.until(lambda: harness.vm("a").path == path and harness.vm("a")._polls)
+        harness.vm("a").touch()
+        assert harness.record("a") == replace(before, socket=path, rss=harness.record("a").rss)
+        assert harness.vm("a").session is None
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+        assert set(harness.healths[healths:]) <= {"starting", "ok"}  # its first figures are waited for
+        assert qemu.guest.target == 200 * MIB
+
+
+async def test_a_request_while_a_monitor_takes_over_that_is_lost_again_is_refused(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    kernel.new_life(qemus.path("a"), qemus.path("b"))
+    qemu, path = await qemus.start("a", "b"), os.fspath(qemus.path("a"))
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        async with session_with(qemus.path("a")):
+            await harness.until_health("a", "ok")
+            qemu.faults.silent_to = frozenset({"query-balloon"})  # so a new session waits
+        await harness.until(lambda: harness.vm("a").path == path and harness.vm("a")._polls)
+        asked = asyncio.create_task(harness.ask("a", "set-target", target=200 * MIB))
+        await harness.until(lambda: harness.vm("a").mode == "manual")
+        qemu.faults.silent_to = frozenset()
+        qemu.drop_clients()
+        with pytest.raises(ConnectionLost, match="connected again meanwhile; ask again"):
+            await asked
+        assert (harness.vm("a").mode, qemu.guest.target) == ("auto", 256 * MIB)
 
 
 async def test_the_second_socket_takes_over_and_the_vm_keeps_its_name(
@@ -302,6 +343,81 @@ async def test_a_monitor_whose_process_is_known_is_preferred_to_one_behind_a_pro
         await harness.until(lambda: harness.record("web").life == life)
         assert harness.vm("web").path == os.fspath(qemus.path("b"))
         await harness.until_health("web", "ok")
+
+
+def let_go(qemu: SimulatedQemu) -> None:
+    """End the fault of a QEMU's first monitor, and its connections there."""
+    qemu.faults = Faults()
+    for connection in tuple(qemu._connections):
+        if connection.first:
+            connection.abort()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("late", ["a", "b"])
+async def test_a_vm_that_gets_one_more_monitor_keeps_its_name_and_mode_whichever_answers_first(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, late: str, is_known: bool
+) -> None:
+    monkeypatch.setattr(connector_module, "SECOND_WAITS_S", 0.05)
+    kernel = Kernel() if is_known else behind_proxies(qemus, "a", "b")
+    if is_known:
+        kernel.new_life(qemus.path("b"))
+    before = await qemus.start("b", machine=named("web"))
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        await harness.until_health("web", "ok")
+        await harness.ask("web", "set-mode", mode="manual")
+        if (life := harness.vm("web").run.life) is not None:
+            kernel.end_process(life)
+        before.die(unlink=True)
+        await harness.until_health("web", "offline")
+        if is_known:
+            kernel.new_life(qemus.path("a"), qemus.path("b"))
+        names = ("a", "b") if late == "a" else ("b", "a")
+        after = await qemus.start(*names, machine=named("web"), faults=Faults(silent_greeting=True))
+        await harness.until(lambda: any(vm.status.health == "ok" for vm in harness.registry))
+        let_go(after)
+        at_a = os.fspath(qemus.path("a"))
+        await harness.until(lambda: harness.ids == {"web"} and harness.vm("web").path == at_a)
+        assert (await harness.until_health("web", "ok")).mode == "manual"
+        await harness.until(lambda: len(after._connections) == 1)
+
+
+async def test_a_vm_that_was_known_at_the_second_monitor_of_another_qemu_is_dropped_and_not_charged(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    before = [await qemus.start(path, machine=named(name)) for path, name in (("a", "first"), ("b", "web"))]
+    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
+        for name, qemu in zip(("first", "web"), before, strict=True):
+            life = (await harness.until_health(name, "ok")).life
+            assert life is not None
+            kernel.end_process(life)
+            qemu.die(unlink=True)
+            await harness.until_health(name, "offline")
+        kernel.new_life(qemus.path("a"), qemus.path("b"))
+        qemu = await qemus.start("a", "b", machine=named("web"), faults=Faults(silent_greeting=True))
+        await harness.until_health("web", "ok")
+        let_go(qemu)
+        await harness.until(lambda: harness.vm("web").path == os.fspath(qemus.path("a")))
+        record = await harness.until_health("web", "ok")
+        assert harness.ids == {"web"}
+        assert harness.governor.host().used == record.size
+
+
+async def test_a_glob_that_goes_and_comes_back_at_once_leaves_no_vm_behind(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("a", "ok")
+        connector = harness.supervisor._connectors[os.fspath(qemus.path("a"))]
+        configured = harness.configuration
+        elsewhere = DiscoverySettings(sockets=(f"{sockets_dir}/*.other",))
+        harness.reconfigure(replace(configured, discovery=elsewhere))
+        while not connector.is_over:  # before the directories are read again
+            await asyncio.sleep(0)
+        harness.reconfigure(configured)
+        await harness.until(lambda: harness.ids == {"a"} and harness.health("a") == "ok")
 
 
 async def test_a_killed_qemu_is_offline_and_a_new_one_is_a_new_life(
@@ -421,6 +537,41 @@ async def test_a_qemu_that_shuts_down_publishes_shutdown_and_is_offline(
 
 
 # ── unidentified, and forgotten ──────────────────────────────────────────────────────────────────
+
+
+async def test_the_source_of_a_migration_may_be_dropped_while_the_destination_is_asked(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrival_module, "LOOK_AGAIN_S", 0.01)
+    spec = MachineSpec(name="web", uuid="9b1f6a0e-3d53-4a0e-8c3e-0123456789ab")
+    source = await qemus.start("a", machine=spec)
+    async with running_agent(sockets_dir, monkeypatch) as harness:
+        await harness.until_health("web", "ok")
+        destination = await qemus.start("b", machine=spec)
+        destination.set_migration(None, "inmigrate")
+        destination.drop_clients()
+        at_b = os.fspath(destination.path)
+        await harness.until(lambda: "destination" in dict(harness.supervisor.unidentified).get(at_b, ""))
+        source.set_migration("completed", "postmigrate")
+        await harness.until_health("web", "paused")
+        execute = destination.execute
+
+        def executed(command: str, arguments: dict[str, Any]) -> Any:
+            if command == "query-status":
+                destination.set_migration(None, "running")
+                only_b = DiscoverySettings(sockets=(at_b,))
+                asyncio.get_running_loop().call_soon(
+                    harness.reconfigure, replace(harness.configuration, discovery=only_b)
+                )
+                destination.faults = Faults(reply_delay_s=0.05)  # the answer is on its way meanwhile
+            return execute(command, arguments)
+
+        monkeypatch.setattr(destination, "execute", executed)
+        await harness.until(lambda: "web" in harness.gone)
+        monkeypatch.setattr(destination, "execute", execute)
+        destination.faults = Faults()
+        record = await harness.until_health("web", "ok")
+        assert record.socket == at_b
 
 
 async def test_a_vm_that_is_migrated_to_another_qemu_on_this_host_keeps_its_name_and_mode(

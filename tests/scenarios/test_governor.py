@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ async def test_an_agent_that_restarts_decides_nothing_before_a_guests_first_fres
             await harness.until(lambda: all(harness.vm(vm).connection == "up" for vm in sorted(harness.ids)))
             await harness.until(lambda: harness.ids == {"a", "b"})
             await ticked(harness)
-            assert [harness.record(vm).why for vm in ("a", "b")] == ["awaits-figures"] * 2
+            await harness.until(lambda: {harness.record(vm).why for vm in ("a", "b")} == {"awaits-figures"})
             assert targets(guests) == before
             guests[0].set_behaviour(Behaviour.IDEAL)
             harness.later_s += STANDS_S  # a reason stands for some time
@@ -395,3 +396,27 @@ async def test_a_reason_that_stays_is_published_once(
         for _ in range(3):
             await some_time_later(harness)
         assert (harness.record("a").why, harness.record("a").why_since) == ("at-ease", since)
+
+
+async def test_a_shrink_that_is_under_way_is_not_sent_after_a_request_that_forbids_it(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await qemus.start("a", guest=GuestSpec(size=512 * MIB))
+    host = HostSettings(budget=parse_amount("300MiB"), reserve=parse_amount("1MiB"))
+    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=MANUAL, host=host) as harness:
+        await harness.until_health("a", "ok")
+        vm, sent = harness.vm("a"), []
+        send_target = vm.send_target
+
+        async def forbidden_meanwhile(target: int, why: str, *, still: Callable[[], bool]) -> int:
+            sent.append(target)
+            await harness.ask("a", "set-mode", mode="observe")
+            return await send_target(target, why, still=still)
+
+        monkeypatch.setattr(vm, "send_target", forbidden_meanwhile)
+        await harness.ask("a", "set-mode", mode="auto")
+        await harness.until(lambda: sent)
+        await harness.until(lambda: not harness.governor._sending)
+        await ticked(harness)
+        assert sent[0] < 512 * MIB
+        assert (qemu.guest.target, harness.record("a").target) == (512 * MIB, None)

@@ -129,7 +129,6 @@ async def test_answers_are_counted_by_verb_and_outcome_and_unknown_verbs_are_one
         harness.context.feed,
         host="edge-7",
         vm_exists=lambda vm: harness.registry.get(VmId(vm)) is not None,
-        describe=dict,
         statuses=lambda: [vm.status for vm in harness.registry],
         clock=harness.context.clock,
         note_answer=pages.tally.note_answer,

@@ -61,8 +61,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "agent": """
         . back_off boot run event_loop usable wakeup feed holds state_file store systemd wheel usual_poll
         vm_session
-        context host_monitor limits spec vm_polls vm actuator names registry companion arrival connector
-        supervisor
+        context host_monitor limits spec vm_polls vm actuator names registry companion arrival trouble
+        connector supervisor
         governor ending examination pulse service stop subscription control app
     """,
     "sim": """

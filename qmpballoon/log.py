@@ -6,7 +6,8 @@
 
 Under systemd a line starts with its priority (``<4>``, sd-daemon(3)) and has no time stamp, because the
 journal adds one. Frequent repeats are logged a few times, then counted; what may need a person is always
-logged.
+logged. A line that was withheld and is logged after all has the time at which it happened, and says how
+``late`` it is.
 
 Names of VMs, errors of QEMU and topics are untrusted. None of their characters controls a terminal or
 ends a line. The further lines of a message, as in a traceback, cannot be taken for a message: they start
@@ -39,6 +40,16 @@ _PRIORITIES: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    level: int
+    reason: str
+    start: str  # the word with its fields
+    sentence: str
+    at: float  # wall clock
+    at_s: float
+
+
 @dataclass(slots=True)
 class _Repeat:
     """The repeats of one word about one VM within a window, with the newest line."""
@@ -46,8 +57,7 @@ class _Repeat:
     began_s: float
     counts: dict[str, int] = field(default_factory=dict)  # of lines, by reason; "" for all without a warning
     withheld: int = 0
-    level: int = 0
-    line: tuple[str, str] = ("", "")  # word with its fields, sentence
+    line: _Line | None = None
 
     def is_frequent(self, reason: str) -> bool:
         """Count one more line with this reason, and tell whether there are enough of them."""
@@ -75,11 +85,11 @@ class _Repeats:
         return repeat
 
     def overdue(self) -> Iterator[_Repeat]:
-        """Yield those whose window is over and whose newest line was withheld; start their next window."""
+        """Yield those whose window is over and whose newest line was withheld; it begins the next window."""
         now_s = time.monotonic()
         for repeat in self._seen.values():
-            if repeat.withheld and now_s - repeat.began_s > _WINDOW_S:
-                repeat.began_s, repeat.counts = now_s, dict.fromkeys(repeat.counts, _REPEATS)
+            if repeat.line and repeat.withheld and now_s - repeat.began_s > _WINDOW_S:
+                repeat.began_s, repeat.counts = now_s, {repeat.line.reason: 1}
                 yield repeat
 
     def pending(self) -> Iterator[_Repeat]:
@@ -110,9 +120,9 @@ def _log(word: str, sentence: str, level: int, fields: Mapping[str, object], *, 
     if not LOG.isEnabledFor(level):
         return
     parts = [word, *(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)]
-    repeat = _repeats.of(word, _about(fields))
-    repeat.level, repeat.line = level, (" ".join(parts), one_line(sentence))
-    if not always and repeat.is_frequent(_reason(fields, level)):
+    repeat, reason = _repeats.of(word, _about(fields)), _reason(fields, level)
+    repeat.line = _Line(level, reason, " ".join(parts), one_line(sentence), time.time(), time.monotonic())
+    if not always and repeat.is_frequent(reason):
         repeat.withheld += 1
     else:
         _emit(repeat)
@@ -120,7 +130,8 @@ def _log(word: str, sentence: str, level: int, fields: Mapping[str, object], *, 
 
 def log_withheld(*, now: bool = False) -> None:
     """Log the last withheld line of each word and VM whose minute is over, or of all; call it regularly."""
-    for repeat in list(_repeats.pending() if now else _repeats.overdue()):
+    repeats = list(_repeats.pending() if now else _repeats.overdue())
+    for repeat in sorted(repeats, key=lambda repeat: repeat.line.at_s if repeat.line else 0.0):
         _emit_withheld(repeat)
 
 
@@ -130,12 +141,18 @@ def _emit_withheld(repeat: _Repeat) -> None:
 
 
 def _emit(repeat: _Repeat) -> None:
-    line, sentence = repeat.line
+    line = repeat.line
+    if line is None:
+        return
+    late_s = round(time.monotonic() - line.at_s)
+    late = f" late={late_s}s" if late_s else ""
     withheld = f" withheld={repeat.withheld}" if repeat.withheld else ""
     repeat.withheld = 0
-    text = f"{line}{withheld}{f': {sentence}' if sentence else ''}"
+    text = f"{line.start}{late}{withheld}{f': {line.sentence}' if line.sentence else ''}"
     # LOG.log would look for the caller's place, which no line has.
-    LOG.handle(logging.LogRecord(LOG.name, repeat.level, __file__, 0, text, None, None))
+    record = logging.LogRecord(LOG.name, line.level, __file__, 0, text, None, None)
+    record.created, record.msecs = line.at, line.at % 1 * 1000
+    LOG.handle(record)
 
 
 def one_line(text: object) -> str:

@@ -62,6 +62,7 @@ class Actuator:
             "to": target,
             "why": why,
             "policy": policy,
+            "sent": True,
         }
         self._feed.vm_event(vm.id, Event("decision", utc_now(), details))
         return serial

@@ -10,11 +10,9 @@ used last, unless an agent uses it. What that name announced is then cleared lik
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import logging
 import os
-import stat
 import threading
 import time
 from collections.abc import Mapping
@@ -33,6 +31,7 @@ from qmpballoon.agent.state_file import (
     put_in_place,
     write_draft,
 )
+from qmpballoon.config import check_is_ours
 from qmpballoon.descriptors import EXHAUSTED
 from qmpballoon.errors import AnotherAgentRuns, StateUnusable
 from qmpballoon.log import log_event
@@ -89,7 +88,7 @@ class Store:
         directory = os.fspath(self._directory)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_is_ours(self._directory)
+            check_is_ours(self._directory)
             lock = _locked(self._file)
         except OSError as error:
             raise StateUnusable(directory, error) from error
@@ -344,19 +343,6 @@ def _locked(file: Path) -> int | None:
         os.close(lock)
         return None
     return lock
-
-
-def _check_is_ours(directory: Path) -> None:
-    """Check that nobody else can put files or links into a directory.
-
-    Raises:
-        PermissionError: somebody can.
-    """
-    status = directory.stat()
-    if status.st_uid not in (0, os.geteuid()):
-        raise PermissionError(errno.EPERM, f"it belongs to another user, {status.st_uid}")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(errno.EPERM, f"others may write in it (chmod go-w {directory})")
 
 
 def boot_id() -> str:

@@ -54,12 +54,8 @@ def check_usable(configuration: Configuration) -> MqttFiles:
 
     Raises:
         ConfigurationError: has all that makes the configuration unusable on this machine.
-        StateUnusable: the state directory alone is unusable.
     """
     found = list(findings(configuration))
-    unusable = unusable_directory(configuration.agent.state_dir)
-    if unusable is not None and sum(each.is_error for each in found) == 1:
-        raise unusable
     _raise_errors(found, configuration.source)
     for each in found:
         key, file = dotted(each.path), each.file

@@ -9,6 +9,7 @@ Only ``environment`` reads the environment and the file system; users are looked
 from qmpballoon.config.environment import (
     MqttFiles,
     Surroundings,
+    check_is_ours,
     read_mqtt_files,
     read_password,
     readable_by_all,
@@ -67,6 +68,7 @@ __all__ = [
     "Surroundings",
     "VmMatch",
     "VmSettings",
+    "check_is_ours",
     "default_text",
     "defaults",
     "line_of",

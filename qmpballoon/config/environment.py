@@ -171,21 +171,38 @@ def _mode_and_group(path: str) -> tuple[int, int]:
 
 
 def unusable_directory(path: str) -> StateUnusable | None:
-    """Return the error if a directory of state cannot be made or written by this process; None if it can.
+    """Return the error if a directory of state cannot be made, written or trusted by this process.
 
-    None for an empty path, too: nothing is kept.
+    None if it can, and for an empty path: nothing is kept.
     """
     there = path or "/"
     while not os.path.lexists(there) and there != os.path.dirname(there):
         there = os.path.dirname(there)
-    cause: int | None = None
-    if not os.path.isdir(there):
-        cause = errno.ENOTDIR
-    elif path and not os.access(
-        there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
-    ):
-        cause = errno.EACCES
-    return None if cause is None else StateUnusable(path, OSError(cause, os.strerror(cause)))
+    try:
+        if not os.path.isdir(there):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if path and os.path.isdir(path):
+            check_is_ours(path)
+        if path and not os.access(
+            there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
+        ):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as cause:
+        return StateUnusable(path, cause)
+    return None
+
+
+def check_is_ours(directory: str | os.PathLike[str]) -> None:
+    """Check that nobody else can put files or links into a directory.
+
+    Raises:
+        PermissionError: somebody can.
+    """
+    status = os.stat(directory)
+    if status.st_uid not in (0, os.geteuid()):
+        raise PermissionError(errno.EPERM, f"it belongs to another user, {status.st_uid}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(errno.EPERM, f"others may write in it (chmod go-w {os.fspath(directory)})")
 
 
 def refused_path(typed: str, *, allow_remote: bool = False) -> str | None:

@@ -70,7 +70,7 @@ class Tally:
         """Count a decision."""
         if event.event != "decision":
             return
-        why, sent = str(event.data.get("why")), event.data.get("sent") is not False
+        why, sent = str(event.data.get("why")), bool(event.data.get("sent"))
         self.decisions[why, "sent" if sent else "observed"] += 1
         if why == EMERGENCY and sent:
             self.emergencies[vm] += 1

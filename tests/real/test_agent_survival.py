@@ -264,7 +264,7 @@ async def test_an_unusable_state_directory_is_logged_and_ends_the_agent(
 ) -> None:
     (sockets_dir / "file").touch()
     agent = start_agent(None, agent={"host": "edge-7", "state_dir": f"{sockets_dir}/file"})
-    assert await agent.program.ended(timeout_s=PATIENCE_S) == 1
+    assert await agent.program.ended(timeout_s=PATIENCE_S) == 2
     assert "cannot use the state directory" in agent.log.read_text()
 
 

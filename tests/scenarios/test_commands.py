@@ -94,7 +94,13 @@ async def test_a_target_is_taken_at_once(harness: AgentHarness, qemu: SimulatedQ
     assert (record.mode, record.target, record.why) == ("manual", 128 * MIB + 4096, "manual")
     assert harness.store.kept(A).target == 128 * MIB + 4096
     (decision,) = [event for _, event in harness.events if event.event == "decision"]
-    assert decision.data == {"from": 256 * MIB, "to": 128 * MIB + 4096, "why": "manual", "policy": None}
+    assert decision.data == {
+        "from": 256 * MIB,
+        "to": 128 * MIB + 4096,
+        "why": "manual",
+        "policy": None,
+        "sent": True,
+    }
 
 
 async def test_a_target_that_is_waited_for_is_reached(harness: AgentHarness, qemu: SimulatedQemu) -> None:

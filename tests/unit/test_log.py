@@ -134,10 +134,42 @@ def test_the_last_state_is_logged(log: io.StringIO, monkeypatch: pytest.MonkeyPa
     assert log.getvalue().count("health") == 3
     now_s += 61
     log_withheld()
-    assert log.getvalue().splitlines()[-1].endswith("health vm=a now=ok withheld=1: as seen")
+    assert log.getvalue().splitlines()[-1].endswith("health vm=a now=ok late=61s withheld=1: as seen")
     now_s += 61
     log_withheld()
     assert log.getvalue().count("health") == 4
+
+
+def test_a_line_that_was_withheld_has_its_own_time(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed_s = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0 + passed_s)
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.25 + passed_s)  # 22:13:20.250
+    for _ in range(4):
+        log_event("broker-connected", url="a")
+    passed_s = 6.0
+    for _ in range(4):
+        log_event("broker-lost", url="a")
+    passed_s = 66.5
+    log_withheld()
+    assert log.getvalue().splitlines()[-2:] == [
+        "2023-11-14T22:13:20.250Z INFO broker-connected url=a late=66s",
+        "2023-11-14T22:13:26.250Z INFO broker-lost url=a late=60s",
+    ]
+
+
+def test_a_single_line_after_a_withheld_one_is_logged_at_once(
+    log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    for _ in range(4):
+        log_event("broker-lost", url="a", level=logging.WARNING)
+    now_s += 61
+    log_withheld()
+    assert log.getvalue().count("broker-lost") == 4
+    now_s += 5
+    log_event("broker-lost", "again", url="a", level=logging.WARNING)
+    assert log.getvalue().splitlines()[-1].endswith("broker-lost url=a: again")
 
 
 def test_an_endless_repeat_is_logged_three_times_a_minute(

@@ -179,8 +179,8 @@ async def test_before_the_first_tick_there_are_no_figures_of_the_host() -> None:
 async def test_decisions_emergencies_and_answers_are_counted() -> None:
     tally = a_tally()
 
-    def decide(vm: str, why: str, **data: object) -> None:
-        tally.vm_event(VmId(vm), Event("decision", utc_now(), {"why": why, **data}))
+    def decide(vm: str, why: str, *, sent: bool = True) -> None:
+        tally.vm_event(VmId(vm), Event("decision", utc_now(), {"why": why, "sent": sent}))
 
     decide("web1", "give")
     decide("web1", "give")

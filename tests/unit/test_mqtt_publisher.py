@@ -97,6 +97,15 @@ async def test_a_change_waits_for_the_interval_and_the_last_value_is_published()
     assert [state["actual"] for state in setup.bridge.on(STATE)] == [256, 90]
 
 
+async def test_a_moving_host_is_published_once_an_interval_and_at_last_where_it_rests() -> None:
+    setup = Setup()
+    for tenths in range(0, 26, 5):
+        host = dataclasses.replace(HOST, used=(100 - tenths) * MIB)
+        setup.at(tenths / 10).publisher.host_changed(host)
+    setup.at(9.0)
+    assert [host["used"] // MIB for host in setup.bridge.on(TOPICS.host_object)] == [100, 95, 85, 75]
+
+
 async def test_a_change_after_the_interval_is_published_at_once() -> None:
     setup = Setup()
     setup.publisher.vm_changed(RECORD)

@@ -205,6 +205,7 @@ class Agent:
             "vms": [
                 {"vm": vm.id, "name": vm.name, "socket": vm.socket, "health": vm.health} for vm in statuses
             ],
+            "unidentified": [path for path, _ in self._supervisor.unidentified],
         }
 
     async def _http(self) -> None:

@@ -16,7 +16,7 @@ from qmpballoon.cli.program import main
 from qmpballoon.model.names import VmId
 
 
-def control_of(harness: AgentHarness, path: Path) -> ControlSocket:
+def control_of(harness: AgentHarness, path: Path, pid: int | None = None) -> ControlSocket:
     return ControlSocket(
         str(path),
         harness.service.handle,
@@ -26,11 +26,12 @@ def control_of(harness: AgentHarness, path: Path) -> ControlSocket:
         describe=lambda: {
             "host": "edge-7",
             "version": "1",
-            "pid": os.getpid(),
+            "pid": pid or os.getpid(),
             "vms": [
                 {"vm": vm.id, "name": vm.name, "socket": vm.socket, "health": vm.health}
                 for vm in (vm.status for vm in harness.registry)
             ],
+            "unidentified": [path for path, _ in harness.supervisor.unidentified],
         },
         statuses=lambda: [vm.status for vm in harness.registry],
         clock=time.monotonic,
@@ -38,10 +39,10 @@ def control_of(harness: AgentHarness, path: Path) -> ControlSocket:
 
 
 @asynccontextmanager
-async def served(harness: AgentHarness) -> AsyncIterator[Path]:
-    """Serve the control socket of an agent; its path."""
+async def served(harness: AgentHarness, pid: int | None = None) -> AsyncIterator[Path]:
+    """Serve the control socket of an agent, which says that it has this pid; its path."""
     path = harness.directory / "agent.sock"
-    task = asyncio.create_task(control_of(harness, path).run(), name="control")
+    task = asyncio.create_task(control_of(harness, path, pid).run(), name="control")
     try:
         await harness.until(path.exists)
         yield path

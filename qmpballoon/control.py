@@ -39,12 +39,16 @@ class AgentVm:
 
 @dataclass(frozen=True, slots=True)
 class RunningAgent:
-    """An agent that answered: its control socket, its host name in topics, its pid and its VMs."""
+    """An agent that answered: its control socket, its host name in topics, its pid and its VMs.
+
+    ``unidentified``: the sockets that it watches and for which it knows no VM yet.
+    """
 
     path: str
     host: str
     pid: int
     vms: tuple[AgentVm, ...]
+    unidentified: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"the agent {one_line(self.host)} (pid {self.pid})"
@@ -191,7 +195,8 @@ def _running_agent(path: str, result: object) -> RunningAgent:
     vms = tuple(
         AgentVm(str(vm["vm"]), str(vm["name"]), str(vm["socket"]), str(vm["health"])) for vm in result["vms"]
     )
-    return RunningAgent(path, str(result["host"]), int(result["pid"]), vms)
+    unidentified = tuple(str(each) for each in result.get("unidentified", ()))  # an older agent tells none
+    return RunningAgent(path, str(result["host"]), int(result["pid"]), vms, unidentified)
 
 
 def _candidates() -> Sequence[str]:

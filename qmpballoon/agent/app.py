@@ -190,6 +190,7 @@ class Agent:
             host=self._host,
             vm_exists=lambda vm: self._registry.get(VmId(vm)) is not None,
             statuses=lambda: (vm.status for vm in self._registry),
+            unidentified=lambda: (path for path, _ in self._supervisor.unidentified),
             clock=time.monotonic,
             note_answer=self._tally.note_answer,
         ).run()

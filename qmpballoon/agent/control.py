@@ -44,7 +44,8 @@ class ControlSocket:
     """Serves the control socket at ``path``; `run` it in a task.
 
     ``handle`` carries out a request (see `Handle`); ``vm_exists`` returns whether there is a VM of that name;
-    ``statuses`` returns all VMs; ``clock`` is monotonic; ``note_answer`` counts answers.
+    ``statuses`` returns all VMs, ``unidentified`` the sockets without one; ``clock`` is monotonic;
+    ``note_answer`` counts answers.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ControlSocket:
         host: str,
         vm_exists: Callable[[str], bool],
         statuses: Callable[[], Iterable[VmStatus]],
+        unidentified: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[], float],
         note_answer: NoteAnswer = lambda verb, outcome: None,
     ) -> None:
@@ -64,6 +66,8 @@ class ControlSocket:
         self._host = host
         self._vm_exists = vm_exists
         self._statuses = statuses
+        self._unidentified = unidentified
+        self.pid = os.getpid()
         self._requests = Requests(handle, vm_exists, clock, note_answer)
         self.clients: set[asyncio.StreamWriter] = set()  # that are connected
         self._numbers = count(1)
@@ -73,11 +77,12 @@ class ControlSocket:
         return {
             "host": self._host,
             "version": __version__,
-            "pid": os.getpid(),
+            "pid": self.pid,
             "vms": [
                 {"vm": vm.id, "name": vm.name, "socket": vm.socket, "health": vm.health}
                 for vm in self._sorted_statuses()
             ],
+            "unidentified": list(self._unidentified()),
         }
 
     def _sorted_statuses(self) -> list[VmStatus]:

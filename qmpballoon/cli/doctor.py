@@ -19,8 +19,15 @@ from qmpballoon.api import session_of
 from qmpballoon.cli.arguments import seconds
 from qmpballoon.cli.program import CANNOT_REACH, DONE, FAILED
 from qmpballoon.cli.sockets import connected
-from qmpballoon.cli.vms import ARGUMENT_HELP, DIRECT, Chosen, add_control_argument, choose_from, for_each
-from qmpballoon.control import Agents, RunningAgent, connected_to, find_agents
+from qmpballoon.cli.vms import (
+    ARGUMENT_HELP,
+    Chosen,
+    add_control_argument,
+    agents_asked,
+    choose_from,
+    for_each,
+)
+from qmpballoon.control import RunningAgent, connected_to
 from qmpballoon.doctor.facts import ExaminedVm
 from qmpballoon.doctor.host import examine_host, read_clock
 from qmpballoon.doctor.report import Examination, examination_of, lines_of, merged, of_host, of_vm
@@ -103,8 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _examine_typed(
     arguments: argparse.Namespace,
 ) -> tuple[list[Examined], Examination, Sequence[str]]:
-    control = arguments.control
-    agents = Agents(()) if control == DIRECT else await find_agents(control)
+    agents = await agents_asked(arguments.control)
     chosen: Sequence[Chosen] = ()
     problems = agents.problems
     try:

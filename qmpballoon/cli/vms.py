@@ -36,13 +36,15 @@ DIRECT: Final = ""  # as --control: no agent is asked
 class Chosen:
     """A VM to reach: over its monitor's socket ``path``, or through the agent that holds it.
 
-    ``is_named``: it was typed, by its path or name, and did not only match a glob.
+    ``is_named``: it was typed, by its path or name, and did not only match a glob. ``by_name``: by the name
+    that its agent has for it.
     """
 
     path: str
     is_named: bool
     agent: RunningAgent | None = None
     vm: AgentVm | None = None
+    by_name: bool = False
 
     @property
     def through(self) -> tuple[RunningAgent, AgentVm] | None:
@@ -85,8 +87,16 @@ async def choose(typed: Sequence[str], control: str | None, *, allow_remote: boo
         RequestRefused: a name stands for VMs of several agents.
         ConfigurationError: a typed word is a directory or no path.
     """
-    agents = Agents(()) if control == DIRECT else await find_agents(control)
-    return choose_from(agents, typed, allow_remote=allow_remote)
+    return choose_from(await agents_asked(control), typed, allow_remote=allow_remote)
+
+
+async def agents_asked(control: str | None) -> Agents:
+    """Return the agents that are asked, by the value of ``--control``.
+
+    Raises:
+        Unreachable: no agent answers at the control socket that was named.
+    """
+    return Agents(()) if control == DIRECT else await find_agents(control)
 
 
 def choose_from(agents: Agents, typed: Sequence[str], *, allow_remote: bool = False) -> Choice:
@@ -114,6 +124,12 @@ def choose_from(agents: Agents, typed: Sequence[str], *, allow_remote: bool = Fa
     return Choice(tuple(chosen[path] for path in sorted(chosen)), agents.problems)
 
 
+def is_claimed(agents: Agents, path: str) -> bool:
+    """Tell whether an agent watches a socket for which it knows no VM yet: it is about to open it."""
+    place = os.path.realpath(path)
+    return any(os.path.realpath(each) == place for agent in agents.running for each in agent.unidentified)
+
+
 def _sockets(
     typed: Sequence[str],
     held: dict[str, tuple[RunningAgent, AgentVm]],
@@ -138,12 +154,12 @@ def _by_name(word: str, agents: Agents) -> Iterator[Chosen]:
         places = ", ".join(sorted(f"{agent.host}/{vm.id}" for agent, vm in exact))
         raise RequestRefused("malformed", f"several agents have a VM {word!r}: say which: {places}")
     if exact:
-        yield from (Chosen(vm.socket, True, agent, vm) for agent, vm in exact)
+        yield from (Chosen(vm.socket, True, agent, vm, by_name=True) for agent, vm in exact)
         return
     for agent in agents.running:
         for vm in agent.vms:
             if "/" not in word and fnmatchcase(vm.name, word):
-                yield Chosen(vm.socket, False, agent, vm)
+                yield Chosen(vm.socket, False, agent, vm, by_name=True)
 
 
 def _no_such(word: str, agents: Agents) -> str:

@@ -15,7 +15,16 @@ from qmpballoon.api import Vm, connect
 from qmpballoon.cli.arguments import condition, seconds
 from qmpballoon.cli.outcomes import error_object, print_outcomes
 from qmpballoon.cli.status import state_as_json
-from qmpballoon.cli.vms import ARGUMENT_HELP, Choice, Chosen, add_control_argument, choose
+from qmpballoon.cli.vms import (
+    ARGUMENT_HELP,
+    Choice,
+    Chosen,
+    add_control_argument,
+    agents_asked,
+    choose,
+    choose_from,
+    is_claimed,
+)
 from qmpballoon.condition import FIGURES, OF_GUEST, Condition
 from qmpballoon.control import ControlClient, connected_to
 from qmpballoon.errors import (
@@ -54,11 +63,12 @@ A socket that does not exist yet is waited for. With a glob the condition must b
 of all at one moment.
 """
 
-_SLICE_S: Final = 1.0  # one try to open a monitor; then an agent may hold it
+_SLICE_S: Final = 1.0  # of a wait at a monitor, open or not; then an agent may have come
 _RETRY_S: Final = 0.2
 _STATES_S: Final = 0.05  # between two objects of the agent
 _LOOK_AGAIN_S: Final = 0.25  # for an agent that knows the name
 _ASK_AGAIN_S: Final = 1.0  # of an agent that has told nothing new: it polls a calm VM seldom
+_LOST: Final = ("offline", "busy", "unknown-vm")  # answers of an agent that may find the VM again
 _READY: Final = (
     "ok",
     "untrusted",
@@ -209,6 +219,7 @@ class _Wait:
         self._control: str | None = arguments.control
         self._began_s = began_s
         self._seen: _Seen | None = None
+        self._is_claimed = False
 
     def described(self) -> str:
         """Return what is known now, for a person."""
@@ -233,50 +244,80 @@ class _Wait:
     async def _until_true(self) -> None:
         while True:
             try:
-                if self._found.through is None:
-                    await self._directly()
-                else:
+                if self._found.through is not None:
                     await self._through_agent()
-            except (Unreachable, MonitorBusy, ConnectionLost):
-                if self._left_s <= 0:
+                    return
+                if await self._directly():
+                    return
+            except (Unreachable, MonitorBusy, ConnectionLost, RequestRefused) as error:
+                is_lost = not isinstance(error, RequestRefused) or error.code in _LOST
+                if not is_lost or self._left_s <= 0:
                     raise
-            else:
-                return
             await asyncio.sleep(min(_RETRY_S, self._left_s))
             await self._look_again()
 
     async def _look_again(self) -> None:
-        """Find out whether an agent holds the monitor by now, or none does any more."""
+        """Find out whether an agent has the VM by now, or is about to open its monitor, or none is any more.
+
+        A VM that only an agent can tell about is waited for until its agent is back.
+        """
+        before = self._found
+        word = before.path
+        if before.by_name and before.through is not None:
+            agent, vm = before.through
+            word = f"{agent.host}/{vm.id}"
         try:
-            choice = await choose([self._found.path], self._control, allow_remote=True)
+            agents = await agents_asked(self._control)
+            self._is_claimed = is_claimed(agents, before.path)
+            chosen = choose_from(agents, [word], allow_remote=True).vms
         except QmpBalloonError:
             return
-        same = [found for found in choice.vms if found.path == self._found.path]
-        if not same and len(choice.vms) == 1 and choice.vms[0].vm is not None:
-            same = list(choice.vms)  # typed as a name, before its agent ran
-            self.name = choice.vms[0].vm.name
-        self._found = next(iter(same), self._found)
+        found = next((each for each in chosen if each.path == before.path), chosen[0])
+        needs_agent = before.by_name or (before.through is not None and self._is_of_target)
+        if found.vm is not None or not needs_agent:
+            self._found = found
+            self.name = found.vm.name if found.vm else self.name
 
-    async def _directly(self) -> None:
-        wanted = self._wanted
+    @property
+    def _is_of_target(self) -> bool:
+        return self._wanted.text == "reached" or self._wanted.figure == "target"
+
+    async def _directly(self) -> bool:
+        """Wait at the monitor until the condition is true; False: an agent has come, which opens it."""
+        if self._is_claimed:
+            raise MonitorBusy(f"{self._found.path}: an agent is about to open this monitor")
         slice_s = max(0.05, min(self._left_s, _SLICE_S))
         async with connect(self._found.path, timeout_s=slice_s, allow_remote=True) as vm:
             self.name = vm.name
-            if wanted.text == "reached" or wanted.figure == "target":
+            if self._is_of_target:
                 raise RequestRefused(
                     "not-allowed",
                     f"{vm.name}: QEMU does not tell the target, and no agent holds the monitor: wait for a "
                     "figure, such as 'actual<=200MiB', or use set --wait",
                 )
-            if wanted.text == "ready":
-                self._note(vm, await vm.ready(timeout_s=self._left_s))
-                return
+            waiting = asyncio.create_task(self._until_true_of(vm), name=f"wait at {self._found.path}")
             try:
-                await vm.wait_for(
-                    lambda state: wanted.is_true(self._note(vm, state).figures()), timeout_s=self._left_s
-                )
-            except NotReached:
-                raise self._not_true() from None
+                while not (await asyncio.wait((waiting,), timeout=_SLICE_S))[0]:
+                    await self._look_again()
+                    if self._found.through is not None or self._is_claimed:
+                        return False
+                waiting.result()
+            finally:
+                waiting.cancel()
+                await asyncio.wait((waiting,))
+        return True
+
+    async def _until_true_of(self, vm: Vm) -> None:
+        wanted = self._wanted
+        if wanted.text == "ready":
+            self._note(vm, await vm.ready(timeout_s=self._left_s))
+            return
+        try:
+            await vm.wait_for(
+                lambda state: wanted.is_true(self._note(vm, state).figures()), timeout_s=self._left_s
+            )
+        except NotReached:
+            raise self._not_true() from None
 
     def _note(self, vm: Vm, state: VmState) -> _Seen:
         self._seen = seen = _Seen(state, rss_of(vm.pid) if vm.pid else None)

@@ -20,7 +20,7 @@ from qmpballoon.cli.program import DONE
 from qmpballoon.cli.sockets import connected
 from qmpballoon.cli.status import state_as_json
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
-from qmpballoon.control import RunningAgent, connected_to
+from qmpballoon.control import RunningAgent, connected_to, find_agents
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpBalloonError, QmpError
 from qmpballoon.model.records import VmState, rfc3339, utc_now
 from qmpballoon.procfs import rss_of
@@ -166,6 +166,7 @@ class _AgentWatch:
             try:
                 async with connected_to(self._agent.path) as client:
                     await client.request("subscribe", states_s=self._interval_s)
+                    (self._agent,) = (await find_agents(self._agent.path)).running  # may have been restarted
                     for vm in self._watched:
                         self._print(vm, "online", {"message": f"through {self._agent}"})
                     retry_s, problem = _FIRST_RETRY_S, None

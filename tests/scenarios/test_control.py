@@ -20,6 +20,8 @@ from served_control import command, control_of, served
 from qmpballoon.agent import control as control_module
 from qmpballoon.agent.control import ControlSocket
 from qmpballoon.agent.feed import Feed
+from qmpballoon.cli import watch
+from qmpballoon.cli.vms import choose
 from qmpballoon.control import ControlClient, connected_to, find_agents
 from qmpballoon.errors import ConnectionLost, RequestRefused, Unreachable
 from qmpballoon.model.records import Event, utc_now
@@ -274,6 +276,27 @@ async def test_status_and_set_go_through_the_agent(
         assert harness.record("b").target is None
         assert await command("set", control, "aa", "200MiB") == 3
         assert "did you mean a?" in capsys.readouterr().err
+
+
+async def test_watch_names_the_agent_that_was_started_again(
+    harness: AgentHarness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = ""
+
+    def says(text: str) -> bool:
+        nonlocal printed
+        printed += capsys.readouterr().out
+        return text in printed
+
+    async with served(harness, pid=1001) as path:
+        vms = (await choose(["a"], str(path))).vms
+        watching = asyncio.create_task(watch._watch_all(vms, 1.0, as_json=False))
+        await harness.until(lambda: says("through the agent edge-7 (pid 1001)"))
+    await harness.until(lambda: says("offline"))
+    async with served(harness, pid=1002):
+        await harness.until(lambda: says("through the agent edge-7 (pid 1002)"))
+    watching.cancel()
+    await asyncio.wait((watching,), timeout=PATIENCE_S)
 
 
 async def test_without_an_agent_at_the_named_place_the_verb_says_so(

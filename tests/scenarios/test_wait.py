@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import PATIENCE_S, AgentHarness, Qemus
+from agent_harness import PATIENCE_S, AgentHarness, Qemus, running_agent
 from served_control import command, served
 
 from qmpballoon.cli import wait as wait_module
 from qmpballoon.cli.vms import Choice, choose
+from qmpballoon.errors import Unreachable
+from qmpballoon.protocol.requests import Request
 from qmpballoon.units import MIB
 
 Capture = pytest.CaptureFixture[str]
@@ -113,3 +117,61 @@ async def test_a_name_that_is_not_known_in_time_is_exit_3(harness: AgentHarness,
     async with served(harness) as path:
         assert await command("wait", f"--control={path}", "aa", "ready", "--timeout", "0.1") == 3
     assert "did you mean a?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "condition"), [("a", "actual<=160MiB"), ("{}/a.qmp", "reached")])
+async def test_an_agent_that_restarts_is_waited_for_and_its_monitor_is_left_alone(
+    harness: AgentHarness, monkeypatch: pytest.MonkeyPatch, capsys: Capture, word: str, condition: str
+) -> None:
+    looks, opened = agents_at(harness.directory, monkeypatch), []
+
+    def connect(path: str, **_: object) -> None:
+        opened.append(path)
+        raise Unreachable(path)
+
+    handle, asked = harness.service.handle, asyncio.Event()
+
+    async def noted(request: Request) -> object:
+        asked.set()
+        return await handle(request)
+
+    monkeypatch.setattr(wait_module, "connect", connect)
+    monkeypatch.setattr(harness.service, "handle", noted)
+    async with served(harness):
+        waiting = asyncio.create_task(command("wait", word.format(harness.directory), condition))
+        await harness.until(asked.is_set)
+    looked = looks()
+    await harness.until(lambda: looks() > looked + 2)
+    async with served(harness):
+        await harness.ask("a", "set-target", target="160MiB")
+        assert await waiting == 0
+    assert opened == []
+    assert "(through the agent edge-7)" in capsys.readouterr().out
+
+
+async def test_a_monitor_is_left_to_an_agent_that_comes_later(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    looks = agents_at(sockets_dir, monkeypatch)
+    qemu = await qemus.start("b")
+    waiting = asyncio.create_task(command("wait", f"{sockets_dir}/b.qmp", "actual<=160MiB"))
+    async with running_agent(sockets_dir / "none", monkeypatch) as none:
+        await none.until(lambda: qemu.guest.polling_interval_s and looks() > 1)
+    async with running_agent(sockets_dir, monkeypatch) as harness, served(harness):
+        await harness.until_health("b", "ok")
+        await harness.ask("b", "set-target", target="160MiB")
+        assert await waiting == 0
+    assert "(through the agent edge-7)" in capsys.readouterr().out
+
+
+def agents_at(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Let the commands find an agent in this directory alone; return how often one has looked."""
+    monkeypatch.delenv("QMPBALLOON_CONTROL")  # set for all tests: they ask no agent of this machine
+    looks: list[str] = []
+
+    def candidates() -> list[str]:
+        looks.append(f"{directory}/agent.sock")
+        return looks[-1:]
+
+    monkeypatch.setattr("qmpballoon.control._candidates", candidates)
+    return lambda: len(looks)

@@ -90,8 +90,8 @@ class ConnectionLog:
             self._taken_logged_at_s = now_s
             log_event(
                 "client-id-taken",
-                "connections end right after they began; does a second agent use this client id? "
-                "Give each its own",
+                "connections end right after they began; does a second agent use this client id? Give each "
+                "machine its own [agent] host (--host): two agents of one host publish on the same topics",
                 level=logging.ERROR,
                 url=broker,
                 client_id=self._login.client_id,

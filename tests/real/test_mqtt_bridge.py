@@ -425,6 +425,7 @@ async def test_a_second_agent_with_the_same_client_id_is_reported(
         )
         assert len(set(logged(caplog, "client-id-taken"))) == 1
     assert "client_id=qmpballoon-edge-7" in logged(caplog, "client-id-taken")[0]
+    assert "[agent] host" in logged(caplog, "client-id-taken")[0]
 
 
 async def test_an_offline_that_arrives_late_is_corrected(mosquitto: LabBroker) -> None:

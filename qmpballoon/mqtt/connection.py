@@ -456,11 +456,5 @@ class Connection:
         self._confirmed(sent.publication, reason_code.value)
 
 
-def reason_code(error: aiomqtt.MqttError) -> int | None:
-    """Return the reason code of an error, None if it has none."""
-    code = error.rc if isinstance(error, MqttCodeError) else None
-    return int(code.value) if isinstance(code, ReasonCode) else code
-
-
 def _succeeded(future: asyncio.Future[None]) -> bool:
     return not future.cancelled() and future.exception() is None

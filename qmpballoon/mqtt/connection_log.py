@@ -16,10 +16,11 @@ import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
 from qmpballoon.log import log_event
-from qmpballoon.mqtt.connection import Broker, Login, reason_code
+from qmpballoon.mqtt.connection import Broker, Login
 from qmpballoon.mqtt.limits import NOT_AUTHORIZED, SESSION_TAKEN_OVER, UNSPECIFIED, Limits
 from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.mqtt.packets import Loss
+from qmpballoon.mqtt.refusals import reason, reason_code
 from qmpballoon.mqtt.topics import Topics
 
 STEADY_S: Final = 10.0  # a connection that lasted so long was stable
@@ -54,10 +55,11 @@ class ConnectionLog:
         if (word, broker) in self._logged:
             return
         self._logged.add((word, broker))
+        why = reason(error, self._login.username)
         if refused:
-            log_event(word, str(error), level=logging.ERROR, url=broker, **{"as": self._user()})
+            log_event(word, why, level=logging.ERROR, url=broker, **{"as": self._user()})
         else:
-            log_event(word, str(error), level=logging.WARNING, url=broker)
+            log_event(word, why, level=logging.WARNING, url=broker)
 
     def lost(self, broker: Broker, error: aiomqtt.MqttError, held_s: float, *, is_idle: bool) -> None:
         """Log that a connection ended after ``held_s``, and whether a second agent may be the cause.

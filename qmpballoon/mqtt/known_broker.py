@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
-from qmpballoon.mqtt.connection import Broker, ClosedEarly, reason_code
+from qmpballoon.mqtt.connection import Broker, ClosedEarly
 from qmpballoon.mqtt.guesses import Guesses
 from qmpballoon.mqtt.limits import REFUSED_CREDENTIALS
+from qmpballoon.mqtt.refusals import reason_code
 from qmpballoon.mqtt.versions import Protocol, Versions
 from qmpballoon.mqtt.window import Sent
 

@@ -15,6 +15,7 @@ from qmpballoon.mqtt.commands import Message
 from qmpballoon.mqtt.connection import Broker, Connection, Login
 from qmpballoon.mqtt.outbox import Publication
 from qmpballoon.mqtt.packets import Packet
+from qmpballoon.mqtt.refusals import reason
 from qmpballoon.mqtt.subscribing import subscribe_in_time
 from qmpballoon.mqtt.versions import ANSWERS_5_WITHIN_S, may_refuse_5
 
@@ -64,7 +65,7 @@ class Link:
                 try:
                     await _opened(connection, timeout_s)
                 except aiomqtt.MqttError as error:
-                    reason = error
+                    why = reason(error, login.username)
                     if not (mqtt5 and may_refuse_5(error)):
                         break
                 else:
@@ -83,7 +84,7 @@ class Link:
                             versions=ONLY_311,
                         )
                     return
-            reasons.append(f"{broker}: {reason}")
+            reasons.append(f"{broker}: {why}")
         raise Unreachable(f"cannot reach the broker {'; '.join(reasons)}")
 
     async def close(self) -> None:

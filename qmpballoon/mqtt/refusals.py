@@ -5,13 +5,30 @@ The sentences name keys of the configuration file, which are also the names of t
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Final
+
+import aiomqtt
+from aiomqtt.exceptions import MqttCodeError, MqttConnectError
+from paho.mqtt.reasoncodes import ReasonCode
 
 _UNKNOWN_ISSUER: Final = frozenset({18, 19, 20, 21})  # X509_V_ERR_*: self-signed, or no issuer is known
 _NOT_YET_VALID: Final = 9
 _EXPIRED: Final = 10
 _OTHER_NAME: Final = frozenset({62, 64})  # of a host, an IP address
+_LOGIN: Final = {  # of a CONNACK: MQTT 3.1.1 table 3.1, MQTT 5 section 3.2.2.2
+    4: "bad user name or password",
+    5: "not authorized",
+    134: "bad user name or password",
+    135: "not authorized",
+}
+_REFUSED: Final = {  # of a CONNACK of MQTT 3.1.1; aiomqtt has other words for these numbers
+    1: "it refuses this version of MQTT",
+    2: "it refuses the client id",
+    3: "its service is not available",
+}
+_CODE: Final = re.compile(r"^\[(code:|Errno )\d+\] ")
 
 
 def handshake_refused(error: OSError, host: str, ca_file: str | None) -> str:
@@ -52,3 +69,19 @@ def no_websocket(error: Exception) -> str:
     """Return why a broker did not accept a websocket. Its path may hold a secret and is not repeated."""
     reason = str(error).removeprefix("WebSocket ") or "no answer"
     return f"no websocket ({reason}): are the port and the path those of its websockets?"
+
+
+def reason(error: aiomqtt.MqttError, username: str | None) -> str:
+    """Return why there is no connection to a broker, and what to check where it refuses a login."""
+    code = reason_code(error) if isinstance(error, MqttConnectError) else None
+    if code not in _LOGIN:
+        return _REFUSED.get(code or 0) or _CODE.sub("", str(error))
+    if username is None:
+        return f"it refuses a client without a user name ({_LOGIN[code]}): set username and password_file"
+    return f"it refuses user {username} ({_LOGIN[code]}): check username and password_file"
+
+
+def reason_code(error: aiomqtt.MqttError) -> int | None:
+    """Return the reason code of an error, None if it has none."""
+    code = error.rc if isinstance(error, MqttCodeError) else None
+    return int(code.value) if isinstance(code, ReasonCode) else code

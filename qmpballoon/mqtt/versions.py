@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 import aiomqtt
 from aiomqtt.exceptions import MqttCodeError
 
-from qmpballoon.mqtt.connection import NoConnack, reason_code
+from qmpballoon.mqtt.connection import NoConnack
 from qmpballoon.mqtt.guesses import KEPT_S
 from qmpballoon.mqtt.limits import (
     CLIENT_ID_NOT_VALID,
@@ -24,6 +24,7 @@ from qmpballoon.mqtt.limits import (
     UNSPECIFIED,
     UNSUPPORTED_PROTOCOL,
 )
+from qmpballoon.mqtt.refusals import reason_code
 
 Protocol: TypeAlias = Literal["auto", "5", "3.1.1"]
 

@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import json
 import os
+import signal
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -393,3 +395,32 @@ async def test_text_that_is_no_socket_path_is_refused_with_a_hint(
     assert await command(*verb, typed) == 2
     error = capsys.readouterr().err
     assert reason in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "typed", [("watch", "{}"), ("wait", "{}", "actual<1MiB"), ("set", "{}", "40MiB", "--force", "--wait")]
+)
+async def test_a_signal_ends_a_verb_that_restores_the_polling_interval(
+    sockets_dir: Path, number: signal.Signals, typed: tuple[str, ...]
+) -> None:
+    async with a_qemu(sockets_dir, guest=GuestSpec(behaviour=Behaviour.STUCK)) as qemu:
+        running = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "qmpballoon"),
+            *(word.format(qemu.path) for word in typed),
+            "--control=",
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while not qemu.guest.polling_interval_s:
+                    await asyncio.sleep(0.01)
+                running.send_signal(number)
+                _, err = await running.communicate()
+        finally:
+            if running.returncode is None:
+                running.kill()
+                await running.wait()
+        assert (running.returncode, err) == (128 + number, b"")
+        assert qemu.guest.polling_interval_s == 0

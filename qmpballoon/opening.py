@@ -68,6 +68,8 @@ async def open_session(
             if has_ended and isinstance(error, Unreachable):
                 raise _ended(path, process) from error
             if time.monotonic() >= deadline_s:
+                if isinstance(error, MonitorBusy) and (pid := await _stopped_qemu(table)) is not None:
+                    raise _stopped(path, pid) from error  # the backlog is full of what others gave up
                 raise
         await asyncio.sleep(POLL_S)
     same = _duplicate(monitor.connection)  # open until it is known why no greeting came
@@ -119,15 +121,20 @@ async def _opened(path: str, table: SocketTable, deadline_s: float) -> OpenMonit
             raise MonitorBusy(f"{path}: {HELD_HINT}")
         return await open_tcp_monitor(path, timeout_s=max(POLL_S, deadline_s - time.monotonic()))
     if (table.accepted or not table.listening) and holders_of(path):
-        qemu = await asyncio.to_thread(processes_with, {int(inode) for inode in table.listening})
-        if qemu and is_stopped(qemu[0].pid):
-            raise _stopped(path, qemu[0].pid)
+        if (pid := await _stopped_qemu(table)) is not None:
+            raise _stopped(path, pid)
         raise MonitorBusy(f"{path}: {HELD_HINT}")
     return open_monitor(path)
 
 
+async def _stopped_qemu(table: SocketTable) -> int | None:
+    """Return the pid of the process that listens, if it is stopped and the kernel tells this process."""
+    qemu = await asyncio.to_thread(processes_with, {int(inode) for inode in table.listening})
+    return qemu[0].pid if qemu and is_stopped(qemu[0].pid) else None
+
+
 def _stopped(path: str, pid: int) -> Unreachable:
-    stopped = Unreachable(f"{path}: QEMU (pid {pid}) is stopped; continue it: kill -CONT")
+    stopped = Unreachable(f"{path}: QEMU (pid {pid}) is stopped; continue it: kill -CONT {pid}")
     stopped.stopped_pid = pid
     return stopped
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from qmpballoon import terminal
 from qmpballoon.cli.arguments import seconds
-from qmpballoon.cli.program import DONE, FAILED, INTERRUPTED
+from qmpballoon.cli.program import DONE, FAILED
 
 EXAMPLES: Final = """\
 examples:
@@ -43,8 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         asyncio.run(run_demo(arguments.stay_s))
-    except asyncio.CancelledError:  # SIGTERM
-        return INTERRUPTED
     except LabError as error:
         terminal.print_error(str(error))
         return FAILED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -11,9 +12,11 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import groupby
 from typing import Any, Final, NoReturn, Protocol, cast
 
+from qmpballoon.cli.signals import Ended, ended_as_by_ctrl_c
 from qmpballoon.descriptors import open_standard
 from qmpballoon.errors import (
     AnotherAgentRuns,
@@ -38,6 +41,8 @@ WRONG_USAGE: Final = 2  # or a wrong configuration, or another agent of this nam
 CANNOT_REACH: Final = 3
 NOT_IN_TIME: Final = 4
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+_SIGNALLED: Final = 128
+_CANNOT_WRITE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _CODES: Final = {  # of an agent's answers
     "malformed": WRONG_USAGE,
@@ -85,7 +90,7 @@ Sizes are 512MiB, 1.5GiB, 500MB (1000s), 50% (of the VM's size) or bytes.
 exit codes:
   0 done    1 failed    3 cannot reach the VM or the broker
   2 wrong usage or configuration, or another agent of this name runs
-  4 not reached in time    130 interrupted
+  4 not reached in time    130 interrupted    143 ended by SIGTERM
 
 shell completion:
   qmpballoon --print-completion bash \\
@@ -108,18 +113,16 @@ class Verb(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (None: that of this process) and return its exit code."""
     typed = sys.argv[1:] if argv is None else list(argv)
-    open_standard()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of VMs may have any characters
     try:
+        open_standard()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of VMs may have any characters
         code = _run(typed)
         sys.stdout.flush()
-    except BrokenPipeError:
-        return _stdout_closed()
-    except BaseExceptionGroup as group:
-        if group.split(BrokenPipeError)[1] is not None:
-            raise
-        return _stdout_closed()
+    except (OSError, BaseExceptionGroup) as error:
+        return _output_failed(error)
+    except Ended as ended:
+        return _SIGNALLED + ended.number
     except KeyboardInterrupt:
         return INTERRUPTED
     return code
@@ -158,8 +161,11 @@ def _run(typed: list[str]) -> int:
     except SystemExit as ended:  # raised by argparse after --help or an error
         sys.stdout.flush()
         return ended.code if isinstance(ended.code, int) else FAILED
+    has_its_own = arguments.verb == "agent"
+    signals: AbstractContextManager[None] = nullcontext() if has_its_own else ended_as_by_ctrl_c()
     try:
-        return _module(arguments.verb).run(arguments)
+        with signals:
+            return _module(arguments.verb).run(arguments)
     except ConfigurationError as error:
         print_error("\n".join(clean(line) for line in error.lines))
         return exit_code(error)
@@ -225,6 +231,10 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **more)
         self._negative_number_matcher = _NEGATIVE
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help, and do not ignore that it cannot be written, as argparse does."""
+        (file or sys.stderr).write(message)
+
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required: VERB"):
             message = f"say what to do: {', '.join(_VERBS)}"
@@ -273,9 +283,33 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
                 yield from _actions(below)
 
 
-def _stdout_closed() -> int:
-    """Ignore that stdout was closed by its reader, even at the interpreter's last flush."""
+def _output_failed(error: OSError | BaseExceptionGroup) -> int:
+    """Return the exit code if nothing but the output failed: a reader that closed it is no error.
+
+    Raises:
+        OSError, BaseExceptionGroup: ``error``, if it is another one.
+    """
+    leaves = list(_leaves(error))
+    is_closed = all(isinstance(leaf, BrokenPipeError) for leaf in leaves)
+    if not is_closed and not all(_is_of_output(leaf) for leaf in leaves):
+        raise error
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
+    os.dup2(null, 1)  # for the interpreter's last flush
     os.close(null)
-    return DONE
+    if is_closed:
+        return DONE
+    with suppress(OSError):
+        print_error(f"cannot write the output: {getattr(leaves[0], 'strerror', '')}")
+    return FAILED
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
+
+
+def _is_of_output(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_WRITE

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +15,6 @@ from qmpballoon.addresses import name_from
 from qmpballoon.api import DangerousTarget, Vm
 from qmpballoon.cli.arguments import seconds, size
 from qmpballoon.cli.outcomes import error_object, print_outcomes
-from qmpballoon.cli.program import INTERRUPTED
 from qmpballoon.cli.set import steady_state
 from qmpballoon.cli.sockets import connected
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
@@ -110,9 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DangerousTarget)  # of what it held a moment later
             outcomes, problems = asyncio.run(_pulse_typed(arguments))
-    except (asyncio.CancelledError, KeyboardInterrupt):  # the former by SIGTERM
+    except KeyboardInterrupt:
         terminal.print_error("interrupted: what was taken is given back")
-        return INTERRUPTED
+        raise
     return print_outcomes(outcomes, problems, as_json=arguments.json)
 
 
@@ -123,34 +120,12 @@ async def _pulse_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Se
     async def line(elapsed_s: float) -> str:
         return f"{elapsed_s:.0f} s, taking from {pulsed} and giving back"
 
-    with _ended_by_sigterm():
-        async with terminal.progress(line), asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(
-                    _pulse(found, arguments.keep, arguments.timeout), name=f"pulse {found.path}"
-                )
-                for found in choice.vms
-            ]
+    async with terminal.progress(line), asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(_pulse(found, arguments.keep, arguments.timeout), name=f"pulse {found.path}")
+            for found in choice.vms
+        ]
     return [task.result() for task in tasks], choice.problems
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Cancel the current task on SIGTERM and SIGHUP, so that its VMs get their memory back."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    try:
-        for number in signals:
-            loop.add_signal_handler(number, task.cancel)
-    except (ValueError, RuntimeError):  # not in the main thread, where signals are for somebody else
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
 
 
 async def _pulse(found: Chosen, keep: Amount | None, timeout_s: float) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import re
 import signal
@@ -44,6 +45,7 @@ division (means), moves per VM and hour and of these reversals within 120 s, sec
 and decisions against the rules (below a floor, over a ceiling, shrunk on stale figures).
 """
 _PROGRESS_AFTER_S: Final = 1.0
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SEEDS: Final = (1, 2, 3)
 _LARGEST_SEED: Final = 2**31
 _NOT_IN_A_FILE_NAME: Final = re.compile(r"[^\w.-]")
@@ -186,19 +188,32 @@ def _played(jobs: Sequence[_Job]) -> list[Run]:
         return [run]
     done: dict[int, Run] = {}
     workers = min(len(jobs), os.cpu_count() or 1)
-    ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # this process handles ^C and ends the others
-    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=ignore_interrupts) as pool:
-        futures = {pool.submit(job): place for place, job in enumerate(jobs)}
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, initializer=_leave_signals_to_parent) as pool:
         try:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # until each process is set up
+            try:
+                futures = {pool.submit(job): place for place, job in enumerate(jobs)}
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             for future in as_completed(futures):
                 done[futures[future]] = future.result()
                 progress.show(f"{len(done)} of {len(jobs)} runs")
+        except BaseException:  # the end of the pool waits for the runs that its processes play
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+            raise
         finally:
-            # After ^C do not wait for the other runs. When all are done, wait: Python 3.11 may report a bad
-            # descriptor if it exits while the pool's thread ends.
-            pool.shutdown(wait=len(done) == len(jobs), cancel_futures=True)
             progress.show("")
     return [done[place] for place in range(len(jobs))]
+
+
+def _leave_signals_to_parent() -> None:
+    """Set up a process of the pool: Ctrl-C reaches it, too, and its parent ends it then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 class _Progress:

@@ -206,7 +206,7 @@ async def test_a_terminated_demo_ends_what_it_started(guest_image: object) -> No
         assert list_processes(str(directory))
         demo.send_signal(signal.SIGTERM)
         _, err = await demo.communicate()
-    assert (demo.returncode, errors_in(err)) == (130, [])
+    assert (demo.returncode, errors_in(err)) == (143, [])
     assert is_removed(directory)
 
 

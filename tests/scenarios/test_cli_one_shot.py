@@ -6,6 +6,9 @@ import asyncio
 import itertools
 import json
 import os
+import signal
+import socket
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -393,3 +396,64 @@ async def test_text_that_is_no_socket_path_is_refused_with_a_hint(
     assert await command(*verb, typed) == 2
     error = capsys.readouterr().err
     assert reason in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "typed", [("watch", "{}"), ("wait", "{}", "actual<1MiB"), ("set", "{}", "40MiB", "--force", "--wait")]
+)
+async def test_a_signal_ends_a_verb_that_restores_the_polling_interval(
+    sockets_dir: Path, number: signal.Signals, typed: tuple[str, ...]
+) -> None:
+    async with a_qemu(sockets_dir, guest=GuestSpec(behaviour=Behaviour.STUCK)) as qemu:
+        running = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "qmpballoon"),
+            *(word.format(qemu.path) for word in typed),
+            "--control=",
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while not qemu.guest.polling_interval_s:
+                    await asyncio.sleep(0.01)
+                running.send_signal(number)
+                _, err = await running.communicate()
+        finally:
+            if running.returncode is None:
+                running.kill()
+                await running.wait()
+        assert (running.returncode, err) == (128 + number, b"")
+        assert qemu.guest.polling_interval_s == 0
+
+
+async def test_a_stopped_qemu_is_told_from_a_monitor_that_is_held_when_its_backlog_is_full(
+    sockets_dir: Path, capsys: Capture
+) -> None:
+    path = str(sockets_dir / "web.qmp")
+    qemu = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "qmpballoon.sim.qemu", path), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert qemu.stdout is not None
+        async with asyncio.timeout(WAIT_S):
+            assert b"ready" in await qemu.stdout.readline()
+        qemu.send_signal(signal.SIGSTOP)
+        while is_connected_and_given_up(path):
+            pass
+        assert await command("status", path, "--timeout", "0.1", "--control=") == 3
+        assert (
+            f"QEMU (pid {qemu.pid}) is stopped; continue it: kill -CONT {qemu.pid}" in capsys.readouterr().out
+        )
+        assert await command("doctor", path, "--timeout", "0.1", "--control=", "--json") == 3
+        (vm,) = json.loads(capsys.readouterr().out)["vms"]
+        assert [finding["word"] for finding in vm["findings"]] == ["qemu-stopped"]
+    finally:
+        qemu.kill()
+        await qemu.wait()
+
+
+def is_connected_and_given_up(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as given_up:
+        given_up.setblocking(False)
+        return given_up.connect_ex(path) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -199,6 +200,42 @@ def test_a_closed_stdout_is_no_error() -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "typed", [("agent", "--print-default-config"), ("--help",), ("simulate", "--help"), ("why", "--help")]
+)
+def test_output_that_cannot_be_written_is_one_line_and_exit_1(typed: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "qmpballoon", *typed], stdout=full, stderr=subprocess.PIPE, timeout=30
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"qmpballoon: cannot write the output: No space left on device\n"
+
+
+def test_another_error_is_not_taken_for_one_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise ExceptionGroup("two", [OSError(errno.ENOSPC, "no space"), ValueError("another")])
+
+    monkeypatch.setattr("qmpballoon.cli.check_config.load", failing)
+    with pytest.raises(ExceptionGroup):
+        main(["check-config", "x.toml"])
+
+
+def test_an_interruption_while_the_program_is_loaded_prints_no_traceback() -> None:
+    interrupted = """
+import sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "qmpballoon.cli.program":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+from qmpballoon.cli import main
+sys.exit(main(["status"]))
+"""
+    done = subprocess.run([sys.executable, "-c", interrupted], capture_output=True, timeout=30)
+    assert (done.returncode, done.stderr) == (130, b"")
 
 
 def test_an_interruption_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:

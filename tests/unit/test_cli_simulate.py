@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +36,7 @@ KEYS = [
     "relief_p50_s",
     "relief_max_s",
 ]
+PATIENCE_S = 30.0
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -56,6 +62,29 @@ def test_the_json_has_one_entry_per_trace_and_policy(trace: str, capsys: pytest.
     assert fixed["oom_kills"] > 0
     assert qubes["oom_kills"] == 0
     assert qubes["lent_mib"] > fixed["lent_mib"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_the_processes_that_play(number: signal.Signals) -> None:
+    typed = [sys.executable, "-m", "qmpballoon", "simulate", "all"]
+    running = subprocess.Popen(typed, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        children = f"/proc/{running.pid}/task/{running.pid}/children"
+        ends_s = time.monotonic() + PATIENCE_S
+        while not (workers := Path(children).read_text().split()):
+            assert time.monotonic() < ends_s
+            time.sleep(0.01)
+        if number == signal.SIGINT:
+            os.killpg(running.pid, number)  # as a terminal does
+        else:
+            running.send_signal(number)
+        _, err = running.communicate(timeout=PATIENCE_S)
+        assert (running.returncode, err) == (128 + number, b"")
+        assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    finally:
+        if running.returncode is None:
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
 
 
 def test_a_built_in_trace_is_played_with_each_seed(capsys: pytest.CaptureFixture[str]) -> None:

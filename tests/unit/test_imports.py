@@ -76,8 +76,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "pytest_plugin": "",
     "top": ". rows columns history picture source listing dialogs details app",
     "cli": """
-        why_lines answer_lines arguments broker fish program outcomes sockets vms . agent check_config ctl
-        demo doctor forget simulate status set pulse wait watch why top_local top
+        why_lines answer_lines arguments broker fish signals program outcomes sockets vms . agent check_config
+        ctl demo doctor forget simulate status set pulse wait watch why top_local top
     """,
     "__main__": "",
 }

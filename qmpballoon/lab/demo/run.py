@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
@@ -41,15 +40,12 @@ _SAMPLE_EVERY_S: Final = 0.01  # between two samples of the second monitors whil
 async def run_demo(stay_s: float | None, *, played_s: float = PLAYED_S) -> None:
     """Run and print the steps; stay ``stay_s`` seconds after them (None: not at all).
 
-    The guests work for ``played_s`` under each policy. SIGTERM cancels it.
+    The guests work for ``played_s`` under each policy.
 
     Raises:
         LabError: a process does not start, or did not respond in time.
         BrokerGone: the connection to the broker is lost.
     """
-    demo = asyncio.current_task()
-    assert demo is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, demo.cancel)
     printer = Printer()
     print("qmpballoon demo: real guests, a real broker and the agent; all are stopped at the end")
     async with Testbed() as testbed:

@@ -51,6 +51,7 @@ class _Published:
 
     observed: int | None = None  # the last target that observe would have sent
     refuted: bool = False  # RSS refutes what the guest reports to hold
+    refused: str | None = None  # why its manual target is not allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,14 +378,20 @@ class Governor:
         target = vm.spec.manual_target
         if vm.facts.mode != "manual":
             return
-        if target is None or target == vm.run.target:
+        if target is None or status.health not in _FIT_FOR_A_TARGET:
             return
-        if status.health not in _FIT_FOR_A_TARGET:
-            return
+        published = self._published.setdefault(vm.id, _Published())
         try:
-            self._send(vm, checked_target(status, target), "manual", sends)
+            checked_target(status, target)
         except (OutOfRange, ConnectionLost) as error:
-            log_event("manual-target-refused", str(error), level=logging.WARNING, vm=vm.id)
+            if published.refused != str(error):
+                published.refused = str(error)
+                stays = "; the guest keeps it" if target == run.target else ""
+                log_event("manual-target-refused", f"{error}{stays}", level=logging.WARNING, vm=vm.id)
+            return
+        published.refused = None
+        if target != run.target:
+            self._send(vm, target, "manual", sends)
 
     def release_all(self) -> dict[ManagedVm, int]:
         """Return how far each automatic VM may grow within the host's reserve, for a clean stop."""

@@ -51,7 +51,7 @@ class Trouble:
         if why == "busy":
             self._say("monitor-busy", HELD_HINT, vm=self._vm_id())
         elif self.problem is None and pid is not None and is_stopped(pid):
-            problem = f"QEMU (pid {pid}) is stopped; continue it: kill -CONT"
+            problem = f"QEMU (pid {pid}) is stopped; continue it: kill -CONT {pid}"
             self._say("qemu-stopped", problem, vm=self._vm_id())
 
     def is_no_monitor(self, problem: str) -> None:

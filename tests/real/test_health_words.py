@@ -207,7 +207,7 @@ async def test_a_monitor_that_was_never_free_is_logged_once_and_listed(
 
     wanted = {
         str(held.socket): "another client holds this monitor",
-        str(stopped.socket): f"QEMU (pid {stopped.pid}) is stopped; continue it: kill -CONT",
+        str(stopped.socket): (f"QEMU (pid {stopped.pid}) is stopped; continue it: kill -CONT {stopped.pid}"),
     }
     await until(lambda: reasons() == wanted, what="both are listed")
     stopped.cont()

@@ -109,6 +109,23 @@ async def test_a_manual_target_that_its_limits_no_longer_allow_is_not_sent(
         assert harness.store.kept(VmId("a")).target == 200 * MIB
 
 
+async def test_a_manual_target_above_a_ceiling_that_was_lowered_stays_and_is_told_once(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    qemu = await qemus.start("a")
+    async with running_agent(sockets_dir, monkeypatch, governed=True, policy=MANUAL) as harness:
+        await harness.until_health("a", "ok")
+        await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
+        lower = (VmMatch(name="a", settings=(("ceiling", parse_amount("150MiB")),)),)
+        harness.reconfigure(replace(harness.configuration, matches=lower))
+        await harness.until(lambda: "manual-target-refused" in caplog.text)
+        await some_time_later(harness)
+        (line,) = (line for line in caplog.text.splitlines() if "manual-target-refused" in line)
+        assert line.endswith("and ceiling 150 MiB; the guest keeps it")
+        assert (qemu.guest.target, harness.record("a").target) == (200 * MIB, 200 * MIB)
+        await harness.ask("a", "set-target", target=140 * MIB, wait_s=PATIENCE_S)
+
+
 @pytest.mark.parametrize(("mode", "released"), [("auto", ["a"]), ("manual", []), ("observe", [])])
 async def test_only_automatic_vms_are_released_and_none_of_a_host_that_observes(
     mode: str, released: list[str], qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch

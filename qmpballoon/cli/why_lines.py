@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -62,7 +63,8 @@ def _in_force(why: Mapping[str, object]) -> str:
     known = WORDS.get(word)
     if known is None:
         return f"{word}{since}"
-    advice = "" if known.do.startswith(_NOTHING) else f" {known.do}"
+    command = f"set {shlex.quote(str(why.get('name')))} auto"
+    advice = "" if known.do.startswith(_NOTHING) else f" {known.do.replace('set VM auto', command)}"
     return f"{word}{since}: {known.means}{advice}"
 
 

@@ -51,6 +51,8 @@ def _decision(decision: Mapping[str, object]) -> str:
     if outcome == "observed":
         did = "would have grown" if did == "grew" else "would have shrunk"
     move = f"{did} {format_size(actual)} -> {format_size(to)} ({why})"
+    if format_size(actual) == format_size(to):
+        move = f"{'would be kept' if outcome == 'observed' else 'kept'} at {format_size(to)} ({why})"
     failed = "; QEMU did not take the target" if outcome == "failed" else ""
     return f"{move}: {'; '.join((sentence(why, figures, to), *circumstances(figures)))}{failed}"
 

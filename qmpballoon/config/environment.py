@@ -190,6 +190,8 @@ def unusable_directory(path: str) -> StateUnusable | None:
 
 def refused_path(typed: str, *, allow_remote: bool = False) -> str | None:
     """Return why a typed text is no socket, no glob and no address; None if it may be one."""
+    if not typed:
+        return "is empty: name a socket"
     if not is_file(typed):
         return refused_address(typed, allow_remote=allow_remote)
     if os.path.isdir(typed):

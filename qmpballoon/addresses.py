@@ -15,6 +15,7 @@ _OTHER: Final = re.compile(
     r"(?:telnet|websocket|vsock|fd|udp):.*|(?:\[[0-9A-Fa-f:]*\]|[A-Za-z0-9.-]*):[0-9]{1,5}(?:,.*)?"
 )
 _MORE: Final = "give QEMU a unix socket as well: -qmp unix:/run/qmpballoon/NAME.qmp,server=on,wait=off"
+_PERMIT: Final = "--allow-remote, or allow_remote = true below [discovery],"
 _PREFIX: Final = "tcp:"
 _ABSTRACT: Final = re.compile(r"@[^\0,*?\[\]]+")
 
@@ -71,11 +72,11 @@ def tcp_address(text: str) -> TcpAddress:
     return TcpAddress(found["six"] or found["name"], port)
 
 
-def refused_address(text: str, *, allow_remote: bool = False) -> str | None:
+def refused_address(text: str, *, allow_remote: bool = False, permit: str = _PERMIT) -> str | None:
     """Return why a typed text is neither a path nor an address of a monitor; None if it may be one.
 
     Without ``allow_remote`` an address of TCP has to be of this machine: a monitor has no password and no
-    encryption, and who reaches it controls the VM.
+    encryption, and who reaches it controls the VM. ``permit`` says how to set it.
     """
     if is_tcp(text):
         try:
@@ -85,8 +86,8 @@ def refused_address(text: str, *, allow_remote: bool = False) -> str | None:
         if allow_remote or address.is_loopback:
             return None
         return (
-            f"{text[:200]} is not this machine, and a monitor has no password: --allow-remote, or "
-            "allow_remote = true below [discovery], permits it; ssh -L does without"
+            f"{text[:200]} is not this machine, and a monitor has no password: {permit} permits it; "
+            "ssh -L does without"
         )
     if text.startswith("unix:"):
         return f"must be the path alone: {text[5:].partition(',')[0][:200]}"

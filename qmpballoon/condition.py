@@ -85,6 +85,8 @@ def parse_condition(text: str) -> Condition:
     if typed in WORDS:
         return Condition(typed)
     found = _COMPARISON.fullmatch(typed)
+    if typed in FIGURES:
+        raise InvalidCondition(f"{typed} is a figure: compare it with a size, such as '{typed}>200MiB'")
     if found is None:
         meant = did_you_mean(typed, (*WORDS, *FIGURES))
         raise InvalidCondition(

@@ -28,6 +28,7 @@ from qmpballoon.qmp.purpose import purpose_of
 from qmpballoon.qmp.tcp import HELD_OR_HANGS, is_tcp_held, open_tcp_monitor
 
 POLL_S: Final = 0.05
+_PERMIT: Final = "allow_remote=True"  # to the function: verbs have checked what was typed before
 _MONITOR: Final = "give QEMU a monitor: -qmp unix:PATH,server=on,wait=off"
 _SILENT: Final = (
     "a QMP monitor greets at once, so this is another socket, such as that of a guest agent, a serial "
@@ -55,7 +56,10 @@ async def open_session(
         MonitorBusy: another client holds the monitor.
         ConnectionLost: the peer does not speak QMP.
     """
-    if not is_file(path) and (refused := refused_address(path, allow_remote=allow_remote)) is not None:
+    if (
+        not is_file(path)
+        and (refused := refused_address(path, allow_remote=allow_remote, permit=_PERMIT)) is not None
+    ):
         raise Unreachable(f"{path}: {refused}")
     deadline_s = time.monotonic() + timeout_s
     while True:
@@ -85,18 +89,19 @@ async def open_session(
             raise _ended(path, process) from error
         raise
     except MonitorBusy:
+        waited_s = f"{round(timeout_s, 2):g}"
         if is_tcp(path):
-            raise MonitorBusy(f"{path}: no greeting within {timeout_s:g} s: {HELD_OR_HANGS}") from None
+            raise MonitorBusy(f"{path}: no greeting within {waited_s} s: {HELD_OR_HANGS}") from None
         if monitor.pid is not None and is_stopped(monitor.pid):
             raise _stopped(path, monitor.pid) from None
         if same is not None and was_accepted(same):
             purpose = None if monitor.pid is None else purpose_of(monitor.pid, path)
             what = _SILENT if purpose is None else f"this is {purpose}, not a QMP monitor"
             raise Unreachable(
-                f"{path}: accepted, and no greeting within {timeout_s:g} s: {what}; {_MONITOR}"
+                f"{path}: accepted, and no greeting within {waited_s} s: {what}; {_MONITOR}"
             ) from None
         if table.listening and not table.accepted:
-            raise Unreachable(f"{path}: connected, but QEMU did not greet within {timeout_s:g} s") from None
+            raise Unreachable(f"{path}: connected, but QEMU did not greet within {waited_s} s") from None
         raise
     finally:
         if same is not None:

@@ -38,7 +38,7 @@ from qmpballoon.protocol.verbs import (
     Why,
     arguments_of,
 )
-from qmpballoon.units import Amount, parse_size, round_up_to_page
+from qmpballoon.units import Amount, format_size, parse_size, round_up_to_page
 
 HELD_FOR_S: Final = 300.0
 LAST_DECISIONS: Final = 10
@@ -190,7 +190,8 @@ class Service:
         for key, amount in (("floor", asked.floor), ("ceiling", asked.ceiling)):
             if isinstance(amount, Amount) and not lowest <= amount.of(size) <= highest:
                 raise OutOfRange(
-                    f"{key} {amount} is outside what the file allows: {lowest} to {highest} bytes"
+                    f"{key} {amount} is outside what the file allows: "
+                    f"{format_size(lowest)} to {format_size(highest)}"
                 )
         changes = _changes(asked)
         floor, ceiling = (
@@ -198,7 +199,9 @@ class Service:
             for key, otherwise in (("floor", lowest), ("ceiling", highest))
         )
         if floor > ceiling:
-            raise OutOfRange(f"the floor {floor} would be above the ceiling {ceiling}")
+            raise OutOfRange(
+                f"the floor {format_size(floor)} would be above the ceiling {format_size(ceiling)}"
+            )
         vm.spec.set_limits(**changes)
         vm.touch()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import glob
+import os
 from functools import partial
 from typing import Final
 
@@ -20,6 +21,7 @@ from qmpballoon.config import (
     defaults,
     load,
     override,
+    refused_path,
 )
 from qmpballoon.errors import ConfigurationError, Problem
 
@@ -55,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--vm",
+        action="append",
         metavar="SOCKET",
         help="serve this QEMU alone and end with it; no state is kept unless --state-dir is given",
     )
@@ -123,12 +126,18 @@ def configured(arguments: argparse.Namespace) -> Configuration:
         ConfigurationError: the file or an option is invalid; has all problems.
     """
     sockets, state_dir = arguments.sockets, arguments.state_dir
+    refused = [refused_path(each, allow_remote=True) for each in (*sockets, *(arguments.vm or ()))]
+    problems = [Problem(None, "SOCKET", why) for why in refused if why is not None]
     if arguments.vm is not None:
-        if sockets:
-            problem = Problem(None, "--vm", "is the agent of one VM: name no other sockets")
-            raise ConfigurationError(COMMAND_LINE, [problem])
-        sockets = [glob.escape(arguments.vm) if is_file(arguments.vm) else arguments.vm]
+        if sockets or len(arguments.vm) > 1:
+            problems.append(Problem(None, "--vm", "is the agent of one VM: name no other sockets"))
+        (vm, *_) = arguments.vm
+        if is_file(vm) and glob.has_magic(vm) and not os.path.lexists(vm):
+            problems.append(Problem(None, "--vm", f"takes the socket of one VM, and no glob: {vm}"))
+        sockets = [glob.escape(vm) if is_file(vm) else vm]
         state_dir = state_dir or ""
+    if problems:
+        raise ConfigurationError(COMMAND_LINE, problems)
     configuration = load(arguments.config) if arguments.config else defaults()
     return override(
         configuration,

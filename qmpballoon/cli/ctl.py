@@ -123,6 +123,11 @@ def read_question(verb: str, scope: Scope, words: Sequence[str]) -> Question:
         if name in given:
             raise RequestRefused("malformed", f"{name} is given twice")
         given[name] = _value(typed)
+    if kind is None and any(verb in verbs for verbs in VERBS.values()):
+        of, name = (
+            ("a VM, not of the host", "HOST/VM") if scope == "host" else ("the host, not of a VM", "HOST")
+        )
+        raise RequestRefused("unknown-verb", f"{verb} is asked of {of}: name it as {name}")
     read_asked(verb, scope, Content(arguments=given))
     return Question(verb, given)
 

@@ -148,4 +148,6 @@ def _name(text: str) -> tuple[str, str | None]:
     host, slash, vm = text.partition("/")
     if not host or (slash and not vm):
         raise argparse.ArgumentTypeError(f"{text!r} is neither HOST nor HOST/VM")
+    if any(character in text for character in "*?["):
+        raise argparse.ArgumentTypeError(f"{text!r} is a glob: name one host, or one of its VMs")
     return safe_name(host), safe_name(vm) if slash else None

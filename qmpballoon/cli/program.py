@@ -157,7 +157,10 @@ def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
 def _run(typed: list[str]) -> int:
     verb = next((word for word in typed if not word.startswith("-")), None)
     try:
-        arguments = _parser(with_arguments=(verb,) if verb in _VERBS else ()).parse_args(typed)
+        parser = _parser(with_arguments=(verb,) if verb in _VERBS else ())
+        arguments, unknown = parser.parse_known_args(typed)
+        if unknown:
+            verbs_of(parser)[arguments.verb].error(_unknown(unknown[0], verbs_of(parser)[arguments.verb]))
     except SystemExit as ended:  # raised by argparse after --help or an error
         sys.stdout.flush()
         return ended.code if isinstance(ended.code, int) else FAILED
@@ -172,6 +175,14 @@ def _run(typed: list[str]) -> int:
     except QmpBalloonError as error:
         print_error(clean(error))
         return exit_code(error)
+
+
+def _unknown(word: str, parser: argparse.ArgumentParser) -> str:
+    """Return what is wrong with a word that a verb does not take."""
+    if not word.startswith("-"):
+        return f"{word!r} is one word too many"
+    option = word.partition("=")[0]
+    return f"there is no option {option}{did_you_mean(option, parser._option_string_actions)}"
 
 
 def _module(verb: str) -> Verb:

@@ -1,9 +1,10 @@
-"""``set``: sets a balloon target; refuses one at which the guest may start to kill."""
+"""``set``: sets a balloon target, unless the guest may start to kill at it; ``auto`` ends manual mode."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,11 +19,14 @@ from qmpballoon.cli.outcomes import error_object, print_outcomes
 from qmpballoon.cli.sockets import connected
 from qmpballoon.cli.status import guest_as_json
 from qmpballoon.cli.vms import ARGUMENT_HELP, Chosen, add_control_argument, choose
+from qmpballoon.config import COMMAND_LINE
 from qmpballoon.control import ANSWER_S, ControlClient, connected_to
 from qmpballoon.errors import (
+    ConfigurationError,
     ConnectionLost,
     NotReached,
     OutOfRange,
+    Problem,
     QmpBalloonError,
     RequestRefused,
 )
@@ -37,6 +41,7 @@ examples:
   qmpballoon set web1 256MiB                            a running agent's VM
   qmpballoon set /run/qmpballoon/web1.qmp 50% --wait    return when it is there
   qmpballoon set '/run/qmpballoon/test-*.qmp' 100% --wait=60
+  qmpballoon set web1 auto                              the policy decides
 
 SIZE is what the guest keeps: 512MiB, 1.5GiB, 500MB (1000s), 50% of the VM's size, or bytes.
 To shrink below what the guest holds (its actual minus what it has available) plus 24 MiB causes
@@ -44,7 +49,7 @@ swap, stalls or kills: that needs --force, as does shrinking a guest that sends 
 Growing is always allowed.
 
 A VM of a running agent is set through that agent: its mode is manual from then on, and its floor and
-ceiling apply.
+ceiling apply. With auto for SIZE its mode is auto again: the policy decides.
 """
 
 _CONNECT_S: Final = 5.0
@@ -76,6 +81,7 @@ class Outcome:
     took_s: float | None = None
     error: QmpBalloonError | None = None
     agent: str | None = None  # through which it was set
+    mode: str | None = None  # in force from then on; None without an agent
 
     def as_json(self) -> dict[str, object]:
         """Return the outcome as the printed object; sizes in bytes."""
@@ -94,14 +100,19 @@ class Outcome:
             "took_s": None if self.took_s is None else round(self.took_s, 3),
             "guest": guest_as_json(seen.guest if seen else None),
             "agent": self.agent,
+            "mode": self.mode,
             "error": error,
         }
 
     def as_line(self) -> str:
         """Return a successful outcome as a line of text."""
+        if self.target is None:
+            decides = "the policy decides" if self.mode == "auto" else f"the host's mode is {self.mode}"
+            return f"{self.name}: the mode is auto now: {decides} (through the agent {self.agent})"
         assert self.before is not None
         move = f"{self.name}: {format_size(self.before.actual)} -> {format_size(self.target)}"
-        through = f" (through the agent {self.agent}; the mode is manual now)" if self.agent else ""
+        back = f"qmpballoon set {shlex.quote(self.name)} auto ends it"
+        through = f" (through the agent {self.agent}; the mode is manual now, {back})" if self.agent else ""
         if self.after is None:
             return f"{move} asked for{through}"
         guest = self.after.guest
@@ -112,7 +123,9 @@ class Outcome:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("vm", metavar="VM_OR_SOCKET", help=ARGUMENT_HELP.partition(";")[0])
-    parser.add_argument("size", metavar="SIZE", type=size, help="what the guest keeps")
+    parser.add_argument(
+        "size", metavar="SIZE", type=_size_or_auto, help="what the guest keeps; auto: as the policy decides"
+    )
     parser.add_argument(
         "--wait",
         nargs="?",
@@ -128,6 +141,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return the exit code."""
+    if arguments.size is None and arguments.wait is not None:
+        reason = "waits until a size is reached: leave it out with auto"
+        raise ConfigurationError(COMMAND_LINE, [Problem(None, "--wait", reason)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DangerousTarget)  # what --force allows
         outcomes, problems = asyncio.run(_set_typed(arguments))
@@ -159,6 +175,11 @@ def check_target(state: VmState, target: int) -> None:
         )
 
 
+def _size_or_auto(text: str) -> Amount | None:
+    """Read a size; None for ``auto``, as on an agent's topic ``target/set``."""
+    return None if text.strip().lower() == "auto" else size(text)
+
+
 async def _set_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
     choice = await choose([arguments.vm], arguments.control, allow_remote=arguments.allow_remote)
     outcomes = await _set_all(choice.vms, arguments.size, arguments.wait, force=arguments.force)
@@ -166,7 +187,7 @@ async def _set_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequ
 
 
 async def _set_all(
-    vms: Sequence[Chosen], amount: Amount, wait_s: float | None, *, force: bool
+    vms: Sequence[Chosen], amount: Amount | None, wait_s: float | None, *, force: bool
 ) -> list[Outcome]:
     waiting: list[Vm] = []
 
@@ -176,6 +197,8 @@ async def _set_all(
 
     async def set_one(found: Chosen) -> Outcome:
         try:
+            if amount is None:
+                return await _give_to_policy(found)
             if found.through is not None:
                 return await _set_through_agent(found, amount, wait_s, force=force)
             async with connected(found.path, timeout_s=_CONNECT_S) as vm:
@@ -187,6 +210,24 @@ async def _set_all(
     async with terminal.progress(line), asyncio.TaskGroup() as group:
         tasks = [group.create_task(set_one(found), name=f"set {found.path}") for found in vms]
     return [task.result() for task in tasks]
+
+
+async def _give_to_policy(found: Chosen) -> Outcome:
+    if found.through is None:
+        raise Refused(
+            None,
+            "not set: no agent holds its monitor, and only an agent has a policy: qmpballoon agent",
+        )
+    agent, vm = found.through
+    async with connected_to(agent.path) as client:
+        await client.request("set-mode", vm.id, mode="auto")
+        try:
+            answer = await client.request("get", vm.id)
+        except RequestRefused:  # it does not answer at present
+            answer = None
+    vm_object = answer if isinstance(answer, dict) else {}
+    mode = str(vm_object.get("mode", "auto"))
+    return Outcome(vm.name, found.path, state_of(vm_object), agent=agent.host, mode=mode)
 
 
 async def _set_through_agent(found: Chosen, amount: Amount, wait_s: float | None, *, force: bool) -> Outcome:
@@ -209,6 +250,7 @@ async def _set_through_agent(found: Chosen, amount: Amount, wait_s: float | None
             )
         except (Refused, RequestRefused) as error:
             return replace(outcome, error=error)
+        outcome = replace(outcome, mode="manual")
         if wait_s is None:
             return outcome
         took_s = time.monotonic() - began_s

@@ -41,6 +41,7 @@ examples:
 
 ACTUAL is the part of SIZE that the guest has; the balloon holds the rest. AVAILABLE, FREE and CACHES
 are reported by the guest, AGE is their age, RSS the host memory that QEMU uses.
+HEALTH names the mode of a VM that its agent does not move as its policy decides: manual or observe.
 A monitor serves one client: a VM of a running agent is asked through that agent, and one that
 another program holds is busy.
 """
@@ -61,6 +62,7 @@ class Report:
     state: VmState | None = None
     rss: int | None = None
     error: QmpBalloonError | None = None
+    mode: str | None = None  # in force at its agent
 
     def as_json(self) -> dict[str, object]:
         """Return the report with the keys of the VM object that one query can fill."""
@@ -73,6 +75,7 @@ class Report:
             **state_as_json(state),
             "rss": self.rss,
             "health": self.health,
+            "mode": self.mode,
             "agent": self.found.agent and self.found.agent.host,
             "error": error_object(self.error),
         }
@@ -83,6 +86,8 @@ class Report:
         health = self.health
         if state and state.run_state not in ("running", health):
             health += f" ({terminal.clean(state.run_state)})"
+        if self.mode not in (None, "auto"):
+            health += f", {terminal.clean(self.mode)}"
         return (
             terminal.clean(self.name),
             format_size(state.size if state else None),
@@ -171,7 +176,7 @@ async def query_agent(found: Chosen, *, timeout_s: float) -> Report:
     except QmpBalloonError as error:
         return Report(found, vm.name, vm.health, error=error)
     vm_object = answer if isinstance(answer, Mapping) else {}
-    pid, qemu, rss = (vm_object.get(key) for key in ("pid", "qemu", "rss"))
+    pid, qemu, rss, mode = (vm_object.get(key) for key in ("pid", "qemu", "rss", "mode"))
     return Report(
         found,
         vm.name,
@@ -180,6 +185,7 @@ async def query_agent(found: Chosen, *, timeout_s: float) -> Report:
         qemu if isinstance(qemu, str) else None,
         state_of(vm_object),
         rss if isinstance(rss, int) else None,
+        mode=mode if isinstance(mode, str) else None,
     )
 
 

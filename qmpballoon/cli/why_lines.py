@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,8 @@ def _decision(decision: Mapping[str, object]) -> str:
     if outcome == "observed":
         did = "would have grown" if did == "grew" else "would have shrunk"
     move = f"{did} {format_size(actual)} -> {format_size(to)} ({why})"
+    if format_size(actual) == format_size(to):
+        move = f"{'would be kept' if outcome == 'observed' else 'kept'} at {format_size(to)} ({why})"
     failed = "; QEMU did not take the target" if outcome == "failed" else ""
     return f"{move}: {'; '.join((sentence(why, figures, to), *circumstances(figures)))}{failed}"
 
@@ -62,7 +65,8 @@ def _in_force(why: Mapping[str, object]) -> str:
     known = WORDS.get(word)
     if known is None:
         return f"{word}{since}"
-    advice = "" if known.do.startswith(_NOTHING) else f" {known.do}"
+    command = f"set {shlex.quote(str(why.get('name')))} auto"
+    advice = "" if known.do.startswith(_NOTHING) else f" {known.do.replace('set VM auto', command)}"
     return f"{word}{since}: {known.means}{advice}"
 
 

@@ -207,6 +207,8 @@ def check_is_ours(directory: str | os.PathLike[str]) -> None:
 
 def refused_path(typed: str, *, allow_remote: bool = False) -> str | None:
     """Return why a typed text is no socket, no glob and no address; None if it may be one."""
+    if not typed:
+        return "is empty: name a socket"
     if not is_file(typed):
         return refused_address(typed, allow_remote=allow_remote)
     if os.path.isdir(typed):

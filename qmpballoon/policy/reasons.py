@@ -98,14 +98,14 @@ WORDS: Final[Mapping[str, Word]] = {
     # guard: modes
     "manual": Word(
         "The VM is in manual mode, or its target was set in that mode.",
-        "Set its mode to auto to let the policy decide.",
+        "Let the policy decide again: qmpballoon set VM auto.",
     ),
     "pulse": Word(
         "A request takes what the guest can spare for a moment, and gives all of it back.", _NOTHING
     ),
     "observe": Word(
         "The VM is in observe mode: it is counted and not moved.",
-        "Set its mode to auto to let the policy decide.",
+        "Let the policy decide: qmpballoon set VM auto, where the host's mode is auto.",
     ),
     "on-exit": Word("The agent stops and grows the guest, as on_exit says.", _NOTHING),
     # peers

@@ -84,7 +84,7 @@ def open_monitor(path: str | os.PathLike[str]) -> OpenMonitor:
         raise MonitorBusy(f"{name}: {HELD_HINT}") from None
     except OSError as error:
         connection.close()
-        raise Unreachable(f"{name}: {_reason(error)}{_rights(name, error)}") from error
+        raise Unreachable(f"{name}: {_reason(error, name)}{_rights(name, error)}") from error
     return OpenMonitor(name, connection, pid or None, owner)
 
 
@@ -277,8 +277,10 @@ def _read_rows() -> _Rows:
     return rows
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError, path: str | None = None) -> str:
     match error:
+        case ConnectionRefusedError() if path is not None and _is_no_socket(path):
+            return "this is no socket"
         case FileNotFoundError():
             return "no such socket; is the VM running, with -qmp unix:PATH,server=on,wait=off?"
         case ConnectionRefusedError():
@@ -287,6 +289,13 @@ def _reason(error: OSError) -> str:
             return "no permission to open this socket; it belongs to the user that runs QEMU"
         case _:
             return error.strerror or str(error)
+
+
+def _is_no_socket(path: str) -> bool:
+    try:
+        return not is_abstract(path) and not stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:  # removed meanwhile
+        return False
 
 
 def _rights(path: str, error: OSError) -> str:

@@ -80,7 +80,7 @@ async def test_status_as_json_has_every_key_and_bytes(sockets_dir: Path, capsys:
     async with a_qemu(sockets_dir) as qemu:
         assert await command("status", "--json", str(qemu.path)) == 0
     (vm,) = json.loads(capsys.readouterr().out)
-    assert set(vm) == VM_KEYS | {"health", "agent", "error"}
+    assert set(vm) == VM_KEYS | {"health", "mode", "agent", "error"}
     assert (vm["name"], vm["socket"], vm["health"], vm["error"]) == ("web", str(qemu.path), "ok", None)
     assert (vm["pid"], vm["size"], vm["actual"], vm["balloon"]) == (os.getpid(), 256 * MIB, 256 * MIB, 0)
     assert vm["target"] is None
@@ -457,3 +457,12 @@ def is_connected_and_given_up(path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as given_up:
         given_up.setblocking(False)
         return given_up.connect_ex(path) == 0
+
+
+async def test_auto_needs_an_agent_and_nothing_to_wait_for(sockets_dir: Path, capsys: Capture) -> None:
+    async with a_qemu(sockets_dir) as qemu:
+        assert await command("set", str(qemu.path), "auto", "--control=") == 1
+        assert await command("set", str(qemu.path), "auto", "--wait", "--control=") == 2
+    without_agent, waits = capsys.readouterr().err.splitlines()
+    assert "web: not set: no agent holds its monitor" in without_agent
+    assert "--wait: waits until a size is reached" in waits

@@ -278,6 +278,28 @@ async def test_status_and_set_go_through_the_agent(
         assert "did you mean a?" in capsys.readouterr().err
 
 
+async def test_a_vm_is_given_back_to_the_policy(
+    harness: AgentHarness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with served(harness) as path:
+        control = f"--control={path}"
+        assert await command("set", control, "a", "200MiB") == 0
+        assert "the mode is manual now, qmpballoon set a auto ends it)" in capsys.readouterr().out
+        assert await command("status", control) == 0
+        a, b = capsys.readouterr().out.splitlines()[1:3]
+        assert (a.endswith("  ok, manual"), b.endswith("  ok")) == (True, True)
+        assert await command("set", control, "a", "auto") == 0
+        assert (
+            "a: the mode is auto now: the policy decides (through the agent edge-7)"
+            in capsys.readouterr().out
+        )
+        assert harness.record("a").mode == "auto"
+        await harness.ask(None, "set-policy", mode="observe")
+        assert await command("set", control, "a", "auto", "--json") == 0
+        (done,) = json.loads(capsys.readouterr().out)
+        assert (done["mode"], done["target"], done["error"]) == ("observe", None, None)
+
+
 async def test_watch_names_the_agent_that_was_started_again(
     harness: AgentHarness, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,7 +110,7 @@ async def test_the_command_tells_decisions_and_what_is_in_force(
     assert "shrank 256 MiB -> 200 MiB (manual): its target was set by a request" in first
     assert "grew 200 MiB -> 220 MiB (manual)" in second
     assert now.startswith("now       manual since ")
-    assert "Set its mode to auto" in now
+    assert "qmpballoon set a auto." in now
     assert [each["to"] for each in told["decisions"]] == [220 * MIB]
     assert (told["agent"], told["error"]) == ("edge-7", None)
 

@@ -424,3 +424,18 @@ async def test_an_error_of_the_user_is_raised_unchanged(sockets_dir: Path) -> No
 def test_sizes_are_parsed_by_parse_size() -> None:
     assert qmpballoon.parse_size("1.5GiB") == GIB * 3 // 2
     assert qmpballoon.parse_size("50%", whole=10) == 5
+
+
+@pytest.mark.parametrize("kind", ["a file", "a directory"])
+async def test_what_is_no_socket_is_said_to_be_none(sockets_dir: Path, kind: str) -> None:
+    (sockets_dir / "web.pid").touch()
+    path = sockets_dir / "web.pid" if kind == "a file" else sockets_dir
+    with pytest.raises(qmpballoon.Unreachable, match="this is no socket"):
+        async with qmpballoon.connect(path, timeout_s=0):
+            pass
+
+
+async def test_another_machine_is_permitted_by_an_argument() -> None:
+    with pytest.raises(qmpballoon.Unreachable, match="allow_remote=True permits it"):
+        async with qmpballoon.connect("tcp:192.0.2.1:4444", timeout_s=0):
+            pass

@@ -85,6 +85,15 @@ def test_no_help_imports_mqtt_or_another_heavy_module() -> None:
         (["status", "--timeout", "-1"], "--timeout"),
         (["watch", "--interval", "nan"], "'nan' is no time"),
         (["agent", "--mode", "x"], "invalid choice: 'x'"),
+        (["agent", "--bugdet", "1GiB"], "--bugdet; did you mean --budget? (see qmpballoon agent --help)"),
+        (["set", "a", "1GiB", "b"], "'b' is one word too many (see qmpballoon set --help)"),
+        (["agent", "--vm", "a.qmp", "--vm", "b.qmp"], "is the agent of one VM"),
+        (["agent", "--vm", "*.qmp"], "takes the socket of one VM, and no glob: *.qmp"),
+        (["agent", "/"], "command line: SOCKET: / is a directory"),
+        (["set", "", "128MiB"], "is empty: name a socket"),
+        (["wait", "a.qmp", "available"], "compare it with a size, such as 'available>200MiB'"),
+        (["forget", "r*"], "'r*' is a glob"),
+        (["ctl", "web", "get"], "get is asked of a VM, not of the host: name it as HOST/VM"),
     ],
 )
 def test_a_mistyped_command_is_one_line_on_stderr_and_exit_2(

@@ -52,7 +52,7 @@ def test_the_figures_of_the_guest_are_figures() -> None:
     [
         ("", "write ready, reached, or compare"),
         ("redy", "did you mean ready"),
-        ("available", "did you mean available"),
+        ("available", "compare it with a size"),
         ("avialable>1MiB", "did you mean available"),
         ("swap>1MiB", "there are size, actual"),
         ("actual=1GiB", "write =="),

@@ -15,6 +15,7 @@ import pytest
 os.environ["PYTHONASYNCIODEBUG"] = "1"  # read by asyncio whenever it makes a loop
 os.environ["QMPBALLOON_CONTROL"] = ""  # no verb asks an agent that happens to run on this machine
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 
 
 @pytest.fixture(autouse=True)

@@ -121,7 +121,7 @@ async def test_what_is_no_monitor_is_named(host: str) -> None:
 
 
 async def test_another_machine_needs_permission(capsys: Capture) -> None:
-    with pytest.raises(qmpballoon.Unreachable, match="--allow-remote"):
+    with pytest.raises(qmpballoon.Unreachable, match="allow_remote=True"):
         async with connect("tcp:192.0.2.1:4444"):
             pass
     assert await command("status", "tcp:192.0.2.1:4444") == 2

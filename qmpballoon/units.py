@@ -103,6 +103,7 @@ def parse_amount(size: Size | float) -> Amount:
     if found is None:
         raise InvalidSize(size[:_LONGEST_TEXT], _hint(size))
     whole, _, decimals = found[1].partition(".")
+    decimals = decimals.rstrip("0")  # equal sizes compare as equal
     numerator, denominator, unit = int(whole + decimals), 10 ** len(decimals), found[2] or ""
     if unit == "%":
         amount = Amount(numerator, denominator * 100, relative=True, text=size)

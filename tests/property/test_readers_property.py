@@ -39,6 +39,7 @@ def outcome(read: Reader, value: object) -> tuple[object, str]:
 
 
 @given(st.sampled_from(sorted(READERS)), ANY)
+@example("amount", 1.0)
 @example("amount", "0" * 17 + "\x1f" * 6 + "\U0001123f" * 17)  # ten characters each, in quotes
 def test_any_value_is_read_or_refused_in_one_short_sentence(name: str, value: object) -> None:
     checked, reason = outcome(READERS[name], value)

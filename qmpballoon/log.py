@@ -55,9 +55,9 @@ class _Repeat:
     """The repeats of one word about one VM within a window, with the newest line."""
 
     began_s: float
+    line: _Line
     counts: dict[str, int] = field(default_factory=dict)  # of lines, by reason; "" for all without a warning
     withheld: int = 0
-    line: _Line | None = None
 
     def is_frequent(self, reason: str) -> bool:
         """Count one more line with this reason, and tell whether there are enough of them."""
@@ -71,12 +71,12 @@ class _Repeats:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], _Repeat] = {}
 
-    def of(self, word: str, about: str) -> _Repeat:
-        """Return the repeats of this word about this VM in the current window."""
-        now_s = time.monotonic()
+    def of(self, word: str, about: str, line: _Line) -> _Repeat:
+        """Return the repeats of this word about this VM in the current window; the line is their newest."""
         repeat = self._seen.pop((word, about), None)
-        if repeat is None or now_s - repeat.began_s > _WINDOW_S:
-            repeat = _Repeat(now_s, withheld=repeat.withheld if repeat else 0)
+        if repeat is None or line.at_s - repeat.began_s > _WINDOW_S:
+            repeat = _Repeat(line.at_s, line, withheld=repeat.withheld if repeat else 0)
+        repeat.line = line
         self._seen[word, about] = repeat
         if len(self._seen) > _MOST_KEYS:
             oldest = self._seen.pop(next(iter(self._seen)))
@@ -88,7 +88,7 @@ class _Repeats:
         """Yield those whose window is over and whose newest line was withheld; it begins the next window."""
         now_s = time.monotonic()
         for repeat in self._seen.values():
-            if repeat.line and repeat.withheld and now_s - repeat.began_s > _WINDOW_S:
+            if repeat.withheld and now_s - repeat.began_s > _WINDOW_S:
                 repeat.began_s, repeat.counts = now_s, {repeat.line.reason: 1}
                 yield repeat
 
@@ -120,8 +120,9 @@ def _log(word: str, sentence: str, level: int, fields: Mapping[str, object], *, 
     if not LOG.isEnabledFor(level):
         return
     parts = [word, *(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)]
-    repeat, reason = _repeats.of(word, _about(fields)), _reason(fields, level)
-    repeat.line = _Line(level, reason, " ".join(parts), one_line(sentence), time.time(), time.monotonic())
+    reason = _reason(fields, level)
+    line = _Line(level, reason, " ".join(parts), one_line(sentence), time.time(), time.monotonic())
+    repeat = _repeats.of(word, _about(fields), line)
     if not always and repeat.is_frequent(reason):
         repeat.withheld += 1
     else:
@@ -131,7 +132,7 @@ def _log(word: str, sentence: str, level: int, fields: Mapping[str, object], *, 
 def log_withheld(*, now: bool = False) -> None:
     """Log the last withheld line of each word and VM whose minute is over, or of all; call it regularly."""
     repeats = list(_repeats.pending() if now else _repeats.overdue())
-    for repeat in sorted(repeats, key=lambda repeat: repeat.line.at_s if repeat.line else 0.0):
+    for repeat in sorted(repeats, key=lambda repeat: repeat.line.at_s):
         _emit_withheld(repeat)
 
 
@@ -142,8 +143,6 @@ def _emit_withheld(repeat: _Repeat) -> None:
 
 def _emit(repeat: _Repeat) -> None:
     line = repeat.line
-    if line is None:
-        return
     late_s = round(time.monotonic() - line.at_s)
     late = f" late={late_s}s" if late_s else ""
     withheld = f" withheld={repeat.withheld}" if repeat.withheld else ""

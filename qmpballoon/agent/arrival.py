@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from qmpballoon.agent.registry import Answering, Registry
+from qmpballoon.agent.answering import Answering
+from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.run import Identity
 from qmpballoon.log import log_event
 from qmpballoon.model.records import Life

@@ -15,9 +15,10 @@ from typing import Final
 
 from qmpballoon.addresses import is_tcp
 from qmpballoon.agent import arrival
+from qmpballoon.agent.answering import Answering
 from qmpballoon.agent.back_off import BackOff
 from qmpballoon.agent.context import Context
-from qmpballoon.agent.registry import Answering, Registry
+from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.run import Identity
 from qmpballoon.agent.trouble import Trouble
 from qmpballoon.agent.vm import ManagedVm

@@ -72,22 +72,6 @@ class ControlSocket:
         self.clients: set[asyncio.StreamWriter] = set()  # that are connected
         self._numbers = count(1)
 
-    def _agent(self) -> Mapping[str, object]:
-        """Return the result of the verb ``agent``."""
-        return {
-            "host": self._host,
-            "version": __version__,
-            "pid": self.pid,
-            "vms": [
-                {"vm": vm.id, "name": vm.name, "socket": vm.socket, "health": vm.health}
-                for vm in self._sorted_statuses()
-            ],
-            "unidentified": list(self._unidentified()),
-        }
-
-    def _sorted_statuses(self) -> list[VmStatus]:
-        return sorted(self._statuses(), key=lambda vm: vm.id)
-
     async def run(self) -> None:
         """Serve until cancelled; then answer pending requests, close all connections, remove the socket.
 
@@ -190,6 +174,22 @@ class ControlSocket:
             channel = f"{asker} {mirrored(vm or '')} {mirrored(verb)}"
             self._requests.receive(Arrival(channel, vm, verb, asked, reply, asker=asker))
         return subscription
+
+    def _agent(self) -> Mapping[str, object]:
+        """Return the result of the verb ``agent``."""
+        return {
+            "host": self._host,
+            "version": __version__,
+            "pid": self.pid,
+            "vms": [
+                {"vm": vm.id, "name": vm.name, "socket": vm.socket, "health": vm.health}
+                for vm in self._sorted_statuses()
+            ],
+            "unidentified": list(self._unidentified()),
+        }
+
+    def _sorted_statuses(self) -> list[VmStatus]:
+        return sorted(self._statuses(), key=lambda vm: vm.id)
 
     def _subscribe(
         self, vm: str | None, arguments: Mapping[str, object], writer: asyncio.StreamWriter

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from operator import is_
 from typing import Any, Final
 
 from qmpballoon.agent.actuator import Actuator
@@ -28,10 +27,10 @@ from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpError, R
 from qmpballoon.log import log_always, log_event, log_withheld
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, utc_now
-from qmpballoon.policy.cooperation import LATE_TICK_S
+from qmpballoon.policy.calm import CalmStep
 from qmpballoon.policy.decided import Decided, Figures, figures_of
 from qmpballoon.policy.guard import Guard, GuardState, as_charged
-from qmpballoon.policy.in_force import STANDS_S, is_over
+from qmpballoon.policy.in_force import is_over, stands_until_s
 from qmpballoon.policy.reasons import KEPT_HOLDS, MAY_NEED_A_PERSON, WORDS
 from qmpballoon.policy.registry import guarded
 from qmpballoon.policy.release import released
@@ -40,8 +39,6 @@ from qmpballoon.policy.snapshot import Decision, Decisions, GuestSnapshot, Hold,
 from qmpballoon.units import MIB, round_up_to_page
 
 _FIT_FOR_A_TARGET: Final = ("ok", "stale", "no-stats")  # its driver is up and the grace time is over
-STEP_EVERY_S: Final = 10.0  # while nothing moves
-_LITTLE: Final = 16 * MIB  # of the host's available memory
 _SLEPT_S: Final = 10.0  # after a sleep of this length no sample is fresh
 
 
@@ -52,34 +49,6 @@ class _Published:
     observed: int | None = None  # the last target that observe would have sent
     refuted: bool = False  # RSS refutes what the guest reports to hold
     refused: str | None = None  # why its manual target is not allowed
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """The host as the last step saw it, which decided to move no guest."""
-
-    snapshot: Snapshot
-    healths: tuple[str, ...]  # of all VMs; time alone changes some: a grace is over, a guest is stale
-
-    def holds_for(self, now: Snapshot, healths: tuple[str, ...]) -> bool:
-        """Tell whether a step would decide the same now: nothing moved, and little time has passed.
-
-        A guest whose facts are the same is the same object. What else depends on time alone (back-offs, the
-        decay of a trend) waits until the next full step.
-        """
-        before = self.snapshot
-        moved = (before.mem_available or 0) - (now.mem_available or 0)
-        return (
-            now.now_s - before.now_s < STEP_EVERY_S
-            and now.elapsed_s <= LATE_TICK_S
-            and healths == self.healths
-            and len(now.guests) == len(before.guests)
-            and all(map(is_, now.guests, before.guests))
-            and (now.budget, now.reserve, now.held_back, now.overload, now.mem_total)
-            == (before.budget, before.reserve, before.held_back, before.overload, before.mem_total)
-            and abs(moved) <= max(_LITTLE, (before.mem_available or 0) // 100)
-            and (now.mem_available is None) == (before.mem_available is None)
-        )
 
 
 class Governor:
@@ -100,7 +69,7 @@ class Governor:
         self._guard: Guard[Any] = guarded(context.policy)
         self._state: GuardState[Any] = self._guard.start()
         self._seen_last = Snapshot(now_s=time.monotonic(), guests=(), budget=0, mem_total=0)
-        self._last_step: _Step | None = None  # None: it decided something, or what it depends on changed
+        self._last_step: CalmStep | None = None  # None: it decided something, or what it depends on changed
         self._as_automatic: dict[int, tuple[GuestSnapshot, GuestSnapshot]] = {}  # by id() of the guest seen
         self._reason_due_s = float("inf")  # by the context's clock: when a reason that was decided may follow
         self._host_at_s = float("-inf")
@@ -150,7 +119,7 @@ class Governor:
         if self._must_step(snapshot):
             self._state, decisions = self._guard.step(self._state, snapshot)
             is_calm = all(isinstance(decision, Hold) for decision in decisions.values())
-            self._last_step = _Step(snapshot, self._healths()) if is_calm else None
+            self._last_step = CalmStep(snapshot, self._healths()) if is_calm else None
             self._context.ticks.rests(is_at_rest=is_at_rest(snapshot, decisions))
             self._carry_out(decisions, sends)
         if whole:
@@ -180,6 +149,8 @@ class Governor:
             vm.id: published for vm in self._registry if (published := self._published.get(vm.id)) is not None
         }
         for vm in self._registry:
+            if vm.is_taken_over:  # what is known of it may be another life's
+                continue
             decision = decisions.get(vm.id)
             if decision is not None:
                 self._act(vm, decision, sends)
@@ -240,8 +211,6 @@ class Governor:
         )
 
     def _act(self, vm: ManagedVm, decision: Decision, sends: asyncio.TaskGroup) -> None:
-        if vm.is_taken_over:
-            return
         published = self._published.setdefault(vm.id, _Published())
         if vm.facts.mode != "observe":
             published.observed = None  # when it is observed again, the first decision is news
@@ -288,7 +257,7 @@ class Governor:
             vm.explain(why)
             if why in KEPT_HOLDS:
                 vm.history.note(Decided(time.time(), why, "held", self.figures(vm), policy=vm.facts.policy))
-        elif reason is not None and (due_s := reason.given_at_s + STANDS_S) > now_s:
+        elif reason is not None and (due_s := stands_until_s(reason)) > now_s:
             self._reason_due_s = min(self._reason_due_s, due_s)
 
     def figures(self, vm: ManagedVm) -> Figures:
@@ -369,7 +338,7 @@ class Governor:
         Else a manual target, once its driver can follow it.
         """
         run, status = vm.run, vm.status
-        if vm.id in self._sending or run.is_pulsed or vm.is_taken_over:
+        if vm.id in self._sending or run.is_pulsed:
             return
         if run.returns_to is not None:
             if status.answers and status.health not in ("no-balloon", "migrating"):

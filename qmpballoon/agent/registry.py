@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from qmpballoon.addresses import name_from
+from qmpballoon.agent.answering import Alike, Answering, Serving
 from qmpballoon.agent.context import Context
 from qmpballoon.agent.names import Names
 from qmpballoon.agent.run import Identity
@@ -24,34 +23,6 @@ from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId, safe_name
 from qmpballoon.model.records import Event, Life, utc_now
 from qmpballoon.procfs import life_of
-from qmpballoon.qmp.client import Session
-
-
-class Serving(Protocol):
-    """What serves a life: a connector."""
-
-    @property
-    def path(self) -> str:
-        """The path of its socket."""
-        ...
-
-    def kick(self) -> None:
-        """Close the connection and connect again."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Answering:
-    """A monitor that answers, from its identification until its session ends."""
-
-    connector: Serving
-    session: Session
-    reported: tuple[str | None, str | None]  # `Identity.reported`
-    has_life: bool  # its process is known
-
-    @property
-    def rank(self) -> tuple[bool, str]:
-        """Of two monitors of one QEMU the lower one serves the VM."""
-        return not self.has_life, self.connector.path
 
 
 class Registry:
@@ -70,7 +41,7 @@ class Registry:
         self._life_at: dict[str, Life] = {}  # the same, by path
         self._given_up: dict[str, asyncio.Event] = {}  # by path, where somebody waits for it
         self._answering: dict[str, Answering] = {}  # by path
-        self._alike: dict[tuple[str | None, str | None], _Alike] = {}  # the same, by what they report
+        self._alike: dict[tuple[str | None, str | None], Alike] = {}  # the same, by what they report
         self._paths: dict[Life, set[str]] = {}  # of its sockets that were connected so far
         self._stems: dict[Life, str] = {}  # the names of QEMUs without -name: from the first of these
 
@@ -274,7 +245,7 @@ class Registry:
         """
         if life is None:
             return name_from(path)
-        return self._stems.setdefault(life, name_from(min(self._paths.get(life, ()), default=path)))
+        return self._stems.setdefault(life, name_from(min(self._sockets_of(life), default=path)))
 
     def _sockets_of(self, life: Life | None) -> Collection[str]:
         return () if life is None else self._paths.get(life, ())
@@ -326,10 +297,10 @@ class Registry:
 
     # ── monitors ─────────────────────────────────────────────────────────────────────────────────
 
-    def enter(self, monitor: Answering) -> _Alike:
+    def enter(self, monitor: Answering) -> Alike:
         """Note that a monitor answers; return all those that report the same, this one among them."""
         self._answering[monitor.connector.path] = monitor
-        alike = self._alike.setdefault(monitor.reported, _Alike())
+        alike = self._alike.setdefault(monitor.reported, Alike())
         alike.enter(monitor)
         return alike
 
@@ -384,26 +355,3 @@ def _runs(life: str) -> bool:
     """Tell whether the process of a life, as it is stored, still runs."""
     pid = life.partition("-")[0]
     return pid.isdecimal() and str(life_of(int(pid))) == life
-
-
-@dataclass(slots=True)
-class _Alike:
-    """The monitors that answer and report the same name and UUID. Those with a known process are apart."""
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # held to find out whether two are of one QEMU
-    monitors: dict[bool, dict[Answering, None]] = field(default_factory=dict)  # by ``has_life``
-
-    def enter(self, monitor: Answering) -> None:
-        """Add a monitor."""
-        self.monitors.setdefault(monitor.has_life, {})[monitor] = None
-
-    def leave(self, monitor: Answering) -> None:
-        """Remove a monitor."""
-        del self.monitors[monitor.has_life][monitor]
-        if not self.monitors[monitor.has_life]:
-            del self.monitors[monitor.has_life]
-
-    def others(self, monitor: Answering) -> Iterator[Answering]:
-        """Iterate over those that may be of the same QEMU: two known processes are two QEMUs."""
-        for has_life in (False,) if monitor.has_life else (False, True):
-            yield from (other for other in self.monitors.get(has_life, ()) if other is not monitor)

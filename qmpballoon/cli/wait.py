@@ -26,7 +26,7 @@ from qmpballoon.cli.vms import (
     is_claimed,
 )
 from qmpballoon.condition import FIGURES, OF_GUEST, Condition
-from qmpballoon.control import ControlClient, connected_to
+from qmpballoon.control import Agents, ControlClient, connected_to
 from qmpballoon.errors import (
     ConnectionLost,
     MonitorBusy,
@@ -172,7 +172,8 @@ def run(arguments: argparse.Namespace) -> int:
 async def _wait_typed(arguments: argparse.Namespace) -> tuple[list[Outcome], Sequence[str]]:
     began_s = time.monotonic()
     choice = await _chosen(arguments)
-    waits = [_Wait(found, arguments, began_s) for found in choice.vms]
+    lookout = _Lookout(arguments.control)
+    waits = [_Wait(found, arguments, began_s, lookout) for found in choice.vms]
 
     async def line(elapsed_s: float) -> str:
         now = [f"{wait.name}: {wait.described()}" for wait in waits if not wait.is_over]
@@ -207,16 +208,41 @@ async def _chosen(arguments: argparse.Namespace) -> Choice:
             await asyncio.sleep(_LOOK_AGAIN_S)
 
 
+class _Lookout:
+    """Which agents run, asked once for all VMs that are waited for at the same time."""
+
+    def __init__(self, control: str | None) -> None:
+        self._control = control
+        self._asking: asyncio.Task[Agents] | None = None
+        self._asked_at_s = float("-inf")
+
+    async def agents(self) -> Agents:
+        """Return the agents that ran at most `_RETRY_S` ago.
+
+        Raises:
+            Unreachable: no agent answers at the control socket that was named.
+        """
+        now_s = time.monotonic()
+        if self._asking is None or now_s - self._asked_at_s >= _RETRY_S:
+            self._asked_at_s = now_s
+            self._asking = asyncio.create_task(agents_asked(self._control), name="look for agents")
+        asking = self._asking
+        await asyncio.wait((asking,))  # one who gives up does not end the look of the others
+        return asking.result()
+
+
 class _Wait:
     """One VM, over any number of connections to its monitor or its agent, until the time is over."""
 
-    def __init__(self, found: Chosen, arguments: argparse.Namespace, began_s: float) -> None:
+    def __init__(
+        self, found: Chosen, arguments: argparse.Namespace, began_s: float, lookout: _Lookout
+    ) -> None:
         self.name = found.vm.name if found.vm else name_from(found.path)
         self.is_over = False
         self._found = found
         self._wanted: Condition = arguments.condition
         self._timeout_s: float = arguments.timeout
-        self._control: str | None = arguments.control
+        self._lookout = lookout
         self._began_s = began_s
         self._seen: _Seen | None = None
         self._is_claimed = False
@@ -267,7 +293,7 @@ class _Wait:
             agent, vm = before.through
             word = f"{agent.host}/{vm.id}"
         try:
-            agents = await agents_asked(self._control)
+            agents = await self._lookout.agents()
             self._is_claimed = is_claimed(agents, before.path)
             chosen = choose_from(agents, [word], allow_remote=True).vms
         except QmpBalloonError:

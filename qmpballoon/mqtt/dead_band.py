@@ -18,10 +18,10 @@ from typing import Final
 from qmpballoon.model.records import STATISTICS, GuestStats, HostStatus, Sample, VmStatus
 from qmpballoon.units import MIB
 
-_sizes_of: Final[Callable[[GuestStats], tuple[int | None, ...]]] = attrgetter(
-    "total", "free", "available", "caches"
-)
-_counters_of: Final[Callable[[GuestStats], tuple[int | None, ...]]] = attrgetter(*STATISTICS[4:])
+_SIZES: Final = ("total", "free", "available", "caches")
+_COUNTERS: Final = tuple(name for name in STATISTICS if name not in _SIZES)
+_sizes_of: Final[Callable[[GuestStats], tuple[int | None, ...]]] = attrgetter(*_SIZES)
+_counters_of: Final[Callable[[GuestStats], tuple[int | None, ...]]] = attrgetter(*_COUNTERS)
 _OF_THE_WHOLE: Final = 200  # 0.5 %
 _LEAST_STEP: Final = 1.0  # of percentages and seconds
 

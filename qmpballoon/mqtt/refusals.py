@@ -13,6 +13,8 @@ import aiomqtt
 from aiomqtt.exceptions import MqttCodeError, MqttConnectError
 from paho.mqtt.reasoncodes import ReasonCode
 
+from qmpballoon.mqtt.limits import BAD_USER, NOT_AUTHORIZED
+
 _UNKNOWN_ISSUER: Final = frozenset({18, 19, 20, 21})  # X509_V_ERR_*: self-signed, or no issuer is known
 _NOT_YET_VALID: Final = 9
 _EXPIRED: Final = 10
@@ -20,8 +22,8 @@ _OTHER_NAME: Final = frozenset({62, 64})  # of a host, an IP address
 _LOGIN: Final = {  # of a CONNACK: MQTT 3.1.1 table 3.1, MQTT 5 section 3.2.2.2
     4: "bad user name or password",
     5: "not authorized",
-    134: "bad user name or password",
-    135: "not authorized",
+    BAD_USER: "bad user name or password",
+    NOT_AUTHORIZED: "not authorized",
 }
 _REFUSED: Final = {  # of a CONNACK of MQTT 3.1.1; aiomqtt has other words for these numbers
     1: "it refuses this version of MQTT",

@@ -40,6 +40,11 @@ def of_mode(mode: str, since: datetime, now_s: float) -> Reason:
     return Reason(mode, mode, since, now_s)
 
 
+def stands_until_s(reason: Reason) -> float:
+    """Return the monotonic time until which a hold's reason does not follow."""
+    return reason.given_at_s + STANDS_S
+
+
 def is_over(reason: Reason | None, now_s: float, *, is_relieved: bool, is_at_target: bool) -> bool:
     """Tell whether a hold's reason may follow now.
 
@@ -48,9 +53,8 @@ def is_over(reason: Reason | None, now_s: float, *, is_relieved: bool, is_at_tar
     """
     if reason is None or reason.why == "no-decision":
         return True
-    age_s = now_s - reason.given_at_s
-    if age_s < STANDS_S:
+    if now_s < stands_until_s(reason):
         return False
     if reason.why == "emergency":
         return is_relieved
-    return not reason.moves or is_at_target or age_s >= UNDER_WAY_FOR_S
+    return not reason.moves or is_at_target or now_s - reason.given_at_s >= UNDER_WAY_FOR_S

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from signalled import ended_by
 
 from qmpballoon import api
 from qmpballoon.cli import main, status, watch
@@ -406,24 +407,13 @@ async def test_a_signal_ends_a_verb_that_restores_the_polling_interval(
     sockets_dir: Path, number: signal.Signals, typed: tuple[str, ...]
 ) -> None:
     async with a_qemu(sockets_dir, guest=GuestSpec(behaviour=Behaviour.STUCK)) as qemu:
-        running = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "qmpballoon"),
-            *(word.format(qemu.path) for word in typed),
-            "--control=",
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(WAIT_S):
-                while not qemu.guest.polling_interval_s:
-                    await asyncio.sleep(0.01)
-                running.send_signal(number)
-                _, err = await running.communicate()
-        finally:
-            if running.returncode is None:
-                running.kill()
-                await running.wait()
-        assert (running.returncode, err) == (128 + number, b"")
+
+        async def is_polled() -> None:
+            while not qemu.guest.polling_interval_s:
+                await asyncio.sleep(0.01)
+
+        words = (word.format(qemu.path) for word in typed)
+        assert await ended_by(number, *words, begun=is_polled) == (128 + number, b"")
         assert qemu.guest.polling_interval_s == 0
 
 

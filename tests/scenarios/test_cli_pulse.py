@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 from pathlib import Path
 
 import pytest
+from signalled import ended_by
 
 from qmpballoon.cli import main
 from qmpballoon.sim.guest import GuestSpec
@@ -81,22 +81,8 @@ async def test_a_guest_that_grows_meanwhile_gets_its_memory_back_at_once(sockets
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_it_is_undone_when_it_is_interrupted(sockets_dir: Path, number: signal.Signals) -> None:
     async with a_qemu(sockets_dir, GuestSpec(inflate_bytes_per_s=8 * MIB)) as qemu:
-        running = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "qmpballoon", "pulse", "--control=", str(qemu.path)),
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await until_below(250 * MIB, qemu)
-                running.send_signal(number)
-                _, err = await running.communicate()
-        finally:
-            if running.returncode is None:
-                running.kill()
-                await running.wait()
-        assert (running.returncode, err) == (
-            128 + number,
-            b"qmpballoon: interrupted: what was taken is given back\n",
-        )
+        said = b"qmpballoon: interrupted: what was taken is given back\n"
+        ended = await ended_by(number, "pulse", str(qemu.path), begun=lambda: until_below(250 * MIB, qemu))
+        assert ended == (128 + number, said)
         qemu.settle()
         assert qemu.guest.target == 256 * MIB

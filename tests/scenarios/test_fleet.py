@@ -6,7 +6,8 @@ import asyncio
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from qmpballoon.agent import connector as connector_module
 from qmpballoon.config import DiscoverySettings, VmMatch
 from qmpballoon.errors import ConnectionLost, QmpBalloonError, Unreachable
 from qmpballoon.model.names import VmId
+from qmpballoon.model.records import VmStatus
 from qmpballoon.qmp.monitor import HELD_HINT, OpenMonitor, SocketTables
 from qmpballoon.sim.qemu.faults import Babble, Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
@@ -195,40 +197,48 @@ async def test_a_qemu_without_a_name_is_called_after_its_first_socket_whichever_
         assert harness.ids == {"a"}
 
 
-async def test_while_a_better_monitor_takes_over_the_vm_stays_as_it_was_and_a_request_is_carried_out(
-    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@asynccontextmanager
+async def being_taken_over(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch, faults: Faults
+) -> AsyncIterator[tuple[AgentHarness, SimulatedQemu, VmStatus]]:
+    """Run an agent whose VM ``a`` goes over to its first monitor; ``faults`` keep its session waiting there.
+
+    Yields the status from before as well.
+    """
     kernel = Kernel()
     kernel.new_life(qemus.path("a"), qemus.path("b"))
     qemu, path = await qemus.start("a", "b"), os.fspath(qemus.path("a"))
     async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
         async with session_with(qemus.path("a")):
-            await harness.until_health("a", "ok")
-            before, healths = harness.record("a"), len(harness.healths)
-            qemu.faults.reply_delay_s = 0.2  # of each reply to a new session, which knows nothing yet
+            before = await harness.until_health("a", "ok")
+            harness.healths.clear()
+            qemu.faults = faults
         await harness.until(lambda: harness.vm("a").path == path and harness.vm("a")._polls)
+        yield harness, qemu, before
+
+
+async def test_while_a_better_monitor_takes_over_the_vm_stays_as_it_was_and_a_request_is_carried_out(
+    qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Faults(reply_delay_s=0.2)
+    async with being_taken_over(qemus, sockets_dir, monkeypatch, slow) as (harness, qemu, before):
         harness.vm("a").touch()
-        assert harness.record("a") == replace(before, socket=path, rss=harness.record("a").rss)
+        now = harness.record("a")
+        assert now == replace(before, socket=os.fspath(qemus.path("a")), rss=now.rss)
         assert harness.vm("a").session is None
         await harness.ask("a", "set-target", target=200 * MIB, wait_s=PATIENCE_S)
-        assert set(harness.healths[healths:]) <= {"starting", "ok"}  # its first figures are waited for
+        assert set(harness.healths) <= {"ok", "starting"}  # its first figures are waited for
         assert qemu.guest.target == 200 * MIB
 
 
 async def test_a_request_while_a_monitor_takes_over_that_is_lost_again_is_refused(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = Kernel()
-    kernel.new_life(qemus.path("a"), qemus.path("b"))
-    qemu, path = await qemus.start("a", "b"), os.fspath(qemus.path("a"))
-    async with running_agent(sockets_dir, monkeypatch, kernel) as harness:
-        async with session_with(qemus.path("a")):
-            await harness.until_health("a", "ok")
-            qemu.faults.silent_to = frozenset({"query-balloon"})  # so a new session waits
-        await harness.until(lambda: harness.vm("a").path == path and harness.vm("a")._polls)
+    silent = Faults(silent_to=frozenset({"query-balloon"}))
+    async with being_taken_over(qemus, sockets_dir, monkeypatch, silent) as (harness, qemu, _):
         asked = asyncio.create_task(harness.ask("a", "set-target", target=200 * MIB))
         await harness.until(lambda: harness.vm("a").mode == "manual")
-        qemu.faults.silent_to = frozenset()
+        qemu.faults = Faults()
         qemu.drop_clients()
         with pytest.raises(ConnectionLost, match="connected again meanwhile; ask again"):
             await asked

@@ -17,6 +17,7 @@ from qmpballoon.agent import governor as governor_module
 from qmpballoon.agent.actuator import Actuator
 from qmpballoon.config import HostSettings, PolicySettings, VmMatch
 from qmpballoon.model.names import VmId
+from qmpballoon.policy import calm as calm_module
 from qmpballoon.policy.in_force import STANDS_S
 from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.machine import MachineSpec
@@ -65,7 +66,7 @@ async def test_mode_observe_of_the_host_wins_then_the_request_then_the_vm_then_t
 async def test_a_new_life_gets_its_manual_target_when_its_driver_is_up_and_the_grace_is_over(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(governor_module, "STEP_EVERY_S", float("inf"))  # a grace that ends changes no figure
+    monkeypatch.setattr(calm_module, "STEP_EVERY_S", float("inf"))  # a grace that ends changes no figure
     kernel = Kernel()
     first = await qemus.start("a")
     settings = replace(QUICK, grace_s=100.0)
@@ -391,7 +392,7 @@ async def test_without_a_decision_there_is_no_reason(
 async def test_the_reason_of_a_vm_that_ended_does_not_stay(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(governor_module, "STEP_EVERY_S", float("inf"))  # a reason that ends changes no figure
+    monkeypatch.setattr(calm_module, "STEP_EVERY_S", float("inf"))  # a reason that ends changes no figure
     qemu = await qemus.start("a")
     async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
         await harness.until_health("a", "ok")
@@ -404,7 +405,7 @@ async def test_the_reason_of_a_vm_that_ended_does_not_stay(
 async def test_a_reason_that_stays_is_published_once(
     qemus: Qemus, sockets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(governor_module, "STEP_EVERY_S", float("inf"))
+    monkeypatch.setattr(calm_module, "STEP_EVERY_S", float("inf"))
     await qemus.start("a")
     async with running_agent(sockets_dir, monkeypatch, governed=True) as harness:
         await harness.until_health("a", "ok")

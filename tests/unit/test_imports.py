@@ -33,9 +33,9 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "screen": "",
     "config": "toml_lines values tree cross_checks environment matching reader printed .",
     "policy": """
-        . ports reasons sentences in_force sharing snapshot claims estimate cooperation guests ports.fixed
-        ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening fairshare decided
-        guard host_level registry release
+        . ports reasons sentences in_force sharing snapshot claims estimate cooperation calm guests
+        ports.fixed ports.mom ports.proportional ports.proxmox ports.qubes allocation schedule evening
+        fairshare decided guard host_level registry release
     """,
     "qmp": """
         . purpose commands events monitor discovery tcp asked repeated resizer wire intake lean_client client
@@ -61,8 +61,8 @@ ORDER = {  # all modules from the bottom to the top, group by group; a package i
     "agent": """
         . back_off boot run event_loop usable wakeup feed holds state_file store systemd wheel usual_poll
         vm_session
-        context host_monitor limits spec vm_polls vm actuator names registry companion arrival trouble
-        connector supervisor
+        context host_monitor limits spec vm_polls vm actuator names answering registry companion arrival
+        trouble connector supervisor
         governor ending examination pulse service stop subscription control app
     """,
     "sim": """

@@ -218,17 +218,21 @@ def test_warnings_with_ever_new_reasons_are_bounded(log: io.StringIO) -> None:
     assert log.getvalue().splitlines() == lines
 
 
+def a_line() -> log_module._Line:
+    return log_module._Line(logging.INFO, "", "word", "", time.time(), time.monotonic())
+
+
 def test_withheld_lines_are_counted_when_others_take_their_place(log: io.StringIO) -> None:
     for _ in range(6):
         log_event("session-lost", vm="a")
     for number in range(log_module._MOST_KEYS):
-        log_module._repeats.of("word", str(number))
+        log_module._repeats.of("word", str(number), a_line())
     assert log.getvalue().splitlines()[-1].endswith("session-lost vm=a withheld=2")
 
 
 def test_the_memory_for_repeats_is_bounded(log: io.StringIO) -> None:
     for number in range(log_module._MOST_KEYS + 50):
-        log_module._repeats.of("word", str(number))
+        log_module._repeats.of("word", str(number), a_line())
     assert len(log_module._repeats._seen) == log_module._MOST_KEYS
     assert log.getvalue() == ""
 

@@ -10,6 +10,8 @@ from typing import Final
 from qmpballoon.log import log_event
 
 _COLLECTED: Final = (10_000, 20, 20)  # CPython's defaults are 700, 10, 10
+_STARTING: Final = (500_000, 20, 20)  # about what a thousand VMs make while they attach
+_STARTING_S: Final = 10.0
 _UNUSABLE: Final = (
     ImportError,  # no wheel for this machine (armv7l, riscv64), or a library that does not load
     AttributeError,  # a Python version that it does not support
@@ -33,11 +35,13 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def collect_seldom() -> None:
-    """Run the garbage collector less often: hardly anything here is part of a cycle.
+def collect_seldom(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the garbage collector less often, and not while the first VMs attach.
 
-    Every VM that attaches makes thousands of objects, and each collection looks at all of them.
+    Hardly anything here is part of a cycle. Every VM that attaches makes a thousand objects, of which it keeps
+    a quarter, and each collection looks at all that are new: a tenth of the time of attaching.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_COLLECTED)
+    gc.set_threshold(*_STARTING)
+    loop.call_later(_STARTING_S, gc.set_threshold, *_COLLECTED)

@@ -113,8 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     from qmpballoon.agent.event_loop import collect_seldom, loop_factory
 
     log.set_up(verbose=arguments.verbose)
-    collect_seldom()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        collect_seldom(runner.get_loop())
         run = partial(run_agent, ends_with_qemu=True) if arguments.vm is not None else run_agent
         return runner.run(run(configuration, reload=lambda: configured(arguments)))
 

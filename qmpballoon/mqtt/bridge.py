@@ -161,14 +161,14 @@ class Bridge:
             return False
         return True
 
-    def retain(self, topic: str, make: Make) -> None:
-        """Publish what ``make()`` returns as the topic's retained value.
+    def retain(self, topic: str, make: Make, *, after_others: bool = False) -> None:
+        """Publish what ``make()`` returns as the topic's retained value; ``after_others`` when nothing else waits.
 
         ``make`` is called at the moment of sending, and again on each connect; a later call of `retain`
         replaces it. Text is sent as it is, anything else as an object in the configured format.
         """
         self._announced.add(topic)
-        self._outbox.retain(topic, make)
+        self._outbox.retain(topic, make, after_others=after_others)
 
     def clear(self, topic: str) -> None:
         """Remove the topic's retained value from the broker, now or on the next connect."""

@@ -91,10 +91,16 @@ class Outbox:
         """Whether topics wait to be repeated."""
         return bool(self._repeats)
 
-    def retain(self, topic: str, make: Make) -> None:
-        """Publish what ``make`` returns as the topic's retained value, now and on each connect."""
+    def retain(self, topic: str, make: Make, *, after_others: bool = False) -> None:
+        """Publish what ``make`` returns as the topic's retained value, now and on each connect.
+
+        With ``after_others`` it is sent after all changes, and as paced as repetitions.
+        """
         self._slots[topic] = make
-        self._mark(topic)
+        if after_others:
+            self.repeat(topic)
+        else:
+            self._mark(topic)
 
     def clear(self, topic: str) -> None:
         """Remove the topic's retained value from the broker."""

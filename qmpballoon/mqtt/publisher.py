@@ -33,7 +33,7 @@ class Retained(Protocol):
 
     @property
     def topics(self) -> Topics: ...  # noqa: D102
-    def retain(self, topic: str, make: Make) -> None: ...  # noqa: D102
+    def retain(self, topic: str, make: Make, *, after_others: bool = False) -> None: ...  # noqa: D102
     def clear(self, topic: str) -> None: ...  # noqa: D102
     def event(self, topic: str, value: object) -> None: ...  # noqa: D102
     def sample(self, topic: str, make: Make) -> None: ...  # noqa: D102
@@ -165,8 +165,12 @@ class Publisher:
         self._announce_at_s = min(now_s + _CALM_S, self._announce_until_s)
         self._schedule(_DEVICES, changed=True)
 
-    def _announce(self, home_assistant: HomeAssistant, vm: VmId) -> None:
-        self._bridge.retain(home_assistant.topic(vm), lambda: home_assistant.vm_message(self._vms[vm]))
+    def _announce(self, home_assistant: HomeAssistant, vm: VmId, *, after_others: bool = False) -> None:
+        self._bridge.retain(
+            home_assistant.topic(vm),
+            lambda: home_assistant.vm_message(self._vms[vm]),
+            after_others=after_others,
+        )
 
     async def run(self) -> None:
         """Publish what becomes due, until cancelled."""
@@ -240,7 +244,7 @@ class Publisher:
             if self._home_assistant is not None and self._unannounced:
                 vm = next(iter(self._unannounced))
                 del self._unannounced[vm]
-                self._announce(self._home_assistant, vm)
+                self._announce(self._home_assistant, vm, after_others=True)
         elif key == _VMS:
             self._bridge.retain(self._bridge.topics.vms, lambda: vms_list(self._vms.values()))
         else:

@@ -38,8 +38,8 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 def collect_seldom(loop: asyncio.AbstractEventLoop) -> None:
     """Run the garbage collector less often, and not while the first VMs attach.
 
-    Hardly anything here is part of a cycle. Every VM that attaches makes a thousand objects, of which it keeps
-    a quarter, and each collection looks at all that are new: a tenth of the time of attaching.
+    Hardly anything here is part of a cycle. Every VM that attaches makes a thousand objects, and each
+    collection looks at all that are new: a tenth of the time of attaching.
     """
     gc.collect()
     gc.freeze()

@@ -14,6 +14,7 @@ from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.limits import checked_target
 from qmpballoon.agent.pulse import Pulses
 from qmpballoon.agent.registry import Registry
+from qmpballoon.agent.run import Run
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpBalloonError, RequestRefused
 from qmpballoon.model.records import VmStatus, utc_now
@@ -120,7 +121,6 @@ class Service:
     async def _set_target(self, vm: ManagedVm, asked: SetTarget, request: Request) -> Mapping[str, object]:
         async with vm.steered:
             target, serial = await self._send_by_hand(vm, asked, request)
-        await self._context.store.saved()
         if asked.wait_s is not None:
             status = await self._actuator.reached(vm, serial, target, wait_s=asked.wait_s)
             return {"target": target, "actual": status.actual, "reached": True}
@@ -140,13 +140,26 @@ class Service:
             raise RequestRefused("not-allowed", f"{vm.id} is migrating: its balloon is left alone")
         target = round_up_to_page(checked_target(status, asked.target.of(status.size)))
         request.refuse_if_expired(time.monotonic())
-        if vm.run.target not in (None, target):
-            # An agent that is started after this one was killed must not take the target before for QEMU's.
-            self._context.store.keep(vm.id, sent=None)
-            await self._context.store.saved()
-        # Set the mode first, otherwise the policy would send its own target. Store the target only after
-        # QEMU has it, otherwise the governor would send it as well.
+        try:
+            # An agent that is started after this one was killed sets this target, and does not take the
+            # previous one for QEMU's.
+            wanted = {"mode": "manual", "mode_until": None, "boot_id": None, "target": target}
+            async with self._context.store.foreseen(vm.id, **wanted, sent=None, returns_to=None):
+                return target, await self._take_over_by_hand(vm, run, target)
+        except QmpBalloonError:
+            await self._context.store.saved()  # such an agent must not set it any more
+            raise
+
+    async def _take_over_by_hand(self, vm: ManagedVm, run: Run, target: int) -> int:
+        """Put a VM in manual mode and send the target to this run of its QEMU; return its serial number.
+
+        A request that is answered with an error must have no later effect.
+        """
+        if vm.run is not run:
+            raise RequestRefused("superseded", f"{vm.id}: its QEMU was started anew; ask again")
         returns_to = run.returns_to
+        # Set the mode first, otherwise the policy would send its own target. Note the target only after
+        # QEMU has it, otherwise the governor would send it as well.
         undo = vm.spec.take_by_hand()
         vm.owe(None)  # a pulse that is under way ends, and gives nothing back
         try:
@@ -155,7 +168,7 @@ class Service:
                 vm, target, why="manual", figures=figures, still=lambda: vm.run is run
             )
         except (QmpBalloonError, asyncio.CancelledError):
-            undo()  # a request that is answered with an error must have no later effect
+            undo()
             if vm.run is run:
                 self._context.store.keep(vm.id, lazily=True, sent=run.target)
             if returns_to is not None and vm.run is run:
@@ -165,7 +178,7 @@ class Service:
             raise
         if vm.serial == serial and vm.spec.kept.mode == "manual":
             vm.spec.set_manual_target(target)
-        return target, serial
+        return serial
 
     async def _set_mode(self, vm: ManagedVm, asked: SetMode) -> Mapping[str, object]:
         async with vm.steered:

@@ -8,10 +8,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from qmpballoon.model.names import VmId
 from qmpballoon.model.records import MODES, POLICIES
 from qmpballoon.units import parse_amount
 
@@ -68,6 +69,9 @@ class Contents:
     unread: list[str] = field(default_factory=list)  # the invalid rows of the file, each with the reason
 
 
+_KNOWN_KEYS: Final = tuple(entry.name for entry in fields(KnownSocket))
+_KEPT_KEYS: Final = tuple(entry.name for entry in fields(Kept))
+
 _Rows = dict[str, tuple[object, str]]
 """By key: a frozen value, and its line of the file."""
 
@@ -79,10 +83,10 @@ class Encoder:
         self._socket_rows: _Rows = {}
         self._vm_rows: _Rows = {}
 
-    def text_of(self, contents: Contents) -> str:
-        """Return the text of a file with these contents."""
-        self._socket_rows = _encoded(contents.sockets, self._socket_rows, asdict)
-        self._vm_rows = _encoded(contents.vms, self._vm_rows, _without_nones)
+    def text_of(self, contents: Contents, foreseen: Mapping[VmId, Kept]) -> str:
+        """Return the text of a file with these contents; ``foreseen`` replaces what is kept of a VM."""
+        self._socket_rows = _encoded(contents.sockets, self._socket_rows, _KNOWN_KEYS)
+        self._vm_rows = _encoded({**contents.vms, **foreseen}, self._vm_rows, _KEPT_KEYS)
         parts = {
             "version": json.dumps(_VERSION),
             "sockets": _joined(self._socket_rows),
@@ -94,12 +98,13 @@ class Encoder:
         return "{" + ",\n".join(f'"{key}": {part}' for key, part in parts.items()) + "}\n"
 
 
-def _encoded(table: Mapping[Any, Any], before: _Rows, as_object: Callable[[Any], object]) -> _Rows:
+def _encoded(table: Mapping[Any, Any], before: _Rows, names: tuple[str, ...]) -> _Rows:
     rows: _Rows = {}
     for key, value in table.items():
         row = before.get(key)
         if row is None or row[0] is not value:
-            row = value, f"{json.dumps(key)}: {json.dumps(as_object(value))}"
+            known = {name: part for name in names if (part := getattr(value, name)) is not None}
+            row = value, f"{json.dumps(key)}: {json.dumps(known)}"
         rows[key] = row
     return rows
 
@@ -189,10 +194,6 @@ def draft_of(file: Path) -> Path:
     return file.with_name(f".{file.name}.new")
 
 
-def _without_nones(kept: Kept) -> dict[str, object]:
-    return {key: value for key, value in asdict(kept).items() if value is not None}
-
-
 _KEPT_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "mode_until": (int, float),
     "shares": int,
@@ -204,8 +205,8 @@ _KEPT_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
 
 
 def _kept(row: Any) -> Kept:
-    known = {entry.name for entry in fields(Kept)}
-    checked = {key: _typed(value, _KEPT_TYPES.get(key, str)) for key, value in row.items() if key in known}
+    known = {key: value for key, value in row.items() if key in _KEPT_KEYS}
+    checked = {key: _typed(value, _KEPT_TYPES.get(key, str)) for key, value in known.items()}
     if checked.get("mode") not in (None, *MODES):
         raise TypeError(f"mode {checked['mode']!r}")
     for key in ("floor", "ceiling"):

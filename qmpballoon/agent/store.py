@@ -15,8 +15,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -40,6 +40,7 @@ from qmpballoon.model.names import VmId
 _TRY_AGAIN_S: Final = 30.0
 _SYNC_AFTER_S: Final = 0.05  # without another change
 _SYNC_WITHIN_S: Final = 1.0
+_SOON_S: Final = 0.2  # unless somebody waits for it: while many VMs attach, one write has the names of many
 _LAZILY_S: Final = 5.0  # batch the writes of automatic moves: flash memory wears out
 _MOST_TOLD: Final = 3  # how many invalid rows of a file are logged
 _MOST_FORGOTTEN: Final = 1000  # names without a socket whose settings are still kept
@@ -72,16 +73,18 @@ class Store:
             os.close(self._lock)
             raise
         self._encoder = Encoder()
+        self._foreseen: dict[VmId, Kept] = {}  # on disk in place of what is kept
         self._wanted = 0  # changes made
         self._written = 0  # changes that are on disk, or that could not be written
         self._changed = asyncio.Event()
         self._drafted_since_s: float | None = None  # a draft is written and not yet renamed into place
-        self._later: asyncio.TimerHandle | None = None  # of a lazy change
+        self._later: asyncio.TimerHandle | None = None  # of the next write
         self._settled = asyncio.Condition()
         self._failed = False  # the last attempt to write
         self._write_lock = threading.Lock()  # a write whose task was cancelled goes on in its thread
-        if self._contents.unread:
-            self._touch()  # rewrite the file, so that the invalid rows are logged once
+        if self._contents.unread:  # rewrite the file, so that the invalid rows are logged once
+            self._wanted += 1
+            self._changed.set()
 
     def _locked_directory(self, host: str) -> int:
         """Make the directory if it is not there, and hold the lock of this host's name."""
@@ -127,6 +130,22 @@ class Store:
             self._drop_oldest()
             self._touch(lazily=lazily)
 
+    @asynccontextmanager
+    async def foreseen(self, vm: VmId, **changes: object) -> AsyncIterator[None]:
+        """Have these changes of what is kept for a VM's name on disk, and not in memory, while the body runs.
+
+        So the body, which makes the same changes if all goes well, need not wait for the disk after them: an
+        agent that is started after this one was killed knows of them.
+        """
+        self._foreseen[vm] = replace(self.kept(vm), **changes)  # type: ignore[arg-type]  # as in `keep`
+        self._touch()
+        try:
+            await self.saved()
+            yield
+        finally:
+            del self._foreseen[vm]
+            self._touch()
+
     def forget(self, vm: VmId) -> None:
         """Forget all that was set for a VM's name."""
         if self._contents.vms.pop(vm, None) is not None:
@@ -163,7 +182,7 @@ class Store:
         """
         wanted = self._wanted
         if self._written < wanted:
-            self._changed.set()  # write lazy changes now as well
+            self._changed.set()  # now
         async with self._settled:
             await self._settled.wait_for(lambda: self._written >= wanted)
 
@@ -191,7 +210,7 @@ class Store:
             os.close(self._lock)
 
     async def _write_now(self, *, sync: bool) -> None:
-        wanted, text = self._wanted, self._encoder.text_of(self._contents)
+        wanted, text = self._wanted, self._encoder.text_of(self._contents, self._foreseen)
         try:
             if self._failed or self._written < wanted:
                 await asyncio.to_thread(self._write, text)
@@ -241,10 +260,11 @@ class Store:
         if self._lock is None:
             return
         self._wanted += 1
-        if not lazily:
-            self._changed.set()
-        elif self._later is None:
-            self._later = asyncio.get_running_loop().call_later(_LAZILY_S, self._changed.set)
+        loop = asyncio.get_running_loop()
+        at_s = loop.time() + (_LAZILY_S if lazily else _SOON_S)
+        if self._later is None or at_s < self._later.when():
+            self._forget_later()
+            self._later = loop.call_at(at_s, self._changed.set)
 
     def _drop_oldest(self) -> None:
         if len(self._contents.vms) <= _MOST_FORGOTTEN:

@@ -162,8 +162,9 @@ class Bridge:
         return True
 
     def retain(self, topic: str, make: Make, *, after_others: bool = False) -> None:
-        """Publish what ``make()`` returns as the topic's retained value; ``after_others`` when nothing else waits.
+        """Publish what ``make()`` returns as the topic's retained value.
 
+        With ``after_others`` it is sent when no change waits.
         ``make`` is called at the moment of sending, and again on each connect; a later call of `retain`
         replaces it. Text is sent as it is, anything else as an object in the configured format.
         """

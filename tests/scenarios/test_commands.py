@@ -534,30 +534,36 @@ async def test_a_target_whose_request_was_cancelled_on_its_way_is_unknown_and_th
         assert harness.record("a").mode == "manual"
 
 
-async def test_while_a_target_is_on_its_way_the_state_file_does_not_have_the_one_before(
+async def test_a_target_is_in_the_state_file_before_it_is_sent_and_not_once_it_was_refused(
     harness: AgentHarness, qemu: SimulatedQemu, sockets_dir: Path
 ) -> None:
-    def stored() -> object:
+    def stored() -> tuple[object, object, object]:
         file = sockets_dir / "state" / "edge-7.json"
         try:
             text = draft_of(file).read_text()
         except FileNotFoundError:
             text = file.read_text()
-        return json.loads(text)["vms"]["a"].get("sent")
+        row = json.loads(text)["vms"]["a"]
+        return row.get("mode"), row.get("target"), row.get("sent")
 
     await harness.ask("a", "set-target", target=200 * MIB)
-    assert stored() == 200 * MIB
+    assert stored()[:2] == ("manual", 200 * MIB)
+    await harness.store.saved()
+    assert stored() == ("manual", 200 * MIB, 200 * MIB)
     before = len(harness.healths)
     qemu.faults = Faults(silent_to=frozenset(["query-balloon"]))
     asked = asyncio.create_task(harness.ask("a", "set-target", target=150 * MIB), name="set-target")
-    await harness.until(lambda: stored() is None)
+    await harness.until(lambda: stored() == ("manual", 150 * MIB, None))
+    assert harness.record("a").target == 200 * MIB
     qemu.faults = Faults(refuse=frozenset(["balloon"]))
     qemu.drop_clients()
     with pytest.raises(QmpBalloonError):
         await asked
+    assert stored()[:2] == ("manual", 200 * MIB)
     await harness.until(lambda: set(harness.healths[before:]) - {"ok"})  # it may be back already
     await harness.until_health("a", "ok")
     with pytest.raises(QmpBalloonError, match="refused on purpose"):
         await harness.ask("a", "set-target", target=150 * MIB)
+    assert stored()[:2] == ("manual", 200 * MIB)
     await harness.store.saved()
-    assert stored() == harness.record("a").target
+    assert stored()[2] == harness.record("a").target

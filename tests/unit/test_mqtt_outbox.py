@@ -156,6 +156,20 @@ def test_a_change_passes_the_repetitions_of_a_thousand_vms_and_is_sent_once() ->
     assert len(topics) == len(set(topics)) == 1000
 
 
+def test_what_comes_after_others_passes_no_change_and_is_a_change_when_it_is_retained_again() -> None:
+    box = outbox()
+    box.connected()
+    drained(box)
+    box.retain("device", lambda: "first", after_others=True)
+    for topic in ("a", "b"):
+        box.retain(topic, lambda: 1)
+    assert sent(box) == [("a", 1), ("b", 1), ("device", "first")]
+    box.retain("device", lambda: "second", after_others=True)
+    box.retain("a", lambda: 2)
+    box.retain("device", lambda: "third")
+    assert sent(box) == [("a", 2), ("device", "third")]
+
+
 def test_repetitions_that_are_held_back_delay_neither_changes_nor_samples_but_the_last_topic() -> None:
     box = outbox()
     box.retain("status", lambda: "online")

@@ -33,8 +33,11 @@ class FakeBridge:
         self.sent: list[tuple[str, Any]] = []
         self.makers: dict[str, Callable[[], Any]] = {}
         self.retained = asyncio.Event()
+        self.after_others: list[str] = []
 
-    def retain(self, topic: str, make: Make) -> None:
+    def retain(self, topic: str, make: Make, *, after_others: bool = False) -> None:
+        if after_others:
+            self.after_others.append(topic)
         self.makers[topic] = make
         self.sent.append((topic, make()))
         self.retained.set()
@@ -292,6 +295,7 @@ async def test_home_assistant_is_told_of_devices_when_no_more_vms_come() -> None
     assert [setup.bridge.on(device) for device in devices] == [[], []]
     setup.at(1.9)
     assert [len(setup.bridge.on(device)) for device in devices] == [1, 1]
+    assert setup.bridge.after_others == devices
     assert json.loads(setup.bridge.on(devices[1])[0])["components"]["target"]["max"] == 2
 
 

@@ -48,6 +48,35 @@ async def saved(store: Store) -> None:
         await store.saved()
 
 
+async def test_what_is_foreseen_is_on_disk_while_it_lasts_and_never_in_memory(tmp_path: Path) -> None:
+    def on_disk() -> Kept:
+        file = tmp_path / "edge-7.json"
+        try:
+            text = draft_of(file).read_text()
+        except FileNotFoundError:  # it has become the file
+            text = file.read_text()
+        return parse_state(text).vms[WEB1]
+
+    async def fails(store: Store) -> None:
+        async with store.foreseen(WEB1, target=5, mode="manual"):
+            assert on_disk() == Kept(target=5, shares=7, mode="manual")
+            assert store.kept(WEB1) == Kept(target=4, shares=7)
+            raise ZeroDivisionError
+
+    async with running(tmp_path) as store:
+        store.keep(WEB1, target=4, shares=7)
+        await saved(store)
+        with pytest.raises(ZeroDivisionError):
+            await fails(store)
+        await saved(store)
+        assert on_disk() == store.kept(WEB1) == Kept(target=4, shares=7)
+        async with store.foreseen(WEB1, target=6):
+            store.keep(WEB1, target=6, sent=6)
+            assert on_disk() == Kept(target=6, shares=7)
+        await saved(store)
+        assert on_disk() == Kept(target=6, shares=7, sent=6)
+
+
 async def test_a_new_host_name_takes_over_what_the_last_one_had(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -72,7 +101,7 @@ async def test_a_draft_of_the_last_name_is_taken_over(tmp_path: Path) -> None:
     await Store(tmp_path, "last").close()
     store = Store(tmp_path, "last")
     store.keep(WEB1, target=5)
-    write_draft(tmp_path / "last.json", store._encoder.text_of(store._contents))
+    write_draft(tmp_path / "last.json", store._encoder.text_of(store._contents, {}))
     (tmp_path / "last.json").write_text("{}")
     assert store._lock is not None
     os.close(store._lock)  # it was killed

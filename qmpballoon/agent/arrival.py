@@ -13,10 +13,11 @@ from typing import Final
 from qmpballoon.agent.answering import Answering
 from qmpballoon.agent.registry import Registry
 from qmpballoon.agent.run import Identity
+from qmpballoon.agent.vm_session import FirstLook, look_first
 from qmpballoon.log import log_event
 from qmpballoon.model.records import Life
 from qmpballoon.qmp.asked import Asked, returned
-from qmpballoon.qmp.balloon import MEMORY, query_run_state
+from qmpballoon.qmp.balloon import query_run_state
 from qmpballoon.qmp.client import Session, name_in
 from qmpballoon.qmp.process import PRECONFIG, Machine, is_same_qemu, look_at_machine, qemu_pid
 
@@ -45,12 +46,15 @@ class SecondMonitor(Exception):
         self.path = path
 
 
-async def until_machine_is_there(session: Session, report: Report) -> tuple[Machine, Answers]:
-    """Wait while QEMU is in ``-preconfig``; return its machine, and who it reports to be, for `identify`."""
+async def until_machine_is_there(session: Session, report: Report) -> tuple[Machine, Answers, FirstLook]:
+    """Wait while QEMU is in ``-preconfig``.
+
+    Return its machine, who it reports to be, for `identify`, and what else was asked at once, to save time.
+    """
     waits = False
     while True:
-        summary, *who = await session.request_all(MEMORY, Asked("query-name"), Asked("query-uuid"))
-        machine = await look_at_machine(session, summary)
+        first, who = await look_first(session, Asked("query-name"), Asked("query-uuid"))
+        machine = await look_at_machine(session, first.memory)
         if machine.is_there:
             break
         report(PRECONFIG)
@@ -59,7 +63,7 @@ async def until_machine_is_there(session: Session, report: Report) -> tuple[Mach
         waits = True
         await asyncio.sleep(LOOK_AGAIN_S)
     report(None)
-    return machine, who
+    return machine, who, first
 
 
 def life_behind(session: Session, machine: Machine, life: Life | None) -> Life | None:

@@ -180,7 +180,7 @@ class Connector:
             self._back_off.greeted()
             self._trouble.note(None)
             began_s = time.monotonic()
-            machine, who = await arrival.until_machine_is_there(session, self._trouble.note)
+            machine, who, looked = await arrival.until_machine_is_there(session, self._trouble.note)
             life = arrival.life_behind(session, machine, life)
             if life is not None and not self._registry.may_serve(self, life):
                 return  # the socket that comes first has greeted meanwhile
@@ -194,7 +194,7 @@ class Connector:
             vm = self._registry.answered(self.path, identity, life)
             session.request_timeout_s = vm.spec.settings.qmp_timeout_s
             log_event("vm-online", vm=vm.id, life=life, qemu=session.version, socket=self.path)
-            raise await vm.serve(session, life, identity)
+            raise await vm.serve(session, life, identity, looked)
         finally:
             greeting.cancel()
             with suppress(asyncio.CancelledError, ConnectionLost):

@@ -19,6 +19,7 @@ from qmpballoon.agent.context import Context
 from qmpballoon.agent.run import Identity, Run, new_serial
 from qmpballoon.agent.spec import VmSpec
 from qmpballoon.agent.vm_polls import VmPolls
+from qmpballoon.agent.vm_session import FirstLook
 from qmpballoon.config import VmSettings
 from qmpballoon.errors import ConnectionLost, NoBalloon, QmpError, RequestRefused
 from qmpballoon.log import log_always, log_event
@@ -280,13 +281,15 @@ class ManagedVm:
         if (self.facts.mode, self.facts.policy) != (self.mode, self._context.policy):
             self.touch()
 
-    async def serve(self, session: Session, life: Life | None, identity: Identity) -> ConnectionLost:
+    async def serve(
+        self, session: Session, life: Life | None, identity: Identity, first: FirstLook
+    ) -> ConnectionLost:
         """Keep the VM's state up to date from a new session until it is lost; return why it was."""
         if life is None or life != self.run.life:
             self._take_up(life)
         self.run.identity, self.run.qemu = identity, session.version
         pid = life.pid if life else None
-        polls = self._polls = VmPolls(self, session, pid, self._schedule, self._context)
+        polls = self._polls = VmPolls(self, session, pid, first, self._schedule, self._context)
         try:
             await polls.run()
         except ConnectionLost as reason:

@@ -15,7 +15,7 @@ from qmpballoon.agent.context import Context
 from qmpballoon.agent.run import Run
 from qmpballoon.agent.spec import VmSpec
 from qmpballoon.agent.usual_poll import REPORTS_WITHIN_S
-from qmpballoon.agent.vm_session import VmSession
+from qmpballoon.agent.vm_session import FirstLook, VmSession
 from qmpballoon.agent.wakeup import Wakeup
 from qmpballoon.errors import QmpError
 from qmpballoon.log import log_event
@@ -57,13 +57,20 @@ class VmPolls:
     """Polls one VM over one session; the wheel says when."""
 
     def __init__(
-        self, vm: PolledVm, session: Session, pid: int | None, schedule: VmSchedule, context: Context
+        self,
+        vm: PolledVm,
+        session: Session,
+        pid: int | None,
+        first: FirstLook,
+        schedule: VmSchedule,
+        context: Context,
     ) -> None:
         self.session = VmSession(
             session,
             pid,
             stats_interval_s=vm.spec.settings.stats_interval_s,
             clock=context.clock,
+            first=first,
         )
         self._vm = vm
         self._schedule = schedule

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -14,7 +15,7 @@ from qmpballoon.model.records import Sample
 from qmpballoon.model.tolerance import is_steady
 from qmpballoon.procfs import ResidentMemory
 from qmpballoon.qmp import balloon
-from qmpballoon.qmp.asked import returned
+from qmpballoon.qmp.asked import Asked, returned
 from qmpballoon.qmp.client import Session
 from qmpballoon.qmp.resizer import DriverState, Resizer
 from qmpballoon.qmp.statistics import Sampler
@@ -24,8 +25,39 @@ FRESH_WITHIN_S: Final = 0.06  # how long a turn waits for its sample
 RESET_SHOWS_WITHIN_S: Final = 0.5  # DRIVER_OK went 30 ms after RESET, and came back after 2.7 s
 LATE_EVENTS_S: Final = 1.5  # BALLOON_CHANGE comes up to a second late; no guest's driver is back so soon
 _LITTLE: Final = 8 * MIB
+_FIRST_LOOK_HOLDS_S: Final = 1.0
+_ASKED: Final = (balloon.RUN_STATE, balloon.MEMORY, balloon.MIGRATION)
 
 _DOWN: Final = DriverState(up=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLook:
+    """The answers to what a `VmSession` asks at first, where they were asked for with something else."""
+
+    answers: Sequence[object]
+    events: int  # that had come before
+    at_s: float  # monotonic
+
+    @property
+    def memory(self) -> object:
+        """The answer to query-memory-size-summary."""
+        return self.answers[_ASKED.index(balloon.MEMORY)]
+
+    def holds(self, session: Session) -> bool:
+        """Tell whether a `VmSession` may still take these answers: no event came since."""
+        return session.events_taken == self.events and time.monotonic() - self.at_s < _FIRST_LOOK_HOLDS_S
+
+
+async def look_first(session: Session, *others: Asked) -> tuple[FirstLook, list[object]]:
+    """Ask what a `VmSession` asks at first, and ``others``; return the answers of both.
+
+    Raises:
+        ConnectionLost: the session ended meanwhile.
+    """
+    events, at_s = session.events_taken, time.monotonic()
+    answers = await session.request_all(*others, *_ASKED, balloon.DEVICES_WITH_ID)
+    return FirstLook(answers[len(others) :], events, at_s), answers[: len(others)]
 
 
 @dataclass(slots=True)
@@ -83,6 +115,7 @@ class VmSession:
         *,
         stats_interval_s: int,
         clock: Callable[[], float],
+        first: FirstLook | None = None,
     ) -> None:
         self.session = session
         self.run_state: str | None = None
@@ -96,6 +129,7 @@ class VmSession:
         self._device: _Device | None = None
         self._driver = _Driver(clock())
         self._clock = clock
+        self._first = first
         self._resident = ResidentMemory(pid) if pid else None
         self._size_at_actual: int | None = None  # ``size`` when ``actual`` was taken
         self._unseen: int | None = None  # of actual, by the guest's total: constant while it runs
@@ -148,8 +182,13 @@ class VmSession:
     async def look(self) -> None:
         """Query everything that an event may have changed, or that no event reports."""
         session, is_device_known = self.session, self._device is not None
-        asked = () if is_device_known else (balloon.DEVICES_WITH_ID,)
-        answers = await session.request_all(balloon.RUN_STATE, balloon.MEMORY, balloon.MIGRATION, *asked)
+        first, self._first = self._first, None
+        if first is not None and first.holds(session):
+            answers = first.answers
+        elif is_device_known:
+            answers = await session.request_all(*_ASKED)
+        else:
+            answers = await session.request_all(*_ASKED, balloon.DEVICES_WITH_ID)
         run_state, memory, migration, *listed = (returned(answer) for answer in answers)
         self.run_state = balloon.parse_run_state(session, run_state)
         self.size = await balloon.memory_size(session, memory)
@@ -178,13 +217,16 @@ class VmSession:
             return
         resizer = balloon.VirtioBalloon(self.session, found)
         sampler = Sampler(self.session, found, clock=self._clock)
-        offers, statistics, interval, *looked = await self.session.request_all(
-            balloon.asked_deflate_on_oom(found), *sampler.asked_to_start(), *resizer.asked_to_look()
+        interval_s = self.stats_interval_s
+        offers, statistics, interval, armed, *looked = await self.session.request_all(
+            balloon.asked_deflate_on_oom(found),
+            *sampler.asked_to_start(interval_s),
+            *resizer.asked_to_look(),
         )
         self._looked(*resizer.looked(looked))
         device = _Device(found.path, resizer, offers is True)
         with suppress(QmpError):  # a device without statistics
-            await sampler.started((statistics, interval), self.stats_interval_s)
+            await sampler.started((statistics, interval, armed), interval_s)
             device.sampler = sampler
             device.usual_poll = UsualPoll(self.session, found, sampler, self)
         self._device = device  # complete, or not at all: events come meanwhile, and a look may be cancelled

@@ -37,7 +37,7 @@ from qmpballoon.mqtt.limits import (
     NO_MATCHING_SUBSCRIBERS,
     REFUSED,
 )
-from qmpballoon.mqtt.outbox import Make, Outbox, Publication
+from qmpballoon.mqtt.outbox import Make, Outbox, Publication, Rank
 from qmpballoon.mqtt.own_status import OwnStatus
 from qmpballoon.mqtt.packets import Composer
 from qmpballoon.mqtt.request_reader import RequestReader
@@ -161,15 +161,14 @@ class Bridge:
             return False
         return True
 
-    def retain(self, topic: str, make: Make, *, after_others: bool = False) -> None:
+    def retain(self, topic: str, make: Make, *, rank: Rank = Rank.USUAL) -> None:
         """Publish what ``make()`` returns as the topic's retained value.
 
-        With ``after_others`` it is sent when no change waits.
         ``make`` is called at the moment of sending, and again on each connect; a later call of `retain`
         replaces it. Text is sent as it is, anything else as an object in the configured format.
         """
         self._announced.add(topic)
-        self._outbox.retain(topic, make, after_others=after_others)
+        self._outbox.retain(topic, make, rank=rank)
 
     def clear(self, topic: str) -> None:
         """Remove the topic's retained value from the broker, now or on the next connect."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Final, TypeAlias
 
 from qmpballoon.mqtt.answers import Answer, Answers
@@ -26,6 +27,14 @@ MOST_EVENTS: Final = 1000  # about 300 bytes each
 REPEATS_AT_ONCE: Final = 600
 REPEATS_PER_S: Final = 1000.0
 ANSWERS_IN_A_ROW: Final = 8  # then one other message: a flood of requests must not hold back all state
+
+
+class Rank(IntEnum):
+    """Which of the topics that are repeated on a connect comes first."""
+
+    FIRST = 0  # who is there
+    USUAL = 1
+    LAST = 2  # also the first time, and after each change: when no change of another topic waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,7 @@ class Outbox:
     answers: Answers = field(default_factory=Answers)
     _connected: bool = False
     _slots: dict[str, Make | None] = field(default_factory=dict)
+    _ranks: dict[str, Rank] = field(default_factory=dict)
     _due: OrderedDict[str, None] = field(default_factory=OrderedDict)  # a dict is slow at removing its first
     _repeats: OrderedDict[str, None] = field(default_factory=OrderedDict)  # none of them is in _due
     _last_due: bool = False
@@ -91,13 +101,11 @@ class Outbox:
         """Whether topics wait to be repeated."""
         return bool(self._repeats)
 
-    def retain(self, topic: str, make: Make, *, after_others: bool = False) -> None:
-        """Publish what ``make`` returns as the topic's retained value, now and on each connect.
-
-        With ``after_others`` it is sent after all changes, and as paced as repetitions.
-        """
+    def retain(self, topic: str, make: Make, *, rank: Rank = Rank.USUAL) -> None:
+        """Publish what ``make`` returns as the topic's retained value, now and on each connect."""
         self._slots[topic] = make
-        if after_others:
+        self._ranks[topic] = rank
+        if rank is Rank.LAST:
             self.repeat(topic)
         else:
             self._mark(topic)
@@ -147,7 +155,8 @@ class Outbox:
     def republish(self) -> None:
         """Make every retained topic due again, the last one last."""
         self._due.clear()
-        self._repeats = OrderedDict.fromkeys(topic for topic in self._slots if topic != self.last)
+        topics = sorted(self._slots, key=lambda topic: self._ranks.get(topic, Rank.USUAL))
+        self._repeats = OrderedDict.fromkeys(topic for topic in topics if topic != self.last)
         self._last_due = self.last in self._slots
         self.changed()
 
@@ -167,6 +176,7 @@ class Outbox:
         """Note that the broker confirmed a message; return whether that cleared a topic for good."""
         if sent.make is None and sent.answer is None and self._slots.get(sent.topic, sent) is None:
             del self._slots[sent.topic]
+            self._ranks.pop(sent.topic, None)
             self._due.pop(sent.topic, None)
             self._repeats.pop(sent.topic, None)
             return True

@@ -23,7 +23,7 @@ from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, VmStatus, utc_now
 from qmpballoon.mqtt.dead_band import host_changed, vm_changed
 from qmpballoon.mqtt.home_assistant import HomeAssistant, announced_facts
-from qmpballoon.mqtt.outbox import Make
+from qmpballoon.mqtt.outbox import Make, Rank
 from qmpballoon.mqtt.topics import Topics
 from qmpballoon.protocol.objects import Agent, event_object, host_object, samples_object, vm_object, vms_list
 
@@ -33,7 +33,7 @@ class Retained(Protocol):
 
     @property
     def topics(self) -> Topics: ...  # noqa: D102
-    def retain(self, topic: str, make: Make, *, after_others: bool = False) -> None: ...  # noqa: D102
+    def retain(self, topic: str, make: Make, *, rank: Rank = Rank.USUAL) -> None: ...  # noqa: D102
     def clear(self, topic: str) -> None: ...  # noqa: D102
     def event(self, topic: str, value: object) -> None: ...  # noqa: D102
     def sample(self, topic: str, make: Make) -> None: ...  # noqa: D102
@@ -110,7 +110,8 @@ class Publisher:
         self._vms[record.id] = record
         if before is None or before.answers != record.answers:
             word = "online" if record.answers else "offline"
-            self._bridge.retain(self._bridge.topics.availability(record.id), lambda: word)
+            availability = self._bridge.topics.availability(record.id)
+            self._bridge.retain(availability, lambda: word, rank=Rank.FIRST)
         if self._home_assistant is not None:
             if before is None:
                 self._announce_soon(record.id)
@@ -165,11 +166,9 @@ class Publisher:
         self._announce_at_s = min(now_s + _CALM_S, self._announce_until_s)
         self._schedule(_DEVICES, changed=True)
 
-    def _announce(self, home_assistant: HomeAssistant, vm: VmId, *, after_others: bool = False) -> None:
+    def _announce(self, home_assistant: HomeAssistant, vm: VmId) -> None:
         self._bridge.retain(
-            home_assistant.topic(vm),
-            lambda: home_assistant.vm_message(self._vms[vm]),
-            after_others=after_others,
+            home_assistant.topic(vm), lambda: home_assistant.vm_message(self._vms[vm]), rank=Rank.LAST
         )
 
     async def run(self) -> None:
@@ -244,7 +243,7 @@ class Publisher:
             if self._home_assistant is not None and self._unannounced:
                 vm = next(iter(self._unannounced))
                 del self._unannounced[vm]
-                self._announce(self._home_assistant, vm, after_others=True)
+                self._announce(self._home_assistant, vm)
         elif key == _VMS:
             self._bridge.retain(self._bridge.topics.vms, lambda: vms_list(self._vms.values()))
         else:

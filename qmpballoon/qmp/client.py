@@ -40,12 +40,13 @@ EventSink = Callable[[str, Mapping[str, object]], None]
 class Session(LeanClient):
     """A session with a monitor, after its greeting, until it is lost or closed.
 
-    ``hung`` is true if QEMU did not answer in time.
+    ``hung`` is true if QEMU did not answer in time. ``events_taken`` counts events.
     """
 
     def __init__(self, monitor: OpenMonitor, on_event: EventSink, *, request_timeout_s: float) -> None:
         super().__init__(monitor, request_timeout_s=request_timeout_s)
         self.hung = False
+        self.events_taken = 0
         self._on_event = on_event
         self._waiting = Waiting()
         self._reason: ConnectionLost | None = None
@@ -256,6 +257,7 @@ class Session(LeanClient):
         now_s = self._loop.time()
         if now_s - self._unasked_since_s > 1:
             self._unasked, self._unasked_since_s = 0, now_s
+        self.events_taken += 1
         self._unasked += 1
         if self._unasked > MOST_UNASKED_PER_S:
             raise self._intake.too_much(f"more than {MOST_UNASKED_PER_S} events in a second")

@@ -62,12 +62,13 @@ async def set_polling_interval(session: Session, device: BalloonDevice, *interva
 
     Several intervals are set one after the other.
     """
-    asked = (
-        Asked("qom-set", {"path": device.path, "property": INTERVAL, "value": interval_s})
-        for interval_s in intervals_s
-    )
-    for answer in await session.request_all(*asked):
+    for answer in await session.request_all(*(interval_set(device, each_s) for each_s in intervals_s)):
         returned(answer)
+
+
+def interval_set(device: BalloonDevice, interval_s: int) -> Asked:
+    """Return the request that sets how often QEMU asks the guest for statistics."""
+    return Asked("qom-set", {"path": device.path, "property": INTERVAL, "value": interval_s})
 
 
 class Sampler:
@@ -114,19 +115,34 @@ class Sampler:
             QmpError: the device has no statistics (QEMU before 1.5).
             ConnectionLost: the session ended meanwhile.
         """
-        await self.started(await self._session.request_all(*self.asked_to_start()), interval_s)
+        # What was found is known before it is changed, so that `stop` can restore it whatever comes between.
+        self._take_found(await self._session.request_all(*self._asked_first), interval_s)
+        await self.rearm()
 
-    def asked_to_start(self) -> tuple[Asked, Asked]:
-        """Return what `start` asks first."""
-        return self._statistics, property_of(self._device, INTERVAL)
+    def asked_to_start(self, interval_s: int) -> tuple[Asked, Asked, Asked]:
+        """Return what `start` asks, all at once, for those who restore nothing."""
+        self._asked_at_s = self._clock()
+        return (*self._asked_first, interval_set(self._device, interval_s))
 
     async def started(self, answers: Sequence[object], interval_s: int) -> None:
         """Do what `start` does after the answers to `asked_to_start` came; the same errors."""
+        *found, armed = answers
+        self._take_found(found, interval_s)
+        returned(armed)
+        if self.found_s == 0:  # only then has QEMU asked the guest at once
+            self._armed_s = interval_s
+        else:
+            await self.rearm()
+
+    @property
+    def _asked_first(self) -> tuple[Asked, Asked]:
+        return self._statistics, property_of(self._device, INTERVAL)
+
+    def _take_found(self, answers: Sequence[object], interval_s: int) -> None:
         statistics, interval = map(returned, answers)
         self._last = parse_statistics(self._session, statistics)
         self.found_s = size_of(self._session, interval)
         self._armed_s, self._interval_s = self.found_s, interval_s
-        await self.rearm()
 
     async def change_interval(self, interval_s: int) -> None:
         """Set the polling interval in whole seconds; nothing is sent if it is set already.

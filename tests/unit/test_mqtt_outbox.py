@@ -11,6 +11,7 @@ from qmpballoon.mqtt.outbox import (
     Outbox,
     Pace,
     Publication,
+    Rank,
 )
 
 
@@ -156,18 +157,20 @@ def test_a_change_passes_the_repetitions_of_a_thousand_vms_and_is_sent_once() ->
     assert len(topics) == len(set(topics)) == 1000
 
 
-def test_what_comes_after_others_passes_no_change_and_is_a_change_when_it_is_retained_again() -> None:
+def test_what_is_last_passes_no_change_and_who_is_there_comes_first_on_a_connect() -> None:
     box = outbox()
     box.connected()
     drained(box)
-    box.retain("device", lambda: "first", after_others=True)
-    for topic in ("a", "b"):
-        box.retain(topic, lambda: 1)
-    assert sent(box) == [("a", 1), ("b", 1), ("device", "first")]
-    box.retain("device", lambda: "second", after_others=True)
+    box.retain("device", lambda: "first", rank=Rank.LAST)
+    box.retain("a", lambda: 1)
+    box.retain("b", lambda: "online", rank=Rank.FIRST)
+    assert sent(box) == [("a", 1), ("b", "online"), ("device", "first")]
+    box.retain("device", lambda: "second", rank=Rank.LAST)
     box.retain("a", lambda: 2)
-    box.retain("device", lambda: "third")
-    assert sent(box) == [("a", 2), ("device", "third")]
+    assert sent(box) == [("a", 2), ("device", "second")]
+    box.retain("a", lambda: 3)
+    box.connected()
+    assert [topic for topic, _ in sent(box)] == ["b", "a", "device"]
 
 
 def test_repetitions_that_are_held_back_delay_neither_changes_nor_samples_but_the_last_topic() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Event, HostStatus, Limits, VmStatus, utc_now
-from qmpballoon.mqtt.outbox import Make
+from qmpballoon.mqtt.outbox import Make, Rank
 from qmpballoon.mqtt.publisher import Publisher
 from qmpballoon.mqtt.topics import Topics
 from qmpballoon.protocol.objects import Agent
@@ -33,11 +33,10 @@ class FakeBridge:
         self.sent: list[tuple[str, Any]] = []
         self.makers: dict[str, Callable[[], Any]] = {}
         self.retained = asyncio.Event()
-        self.after_others: list[str] = []
+        self.ranks: dict[str, Rank] = {}
 
-    def retain(self, topic: str, make: Make, *, after_others: bool = False) -> None:
-        if after_others:
-            self.after_others.append(topic)
+    def retain(self, topic: str, make: Make, *, rank: Rank = Rank.USUAL) -> None:
+        self.ranks[topic] = rank
         self.makers[topic] = make
         self.sent.append((topic, make()))
         self.retained.set()
@@ -295,7 +294,9 @@ async def test_home_assistant_is_told_of_devices_when_no_more_vms_come() -> None
     assert [setup.bridge.on(device) for device in devices] == [[], []]
     setup.at(1.9)
     assert [len(setup.bridge.on(device)) for device in devices] == [1, 1]
-    assert setup.bridge.after_others == devices
+    assert {setup.bridge.ranks[device] for device in devices} == {Rank.LAST}
+    assert setup.bridge.ranks[TOPICS.availability("web1")] is Rank.FIRST
+    assert setup.bridge.ranks[TOPICS.state("web1")] is Rank.USUAL
     assert json.loads(setup.bridge.on(devices[1])[0])["components"]["target"]["max"] == 2
 
 

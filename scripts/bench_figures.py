@@ -35,7 +35,8 @@ TENTH: Final = 0.1  # of a core
 # between two polls of VMs that were attached together; otherwise the number of polls may vary by one.
 _SETTLE_S: Final = 2.5 * INTERVAL_S
 _TURN_S: Final = 1.5 * INTERVAL_S  # from quiet to busy, and for the bare client
-_NOTICED_S: Final = 4.0  # after this the agent has noticed that QEMUs do not respond
+# After 2 s a stopped QEMU has not answered, after 2 s more it has not greeted: then the agent has noticed all.
+_NOTICED_S: Final = 6.0
 
 
 @dataclass(frozen=True, slots=True)

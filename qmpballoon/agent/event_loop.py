@@ -11,7 +11,7 @@ from qmpballoon.log import log_event
 
 _COLLECTED: Final = (10_000, 20, 20)  # CPython's defaults are 700, 10, 10
 _STARTING: Final = (500_000, 20, 20)  # about what a thousand VMs make while they attach
-_STARTING_S: Final = 10.0
+_STARTING_S: Final = 3.0
 _UNUSABLE: Final = (
     ImportError,  # no wheel for this machine (armv7l, riscv64), or a library that does not load
     AttributeError,  # a Python version that it does not support

@@ -30,11 +30,11 @@ ANSWERS_IN_A_ROW: Final = 8  # then one other message: a flood of requests must 
 
 
 class Rank(IntEnum):
-    """Which of the topics that are repeated on a connect comes first."""
+    """Which retained topics are sent first, of those that changed and of those that are repeated."""
 
-    FIRST = 0  # who is there
+    FIRST = 0  # who is there; before events, too
     USUAL = 1
-    LAST = 2  # also the first time, and after each change: when no change of another topic waits
+    LAST = 2  # when no change of another topic waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ class Outbox:
     _slots: dict[str, Make | None] = field(default_factory=dict)
     _ranks: dict[str, Rank] = field(default_factory=dict)
     _due: OrderedDict[str, None] = field(default_factory=OrderedDict)  # a dict is slow at removing its first
-    _repeats: OrderedDict[str, None] = field(default_factory=OrderedDict)  # none of them is in _due
+    _first_due: OrderedDict[str, None] = field(default_factory=OrderedDict)  # none of them is in _due
+    _repeats: OrderedDict[str, None] = field(default_factory=OrderedDict)  # none of them is due
     _last_due: bool = False
     _answers_in_a_row: int = 0
     _events: deque[Publication] = field(default_factory=deque)
@@ -124,7 +125,7 @@ class Outbox:
         """Publish a topic's current value after all changes, and as paced as all repetitions."""
         if topic == self.last:
             self._last_due = True
-        elif topic in self._slots and topic not in self._due:
+        elif topic in self._slots and topic not in self._due and topic not in self._first_due:
             self._repeats[topic] = None
         self.changed()
 
@@ -155,6 +156,7 @@ class Outbox:
     def republish(self) -> None:
         """Make every retained topic due again, the last one last."""
         self._due.clear()
+        self._first_due.clear()
         topics = sorted(self._slots, key=lambda topic: self._ranks.get(topic, Rank.USUAL))
         self._repeats = OrderedDict.fromkeys(topic for topic in topics if topic != self.last)
         self._last_due = self.last in self._slots
@@ -178,12 +180,13 @@ class Outbox:
             del self._slots[sent.topic]
             self._ranks.pop(sent.topic, None)
             self._due.pop(sent.topic, None)
+            self._first_due.pop(sent.topic, None)
             self._repeats.pop(sent.topic, None)
             return True
         return False
 
     def take(self, *, retained: bool = True, repeats: bool = True) -> Publication | None:
-        """Return the next message: answers, events, changed topics, repeated ones, `last`, samples.
+        """Return the next: answers, changes of rank FIRST, events, other changes, repeats, `last`, samples.
 
         Without ``retained``, retained topics stay due; without ``repeats``, repeated ones and `last`.
         """
@@ -200,11 +203,12 @@ class Outbox:
         return None if answer is None else Publication(answer.topic, None, answer=answer)
 
     def _take_other(self, *, retained: bool, repeats: bool) -> Publication | None:
+        if self._first_due and retained:
+            return self._retained(self._first_due)
         if self._events:
             return self._events.popleft()
         if self._due and retained:
-            topic, _ = self._due.popitem(last=False)
-            return Publication(topic, self._slots[topic], retain=True)
+            return self._retained(self._due)
         if self._repeats and retained and repeats:
             topic, _ = self._repeats.popitem(last=False)
             return Publication(topic, self._slots[topic], retain=True, is_repeat=True)
@@ -216,11 +220,19 @@ class Outbox:
             return Publication(topic, make, qos=0, is_sample=True)
         return None
 
+    def _retained(self, due: OrderedDict[str, None]) -> Publication:
+        topic, _ = due.popitem(last=False)
+        return Publication(topic, self._slots[topic], retain=True)
+
     def _mark(self, topic: str) -> None:
         if topic == self.last:
             self._last_due = True
         else:
             self._repeats.pop(topic, None)
-            self._due[topic] = None
+            # Topics that are cleared keep their order: a device goes before what it reads.
+            is_first = self._ranks.get(topic) is Rank.FIRST and self._slots[topic] is not None
+            due, other = (self._first_due, self._due) if is_first else (self._due, self._first_due)
+            other.pop(topic, None)
+            due[topic] = None
         if self._connected:
             self.changed()

@@ -163,14 +163,18 @@ def test_what_is_last_passes_no_change_and_who_is_there_comes_first_on_a_connect
     drained(box)
     box.retain("device", lambda: "first", rank=Rank.LAST)
     box.retain("a", lambda: 1)
+    box.event("e", lambda: "event")
     box.retain("b", lambda: "online", rank=Rank.FIRST)
-    assert sent(box) == [("a", 1), ("b", "online"), ("device", "first")]
+    assert sent(box) == [("b", "online"), ("e", "event"), ("a", 1), ("device", "first")]
     box.retain("device", lambda: "second", rank=Rank.LAST)
     box.retain("a", lambda: 2)
     assert sent(box) == [("a", 2), ("device", "second")]
     box.retain("a", lambda: 3)
     box.connected()
     assert [topic for topic, _ in sent(box)] == ["b", "a", "device"]
+    for topic in ("device", "b", "a"):
+        box.clear(topic)
+    assert sent(box) == [("device", None), ("b", None), ("a", None)]
 
 
 def test_repetitions_that_are_held_back_delay_neither_changes_nor_samples_but_the_last_topic() -> None:

@@ -35,7 +35,7 @@ TENTH: Final = 0.1  # of a core
 # between two polls of VMs that were attached together; otherwise the number of polls may vary by one.
 _SETTLE_S: Final = 2.5 * INTERVAL_S
 _TURN_S: Final = 1.5 * INTERVAL_S  # from quiet to busy, and for the bare client
-# After 2 s a stopped QEMU has not answered, after 2 s more it has not greeted: then the agent has noticed all.
+# After 2 s a stopped QEMU has not answered, after 2 s more it has not greeted: then all of them are noticed.
 _NOTICED_S: Final = 6.0
 
 

@@ -16,9 +16,12 @@ from scripted_peer import session_with
 from qmpballoon.agent import connector as connector_module
 from qmpballoon.agent.context import TickSignal
 from qmpballoon.agent.vm import ENDED_AFTER_S
+from qmpballoon.agent.vm_session import VmSession, look_first
+from qmpballoon.errors import QmpError
 from qmpballoon.model.facts import Connection
 from qmpballoon.model.health import BOOT_S, FIRST_SAMPLE_S
 from qmpballoon.policy.schedule import VmSchedule
+from qmpballoon.qmp.asked import Asked
 from qmpballoon.sim.guest import Behaviour, GuestSpec
 from qmpballoon.sim.qemu.faults import Faults
 from qmpballoon.sim.qemu.machine import MachineSpec
@@ -46,6 +49,28 @@ async def test_a_sound_vm_is_ok_and_its_record_is_complete(
         assert record.sample.stats.available == qemu.guest.available
         assert qemu.guest.polling_interval_s == QUICK.stats_interval_s
         assert "health" in harness.events_of("web_1")
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_what_was_asked_on_arrival_is_not_asked_again_unless_an_event_came(
+    qemus: Qemus, sockets_dir: Path, stops: bool
+) -> None:
+    qemu = await qemus.start("a", machine=MachineSpec(name="web"))
+    came = asyncio.Event()
+    async with session_with(sockets_dir / "a.qmp", lambda name, details: came.set()) as session:
+        first, (name,) = await look_first(session, Asked("query-name"))
+        assert name == {"name": "web"}
+        qemu.faults = Faults() if stops else Faults(refuse=frozenset(["query-status"]))
+        if stops:
+            qemu.execute("stop", {})
+            await asyncio.wait_for(came.wait(), PATIENCE_S)
+        vm = VmSession(session, None, stats_interval_s=1, clock=asyncio.get_running_loop().time, first=first)
+        await vm.look()
+        assert (vm.run_state, vm.size) == ("paused" if stops else "running", 256 * MIB)
+        assert vm.resizer is not None
+        qemu.faults = Faults(refuse=frozenset(["query-status"]))
+        with pytest.raises(QmpError, match="refused on purpose"):  # these answers are taken once
+            await vm.look()
 
 
 async def test_a_vm_behind_a_proxy_has_no_pid_no_rss_and_no_life(

@@ -128,6 +128,21 @@ async def test_figures_from_before_the_connection_are_not_a_sample(sockets_dir: 
         assert device.set_to == [2]
 
 
+@pytest.mark.parametrize(("found_s", "set_to"), [(0, [2]), (5, [2, 0, 2]), (2, [2, 0, 2])])
+async def test_what_is_asked_to_start_asks_the_guest_at_once_whatever_interval_was_found(
+    sockets_dir: Path, found_s: int, set_to: list[int]
+) -> None:
+    device = ScriptedStats(found_s)
+    device.report(1000, 5)
+    async with peer(sockets_dir / "a.qmp", device.talk), session_with(sockets_dir / "a.qmp") as session:
+        sampler = Sampler(session, BalloonDevice("/machine/peripheral/b", "virtio-balloon-pci"))
+        await sampler.started(await session.request_all(*sampler.asked_to_start(2)), 2)
+        assert device.set_to == set_to  # QEMU asks the guest when the interval was 0 before
+        assert (sampler.found_s, sampler.is_armed_with(2)) == (found_s, True)
+        assert sampler.is_first_awaited
+        assert sampler.ever_reported
+
+
 async def test_the_first_sample_is_awaited_for_a_second_after_the_guest_was_asked(sockets_dir: Path) -> None:
     now_s = 10.0
     device = ScriptedStats()

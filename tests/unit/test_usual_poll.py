@@ -201,7 +201,8 @@ def test_a_guest_that_does_not_answer_is_asked_again_after_a_few_looks(setup: Se
 def test_a_guest_that_was_just_asked_for_its_first_figures_is_read_before_it_is_asked_again(
     setup: Setup,
 ) -> None:
-    assert len(setup.sampler.asked_to_start(1)) == len(answers := [setup.monitor.statistics, 0, {}])
+    answers = [setup.monitor.statistics, 0, {}]
+    assert len(setup.sampler.asked_to_start(1)) == len(answers)
     asyncio.run(setup.sampler.started(answers, 1))
     for _ in range(MOST_LOOKS):
         assert setup.poll(ask=True, closely=True)

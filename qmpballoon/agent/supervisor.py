@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -18,9 +19,10 @@ from qmpballoon.config import Claim, vm_settings
 from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId
 from qmpballoon.procfs import life_of
-from qmpballoon.qmp.discovery import SocketMark, SocketWatch
+from qmpballoon.qmp.discovery import SocketMark, SocketWatch, unreadable
 
 MOST_ABSENT: Final = 512  # VMs without a socket and a process whose names are remembered
+UNREADABLE: Final = "the agent's user may not read this directory: the sockets in it are not seen"
 
 
 class Supervisor:
@@ -33,15 +35,17 @@ class Supervisor:
         self._connectors: dict[str, Connector] = {}
         self._back_offs = BackOffs()
         self._gone_since_s: dict[VmId, float] = {}
+        self._unreadable: list[str] = []  # directories
 
     @property
     def unidentified(self) -> tuple[tuple[str, str], ...]:
-        """Paths of sockets for which no VM is known, each with the reason."""
-        return tuple(
+        """Paths of sockets for which no VM is known, and of unreadable directories, each with the reason."""
+        sockets = (
             (path, reason)
             for path, connector in self._connectors.items()
             if (reason := connector.unidentified) is not None
         )
+        return (*((directory, UNREADABLE) for directory in self._unreadable), *sockets)
 
     def remember(self) -> None:
         """Set up the VMs that an earlier run knew; they are offline until their monitors answer."""
@@ -82,6 +86,13 @@ class Supervisor:
             claim = Claim(vm.name, vm.path, known.owner if known else None)
             vm.spec.settings = vm_settings(self._context.configuration, claim)
             vm.touch()
+
+    def look_at_directories(self) -> None:
+        """Find the directories whose sockets the agent cannot see, and log the new ones."""
+        before, self._unreadable = self._unreadable, unreadable(self._watch.globs)
+        for directory in self._unreadable:
+            if directory not in before:
+                log_event("socket-refused", UNREADABLE, level=logging.WARNING, socket=directory)
 
     def forget_absent_vms(self) -> None:
         """Drop the VMs that have had no socket and no process for ``forget_after_s``."""

@@ -16,6 +16,7 @@ from qmpballoon.addresses import is_file, is_tcp, unix_address
 from qmpballoon.api import Vm, connect
 from qmpballoon.config import COMMAND_LINE, refused_path, surroundings_here
 from qmpballoon.errors import ConfigurationError, Problem, Unreachable
+from qmpballoon.qmp.discovery import unreadable
 from qmpballoon.qmp.monitor import socket_table
 from qmpballoon.qmp.tcp import is_tcp_listening
 
@@ -55,6 +56,11 @@ def find_sockets(typed: Sequence[str], *, allow_remote: bool = False) -> list[Fo
             for path in glob.glob(pattern):
                 if _is_socket(path):
                     found.setdefault(path, False)
+    if not found and (hidden := unreadable(patterns)):
+        raise Unreachable(
+            f"{hidden[0]}: this user may not read the directory, so no socket in it is seen; run this as a "
+            "user who may, for example with sudo"
+        )
     if not found:
         raise Unreachable(
             f"no QMP socket at {' or '.join(patterns)}; name one, or start QEMU with "

@@ -55,6 +55,36 @@ def scan(globs: Iterable[str]) -> dict[str, SocketMark]:
     return dict(sorted(found.items()))
 
 
+def unreadable(globs: Iterable[str]) -> list[str]:
+    """Return the directories in which this user cannot see what the globs match; they seem to be empty."""
+    found: dict[str, None] = {}
+    for pattern in filter(is_file, globs):
+        *parents, name = os.path.abspath(pattern).split(os.sep)[1:]
+        directories = [os.sep]
+        for part in parents:
+            seen = _where_seen(directories, part, found)
+            directories = [path for directory in seen for path in _in(directory, part)]
+        _where_seen(directories, name, found)
+    return list(found)
+
+
+def _where_seen(directories: Iterable[str], part: str, hidden: dict[str, None]) -> list[str]:
+    """Return the directories in which this user sees what a part of a glob matches; note the others."""
+    needed = os.R_OK | os.X_OK if glob.has_magic(part) else os.X_OK
+    seen = []
+    for directory in directories:
+        if os.access(directory, needed, effective_ids=True):
+            seen.append(directory)
+        elif os.path.isdir(directory):
+            hidden[directory] = None
+    return seen
+
+
+def _in(directory: str, part: str) -> Iterable[str]:
+    path = os.path.join(glob.escape(directory), part)
+    return glob.iglob(path) if glob.has_magic(part) else (os.path.join(directory, part),)
+
+
 def _abstract(globs: Iterable[str]) -> dict[str, SocketMark]:
     """Return the abstract sockets on which a process listens; the mark is the listening socket's inode."""
     tables, found = SocketTables(), {}

@@ -18,7 +18,7 @@ import pytest
 from agent_process import PATIENCE_S, until
 from doc_pages import ROOT
 
-from qmpballoon.control import find_agents
+from qmpballoon.control import connected_to, find_agents
 from qmpballoon.lab.process import Program
 from qmpballoon.units import MIB
 
@@ -158,6 +158,38 @@ async def test_an_agent_without_rights_reaches_the_vm_of_another_user_who_cannot
 
         agent.signal(signal.SIGTERM)
         assert await agent.ended(timeout_s=PATIENCE_S) == 0
+
+
+async def test_a_directory_that_may_not_be_read_is_told_and_not_taken_for_an_empty_one(
+    host: Host, sockets_dir: Path
+) -> None:
+    closed, control = sockets_dir / "closed", host.monitors / "agent.sock"
+    closed.mkdir(mode=0o700)
+    python = [sys.executable, "-W", "error", "-m", "qmpballoon"]
+    asked = subprocess.run(
+        [*host.as_user("nobody"), *python, "status", f"{closed}/*.qmp", "--control", ""],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert asked.returncode != 0
+    assert f"{closed}: this user may not read the directory" in asked.stderr
+    words = ["agent", f"{closed}/*.qmp", "--state-dir", "", "--control", str(control)]
+    log = sockets_dir / "agent.log"
+    agent = Program([*host.as_user("qmpballoon"), *python, *words], log=log)
+    try:
+        await until(lambda: "socket-refused" in log.read_text(), what="it is logged")
+        assert f"socket={closed}: the agent's user may not read this directory" in log.read_text()
+        async with connected_to(str(control)) as client:
+            answer = await client.request("agent")
+        assert isinstance(answer, dict)
+        assert answer["unidentified"] == [str(closed)]
+        agent.signal(signal.SIGTERM)
+        assert await agent.ended(timeout_s=PATIENCE_S) == 0
+        assert log.read_text().count("socket-refused") == 1
+    finally:
+        agent.destroy()
 
 
 def mode_of(path: Path) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qmpballoon.qmp import discovery
-from qmpballoon.qmp.discovery import SocketMark, SocketWatch, scan
+from qmpballoon.qmp.discovery import SocketMark, SocketWatch, scan, unreadable
 
 
 def bind(path: Path) -> None:
@@ -20,6 +20,26 @@ def bind(path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(os.fspath(path))
+
+
+def test_a_directory_that_may_not_be_listed_or_entered_is_unreadable_and_an_absent_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open", "shut/below", "entered"):
+        (tmp_path / name).mkdir(parents=True)
+    may_not = {tmp_path / "shut": os.R_OK | os.X_OK, tmp_path / "entered": os.R_OK}
+
+    def access(path: str, mode: int, *, effective_ids: bool) -> bool:
+        assert effective_ids
+        return os.path.exists(path) and not mode & may_not.get(Path(path), 0)
+
+    monkeypatch.setattr("qmpballoon.qmp.discovery.os.access", access)
+    shut, entered = str(tmp_path / "shut"), str(tmp_path / "entered")
+    assert unreadable([f"{tmp_path}/*/a.qmp"]) == [shut]
+    assert unreadable([f"{shut}/below/*.qmp", f"{shut}/*.qmp"]) == [shut]
+    assert unreadable([f"{entered}/a.qmp"]) == []
+    assert unreadable([f"{entered}/*.qmp", f"{tmp_path}/*/*.qmp"]) == [entered, shut]
+    assert unreadable([f"{tmp_path}/open/*.qmp", f"{tmp_path}/none/*.qmp", "tcp:127.0.0.1:1", "@name"]) == []
 
 
 class Changes:

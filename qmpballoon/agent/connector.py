@@ -166,7 +166,7 @@ class Connector:
         vm: ManagedVm | None = None
 
         def on_event(name: str, details: Mapping[str, object]) -> None:
-            if vm is not None:  # until then everything has yet to be queried
+            if vm is not None:  # until then an event makes invalid what was asked on arrival
                 vm.on_qmp_event(name, details)
 
         settings = vm_settings(self._context.configuration, Claim("", self.path, monitor.owner))

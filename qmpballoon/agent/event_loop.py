@@ -10,7 +10,7 @@ from typing import Final
 from qmpballoon.log import log_event
 
 _COLLECTED: Final = (10_000, 20, 20)  # CPython's defaults are 700, 10, 10
-_STARTING: Final = (500_000, 20, 20)  # about what a thousand VMs make while they attach
+_STARTING: Final = (500_000, 20, 20)  # more than a few hundred VMs make while they attach
 _STARTING_S: Final = 3.0
 _UNUSABLE: Final = (
     ImportError,  # no wheel for this machine (armv7l, riscv64), or a library that does not load
@@ -38,8 +38,8 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 def collect_seldom(loop: asyncio.AbstractEventLoop) -> None:
     """Run the garbage collector less often, and not while the first VMs attach.
 
-    Hardly anything here is part of a cycle. Every VM that attaches makes a thousand objects, and each
-    collection looks at all that are new: a tenth of the time of attaching.
+    Hardly anything here is part of a cycle. Every VM that attaches makes some hundred objects, and each
+    collection looks at all that are new. Together that took a tenth of the time of attaching.
     """
     gc.collect()
     gc.freeze()

@@ -14,7 +14,6 @@ from qmpballoon.agent.governor import Governor
 from qmpballoon.agent.limits import checked_target
 from qmpballoon.agent.pulse import Pulses
 from qmpballoon.agent.registry import Registry
-from qmpballoon.agent.run import Run
 from qmpballoon.agent.vm import ManagedVm
 from qmpballoon.errors import ConnectionLost, NoBalloon, OutOfRange, QmpBalloonError, RequestRefused
 from qmpballoon.model.records import VmStatus, utc_now
@@ -129,40 +128,47 @@ class Service:
 
     async def _send_by_hand(self, vm: ManagedVm, asked: SetTarget, request: Request) -> tuple[int, int]:
         """Send a target that somebody asked for; return it in bytes, and its serial number."""
+        run, target = vm.run, self._allowed_target(vm, asked, request)
+        try:
+            # An agent that is started after this one was killed sets this target, and does not take the
+            # previous one for QEMU's.
+            wanted = {"mode": "manual", "mode_until": None, "boot_id": None, "target": target}
+            async with self._context.store.foreseen(vm.id, **wanted, sent=None, returns_to=None):
+                # Meanwhile much may have happened: the disk may hang.
+                if vm.run is not run or vm.retired or self._allowed_target(vm, asked, request) != target:
+                    raise RequestRefused("superseded", f"{vm.id} has changed meanwhile; ask again")
+                return target, await self._take_over_by_hand(vm, target)
+        except QmpBalloonError:
+            await self._context.store.saved()  # an agent that is started later must not set it
+            raise
+
+    def _allowed_target(self, vm: ManagedVm, asked: SetTarget, request: Request) -> int:
+        """Return the target in bytes that somebody asks for, if it may be sent now."""
         if self._context.mode == "observe":
             raise RequestRefused("not-allowed", "the host's mode is observe: nothing is moved")
-        run, status = vm.run, vm.status
+        status = vm.status
         if not status.answers:
             raise ConnectionLost(f"{vm.id} is {status.health}: its monitor does not answer")
         if status.health == "no-balloon":
             raise NoBalloon(f"{vm.id} has no balloon device")
         if status.health == "migrating":
             raise RequestRefused("not-allowed", f"{vm.id} is migrating: its balloon is left alone")
-        target = round_up_to_page(checked_target(status, asked.target.of(status.size)))
         request.refuse_if_expired(time.monotonic())
-        try:
-            # An agent that is started after this one was killed sets this target, and does not take the
-            # previous one for QEMU's.
-            wanted = {"mode": "manual", "mode_until": None, "boot_id": None, "target": target}
-            async with self._context.store.foreseen(vm.id, **wanted, sent=None, returns_to=None):
-                return target, await self._take_over_by_hand(vm, run, target)
-        except QmpBalloonError:
-            await self._context.store.saved()  # such an agent must not set it any more
-            raise
+        return round_up_to_page(checked_target(status, asked.target.of(status.size)))
 
-    async def _take_over_by_hand(self, vm: ManagedVm, run: Run, target: int) -> int:
-        """Put a VM in manual mode and send the target to this run of its QEMU; return its serial number.
+    async def _take_over_by_hand(self, vm: ManagedVm, target: int) -> int:
+        """Put a VM in manual mode and send the target; return its serial number.
 
         A request that is answered with an error must have no later effect.
         """
-        if vm.run is not run:
-            raise RequestRefused("superseded", f"{vm.id}: its QEMU was started anew; ask again")
+        run = vm.run
         returns_to = run.returns_to
         # Set the mode first, otherwise the policy would send its own target. Note the target only after
         # QEMU has it, otherwise the governor would send it as well.
         undo = vm.spec.take_by_hand()
         vm.owe(None)  # a pulse that is under way ends, and gives nothing back
         try:
+            self._context.store.keep(vm.id, lazily=True, sent=None)
             figures = self._governor.figures(vm)
             serial = await self._actuator.send(
                 vm, target, why="manual", figures=figures, still=lambda: vm.run is run

@@ -38,9 +38,9 @@ from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId
 
 _TRY_AGAIN_S: Final = 30.0
-_SYNC_AFTER_S: Final = 0.05  # without another change
+_SYNC_AFTER_S: Final = 0.3  # without another change; longer than _SOON_S
 _SYNC_WITHIN_S: Final = 1.0
-_SOON_S: Final = 0.2  # unless somebody waits for it: while many VMs attach, one write has the names of many
+_SOON_S: Final = 0.2  # so that one write has the names of many VMs that attach; `saved` does not wait for it
 _LAZILY_S: Final = 5.0  # batch the writes of automatic moves: flash memory wears out
 _MOST_TOLD: Final = 3  # how many invalid rows of a file are logged
 _MOST_FORGOTTEN: Final = 1000  # names without a socket whose settings are still kept
@@ -48,7 +48,7 @@ _NOTHING: Final = Kept()
 
 
 class Store:
-    """The state on disk. Every change is written soon; ``saved()`` waits until it is.
+    """The state on disk. A change is written in 0.2 s, or 5 s; ``saved()`` writes it at once, and waits.
 
     With an empty ``state_dir`` it is in memory only, and ends with the agent.
     """
@@ -132,18 +132,23 @@ class Store:
 
     @asynccontextmanager
     async def foreseen(self, vm: VmId, **changes: object) -> AsyncIterator[None]:
-        """Have these changes of what is kept for a VM's name on disk, and not in memory, while the body runs.
+        """Write what is kept for a VM's name with these changes, and run the body; in memory nothing changes.
 
-        So the body, which makes the same changes if all goes well, need not wait for the disk after them: an
-        agent that is started after this one was killed knows of them.
+        The body makes the same changes if all goes well. It need not wait for the disk after them, because an
+        agent that is started after this one was killed finds them. Other changes for this name are written
+        when the body has ended.
         """
-        self._foreseen[vm] = replace(self.kept(vm), **changes)  # type: ignore[arg-type]  # as in `keep`
+        row = self._foreseen[vm] = replace(self.kept(vm), **changes)  # type: ignore[arg-type]  # as in `keep`
         self._touch()
         try:
             await self.saved()
             yield
+        except BaseException:
+            self._changed.set()  # it is taken back now
+            raise
         finally:
-            del self._foreseen[vm]
+            if self._foreseen.get(vm) is row:  # else another VM has got the name meanwhile
+                del self._foreseen[vm]
             self._touch()
 
     def forget(self, vm: VmId) -> None:

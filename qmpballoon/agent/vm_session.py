@@ -31,7 +31,7 @@ _ASKED: Final = (balloon.RUN_STATE, balloon.MEMORY, balloon.MIGRATION)
 _DOWN: Final = DriverState(up=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FirstLook:
     """The answers to what a `VmSession` asks at first, where they were asked for with something else."""
 
@@ -44,9 +44,11 @@ class FirstLook:
         """The answer to query-memory-size-summary."""
         return self.answers[_ASKED.index(balloon.MEMORY)]
 
-    def holds(self, session: Session) -> bool:
-        """Tell whether a `VmSession` may still take these answers: no event came since."""
-        return session.events_taken == self.events and time.monotonic() - self.at_s < _FIRST_LOOK_HOLDS_S
+    def take(self, session: Session) -> Sequence[object]:
+        """Return the answers, once; none if an event has come since, or they are old."""
+        answers, self.answers = self.answers, ()
+        is_new = time.monotonic() - self.at_s < _FIRST_LOOK_HOLDS_S
+        return answers if is_new and session.events_taken == self.events else ()
 
 
 async def look_first(session: Session, *others: Asked) -> tuple[FirstLook, list[object]]:
@@ -182,13 +184,9 @@ class VmSession:
     async def look(self) -> None:
         """Query everything that an event may have changed, or that no event reports."""
         session, is_device_known = self.session, self._device is not None
-        first, self._first = self._first, None
-        if first is not None and first.holds(session):
-            answers = first.answers
-        elif is_device_known:
-            answers = await session.request_all(*_ASKED)
-        else:
-            answers = await session.request_all(*_ASKED, balloon.DEVICES_WITH_ID)
+        asked = _ASKED if is_device_known else (*_ASKED, balloon.DEVICES_WITH_ID)
+        first = self._first.take(session) if self._first is not None else ()
+        answers = first or await session.request_all(*asked)
         run_state, memory, migration, *listed = (returned(answer) for answer in answers)
         self.run_state = balloon.parse_run_state(session, run_state)
         self.size = await balloon.memory_size(session, memory)

@@ -19,7 +19,7 @@ class Announced:
 
     ``before`` are those of the last run. ``report`` is awaited with all of them before the first message to
     a new one. While topics keep coming, all that is new within INTERVAL_S is reported in one call; the last
-    ones are reported when none has come for QUIET_S.
+    ones are reported when none has come for QUIET_S, or for a few times that if the report before was recent.
     """
 
     def __init__(self, before: Iterable[str], report: Report | None) -> None:
@@ -54,6 +54,8 @@ class Announced:
         """Report changes, until cancelled, and call ``reported`` after each report."""
         if self._report is None:
             return
+        if self._has_new:  # the connection before was lost while they waited
+            self._changed.set()
         clock = asyncio.get_running_loop().time
         quiet_s, reported_at_s, was_quiet = QUIET_S, float("-inf"), False
         while True:

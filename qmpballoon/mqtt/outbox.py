@@ -27,14 +27,16 @@ MOST_EVENTS: Final = 1000  # about 300 bytes each
 REPEATS_AT_ONCE: Final = 600
 REPEATS_PER_S: Final = 1000.0
 ANSWERS_IN_A_ROW: Final = 8  # then one other message: a flood of requests must not hold back all state
+CHANGES_IN_A_ROW: Final = 32  # then one repetition: over a slow connection changes may never cease
+_BEFORE_ALL: Final = -1
 
 
 class Rank(IntEnum):
     """Which retained topics are sent first, of those that changed and of those that are repeated."""
 
-    FIRST = 0  # who is there; before events, too
+    FIRST = 0  # who is there; changes before events, too
     USUAL = 1
-    LAST = 2  # when no change of another topic waits
+    LAST = 2  # when few changes of other topics wait, and paced as repetitions; removed first
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,9 @@ class Outbox:
     _slots: dict[str, Make | None] = field(default_factory=dict)
     _ranks: dict[str, Rank] = field(default_factory=dict)
     _due: OrderedDict[str, None] = field(default_factory=OrderedDict)  # a dict is slow at removing its first
-    _first_due: OrderedDict[str, None] = field(default_factory=OrderedDict)  # none of them is in _due
-    _repeats: OrderedDict[str, None] = field(default_factory=OrderedDict)  # none of them is due
+    _first_due: OrderedDict[str, None] = field(default_factory=OrderedDict)  # no topic is in two of these
+    _repeats: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    _changes_in_a_row: int = 0
     _last_due: bool = False
     _answers_in_a_row: int = 0
     _events: deque[Publication] = field(default_factory=deque)
@@ -157,8 +160,8 @@ class Outbox:
         """Make every retained topic due again, the last one last."""
         self._due.clear()
         self._first_due.clear()
-        topics = sorted(self._slots, key=lambda topic: self._ranks.get(topic, Rank.USUAL))
-        self._repeats = OrderedDict.fromkeys(topic for topic in topics if topic != self.last)
+        self._repeats = OrderedDict.fromkeys(sorted(self._slots, key=self._place))
+        self._repeats.pop(self.last, None)
         self._last_due = self.last in self._slots
         self.changed()
 
@@ -188,7 +191,7 @@ class Outbox:
     def take(self, *, retained: bool = True, repeats: bool = True) -> Publication | None:
         """Return the next: answers, changes of rank FIRST, events, other changes, repeats, `last`, samples.
 
-        Without ``retained``, retained topics stay due; without ``repeats``, repeated ones and `last`.
+        Without ``retained``, retained topics stay due; without ``repeats``, repeated ones (and so `last`).
         """
         if self._answers_in_a_row < ANSWERS_IN_A_ROW and (answer := self.take_answer()) is not None:
             self._answers_in_a_row += 1
@@ -207,9 +210,12 @@ class Outbox:
             return self._retained(self._first_due)
         if self._events:
             return self._events.popleft()
-        if self._due and retained:
+        may_repeat = bool(self._repeats) and retained and repeats
+        if self._due and retained and not (may_repeat and self._changes_in_a_row >= CHANGES_IN_A_ROW):
+            self._changes_in_a_row += 1
             return self._retained(self._due)
-        if self._repeats and retained and repeats:
+        self._changes_in_a_row = 0
+        if may_repeat:
             topic, _ = self._repeats.popitem(last=False)
             return Publication(topic, self._slots[topic], retain=True, is_repeat=True)
         if self._last_due and retained and not self._repeats:
@@ -220,6 +226,10 @@ class Outbox:
             return Publication(topic, make, qos=0, is_sample=True)
         return None
 
+    def _place(self, topic: str) -> int:
+        rank = self._ranks.get(topic, Rank.USUAL)
+        return _BEFORE_ALL if rank is Rank.LAST and self._slots[topic] is None else rank
+
     def _retained(self, due: OrderedDict[str, None]) -> Publication:
         topic, _ = due.popitem(last=False)
         return Publication(topic, self._slots[topic], retain=True)
@@ -229,7 +239,7 @@ class Outbox:
             self._last_due = True
         else:
             self._repeats.pop(topic, None)
-            # Topics that are cleared keep their order: a device goes before what it reads.
+            # What is cleared keeps its order: a device goes before what it reads.
             is_first = self._ranks.get(topic) is Rank.FIRST and self._slots[topic] is not None
             due, other = (self._first_due, self._due) if is_first else (self._due, self._first_due)
             other.pop(topic, None)

@@ -40,7 +40,7 @@ EventSink = Callable[[str, Mapping[str, object]], None]
 class Session(LeanClient):
     """A session with a monitor, after its greeting, until it is lost or closed.
 
-    ``hung`` is true if QEMU did not answer in time. ``events_taken`` counts events.
+    ``hung`` is true if QEMU did not answer in time. ``events_taken`` is how many events have come.
     """
 
     def __init__(self, monitor: OpenMonitor, on_event: EventSink, *, request_timeout_s: float) -> None:

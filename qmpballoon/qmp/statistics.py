@@ -120,7 +120,7 @@ class Sampler:
         await self.rearm()
 
     def asked_to_start(self, interval_s: int) -> tuple[Asked, Asked, Asked]:
-        """Return what `start` asks, all at once, for those who restore nothing."""
+        """Return what `start` asks, all at once, for a caller that never calls `stop`."""
         self._asked_at_s = self._clock()
         return (*self._asked_first, interval_set(self._device, interval_s))
 

@@ -209,6 +209,46 @@ async def test_what_is_asked_for_later_is_done_later(
     assert (harness.record("a").mode, harness.record("a").target) == (mode, target)
 
 
+@pytest.mark.parametrize("meanwhile", ["the host only observes", "it is started anew", "it is lost"])
+async def test_a_target_that_waited_for_the_disk_is_sent_only_if_it_still_may_be(
+    harness: AgentHarness, qemu: SimulatedQemu, qemus: Qemus, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    await harness.move("a", 200 * MIB)
+    at_the_disk, written = asyncio.Event(), asyncio.Event()
+
+    async def slowly_saved() -> None:
+        at_the_disk.set()
+        await written.wait()
+
+    with monkeypatch.context() as slow:
+        slow.setattr(harness.context.store, "saved", slowly_saved)
+        asked = asyncio.create_task(refusal(harness, "a", "set-target", target="210MiB"))
+        await at_the_disk.wait()
+        if meanwhile == "the host only observes":
+            harness.governor.choose(None, "observe")
+        else:
+            qemu.die()
+            await harness.until(lambda: not harness.record("a").answers)
+        if meanwhile == "it is started anew":
+            life = harness.kernel.new_life(qemus.path("a"))
+            qemu = await qemus.start("a")
+            await harness.until(lambda: harness.record("a").life == life and harness.health("a") == "ok")
+        written.set()
+        code = await asked
+    assert (
+        code
+        == {
+            "the host only observes": "not-allowed",
+            "it is started anew": "superseded",
+            "it is lost": "offline",
+        }[meanwhile]
+    )
+    await harness.store.saved()
+    assert harness.store.kept(harness.vm("a").id).target == 200 * MIB
+    if meanwhile != "it is lost":
+        assert qemu.guest.target != 210 * MIB
+
+
 async def test_the_same_target_sent_again_supersedes_nothing(harness: AgentHarness) -> None:
     """The tick may send a manual target while the command for it is under way."""
     actuator, vm = harness.service._actuator, harness.vm("a")

@@ -68,6 +68,7 @@ async def test_what_was_asked_on_arrival_is_not_asked_again_unless_an_event_came
         await vm.look()
         assert (vm.run_state, vm.size) == ("paused" if stops else "running", 256 * MIB)
         assert vm.resizer is not None
+        assert first.answers == ()
         qemu.faults = Faults(refuse=frozenset(["query-status"]))
         with pytest.raises(QmpError, match="refused on purpose"):  # these answers are taken once
             await vm.look()

@@ -71,6 +71,28 @@ async def test_a_topic_that_comes_during_a_report_is_not_reported_yet() -> None:
         assert reports.sizes == [2, 3]
 
 
+async def test_what_waited_for_its_report_when_a_connection_was_lost_is_reported_on_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reports = Reports()
+    announced, reported = Announced([], reports), asyncio.Event()
+    with monkeypatch.context() as long:
+        long.setattr(announced_module, "QUIET_S", 1000.0)
+        long.setattr(announced_module, "INTERVAL_S", 1000.0)
+        lost = asyncio.create_task(announced.run(reported.set))
+        announced.add("a")
+        while announced._changed.is_set():
+            await asyncio.sleep(0)
+        lost.cancel()
+        await asyncio.wait((lost,))
+    assert (reports.sizes, announced.has_new) == ([], True)
+    running = asyncio.create_task(announced.run(reported.set))
+    await asyncio.wait_for(reported.wait(), PATIENCE_S)
+    assert (reports.sizes, announced.has_new) == ([1], False)
+    running.cancel()
+    await asyncio.wait((running,))
+
+
 async def test_topics_that_never_cease_to_come_are_reported_all_the_same() -> None:
     reports = Reports()
     async with reporting(reports) as (announced, _):

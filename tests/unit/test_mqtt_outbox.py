@@ -5,6 +5,7 @@ from __future__ import annotations
 from qmpballoon.mqtt.answers import ANSWER_KEPT_S, Answer
 from qmpballoon.mqtt.outbox import (
     ANSWERS_IN_A_ROW,
+    CHANGES_IN_A_ROW,
     MOST_EVENTS,
     REPEATS_AT_ONCE,
     REPEATS_PER_S,
@@ -175,6 +176,30 @@ def test_what_is_last_passes_no_change_and_who_is_there_comes_first_on_a_connect
     for topic in ("device", "b", "a"):
         box.clear(topic)
     assert sent(box) == [("device", None), ("b", None), ("a", None)]
+
+
+def test_changes_that_never_cease_do_not_hold_back_what_is_last() -> None:
+    box = outbox()
+    box.connected()
+    box.retain("device", lambda: "here", rank=Rank.LAST)
+    taken: list[str] = []
+    while "device" not in taken:
+        for topic in ("a", "b"):
+            box.retain(topic, lambda: 1)
+        publication = box.take()
+        assert publication is not None
+        taken.append(publication.topic)
+    assert len(taken) == CHANGES_IN_A_ROW + 1
+
+
+def test_a_device_that_is_removed_goes_before_what_it_reads_on_a_connect_as_well() -> None:
+    box = outbox()
+    for topic, rank in (("a", Rank.FIRST), ("s", Rank.USUAL), ("device", Rank.LAST)):
+        box.retain(topic, lambda: 1, rank=rank)
+    for topic in ("device", "a", "s"):
+        box.clear(topic)
+    box.connected()
+    assert sent(box) == [("device", None), ("a", None), ("s", None)]
 
 
 def test_repetitions_that_are_held_back_delay_neither_changes_nor_samples_but_the_last_topic() -> None:

@@ -48,14 +48,18 @@ async def saved(store: Store) -> None:
         await store.saved()
 
 
+def stored(file: Path) -> Kept:
+    """Return what is on disk for a VM."""
+    try:
+        text = draft_of(file).read_text()
+    except FileNotFoundError:  # it has become the file
+        text = file.read_text()
+    return parse_state(text).vms[WEB1]
+
+
 async def test_what_is_foreseen_is_on_disk_while_it_lasts_and_never_in_memory(tmp_path: Path) -> None:
     def on_disk() -> Kept:
-        file = tmp_path / "edge-7.json"
-        try:
-            text = draft_of(file).read_text()
-        except FileNotFoundError:  # it has become the file
-            text = file.read_text()
-        return parse_state(text).vms[WEB1]
+        return stored(tmp_path / "edge-7.json")
 
     async def fails(store: Store) -> None:
         async with store.foreseen(WEB1, target=5, mode="manual"):
@@ -75,6 +79,18 @@ async def test_what_is_foreseen_is_on_disk_while_it_lasts_and_never_in_memory(tm
             assert on_disk() == Kept(target=6, shares=7)
         await saved(store)
         assert on_disk() == Kept(target=6, shares=7, sent=6)
+
+
+async def test_what_is_foreseen_for_a_name_that_another_vm_got_meanwhile_stays(tmp_path: Path) -> None:
+    async with running(tmp_path) as store:
+        first = store.foreseen(WEB1, target=5)
+        await first.__aenter__()
+        async with store.foreseen(WEB1, target=6):
+            await first.__aexit__(None, None, None)
+            await saved(store)
+            assert stored(tmp_path / "edge-7.json") == Kept(target=6)
+        await saved(store)
+        assert store.kept(WEB1) == Kept()
 
 
 async def test_a_new_host_name_takes_over_what_the_last_one_had(

@@ -123,9 +123,10 @@ class Bridge:
             settings.key_file,
         )
         self._wake = asyncio.Event()
-        self._outbox = Outbox(self._wake.set, self.topics.status)
+        before = frozenset(announced_before)
+        self._outbox = Outbox(self._wake.set, self.topics.status, before)
         self._publish_status()
-        self._announced = Announced(announced_before, on_announced)
+        self._announced = Announced(before, on_announced)
         self._announced.add(self.topics.status)
         self._said = Said(clock)
         self._online = asyncio.Event()
@@ -172,7 +173,8 @@ class Bridge:
 
     def clear(self, topic: str) -> None:
         """Remove the topic's retained value from the broker, now or on the next connect."""
-        self._outbox.clear(topic)
+        if not self._outbox.clear(topic):
+            self._announced.discard(topic)
 
     def clear_leftovers(self) -> None:
         """Clear the topics of an earlier run that this run does not retain; call it after all `retain`."""

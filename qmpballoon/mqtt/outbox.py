@@ -82,10 +82,12 @@ class Outbox:
 
     changed: Callable[[], None]
     last: str  # the retained topic that is sent after all others
+    before: frozenset[str] = frozenset()  # topics that an earlier run may have retained
     answers: Answers = field(default_factory=Answers)
     _connected: bool = False
     _slots: dict[str, Make | None] = field(default_factory=dict)
     _ranks: dict[str, Rank] = field(default_factory=dict)
+    _unsent: set[str] = field(default_factory=set)  # new topics: the broker has nothing of them
     _due: OrderedDict[str, None] = field(default_factory=OrderedDict)  # a dict is slow at removing its first
     _first_due: OrderedDict[str, None] = field(default_factory=OrderedDict)  # no topic is in two of these
     _repeats: OrderedDict[str, None] = field(default_factory=OrderedDict)
@@ -107,6 +109,8 @@ class Outbox:
 
     def retain(self, topic: str, make: Make, *, rank: Rank = Rank.USUAL) -> None:
         """Publish what ``make`` returns as the topic's retained value, now and on each connect."""
+        if topic not in self._slots and topic not in self.before:
+            self._unsent.add(topic)
         self._slots[topic] = make
         self._ranks[topic] = rank
         if rank is Rank.LAST:
@@ -114,10 +118,14 @@ class Outbox:
         else:
             self._mark(topic)
 
-    def clear(self, topic: str) -> None:
-        """Remove the topic's retained value from the broker."""
+    def clear(self, topic: str) -> bool:
+        """Remove the topic's retained value from the broker; return False if it has none of this topic."""
+        if topic in self._unsent:
+            self._forget(topic)
+            return False
         self._slots[topic] = None
         self._mark(topic)
+        return True
 
     def say_again(self, topic: str) -> None:
         """Publish a topic's current value as soon as a change."""
@@ -180,13 +188,15 @@ class Outbox:
     def confirmed(self, sent: Publication) -> bool:
         """Note that the broker confirmed a message; return whether that cleared a topic for good."""
         if sent.make is None and sent.answer is None and self._slots.get(sent.topic, sent) is None:
-            del self._slots[sent.topic]
-            self._ranks.pop(sent.topic, None)
-            self._due.pop(sent.topic, None)
-            self._first_due.pop(sent.topic, None)
-            self._repeats.pop(sent.topic, None)
+            self._forget(sent.topic)
             return True
         return False
+
+    def _forget(self, topic: str) -> None:
+        del self._slots[topic]
+        self._unsent.discard(topic)
+        for table in (self._ranks, self._due, self._first_due, self._repeats):
+            table.pop(topic, None)
 
     def take(self, *, retained: bool = True, repeats: bool = True) -> Publication | None:
         """Return the next: answers, changes of rank FIRST, events, other changes, repeats, `last`, samples.
@@ -216,8 +226,7 @@ class Outbox:
             return self._retained(self._due)
         self._changes_in_a_row = 0
         if may_repeat:
-            topic, _ = self._repeats.popitem(last=False)
-            return Publication(topic, self._slots[topic], retain=True, is_repeat=True)
+            return self._retained(self._repeats, is_repeat=True)
         if self._last_due and retained and not self._repeats:
             self._last_due = False
             return Publication(self.last, self._slots[self.last], retain=True)
@@ -230,9 +239,10 @@ class Outbox:
         rank = self._ranks.get(topic, Rank.USUAL)
         return _BEFORE_ALL if rank is Rank.LAST and self._slots[topic] is None else rank
 
-    def _retained(self, due: OrderedDict[str, None]) -> Publication:
-        topic, _ = due.popitem(last=False)
-        return Publication(topic, self._slots[topic], retain=True)
+    def _retained(self, waiting: OrderedDict[str, None], *, is_repeat: bool = False) -> Publication:
+        topic, _ = waiting.popitem(last=False)
+        self._unsent.discard(topic)
+        return Publication(topic, self._slots[topic], retain=True, is_repeat=is_repeat)
 
     def _mark(self, topic: str) -> None:
         if topic == self.last:

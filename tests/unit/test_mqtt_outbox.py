@@ -94,8 +94,9 @@ def test_a_newer_sample_replaces_one_that_was_not_sent() -> None:
 def test_a_clear_is_repeated_until_the_broker_confirms_it() -> None:
     box = outbox()
     box.retain("a", lambda: 1)
-    box.clear("a")
     box.connected()
+    assert sent(box) == [("a", 1)]
+    box.clear("a")
     (cleared,) = drained(box)
     assert (cleared.topic, cleared.make, cleared.retain) == ("a", None, True)
     box.disconnected([cleared])
@@ -147,6 +148,8 @@ def test_a_change_passes_the_repetitions_of_a_thousand_vms_and_is_sent_once() ->
     for number in range(1000):
         box.retain(f"vm{number}", lambda number=number: number)  # type: ignore[misc]
     box.connected()
+    drained(box)
+    box.connected()
     first = box.take()
     assert first is not None
     assert first.is_repeat
@@ -178,6 +181,22 @@ def test_what_is_last_passes_no_change_and_who_is_there_comes_first_on_a_connect
     assert sent(box) == [("device", None), ("b", None), ("a", None)]
 
 
+def test_what_was_never_sent_is_forgotten_and_not_cleared_unless_an_earlier_run_may_have_sent_it() -> None:
+    box = Outbox(lambda: None, "status", frozenset(["old"]))
+    for topic in ("a", "old", "sent", "device"):
+        box.retain(topic, lambda: 1, rank=Rank.LAST if topic == "device" else Rank.USUAL)
+    assert [box.clear(topic) for topic in ("a", "old", "device")] == [False, True, False]
+    assert set(box.topics) == {"old", "sent"}
+    box.connected()
+    assert sent(box) == [("old", None), ("sent", 1)]
+    box.disconnected([])
+    assert box.clear("sent")
+    box.retain("new", lambda: 1, rank=Rank.FIRST)
+    assert not box.clear("new")
+    box.connected()
+    assert sent(box) == [("old", None), ("sent", None)]
+
+
 def test_changes_that_never_cease_do_not_hold_back_what_is_last() -> None:
     box = outbox()
     box.connected()
@@ -196,6 +215,8 @@ def test_a_device_that_is_removed_goes_before_what_it_reads_on_a_connect_as_well
     box = outbox()
     for topic, rank in (("a", Rank.FIRST), ("s", Rank.USUAL), ("device", Rank.LAST)):
         box.retain(topic, lambda: 1, rank=rank)
+    box.connected()
+    drained(box)
     for topic in ("device", "a", "s"):
         box.clear(topic)
     box.connected()

@@ -141,7 +141,8 @@ HOST_RULES: Final[tuple[Rule[ExaminedHost], ...]] = (
         "socket-unidentified",
         "warning",
         "The agent watches this socket and knows no VM behind it.",
-        "start the VM; give it a monitor of its own; or leave the socket out of `[discovery] sockets`",
+        "start the VM; give it a monitor of its own; let the agent read the directory; or leave the "
+        "socket out of `[discovery] sockets`",
         _unidentified,
     ),
     Rule(

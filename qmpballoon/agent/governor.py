@@ -125,7 +125,7 @@ class Governor:
         if whole:
             self._host_at_s = now_s
             self.holds.expire(now_s)
-            self._supervisor.look_at_directories()
+            self._supervisor.tell_unreadable()
             self._supervisor.forget_absent_vms()
             snapshot = as_charged(snapshot, self._state)
             self._monitor.judge(snapshot, lent=self._state.lent)

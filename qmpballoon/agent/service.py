@@ -130,10 +130,7 @@ class Service:
         """Send a target that somebody asked for; return it in bytes, and its serial number."""
         run, target = vm.run, self._allowed_target(vm, asked, request)
         try:
-            # An agent that is started after this one was killed sets this target, and does not take the
-            # previous one for QEMU's.
-            wanted = {"mode": "manual", "mode_until": None, "boot_id": None, "target": target}
-            async with self._context.store.foreseen(vm.id, **wanted, sent=None, returns_to=None):
+            async with vm.spec.foreseen_by_hand(target):
                 # Meanwhile much may have happened: the disk may hang.
                 if vm.run is not run or vm.retired or self._allowed_target(vm, asked, request) != target:
                     raise RequestRefused("superseded", f"{vm.id} has changed meanwhile; ask again")
@@ -161,8 +158,7 @@ class Service:
 
         A request that is answered with an error must have no later effect.
         """
-        run = vm.run
-        returns_to = run.returns_to
+        run, returns_to = vm.run, vm.run.returns_to
         # Set the mode first, otherwise the policy would send its own target. Note the target only after
         # QEMU has it, otherwise the governor would send it as well.
         undo = vm.spec.take_by_hand()

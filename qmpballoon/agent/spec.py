@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 from qmpballoon.agent.context import Context
@@ -19,6 +20,7 @@ from qmpballoon.model.names import VmId
 from qmpballoon.model.records import Limits
 
 _BOOT_ID: Final = boot_id()
+_BY_HAND: Final[dict[str, object]] = {"mode": "manual", "mode_until": None, "boot_id": None}
 
 
 def boot_time_s() -> float:
@@ -67,10 +69,18 @@ class VmSpec:
         """Note the manual target, in bytes."""
         self._keep(target=target)
 
+    def foreseen_by_hand(self, target: int) -> AbstractAsyncContextManager[None]:
+        """Have manual mode with this target, in bytes, on disk while the body sends it; see `Store.foreseen`.
+
+        An agent that is started after this one was killed sets this target, and does not take the previous
+        one for QEMU's.
+        """
+        return self._context.store.foreseen(self.vm, **_BY_HAND, target=target, sent=None, returns_to=None)
+
     def take_by_hand(self) -> Callable[[], None]:
         """Set manual mode, with no target yet; return what undoes it, if nothing was set since then."""
         before = self.kept
-        self._keep(mode="manual", mode_until=None, boot_id=None, target=None)
+        self._keep(**_BY_HAND, target=None)
         wanted = self.kept
 
         def undo() -> None:

@@ -19,7 +19,7 @@ from qmpballoon.config import Claim, vm_settings
 from qmpballoon.log import log_event
 from qmpballoon.model.names import VmId
 from qmpballoon.procfs import life_of
-from qmpballoon.qmp.discovery import SocketMark, SocketWatch, unreadable
+from qmpballoon.qmp.discovery import SocketMark, SocketWatch
 
 MOST_ABSENT: Final = 512  # VMs without a socket and a process whose names are remembered
 UNREADABLE: Final = "the agent's user may not read this directory: the sockets in it are not seen"
@@ -35,7 +35,7 @@ class Supervisor:
         self._connectors: dict[str, Connector] = {}
         self._back_offs = BackOffs()
         self._gone_since_s: dict[VmId, float] = {}
-        self._unreadable: list[str] = []  # directories
+        self._told: list[str] = []  # unreadable directories that were logged
 
     @property
     def unidentified(self) -> tuple[tuple[str, str], ...]:
@@ -45,7 +45,7 @@ class Supervisor:
             for path, connector in self._connectors.items()
             if (reason := connector.unidentified) is not None
         )
-        return (*((directory, UNREADABLE) for directory in self._unreadable), *sockets)
+        return (*((directory, UNREADABLE) for directory in self._watch.unreadable), *sockets)
 
     def remember(self) -> None:
         """Set up the VMs that an earlier run knew; they are offline until their monitors answer."""
@@ -87,10 +87,10 @@ class Supervisor:
             vm.spec.settings = vm_settings(self._context.configuration, claim)
             vm.touch()
 
-    def look_at_directories(self) -> None:
-        """Find the directories whose sockets the agent cannot see, and log the new ones."""
-        before, self._unreadable = self._unreadable, unreadable(self._watch.globs)
-        for directory in self._unreadable:
+    def tell_unreadable(self) -> None:
+        """Log the directories whose sockets the agent cannot see, if they are new."""
+        before, self._told = self._told, self._watch.unreadable
+        for directory in self._told:
             if directory not in before:
                 log_event("socket-refused", UNREADABLE, level=logging.WARNING, socket=directory)
 

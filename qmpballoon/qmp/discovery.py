@@ -111,6 +111,7 @@ class SocketWatch:
 
     def __init__(self, globs: Iterable[str]) -> None:
         self.globs = _absolute(globs)
+        self.unreadable: list[str] = []  # directories, as of the last scan
         self._wakeup = asyncio.Event()
         self._is_replaced = False  # the globs: what was found before may have been let go
         self._watches: dict[str, Watch] = {}
@@ -140,6 +141,7 @@ class SocketWatch:
                     self._watch_directories(inotify)
                 began_s = time.thread_time()
                 found = self.scan(known or {})
+                self.unreadable = unreadable(self.globs)
                 cost_s = time.thread_time() - began_s
                 if found != known or self._is_replaced:
                     known, self._is_replaced = found, False

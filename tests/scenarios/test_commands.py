@@ -209,9 +209,21 @@ async def test_what_is_asked_for_later_is_done_later(
     assert (harness.record("a").mode, harness.record("a").target) == (mode, target)
 
 
-@pytest.mark.parametrize("meanwhile", ["the host only observes", "it is started anew", "it is lost"])
+@pytest.mark.parametrize(
+    ("meanwhile", "code"),
+    [
+        ("the host only observes", "not-allowed"),
+        ("it is started anew", "superseded"),
+        ("it is lost", "offline"),
+    ],
+)
 async def test_a_target_that_waited_for_the_disk_is_sent_only_if_it_still_may_be(
-    harness: AgentHarness, qemu: SimulatedQemu, qemus: Qemus, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+    harness: AgentHarness,
+    qemu: SimulatedQemu,
+    qemus: Qemus,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: str,
+    code: str,
 ) -> None:
     await harness.move("a", 200 * MIB)
     at_the_disk, written = asyncio.Event(), asyncio.Event()
@@ -234,15 +246,7 @@ async def test_a_target_that_waited_for_the_disk_is_sent_only_if_it_still_may_be
             qemu = await qemus.start("a")
             await harness.until(lambda: harness.record("a").life == life and harness.health("a") == "ok")
         written.set()
-        code = await asked
-    assert (
-        code
-        == {
-            "the host only observes": "not-allowed",
-            "it is started anew": "superseded",
-            "it is lost": "offline",
-        }[meanwhile]
-    )
+        assert await asked == code
     await harness.store.saved()
     assert harness.store.kept(harness.vm("a").id).target == 200 * MIB
     if meanwhile != "it is lost":
